@@ -1,0 +1,44 @@
+"""What the layers above know of a cluster: plain data that crosses processes as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """A cluster that can carry a stage.
+
+    Attributes:
+        kind: How it came to be: ``local`` was made on this machine, ``kubeconfig`` was there.
+        kubeconfig: Path of the kubeconfig file.
+        context: The context in it.
+        kubernetes_version: The API server's ``gitVersion``.
+        kubectl: Path of a kubectl that fits (also used as ``kubectl kustomize``).
+        reaches_services: Cluster IPs answer from this machine without port-forward.
+        owned: This run made it, and ends it.
+        state_dir: Folder of a ``local`` cluster (logs, certificates, volumes); None for others.
+        versions: Component versions for the record, for example ``{"kserve": "v0.20.0"}``.
+    """
+
+    kind: Literal["local", "kubeconfig"]
+    kubeconfig: str
+    context: str
+    kubernetes_version: str
+    kubectl: str
+    reaches_services: bool
+    owned: bool
+    state_dir: str | None = None
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ClusterFacts:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))

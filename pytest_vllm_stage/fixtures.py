@@ -1,0 +1,131 @@
+"""The fixtures. Each is a noun; what a user may want to choose is a small fixture of its own that feeds the big one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit, StageError
+from pytest_vllm_stage.session.run import RUN, Run
+
+if TYPE_CHECKING:
+    import lightkube
+    import minio as minio_client
+
+    from pytest_vllm_stage.cluster.facts import ClusterFacts
+    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.serving.client import Client
+    from pytest_vllm_stage.serving.target import Target
+    from pytest_vllm_stage.stage.facts import StageFacts
+
+
+class Told(pytest.fail.Exception):
+    """One of our own errors on its way to the report: as it was written, with no traceback through the plugin."""
+
+    def __init__(self, error: StageError) -> None:
+        kinds = {ConfigError: "configuration", EnvironmentUnfit: "environment unfit (no verdict on the stage)"}
+        kind = next((text for type_, text in kinds.items() if isinstance(error, type_)), "stage failed")
+        super().__init__(f"{kind}: {error}", pytrace=False)
+        self.headline = f"{kind}: {error.message.splitlines()[0]}"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn our own errors into `Told`."""
+    caught = None
+    try:
+        yield
+    except StageError as error:
+        caught = error
+    if caught is not None:
+        raise Told(caught) from None
+
+
+@pytest.fixture(scope="session")
+def stage_run(pytestconfig: pytest.Config) -> Run:
+    """This run: id, directory, journal."""
+    return pytestconfig.stash[RUN]
+
+
+@pytest.fixture(scope="session")
+def stage_config(stage_run: Run) -> StageConfig:
+    """Every setting with its source, and the profile."""
+    return stage_run.config
+
+
+@pytest.fixture(scope="session")
+def cluster(stage_run: Run) -> ClusterFacts:
+    """The cluster that carries the stage, made on first use if the run makes its own; skips with --stage-endpoint."""
+    if stage_run.config.endpoint:
+        pytest.skip("needs a cluster, and --stage-endpoint validates a server alone")
+    from pytest_vllm_stage.session.lifecycle import cluster_of
+
+    with told():
+        return cluster_of(stage_run)
+
+
+@pytest.fixture(scope="session")
+def stage(stage_run: Run, cluster: ClusterFacts) -> StageFacts:
+    """The stage, deployed or attached to on first use."""
+    from pytest_vllm_stage.session.lifecycle import stage_of
+
+    with told():
+        return stage_of(stage_run)
+
+
+@pytest.fixture(scope="session")
+def kube(cluster: ClusterFacts, stage_config: StageConfig) -> lightkube.Client:
+    """A Kubernetes client for the stage's namespace."""
+    from pytest_vllm_stage.stage.client import connect
+
+    with told():
+        return connect(cluster, stage_config.namespace)
+
+
+@pytest.fixture(scope="session")
+def declared(cluster: ClusterFacts, stage_config: StageConfig) -> list[dict[str, Any]]:
+    """The manifests that the profile's overlay renders to: what the stage is declared to be."""
+    from pytest_vllm_stage.stage.render import render
+
+    with told():
+        return render(stage_config.profile.overlay, cluster.kubectl)
+
+
+@pytest.fixture(scope="session")
+def targets(stage_run: Run, request: pytest.FixtureRequest) -> dict[str, Target]:
+    """Role to the model endpoint that is validated: the stage's, or the one of --stage-endpoint."""
+    from pytest_vllm_stage.session import targets as find
+
+    if stage_run.config.endpoint:
+        with told():
+            return find.of_endpoint(stage_run)
+    return find.of_stage(stage_run, request.getfixturevalue("stage"))
+
+
+@pytest.fixture(scope="session")
+def _clients(targets: dict[str, Target]) -> Iterator[dict[str, Client]]:
+    """One HTTP client a target, so that its connections are kept alive over the session."""
+    from pytest_vllm_stage.serving.client import Client
+
+    clients = {role: Client(target) for role, target in targets.items()}
+    yield clients
+    for client in clients.values():
+        client.close()
+
+
+@pytest.fixture
+def endpoint(model_role: str, _clients: dict[str, Client]) -> Client:
+    """The client of one target model; a test that asks for it runs once a model."""
+    return _clients[model_role]
+
+
+@pytest.fixture(scope="session")
+def minio(stage: StageFacts, kube: lightkube.Client) -> minio_client.Minio:
+    """An authenticated client of the stage's MinIO."""
+    from pytest_vllm_stage.stage.store import connect
+
+    with told():
+        return connect(stage, kube)

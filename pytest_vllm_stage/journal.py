@@ -1,0 +1,79 @@
+"""What a run did and how long each part took: one JSON line an event, and one progress line a phase.
+
+Every process of a run (controller, xdist workers, the local cluster's supervisor) appends to the same file; a line is
+written by one ``write`` on an ``O_APPEND`` descriptor, so lines never mix. ``run.json`` is derived from this file and
+from nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Say = Callable[[str], None]
+
+
+def silent(_line: str) -> None:
+    """Drop a progress line (``-q``, and tests that do not look at progress)."""
+
+
+class Journal:
+    """Appends events to ``path`` and says progress lines.
+
+    Args:
+        path: The JSON-lines file; None keeps nothing (a journal for tools that have no run directory).
+        say: Where progress lines go; one plain line each, without a newline.
+    """
+
+    def __init__(self, path: Path | None = None, say: Say = silent) -> None:
+        self.path = path
+        self.say = say
+
+    def event(self, kind: str, name: str, **data: Any) -> None:
+        """Record one event with the time in seconds since the epoch (``at``) and the process id."""
+        if self.path is None:
+            return
+        line = json.dumps({"at": round(time.time(), 3), "pid": os.getpid(), "kind": kind, "name": name, **data})
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode() + b"\n")
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def phase(self, name: str, **data: Any) -> Iterator[dict[str, Any]]:
+        """Time a phase; the yielded dict takes further facts for the record.
+
+        Phases nest; each is recorded on its own with ``duration_s`` and ``outcome`` (``done`` or the error's type).
+        """
+        facts: dict[str, Any] = dict(data)
+        self.say(f"{name} ...")
+        started = time.monotonic()
+        outcome = "done"
+        try:
+            yield facts
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            duration_s = time.monotonic() - started
+            self.event("phase", name, duration_s=round(duration_s, 3), outcome=outcome, **facts)
+            self.say(f"{name}: {outcome} in {duration_s:.1f} s")
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a journal file in the order written; a torn last line (killed process) is left out."""
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events

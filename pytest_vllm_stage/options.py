@@ -1,0 +1,115 @@
+"""The table of settings: one row makes the command-line option, the environment variable and the ini key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CLUSTERS = ("auto", "local", "kubeconfig")
+KEEPS = ("never", "on-failure", "always")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of the plugin.
+
+    Attributes:
+        name: In snake case; ``run_dir`` makes ``--stage-run-dir``, ``VLLM_STAGE_RUN_DIR`` and ``vllm_stage_run_dir``.
+        help: One sentence for ``--help``, the ini help and README's table.
+        default: The value when nobody sets it; None where absence means something of its own.
+        choices: The valid values; empty when any text is valid.
+        flag: It is a switch: its values are ``true`` and ``false``.
+        bare: The value of the option given without one; None where a value is required.
+        metavar: The value's name in ``--help``.
+    """
+
+    name: str
+    help: str
+    default: str | None = None
+    choices: tuple[str, ...] = ()
+    flag: bool = False
+    bare: str | None = None
+    metavar: str | None = None
+
+    @property
+    def cli(self) -> str:
+        """The command-line spelling."""
+        return "--stage-" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        """The environment variable."""
+        return "VLLM_STAGE_" + self.name.upper()
+
+    @property
+    def ini(self) -> str:
+        """The ini key."""
+        return "vllm_stage_" + self.name
+
+    @property
+    def dest(self) -> str:
+        """The attribute on pytest's option namespace."""
+        return "vllm_stage_" + self.name
+
+    @property
+    def valid(self) -> tuple[str, ...]:
+        """The valid values, empty when any text is valid."""
+        return ("true", "false") if self.flag else self.choices
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "cluster",
+        "where the stage runs: `local` makes a one-node Kubernetes on this machine, `kubeconfig` uses the cluster "
+        "named by --stage-context, `auto` is kubeconfig when a context is named, else local",
+        default="auto",
+        choices=CLUSTERS,
+    ),
+    Option("context", "context of the kubeconfig ($KUBECONFIG or ~/.kube/config) to use", metavar="NAME"),
+    Option(
+        "profile",
+        "what is deployed and expected: a name in fixtures/profiles, or the path of a TOML file",
+        default="local",
+        metavar="NAME|FILE",
+    ),
+    Option("namespace", "namespace of the stage, instead of the profile's", metavar="NAME"),
+    Option(
+        "deploy",
+        "deploy the stage on the kubeconfig cluster; without it that cluster is only read",
+        default="false",
+        flag=True,
+    ),
+    Option(
+        "endpoint",
+        "validate this OpenAI-compatible server instead of a stage (http[s]://host[:port]); what needs a cluster is "
+        "skipped",
+        metavar="URL",
+    ),
+    Option("model", "with --stage-endpoint: the served model to check, when the server has several", metavar="NAME"),
+    Option("ca_file", "PEM file of the authorities that sign the endpoints' certificates", metavar="FILE"),
+    Option(
+        "env_file",
+        "KEY=VALUE file with the stage's secrets (template: fixtures/base-secrets/env.template)",
+        metavar="FILE",
+    ),
+    Option(
+        "keep",
+        "whether what this run made stays: `never`, `on-failure` or `always`",
+        default="never",
+        choices=KEEPS,
+    ),
+    Option(
+        "reuse",
+        "attach to a stage that an earlier run kept, by its run id or `latest`; deletes nothing",
+        bare="latest",
+        metavar="RUN-ID",
+    ),
+    Option(
+        "strict",
+        "a check that was skipped or stayed inconclusive fails the run",
+        default="false",
+        flag=True,
+    ),
+    Option("run_dir", "folder for this run's record, instead of reports/<run-id>", metavar="DIR"),
+)
+
+BY_NAME = {option.name: option for option in OPTIONS}

@@ -1,0 +1,127 @@
+"""The plugin's hooks. Nothing heavy is imported here: whatever needs a cluster is imported when a test asks for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_vllm_stage.options import OPTIONS, Option
+from pytest_vllm_stage.session.progress import Progress
+from pytest_vllm_stage.session.run import RUN, Identity, Run, new_run_id
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.config import StageConfig
+
+TOLD = pytest.StashKey[set[str]]()
+
+pytest_plugins = ("pytest_vllm_stage.fixtures",)
+
+MARKERS = (
+    "smoke: the fast checks: is the endpoint alive and sane",
+    "real: needs what this machine can make: the local cluster or the real engine (tests of this project)",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare ``--stage-*`` and ``vllm_stage_*``."""
+    group = parser.getgroup("vllm-stage", "vLLM serving stage")
+    for option in OPTIONS:
+        group.addoption(option.cli, dest=option.dest, help=_help(option), default=None, **_arity(option))
+        parser.addini(option.ini, help=f"see {option.cli}", default=None)
+
+
+def _help(option: Option) -> str:
+    default = f" (default: {option.default})" if option.default and not option.flag else ""
+    return f"{option.help}{default} [${option.env}, ini {option.ini}]"
+
+
+def _arity(option: Option) -> dict[str, str]:
+    """How argparse takes the value; checking it is the resolver's work, so that all sources are checked alike."""
+    if option.flag:
+        return {"action": "store_const", "const": "true"}
+    metavar = option.metavar or "|".join(option.choices)
+    if option.bare:
+        return {"action": "store", "nargs": "?", "const": option.bare, "metavar": metavar}
+    return {"action": "store", "metavar": metavar}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Check what was given, and take the role of controller or worker."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    worker_input: dict[str, str] | None = getattr(config, "workerinput", None)
+    if worker_input is None:
+        from pytest_vllm_stage.session.controller import Controller
+
+        run_id = new_run_id()
+        identity = Identity(run_id, _run_dir(config, run_id), os.getpid())
+        run = config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
+        config.pluginmanager.register(Controller(config, run), "vllm-stage-controller")
+        if any(_given(config, option) for option in OPTIONS):
+            _ = run.config
+    else:
+        identity = Identity(
+            worker_input["vllm_stage_run_id"],
+            worker_input["vllm_stage_run_dir"],
+            int(worker_input["vllm_stage_controller_pid"]),
+        )
+        config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
+
+
+def resolve(config: pytest.Config) -> StageConfig:
+    """Resolve the settings of a pytest session.
+
+    Raises:
+        pytest.UsageError: a setting is wrong; the message names it, where it was set and the valid values.
+    """
+    from pytest_vllm_stage.config import resolve as resolve_settings
+    from pytest_vllm_stage.errors import ConfigError
+
+    try:
+        return resolve_settings(
+            lambda name: config.getoption("vllm_stage_" + name),
+            os.environ,
+            lambda name: config.getini("vllm_stage_" + name) or None,
+            config.rootpath,
+        )
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a target model, wherever a test looks at a single model."""
+    if "model_role" in metafunc.fixturenames:
+        metafunc.parametrize("model_role", metafunc.config.stash[RUN].config.roles)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell a broken stage once: pytest raises a session fixture's error anew for every test that needs it."""
+    report = yield
+    error = call.excinfo.value if call.excinfo else None
+    headline = getattr(error, "headline", None)
+    if headline and report.when == "setup":
+        told = item.config.stash.setdefault(TOLD, set())
+        if headline in told:
+            report.longrepr = f"{headline} (in full at the first test that needed it)"
+        told.add(headline)
+    return report
+
+
+def _given(config: pytest.Config, option: Option) -> bool:
+    return bool(config.getoption(option.dest) or os.environ.get(option.env) or config.getini(option.ini))
+
+
+def _run_dir(config: pytest.Config, run_id: str) -> str:
+    """The run directory; read directly since it must be known without resolving, which may fail later."""
+    option = next(option for option in OPTIONS if option.name == "run_dir")
+    given = config.getoption(option.dest) or os.environ.get(option.env)
+    if given:
+        return str(config.invocation_params.dir / given)
+    return str(config.rootpath / (config.getini(option.ini) or f"reports/{run_id}"))

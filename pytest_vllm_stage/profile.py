@@ -1,0 +1,187 @@
+"""Profiles: what is expected of a stage that its manifests cannot say, as TOML under ``fixtures/profiles/``."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.options import BY_NAME
+from pytest_vllm_stage.paths import fixtures_dir
+
+#: Seconds that each wait of a deployment may take; a profile may override each.
+DEFAULT_WAITS_S = {
+    "namespace_s": 30.0,
+    "persistent_volume_claim_s": 60.0,
+    "minio_s": 120.0,
+    "model_download_s": 900.0,
+    "inference_service_s": 600.0,
+    "first_answer_s": 120.0,
+    "teardown_s": 180.0,
+}
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """One target model.
+
+    Attributes:
+        role: What the model is in this stage, ``quantized`` or ``full``; test ids use it.
+        inference_service: Name of the InferenceService, which is the served model name.
+        description: What it really is, for reports.
+        rate_limit_requests_per_s: The operational promise of one instance; None where nothing is promised.
+        cost_per_hour_usd: Price of its node; None where it has none.
+    """
+
+    role: str
+    inference_service: str
+    description: str = ""
+    rate_limit_requests_per_s: float | None = None
+    cost_per_hour_usd: float | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A parsed profile.
+
+    Attributes:
+        name: Its name.
+        description: One sentence.
+        overlay: Folder of the kustomize overlay that is deployed or expected.
+        namespace: Namespace of the stage.
+        models: Role to target model, in the file's order.
+        waits_s: Wait name to seconds; see `DEFAULT_WAITS_S`.
+        options: Plugin options that the profile sets.
+        source: The file it was read from.
+    """
+
+    name: str
+    description: str
+    overlay: Path
+    namespace: str
+    models: Mapping[str, ModelProfile]
+    waits_s: Mapping[str, float]
+    options: Mapping[str, str]
+    source: Path
+
+    def facts(self) -> dict[str, Any]:
+        """What makes two stages comparable, as flat fields: used to refuse reuse under another profile."""
+        models = {
+            f"models.{role}.{key}": value
+            for role, model in self.models.items()
+            for key, value in vars(model).items()
+            if key != "role"
+        }
+        return {"name": self.name, "overlay": self.overlay.name, "namespace": self.namespace, **models}
+
+
+def load_profile(name: str, rootdir: Path) -> Profile:
+    """Read a profile by name (in ``fixtures/profiles/``) or by path (with ``.toml``; relative to ``rootdir``).
+
+    Raises:
+        ConfigError: naming the file, the key and the valid keys or values.
+        OSError: the file cannot be read.
+        tomllib.TOMLDecodeError: it is no TOML.
+    """
+    folder = fixtures_dir() / "profiles"
+    path = rootdir / name if name.endswith(".toml") else folder / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
+        raise ConfigError(f"there is no profile {name!r}; valid: {known}, or the path of a .toml file")
+    return parse_profile(tomllib.loads(path.read_text(encoding="utf-8")), path)
+
+
+def parse_profile(data: Mapping[str, Any], path: Path) -> Profile:
+    """Check a profile's data key by key; see `load_profile`."""
+    table = _Table(dict(data), path, "")
+    name, description = table.text("name"), table.text("description", "")
+    overlay = _overlay(table.text("overlay"), table)
+    namespace = table.text("namespace")
+    models = {role: _model(role, table.table("models").table(role)) for role in table.table("models").keys_or_fail()}
+    waits = table.table("waits", optional=True)
+    waits_s = {key: waits.number(key, default) or default for key, default in DEFAULT_WAITS_S.items()}
+    waits.done()
+    options = _options(table.table("options", optional=True))
+    table.done()
+    return Profile(name, description, overlay, namespace, models, waits_s, options, path)
+
+
+def _overlay(text: str, table: _Table) -> Path:
+    for base in (fixtures_dir() / "overlays", table.path.parent):
+        if (base / text / "kustomization.yaml").is_file():
+            return (base / text).resolve()
+    raise table.error("overlay", f"there is no kustomization in fixtures/overlays/{text} nor beside the profile")
+
+
+def _model(role: str, table: _Table) -> ModelProfile:
+    model = ModelProfile(
+        role=role,
+        inference_service=table.text("inference_service"),
+        description=table.text("description", ""),
+        rate_limit_requests_per_s=table.number("rate_limit_requests_per_s"),
+        cost_per_hour_usd=table.number("cost_per_hour_usd"),
+    )
+    table.done()
+    return model
+
+
+def _options(table: _Table) -> dict[str, str]:
+    allowed = sorted(set(BY_NAME) - {"profile"})
+    for key in table.data:
+        if key not in allowed:
+            raise table.error(key, f"is no option; valid: {', '.join(allowed)}")
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in table.data.items()}
+
+
+class _Table:
+    """A TOML table that is emptied key by key, so that what is left at the end was not understood."""
+
+    def __init__(self, data: dict[str, Any], path: Path, prefix: str) -> None:
+        self.data = data
+        self.path = path
+        self.prefix = prefix
+        self._known: list[str] = []
+
+    def error(self, key: str, problem: str) -> ConfigError:
+        return ConfigError(f"profile {self.path.name}: {self.prefix}{key}: {problem}")
+
+    def _take(self, key: str) -> Any:
+        self._known.append(key)
+        return self.data.get(key)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._take(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str) or (not value and default is None):
+            raise self.error(key, "must be a text that is not empty" if value is not None else "is missing")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float | None:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise self.error(key, f"must be a number above 0, not {value!r}")
+        return float(value)
+
+    def table(self, key: str, *, optional: bool = False) -> _Table:
+        value = self._take(key)
+        if value is None and optional:
+            value = {}
+        if not isinstance(value, dict):
+            raise self.error(key, "must be a table" if value is not None else "is missing")
+        return _Table(value, self.path, f"{self.prefix}{key}.")
+
+    def keys_or_fail(self) -> list[str]:
+        if not self.data:
+            raise self.error("<role>", "at least one model is needed")
+        return list(self.data)
+
+    def done(self) -> None:
+        for key in self.data:
+            if key not in self._known:
+                raise self.error(key, f"is unknown; valid keys: {', '.join(sorted(set(self._known)))}")

@@ -1,0 +1,86 @@
+"""run.json: the journal of a run, put in order. Every other report is made from this one."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest_vllm_stage
+from pytest_vllm_stage.config import StageConfig
+from pytest_vllm_stage.journal import read_events
+
+#: Raised when a field changes its meaning or goes; adding one does not raise it.
+SCHEMA_VERSION = 1
+
+STEP_PREFIX = "step: "
+
+
+def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
+    """The record of a run.
+
+    Returns:
+        A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``settings`` with sources,
+        ``versions``, ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``,
+        ``errors``, ``exit_status``.
+    """
+    events = read_events(journal_path)
+    phases = [_without_kind(event) for event in events if event["kind"] == "phase"]
+    end = _last(events, "end")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": events[0]["name"],
+        "started_at": events[0]["at"],
+        "ended_at": end.get("at"),
+        "exit_status": end.get("exit_status"),
+        "settings": {name: vars(setting) for name, setting in config.settings.items()},
+        "profile": config.profile.facts(),
+        "versions": _versions(events),
+        "steps": {
+            phase["name"].removeprefix(STEP_PREFIX): phase["duration_s"]
+            for phase in phases
+            if phase["name"].startswith(STEP_PREFIX)
+        },
+        "phases": phases,
+        "waits": [_without_kind(event) for event in events if event["kind"] == "wait"],
+        "tests": [_without_kind(event) for event in events if event["kind"] == "test"],
+        "swept": [event["name"] for event in events if event["kind"] == "swept"],
+        "leftovers": [event["name"] for event in events if event["kind"] == "leftover"],
+        "kept": _last(events, "kept") or None,
+        "reused": _last(events, "reused").get("name"),
+        "errors": [_without_kind(event) for event in events if event["kind"] == "error"],
+    }
+
+
+def _versions(events: list[dict[str, Any]]) -> dict[str, str]:
+    found = {"python": platform.python_version(), "pytest_vllm_stage": pytest_vllm_stage.__version__}
+    for event in events:
+        if event["kind"] == "versions":
+            found |= {key: value for key, value in event.items() if key not in ("at", "pid", "kind", "name")}
+    return found
+
+
+def _last(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next((event for event in reversed(events) if event["kind"] == kind), {})
+
+
+def _without_kind(event: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key != "kind"}
+
+
+def write(data: dict[str, Any], path: Path) -> None:
+    """Write the record, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def counts(data: dict[str, Any]) -> dict[str, int]:
+    """Outcome to number of tests; a test that passed and then failed in teardown counts as an error alone."""
+    worst: dict[str, str] = {}
+    rank = {"passed": 0, "skipped": 1, "failed": 2, "error": 3}
+    for test in data["tests"]:
+        before = worst.get(test["name"], "passed")
+        worst[test["name"]] = max(before, test["outcome"], key=lambda outcome: rank[outcome])
+    return {outcome: n for outcome in rank if (n := sum(1 for value in worst.values() if value == outcome))}

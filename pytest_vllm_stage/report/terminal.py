@@ -1,0 +1,40 @@
+"""The summary at the end of a run, for the terminal: what ran where, how long it took, what is left to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_stage.report.record import counts
+
+
+def summary(data: dict[str, Any], directory: Path) -> list[str]:
+    """The lines; the last ones say what to run next."""
+    rows = [("where", _where(data)), ("versions", _versions(data["versions"])), ("time", _times(data))]
+    rows.append(("tests", ", ".join(f"{n} {outcome}" for outcome, n in counts(data).items()) or "none"))
+    rows += [("swept", line) for line in data["swept"]]
+    rows += [("LEFT OVER", line) for line in data["leftovers"]]
+    rows.append(("record", str(directory / "run.json")))
+    if data["kept"]:
+        rows += [("reuse", f"pytest suites/ {data['kept']['reuse']}"), ("remove", data["kept"]["remove"])]
+    return [f"{name:<9} {text}" for name, text in rows if text]
+
+
+def _where(data: dict[str, Any]) -> str:
+    settings = data["settings"]
+    if settings["endpoint"]["value"]:
+        return f"endpoint {settings['endpoint']['value']} (no cluster)"
+    reused = f", reused from run {data['reused']}" if data["reused"] else ""
+    return f"profile {data['profile']['name']}, namespace {data['profile']['namespace']}{reused}"
+
+
+def _versions(versions: dict[str, str]) -> str:
+    shown = ("kubernetes", "kserve", "vllm")
+    return ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
+
+
+def _times(data: dict[str, Any]) -> str:
+    tests_s = sum(test["duration_s"] for test in data["tests"] if test["when"] == "call")
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in data["steps"].items()]
+    total_s = data["ended_at"] - data["started_at"]
+    return ", ".join([*parts, f"tests {tests_s:.1f} s", f"whole run {total_s:.1f} s"])

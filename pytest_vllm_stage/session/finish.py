@@ -1,0 +1,94 @@
+"""The end of a run: what it made goes or is kept, and the record is written. Only the controller comes here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.errors import StageError
+from pytest_vllm_stage.report import allure, junit, record, terminal
+from pytest_vllm_stage.session import kept
+from pytest_vllm_stage.session.lifecycle import fingerprint
+from pytest_vllm_stage.session.run import Run
+from pytest_vllm_stage.stage.facts import StageFacts
+
+
+def release(run: Run, *, failed: bool) -> list[str]:
+    """End or keep the run's cluster and stage; return what could not be removed, a line each."""
+    cluster_text, stage_text = run.shared.get("cluster"), run.shared.get("stage")
+    if cluster_text is None:
+        return []
+    cluster = ClusterFacts.from_json(cluster_text)
+    stage = StageFacts.from_json(stage_text) if stage_text else None
+    if failed:
+        _without_raising(run, "diagnostics", lambda: diagnose(run, cluster))
+    if run.config.get("reuse") or not run.config.deploys:
+        return []
+    if _keeps(run, failed) and stage is not None:
+        return _without_raising(run, "keep", lambda: keep(run, cluster, stage))
+    return _without_raising(run, "teardown", lambda: end(run, cluster))
+
+
+def _keeps(run: Run, failed: bool) -> bool:
+    keep = run.config.text("keep")
+    return keep == "always" or (keep == "on-failure" and failed)
+
+
+def _without_raising(run: Run, what: str, act: Callable[[], list[str]]) -> list[str]:
+    """The end of a run must reach its record: what fails here is reported as a leftover."""
+    try:
+        return act()
+    except (StageError, OSError) as error:
+        run.journal.event("error", what, reason=str(error))
+        return [f"{what} failed: {error}"]
+
+
+def diagnose(run: Run, cluster: ClusterFacts) -> list[str]:
+    """Save what is known of the stage's objects, logs and events before they go."""
+    from pytest_vllm_stage.stage import diagnose
+
+    with run.journal.phase("step: diagnostics"):
+        diagnose.collect(cluster, run.config.namespace, run.directory / "diagnostics")
+    return []
+
+
+def keep(run: Run, cluster: ClusterFacts, stage: StageFacts) -> list[str]:
+    """Let the stage outlive the run, and note how to come back to it."""
+    note = kept.Kept(run.run_id, cluster, stage, fingerprint(run.config, cluster.kubectl))
+    if cluster.kind == "local":
+        from pytest_vllm_stage.cluster import local
+
+        local.keep(cluster)
+    kept.note(note)
+    run.journal.event("kept", run.run_id, reuse=f"--stage-reuse={run.run_id}", remove=kept.removal_command(note))
+    return []
+
+
+def end(run: Run, cluster: ClusterFacts) -> list[str]:
+    """Remove what the run made; return what is left of it, a line each."""
+    with run.journal.phase("step: teardown"):
+        if cluster.kind == "local" and cluster.state_dir:
+            from pytest_vllm_stage.cluster import local
+
+            return local.stop(cluster.state_dir, run.journal)
+        from pytest_vllm_stage.stage import teardown
+
+        return teardown.teardown(cluster, run.config.namespace, run.run_id, run.config.profile.waits_s, run.journal)
+
+
+def skipped(run: Run) -> list[str]:
+    """The tests that were skipped, with the reasons."""
+    tests = record.build(run.journal_path, run.config)["tests"]
+    return [f"{test['name']}: {test['reason']}" for test in tests if test["outcome"] == "skipped"]
+
+
+def write_record(run: Run, exit_status: int, leftovers: list[str]) -> list[str]:
+    """Write run.json, JUnit and allure results from the journal; return the terminal's summary lines."""
+    for line in leftovers:
+        run.journal.event("leftover", line)
+    run.journal.event("end", run.run_id, exit_status=exit_status)
+    data = record.build(run.journal_path, run.config)
+    record.write(data, run.directory / "run.json")
+    junit.write(data, run.directory / "junit.xml")
+    allure.write(data, run.directory / "allure-results")
+    return terminal.summary(data, run.directory)

@@ -1,0 +1,124 @@
+"""How a run comes by its cluster and its stage: made, taken as they are, or attached to. Called under a lock, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.config import StageConfig
+from pytest_vllm_stage.errors import ConfigError, StageError
+from pytest_vllm_stage.session import kept
+from pytest_vllm_stage.session.run import Run
+from pytest_vllm_stage.stage.facts import StageFacts
+
+
+def cluster_of(run: Run) -> ClusterFacts:
+    """The run's cluster, made by the first process that asks."""
+    return ClusterFacts.from_json(_ensure(run, "cluster", lambda: make_cluster(run).to_json()))
+
+
+def stage_of(run: Run) -> StageFacts:
+    """The run's stage on `cluster_of`, deployed or attached to by the first process that asks."""
+    cluster = cluster_of(run)
+    return StageFacts.from_json(_ensure(run, "stage", lambda: make_stage(run, cluster).to_json()))
+
+
+def _ensure(run: Run, name: str, make: Callable[[], str]) -> str:
+    """A shared fact; a failure to make it is said at once, since pytest shows errors only at the end."""
+
+    def told() -> str:
+        try:
+            return make()
+        except StageError as error:
+            run.journal.say(f"{name} FAILED: {error}")
+            raise
+
+    return run.shared.ensure(name, told)
+
+
+def make_cluster(run: Run) -> ClusterFacts:
+    """Come by the cluster; `cluster_of` is what others call."""
+    if run.config.get("reuse"):
+        return kept.find(run.config.text("reuse")).cluster
+    if run.config.cluster_kind == "local":
+        return _make_local_cluster(run)
+    from pytest_vllm_stage.cluster import kubeconfig
+
+    return kubeconfig.connect(run.config.text("context"))
+
+
+def _make_local_cluster(run: Run) -> ClusterFacts:
+    """Build what is missing, then start the one-node Kubernetes with the engine and its weights mounted into it."""
+    from pytest_vllm_stage.cluster import local
+    from pytest_vllm_stage.engine import environment, weights
+
+    journal = run.journal
+    with journal.phase("step: packages"):
+        local.ensure_packages(journal)
+    for line in local.sweep(journal):
+        journal.event("swept", line)
+        journal.say(f"removed what a dead run left: {line}")
+    with journal.phase("step: components"):
+        local.components.ensure(journal)
+    with journal.phase("step: engine"):
+        engine = environment.ensure(journal)
+        variants = weights.ensure(journal, engine)
+        journal.event("versions", "engine", **engine.versions)
+    mounts = {
+        "engine": engine.prefix,
+        "python": engine.base_prefix,
+        "weights": next(iter(variants.values())).parent,
+    }
+    with journal.phase("step: cluster"):
+        facts = local.start(run_id=run.run_id, lifeline_pid=run.identity.controller_pid, mounts=mounts, journal=journal)
+    journal.event("versions", "cluster", kubernetes=facts.kubernetes_version, **facts.versions)
+    return facts
+
+
+def make_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
+    """Come by the stage; `stage_of` is what others call."""
+    from pytest_vllm_stage.stage import deploy, secrets
+
+    config, journal = run.config, run.journal
+    if config.get("reuse"):
+        return _attach_kept(run)
+    if not config.deploys:
+        with journal.phase("step: attach"):
+            return deploy.attach(cluster, config.profile, config.namespace, journal)
+    env_file = config.get("env_file")
+    values = secrets.load(config.profile.overlay, Path(env_file) if env_file else None)
+    with journal.phase("step: deploy"):
+        return deploy.deploy(
+            cluster,
+            config.profile,
+            namespace=config.namespace,
+            run_id=run.run_id,
+            secrets=values,
+            journal=journal,
+            diagnostics=run.directory / "diagnostics",
+        )
+
+
+def _attach_kept(run: Run) -> StageFacts:
+    """The stage that an earlier run kept, if it is what this run's profile would deploy."""
+    found = kept.find(run.config.text("reuse"))
+    differences = kept.differences(found.fingerprint, fingerprint(run.config, found.cluster.kubectl))
+    if differences:
+        listing = "\n  ".join(differences)
+        raise ConfigError(
+            f"--stage-reuse: run {found.run_id} kept another stage than this profile describes:\n  {listing}",
+            hint=f"deploy anew (without --stage-reuse), or remove the old one: {kept.removal_command(found)}",
+        )
+    run.journal.event("reused", found.run_id, state=json.loads(found.stage.to_json()))
+    return found.stage
+
+
+def fingerprint(config: StageConfig, kubectl: str) -> dict[str, str]:
+    """What two stages must share to be the same: the profile's facts and every rendered manifest, field by field."""
+    from pytest_vllm_stage.stage import render
+
+    facts = {f"profile.{key}": str(value) for key, value in config.profile.facts().items()}
+    facts["profile.namespace"] = config.namespace
+    return facts | render.flatten(render.render(config.profile.overlay, kubectl))

@@ -1,0 +1,62 @@
+"""Which model endpoints a run validates."""
+
+from __future__ import annotations
+
+import os
+
+from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.serving.client import Client, RequestFailed
+from pytest_vllm_stage.serving.target import Target
+from pytest_vllm_stage.session.run import Run
+from pytest_vllm_stage.stage.facts import StageFacts
+
+#: The bearer token of the endpoints. It is an environment variable alone: a command line is there for all to read.
+API_KEY_VARIABLE = "VLLM_STAGE_API_KEY"
+
+
+def _api_key() -> Secret | None:
+    value = os.environ.get(API_KEY_VARIABLE)
+    return Secret(value) if value else None
+
+
+def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
+    """The stage's targets by role."""
+    return {
+        target.role: Target(
+            role=target.role,
+            model=target.inference_service,
+            base_url=target.base_url,
+            max_model_len=target.max_model_len,
+            api_key=_api_key(),
+            ca_file=run.config.get("ca_file"),
+        )
+        for target in stage.targets
+    }
+
+
+def of_endpoint(run: Run) -> dict[str, Target]:
+    """The one target of ``--stage-endpoint``; its model is asked for unless ``--stage-model`` names it.
+
+    Raises:
+        EnvironmentUnfit: the server does not answer ``GET /v1/models``.
+        ConfigError: it serves several models and none was named, or not the one that was.
+    """
+    url = (run.config.endpoint or "").rstrip("/")
+    wanted = run.config.get("model")
+    run.journal.event("endpoint", url, model=wanted)
+    probe = Target("endpoint", wanted or "", url, None, _api_key(), run.config.get("ca_file"))
+    client = Client(probe)
+    try:
+        served = [model["id"] for model in client.models()]
+    except RequestFailed as error:
+        raise EnvironmentUnfit(
+            f"--stage-endpoint {url} does not answer: {error}", hint=f"curl -i {url}/v1/models"
+        ) from None
+    finally:
+        client.close()
+    if wanted and wanted not in served:
+        raise ConfigError(f"--stage-model={wanted}: {url} serves {', '.join(served) or 'no model'}")
+    if not wanted and len(served) != 1:
+        raise ConfigError(f"{url} serves {', '.join(served) or 'no model'}: name the one to check with --stage-model")
+    return {"endpoint": Target("endpoint", wanted or served[0], url, None, probe.api_key, probe.ca_file)}

@@ -1,0 +1,55 @@
+"""What the layers above know of a stage: plain data that crosses processes as JSON. It holds no secret."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """One target model of a stage.
+
+    Attributes:
+        role: Its role in the profile, for example ``quantized``.
+        inference_service: Name of the InferenceService, which is the served model name.
+        base_url: Root of its server, without ``/v1``.
+        max_model_len: Context length in tokens as the manifests declare it; None where they do not say.
+    """
+
+    role: str
+    inference_service: str
+    base_url: str
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """A stage that is there.
+
+    Attributes:
+        namespace: Its namespace.
+        run_id: The run that deployed it; empty when it was there before.
+        owned: This run deployed it.
+        targets: Its target models.
+        minio_url: Root of MinIO's S3 API as reached from here; None where the stage has none.
+        deployed_at: Seconds since the epoch; None when it was there before.
+    """
+
+    namespace: str
+    run_id: str
+    owned: bool
+    targets: tuple[TargetFacts, ...]
+    minio_url: str | None = None
+    deployed_at: float | None = None
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> StageFacts:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        return cls(**{**data, "targets": tuple(TargetFacts(**target) for target in data["targets"])})

@@ -1,0 +1,77 @@
+"""A place to run the plugin in: a small profile, and a fake cluster and stage put in at one seam, session.lifecycle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+FAKE = '''
+"""Puts a fake cluster and stage at the plugin's one seam; every call leaves a line in calls.log."""
+import os
+from pathlib import Path
+from pytest_vllm_stage import errors
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.session import finish, lifecycle
+from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
+
+LOG = Path(__file__).parent / "calls.log"
+
+def note(word):
+    with LOG.open("a") as file:
+        file.write(f"{word} {os.getpid()}\\n")
+
+def make_cluster(run):
+    note("cluster")
+    if os.environ.get("FAKE_UNFIT"):
+        raise errors.EnvironmentUnfit("no containerd here", hint="apt-get install containerd")
+    with run.journal.phase("step: cluster"):
+        return ClusterFacts("local", "/k", "c", "v1.34.4", "kubectl", True, True, "/state")
+
+def make_stage(run, cluster):
+    note("stage")
+    if os.environ.get("FAKE_BROKEN"):
+        text = "secret minio-credentials has no key \\"secretkey\\"\\n  pod minio-0: waiting"
+        raise errors.WaitFailed(text, hint="add it")
+    targets = tuple(TargetFacts(role, role + "-model", "http://127.0.0.1:9") for role in run.config.roles)
+    return StageFacts(run.config.namespace, run.run_id, True, targets)
+
+def end(run, cluster):
+    note("end")
+    return ["netns vllm-stage-1"] if os.environ.get("FAKE_LEFTOVER") else []
+
+def keep(run, cluster, stage):
+    note("keep")
+    return []
+
+lifecycle.make_cluster, lifecycle.make_stage, finish.end, finish.keep = make_cluster, make_stage, end, keep
+finish.diagnose = lambda run, cluster: []
+'''
+
+PROFILE = """
+name = "small"
+overlay = "overlay"
+namespace = "small"
+[models.quantized]
+inference_service = "q"
+[models.full]
+inference_service = "f"
+"""
+
+
+@pytest.fixture
+def place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A rootdir with the fake in its conftest and the profile ``small.toml``."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makeini("[pytest]\nvllm_stage_profile = small.toml\nfilterwarnings = error\n")
+    pytester.makeconftest(FAKE)
+    (pytester.path / "small.toml").write_text(PROFILE)
+    (pytester.path / "overlay").mkdir()
+    (pytester.path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
+    return pytester
+
+
+@pytest.fixture
+def calls(place: pytest.Pytester) -> Path:
+    """The log of the fake: a line ``what pid`` for each call."""
+    return place.path / "calls.log"

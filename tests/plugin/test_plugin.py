@@ -1,0 +1,186 @@
+"""The plugin in a pytest of its own: manners, one deployment for all workers, exit codes, record."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HEAVY = ("kubernetes", "lightkube", "httpx", "minio", "boto3", "hypothesis", "model_registry", "yaml", "aiohttp")
+
+SUITE = """
+import pytest
+@pytest.mark.parametrize("n", range(4))
+def test_stage(stage, n):
+    assert stage.namespace == "small"
+def test_per_model(model_role, stage):
+    assert model_role in [target.role for target in stage.targets]
+"""
+
+
+def words(calls: Path) -> Counter[str]:
+    return Counter(line.split()[0] for line in calls.read_text().splitlines())
+
+
+def records(place: pytest.Pytester) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in (place.path / "reports").glob("*/run.json")]
+
+
+@pytest.mark.parametrize("arguments", [["-VV"], ["--markers"], ["--help"]])
+def test_loading_imports_nothing_heavy(pytester: pytest.Pytester, arguments: list[str]) -> None:
+    program = (
+        "import pytest, sys\n"
+        f"pytest.main({arguments!r})\n"
+        "assert 'pytest_vllm_stage.plugin' in sys.modules, 'the plugin was not even loaded'\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    result = pytester.runpython_c(program)
+    assert result.ret == 0, result.stderr.str()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_one_deployment_is_shared_and_ended_by_the_controller(
+    place: pytest.Pytester, calls: Path, workers: str
+) -> None:
+    place.makepyfile(test_a=SUITE, test_b=SUITE)
+    result = place.runpytest_subprocess("-n", workers)
+    result.assert_outcomes(passed=12)
+    assert words(calls) == {"cluster": 1, "stage": 1, "end": 1}
+    (record,) = records(place)
+    assert (record["exit_status"], len(record["tests"]), record["leftovers"]) == (0, 12, [])
+    controller = {event["pid"] for event in record["tests"]}
+    end = next(line.split()[1] for line in calls.read_text().splitlines() if line.startswith("end"))
+    assert controller == {int(end)}
+
+
+def test_unrelated_runs_touch_nothing(place: pytest.Pytester, calls: Path) -> None:
+    place.makepyfile("def test_plain(): pass")
+    result = place.runpytest_subprocess()
+    result.assert_outcomes(passed=1)
+    assert not calls.exists()
+    assert not (place.path / "reports").exists()
+    result.stdout.no_fnmatch_line("*vllm-stage run*")
+
+
+def test_collecting_touches_nothing_and_names_the_roles(place: pytest.Pytester, calls: Path) -> None:
+    place.makepyfile(SUITE)
+    result = place.runpytest_subprocess("--collect-only", "-q")
+    result.stdout.fnmatch_lines(["*::test_per_model?quantized?", "*::test_per_model?full?"])
+    assert not calls.exists()
+    assert not (place.path / "reports").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_broken_stage_is_one_story_and_a_product_failure(
+    place: pytest.Pytester, calls: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("FAKE_BROKEN", "1")
+    place.makepyfile(SUITE)
+    result = place.runpytest_subprocess("-n", workers)
+    assert result.ret == 1
+    result.assert_outcomes(errors=6)
+    assert words(calls)["stage"] == 1
+    text = result.stdout.str()
+    assert text.count("pod minio-0: waiting") == 1, text
+    assert result.stderr.str().count("stage FAILED: secret minio-credentials") == 1
+    assert "Traceback" not in text
+    assert 'stage failed: secret minio-credentials has no key "secretkey"' in text
+    assert "next: add it" in text
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_unfit_environment_has_its_own_exit_code(
+    place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("FAKE_UNFIT", "1")
+    place.makepyfile(SUITE)
+    result = place.runpytest_subprocess("-n", workers)
+    assert result.ret == 69
+    result.stdout.fnmatch_lines(["*environment unfit (no verdict on the stage): no containerd here*"])
+
+
+def test_a_leftover_fails_the_run_and_is_listed(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_LEFTOVER", "1")
+    place.makepyfile(SUITE)
+    result = place.runpytest_subprocess()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["LEFT OVER *netns vllm-stage-1"])
+
+
+@pytest.mark.parametrize(("mode", "failing", "end"), [
+    ("always", False, "keep"),
+    ("on-failure", False, "end"),
+    ("on-failure", True, "keep"),
+    ("never", True, "end"),
+])  # fmt: skip
+def test_keep(place: pytest.Pytester, calls: Path, mode: str, failing: bool, end: str) -> None:
+    place.makepyfile(f"def test_it(stage): assert not {failing}")
+    result = place.runpytest_subprocess(f"--stage-keep={mode}")
+    assert result.ret == (1 if failing else 0)
+    assert words(calls) == {"cluster": 1, "stage": 1, end: 1}
+
+
+def test_what_needs_a_cluster_is_skipped_with_the_reason_for_an_endpoint(place: pytest.Pytester) -> None:
+    place.makepyfile("def test_it(cluster): pass")
+    result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*needs a cluster, and --stage-endpoint validates a server alone"])
+
+
+def test_strict_fails_a_run_that_skipped(place: pytest.Pytester) -> None:
+    place.makepyfile("import pytest\ndef test_it(stage): pytest.skip('no tool parser')")
+    assert place.runpytest_subprocess().ret == 0
+    assert place.runpytest_subprocess("--stage-strict").ret == 1
+
+
+def test_a_dead_endpoint_is_an_unfit_environment(place: pytest.Pytester) -> None:
+    place.makepyfile("def test_it(endpoint): pass")
+    result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9")
+    assert result.ret == 69
+    result.stdout.fnmatch_lines(["*--stage-endpoint http://127.0.0.1:9 does not answer:*", "*curl -i*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage-keep=sometimes"], "--stage-keep: 'sometimes' is not valid; valid values: never, on-failure, always"),
+        (["--stage-profile=nope"], "there is no profile 'nope'; valid: *"),
+        (["--stage-cluster=kubeconfig"], "*--stage-context must name the context*"),
+    ],
+)
+def test_bad_options_are_one_line_before_anything_runs(
+    place: pytest.Pytester, calls: Path, arguments: list[str], message: str
+) -> None:
+    place.makepyfile(SUITE)
+    result = place.runpytest_subprocess(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert not calls.exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_progress_is_seen_past_capture_and_silent_with_q(place: pytest.Pytester, workers: str) -> None:
+    place.makepyfile(SUITE)
+    loud = place.runpytest_subprocess("-n", workers)
+    loud.stderr.fnmatch_lines(["?stage *s? step: cluster ...", "?stage *s? step: cluster: done in * s"])
+    assert "step: cluster" not in place.runpytest_subprocess("-n", workers, "-q").stderr.str()
+
+
+def test_the_run_directory_is_chosen_by_option(place: pytest.Pytester) -> None:
+    place.makepyfile(SUITE)
+    place.runpytest_subprocess("--stage-run-dir=here")
+    assert {path.name for path in (place.path / "here").iterdir()} >= {"run.json", "junit.xml", "allure-results"}
+    settings = json.loads((place.path / "here" / "run.json").read_text())["settings"]
+    assert settings["run_dir"] == {"value": "here", "source": "--stage-run-dir"}
+    assert settings["profile"] == {"value": "small.toml", "source": "ini vllm_stage_profile"}
+
+
+def test_the_installed_plugin_is_this_checkout() -> None:
+    import pytest_vllm_stage
+
+    assert Path(pytest_vllm_stage.__file__).parent.parent == Path(__file__).parents[2], os.environ.get("VIRTUAL_ENV")
