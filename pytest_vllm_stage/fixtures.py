@@ -22,26 +22,25 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.stage.facts import StageFacts
 
 
-class Told(pytest.fail.Exception):
-    """One of our own errors on its way to the report: as it was written, with no traceback through the plugin."""
-
-    def __init__(self, error: StageError) -> None:
-        kinds = {ConfigError: "configuration", EnvironmentUnfit: "environment unfit (no verdict on the stage)"}
-        kind = next((text for type_, text in kinds.items() if isinstance(error, type_)), "stage failed")
-        super().__init__(f"{kind}: {error}", pytrace=False)
-        self.headline = f"{kind}: {error.message.splitlines()[0]}"
+def _told(error: StageError) -> BaseException:
+    """The error for pytest: as it was written, with no traceback through the plugin; ``headline`` is its short form."""
+    kinds = {ConfigError: "configuration", EnvironmentUnfit: "environment unfit (no verdict on the stage)"}
+    kind = next((text for type_, text in kinds.items() if isinstance(error, type_)), "stage failed")
+    failed = pytest.fail.Exception(f"{kind}: {error}", pytrace=False)
+    vars(failed)["headline"] = f"{kind}: {error.message.splitlines()[0]}"
+    return failed
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Turn our own errors into `Told`."""
+    """Turn our own errors into failures that read well; see `_told`."""
     caught = None
     try:
         yield
     except StageError as error:
         caught = error
     if caught is not None:
-        raise Told(caught) from None
+        raise _told(caught) from None
 
 
 @pytest.fixture(scope="session")

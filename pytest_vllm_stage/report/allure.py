@@ -14,7 +14,7 @@ _STATUS = {"passed": Status.PASSED, "failed": Status.FAILED, "error": Status.BRO
 
 def write(data: dict[str, Any], folder: Path) -> None:
     """Write a result file for each outcome in the record."""
-    logger = AllureFileLogger(str(folder))
+    logger: Any = AllureFileLogger(str(folder))  # type: ignore[no-untyped-call]
     for number, test in enumerate(data["tests"]):
         logger.report_result(_result(test, f"{data['run_id']}-{number}", data["profile"]["name"]))
 

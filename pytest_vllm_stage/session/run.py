@@ -1,23 +1,26 @@
-"""One run as any of its processes sees it: identity, configuration, directory, journal, shared facts."""
+"""One run as any of its processes sees it: identity, configuration, directory, journal, shared facts.
+
+The plugin loads this module in every pytest run, so it imports the rest of the package only when a test asks.
+"""
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from pytest_vllm_stage.config import StageConfig
-from pytest_vllm_stage.journal import Journal, Say
-from pytest_vllm_stage.session.shared import Shared
+if TYPE_CHECKING:
+    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.journal import Journal, Say
+    from pytest_vllm_stage.session.shared import Shared
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """What the controller tells its workers.
 
     Attributes:
@@ -33,7 +36,7 @@ class Identity:
 
 def new_run_id() -> str:
     """The time in UTC and four random hex digits, valid as a label value and as part of a file name."""
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + secrets.token_hex(2)
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + os.urandom(2).hex()
 
 
 class Run:
@@ -76,6 +79,8 @@ class Run:
     @cached_property
     def journal(self) -> Journal:
         """The run's journal; asking for it makes the run directory."""
+        from pytest_vllm_stage.journal import Journal
+
         self.directory.mkdir(parents=True, exist_ok=True)
         journal = Journal(self.journal_path, self._say)
         if not self.active:
@@ -85,6 +90,8 @@ class Run:
     @cached_property
     def shared(self) -> Shared:
         """Facts shared by the run's processes."""
+        from pytest_vllm_stage.session.shared import Shared
+
         return Shared(self.directory / "facts")
 
 

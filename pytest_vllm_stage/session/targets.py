@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
@@ -43,20 +44,27 @@ def of_endpoint(run: Run) -> dict[str, Target]:
         ConfigError: it serves several models and none was named, or not the one that was.
     """
     url = (run.config.endpoint or "").rstrip("/")
-    wanted = run.config.get("model")
-    run.journal.event("endpoint", url, model=wanted)
-    probe = Target("endpoint", wanted or "", url, None, _api_key(), run.config.get("ca_file"))
-    client = Client(probe)
+    run.journal.event("endpoint", url, model=run.config.get("model"))
+    target = Target("endpoint", "", url, None, _api_key(), run.config.get("ca_file"))
+    model = run.shared.ensure("endpoint", lambda: _model_at(target, run.config.get("model")))
+    return {"endpoint": dataclasses.replace(target, model=model)}
+
+
+def _model_at(target: Target, wanted: str | None) -> str:
+    """The model to check at a server that may serve several."""
+    client = Client(target)
     try:
-        served = [model["id"] for model in client.models()]
+        served = [str(model["id"]) for model in client.models()]
     except RequestFailed as error:
         raise EnvironmentUnfit(
-            f"--stage-endpoint {url} does not answer: {error}", hint=f"curl -i {url}/v1/models"
+            f"--stage-endpoint {target.base_url} does not answer: {error.message}",
+            hint=f"curl -i {target.base_url}/v1/models",
         ) from None
     finally:
         client.close()
+    names = ", ".join(served) or "no model"
     if wanted and wanted not in served:
-        raise ConfigError(f"--stage-model={wanted}: {url} serves {', '.join(served) or 'no model'}")
+        raise ConfigError(f"--stage-model={wanted}: {target.base_url} serves {names}")
     if not wanted and len(served) != 1:
-        raise ConfigError(f"{url} serves {', '.join(served) or 'no model'}: name the one to check with --stage-model")
-    return {"endpoint": Target("endpoint", wanted or served[0], url, None, probe.api_key, probe.ca_file)}
+        raise ConfigError(f"{target.base_url} serves {names}: name the one to check with --stage-model")
+    return wanted or served[0]

@@ -1,0 +1,171 @@
+"""What a server answered, with the fields that checks look at; a missing field is named together with the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_vllm_stage.serving.failures import RequestFailed, StreamBroken, shown
+from pytest_vllm_stage.serving.sse import Event
+
+#: The data of the event that ends a stream.
+DONE = "[DONE]"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts as the server reports them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> Usage:
+        """The ``usage`` of an answer or of a stream's usage chunk.
+
+        Raises:
+            RequestFailed: there is none, or a count is not an integer.
+        """
+        usage = body.get("usage")
+        counts = [usage.get(name) for name in cls.__dataclass_fields__] if isinstance(usage, dict) else [None]
+        if not all(type(count) is int for count in counts):
+            raise RequestFailed(f"the answer has no token counts: usage is {json.dumps(usage)}")
+        return cls(*counts)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer of chat or plain completions: its first choice, and the body.
+
+    Attributes:
+        text: The generated text.
+        finish_reason: Why the answer ended.
+        body: The whole response.
+    """
+
+    text: str
+    finish_reason: str | None
+    body: dict[str, Any] = field(repr=False)
+
+    @property
+    def usage(self) -> Usage:
+        """The token counts; see `Usage.of`."""
+        return Usage.of(self.body)
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The first choice as the server sent it."""
+        choice: dict[str, Any] = self.body["choices"][0]
+        return choice
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> Answer:
+        """Read a response of ``/v1/chat/completions`` or ``/v1/completions``.
+
+        Raises:
+            RequestFailed: it has no choice with a text.
+        """
+        choices = body.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        message = choice.get("message")
+        text = message.get("content") if isinstance(message, dict) else choice.get("text")
+        if text is None and isinstance(message, dict) and message.get("tool_calls"):
+            text = ""
+        if not isinstance(text, str):
+            raise RequestFailed(f"the answer has no text in its first choice: {shown(json.dumps(body))}")
+        return cls(text, choice.get("finish_reason"), body)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of text and the ``time.perf_counter()`` of its arrival."""
+
+    text: str
+    arrived_at: float
+
+
+@dataclass(frozen=True)
+class StreamedAnswer:
+    """A stream that was read to its end; times are ``time.perf_counter()``.
+
+    Attributes:
+        events: Every event, ``[DONE]`` included.
+        chunks: The JSON of every event but ``[DONE]``.
+        deltas: The pieces of text that are not empty.
+        finish_reasons: Every ``finish_reason`` that came, in order.
+        sent_at: The request left.
+        ended_at: The response's end was read.
+        unfinished: What came after the last complete event.
+    """
+
+    events: Sequence[Event] = field(repr=False)
+    chunks: Sequence[dict[str, Any]] = field(repr=False)
+    deltas: Sequence[Delta] = field(repr=False)
+    finish_reasons: Sequence[str]
+    sent_at: float
+    ended_at: float
+    unfinished: str = ""
+
+    @property
+    def text(self) -> str:
+        """The text, put together."""
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def usage_chunks(self) -> list[dict[str, Any]]:
+        """The chunks that carry usage."""
+        return [chunk for chunk in self.chunks if chunk.get("usage")]
+
+    @classmethod
+    def of(cls, events: Sequence[Event], *, sent_at: float, ended_at: float, unfinished: str = "") -> StreamedAnswer:
+        """Put a stream's events together.
+
+        Raises:
+            StreamBroken: an event is no JSON object.
+        """
+        chunks: list[dict[str, Any]] = []
+        deltas: list[Delta] = []
+        reasons: list[str] = []
+        for event in events:
+            if event.data == DONE:
+                continue
+            chunk = chunk_of(event)
+            chunks.append(chunk)
+            for choice in chunk.get("choices") or []:
+                text = (choice["delta"].get("content") if "delta" in choice else choice.get("text")) or ""
+                deltas += [Delta(text, event.arrived_at)] if text else []
+                reasons += [choice["finish_reason"]] if choice.get("finish_reason") else []
+        return cls(events, chunks, deltas, reasons, sent_at, ended_at, unfinished)
+
+
+def chunk_of(event: Event) -> dict[str, Any]:
+    """The JSON object that an event carries.
+
+    Raises:
+        StreamBroken: it is none.
+    """
+    try:
+        chunk = json.loads(event.data)
+    except json.JSONDecodeError as error:
+        raise StreamBroken(f"an event of the stream is no JSON ({error}): {shown(event.raw)}", body=event.raw) from None
+    if not isinstance(chunk, dict):
+        raise StreamBroken(f"an event of the stream is no JSON object: {shown(event.raw)}", body=event.raw)
+    return chunk
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The server's own tokenisation.
+
+    Attributes:
+        ids: Token ids.
+        count: The server's count of them.
+        max_model_len: The context length that the tokenizer endpoint states.
+    """
+
+    ids: Sequence[int]
+    count: int
+    max_model_len: int | None

@@ -1,0 +1,262 @@
+"""An OpenAI and vLLM client for checks: a call is one plain request, never retried, and an error names its request."""
+
+from __future__ import annotations
+
+import json as json_module
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer, Tokens, Usage
+from pytest_vllm_stage.serving.failures import RequestFailed, StreamBroken, shown
+from pytest_vllm_stage.serving.metrics import BadExposition, Metrics, parse
+from pytest_vllm_stage.serving.stream import Stream
+from pytest_vllm_stage.serving.target import Target
+
+__all__ = ["Answer", "Client", "RequestFailed", "Stream", "StreamBroken", "StreamedAnswer", "Target", "Usage"]
+
+Messages = str | Sequence[Mapping[str, Any]]
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+#: Seconds to a connection.
+CONNECT_TIMEOUT_S = 10.0
+#: Seconds of silence that end a request; a server's first answer after its start can take many.
+SILENCE_TIMEOUT_S = 120.0
+
+
+class Client:
+    """Talks to one target, over connections that are kept alive.
+
+    Proxy variables and netrc of the environment are not used: what is measured is the path to the named server.
+
+    Args:
+        target: The served model.
+        silence_timeout_s: Seconds without a byte after which a request fails.
+        transport: Another way to send, for tests.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        silence_timeout_s: float = SILENCE_TIMEOUT_S,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.target = target
+        self._http = httpx.Client(
+            base_url=target.base_url,
+            headers={"Authorization": f"Bearer {target.api_key.reveal()}"} if target.api_key else None,
+            timeout=httpx.Timeout(silence_timeout_s, connect=CONNECT_TIMEOUT_S),
+            verify=_trust(target),
+            trust_env=False,
+            transport=transport,
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.target.model} at {self.target.base_url})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def models(self) -> list[dict[str, Any]]:
+        """The entries of ``GET /v1/models``.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        __tracebackhide__ = True
+        body = self._json("GET", "/v1/models")
+        data = body.get("data")
+        if not isinstance(data, list) or not all(isinstance(card, dict) and "id" in card for card in data):
+            raise RequestFailed(f"GET /v1/models lists no models: {shown(json_module.dumps(body))}", status=200)
+        return data
+
+    def chat(self, messages: Messages, **parameters: Any) -> Answer:
+        """A whole chat answer; a text stands for one message of the user.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        __tracebackhide__ = True
+        return Answer.of(self._json("POST", CHAT, self.chat_body(messages, **parameters)))
+
+    def completion(self, prompt: str | Sequence[int], **parameters: Any) -> Answer:
+        """A whole plain completion.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        __tracebackhide__ = True
+        return Answer.of(self._json("POST", COMPLETIONS, self.completion_body(prompt, **parameters)))
+
+    def stream_chat(self, messages: Messages, **parameters: Any) -> Stream:
+        """A chat answer as a stream of timed events; to be read or closed.
+
+        Raises:
+            RequestFailed: the stream did not begin. What breaks later is raised while it is read.
+        """
+        __tracebackhide__ = True
+        return self._stream(CHAT, self.chat_body(messages, stream=True, **parameters))
+
+    def stream_completion(self, prompt: str | Sequence[int], **parameters: Any) -> Stream:
+        """A plain completion as a stream of timed events; see `stream_chat`."""
+        __tracebackhide__ = True
+        return self._stream(COMPLETIONS, self.completion_body(prompt, stream=True, **parameters))
+
+    def tokenize(self, prompt: str | None = None, *, messages: Messages | None = None, **parameters: Any) -> Tokens:
+        """The server's tokens of a text, or of a conversation as its chat template renders it.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        __tracebackhide__ = True
+        if (prompt is None) == (messages is None):
+            raise TypeError("tokenize takes either a prompt or messages")
+        what = {"prompt": prompt} if messages is None else {"messages": _messages(messages)}
+        body = self._json("POST", "/tokenize", {"model": self.target.model, **what, **parameters})
+        if not isinstance(body.get("tokens"), list) or type(body.get("count")) is not int:
+            raise RequestFailed(f"POST /tokenize gave no tokens: {shown(json_module.dumps(body))}", status=200)
+        return Tokens(tuple(body["tokens"]), body["count"], body.get("max_model_len"))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        __tracebackhide__ = True
+        body = self._json("POST", "/detokenize", {"model": self.target.model, "tokens": list(tokens)})
+        if not isinstance(body.get("prompt"), str):
+            raise RequestFailed(f"POST /detokenize gave no text: {shown(json_module.dumps(body))}", status=200)
+        return str(body["prompt"])
+
+    def health(self) -> None:
+        """Return when ``GET /health`` is 200.
+
+        Raises:
+            RequestFailed: it is not.
+        """
+        __tracebackhide__ = True
+        self._checked("GET", "/health")
+
+    def version(self) -> str:
+        """The engine's version.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        __tracebackhide__ = True
+        return str(self._json("GET", "/version").get("version"))
+
+    def metrics(self) -> Metrics:
+        """One scrape of ``GET /metrics``.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        __tracebackhide__ = True
+        text = self._checked("GET", "/metrics").text
+        try:
+            return parse(text)
+        except BadExposition as error:
+            raise RequestFailed(f"GET /metrics: {error}", status=200, body=text) from None
+
+    def raw(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """One request as it is given, and the response whatever its status, for checks of the protocol.
+
+        Raises:
+            RequestFailed: there was no response at all.
+        """
+        __tracebackhide__ = True
+        request = self._http.build_request(method, path, json=json, content=content, headers=headers)
+        return self._send(request, _what(method, path, json))
+
+    def chat_body(self, messages: Messages, **parameters: Any) -> dict[str, Any]:
+        """The body that `chat` sends, for `raw`."""
+        return {"model": self.target.model, "messages": _messages(messages), **parameters}
+
+    def completion_body(self, prompt: str | Sequence[int], **parameters: Any) -> dict[str, Any]:
+        """The body that `completion` sends, for `raw`."""
+        return {"model": self.target.model, "prompt": prompt, **parameters}
+
+    def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        __tracebackhide__ = True
+        response = self._checked(method, path, body)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise self._refused(response, _what(method, path, body), "answered 200, but not with a JSON object")
+        return answer
+
+    def _checked(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        __tracebackhide__ = True
+        what = _what(method, path, body)
+        response = self._send(self._http.build_request(method, path, json=body), what)
+        if response.status_code != httpx.codes.OK:
+            raise self._refused(response, what, f"answered {response.status_code} {response.reason_phrase}")
+        return response
+
+    def _stream(self, path: str, body: dict[str, Any]) -> Stream:
+        __tracebackhide__ = True
+        what = _what("POST", path, body)
+        sent_at = time.perf_counter()
+        response = self._send(self._http.build_request("POST", path, json=body), what, stream=True)
+        if response.status_code != httpx.codes.OK:
+            response.read()
+            raise self._refused(response, what, f"answered {response.status_code} {response.reason_phrase}")
+        return Stream(response, what, sent_at)
+
+    def _send(self, request: httpx.Request, what: str, *, stream: bool = False) -> httpx.Response:
+        __tracebackhide__ = True
+        try:
+            return self._http.send(request, stream=stream)
+        except httpx.HTTPError as error:
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise RequestFailed(
+                f"{what} at {self.target.base_url} got no response: {reason}",
+                hint=f"curl -sv {self.target.base_url}/health",
+            ) from None
+
+    def _refused(self, response: httpx.Response, what: str, how: str) -> RequestFailed:
+        body = response.text
+        if self.target.api_key:
+            body = body.replace(self.target.api_key.reveal(), str(self.target.api_key))
+        return RequestFailed(f"{what} {how}: {shown(body)}", status=response.status_code, body=body)
+
+
+def _trust(target: Target) -> ssl.SSLContext | bool:
+    """The authorities that are trusted: the target's alone, or the system's."""
+    if not target.base_url.startswith("https:"):
+        return True
+    return ssl.create_default_context(cafile=target.ca_file)
+
+
+def _messages(messages: Messages) -> list[Mapping[str, Any]]:
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+
+
+def _what(method: str, path: str, body: Any = None) -> str:
+    model = body.get("model") if isinstance(body, dict) else None
+    return f"{method} {path} (model {model})" if model else f"{method} {path}"

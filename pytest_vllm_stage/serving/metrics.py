@@ -1,0 +1,120 @@
+"""What a server measures of itself: the Prometheus text format, read strictly, and the questions that checks ask."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+_NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\\n]|\\["\\n])*)"\s*(?:,|$)')
+_SAMPLE = re.compile(rf"({_NAME})(?:\{{(.*)\}})?\s+(\S+)(?:\s+-?\d+)?\s*$")
+_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
+
+
+class BadExposition(ValueError):
+    """A line of ``/metrics`` is not in the Prometheus text format."""
+
+
+class NoSuchSeries(LookupError):
+    """The server publishes no series of that name and labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of the exposition."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A histogram summed over its series.
+
+    Attributes:
+        buckets: Upper bound to cumulative count, in rising order, ending with infinity.
+        sum: Sum of the observed values.
+        count: Number of observed values.
+    """
+
+    buckets: Mapping[float, float]
+    sum: float
+    count: float
+
+
+class Metrics:
+    """The samples of one scrape, in the server's order."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    def names(self) -> set[str]:
+        """The name of every sample."""
+        return {sample.name for sample in self.samples}
+
+    def series(self, name: str, **labels: str) -> list[Sample]:
+        """The samples of that name that carry all these labels; empty where there are none."""
+        wanted = labels.items()
+        return [sample for sample in self.samples if sample.name == name and wanted <= sample.labels.items()]
+
+    def value(self, name: str, **labels: str) -> float:
+        """The sum over the matching samples; a counter is found without its ``_total``.
+
+        Raises:
+            NoSuchSeries: there is no such sample; absence is never 0.
+        """
+        found = self.series(name, **labels) or self.series(f"{name}_total", **labels)
+        if not found:
+            near = get_close_matches(name, sorted(self.names()), n=3)
+            raise NoSuchSeries(f"no series {name} {labels or ''}; near: {', '.join(near) or 'none'}")
+        return sum(sample.value for sample in found)
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        """A histogram by its base name.
+
+        Raises:
+            NoSuchSeries: it is not there.
+        """
+        buckets: dict[float, float] = {}
+        for sample in self.series(f"{name}_bucket", **labels):
+            bound = float(sample.labels["le"])
+            buckets[bound] = buckets.get(bound, 0.0) + sample.value
+        return Histogram(
+            dict(sorted(buckets.items())), self.value(f"{name}_sum", **labels), self.value(f"{name}_count", **labels)
+        )
+
+
+def parse(text: str) -> Metrics:
+    """Read an exposition.
+
+    Raises:
+        BadExposition: naming the line.
+    """
+    lines = enumerate(text.split("\n"), start=1)
+    return Metrics([_sample(line, number) for number, line in lines if line.strip() and not line.startswith("#")])
+
+
+def _sample(line: str, number: int) -> Sample:
+    match = _SAMPLE.match(line)
+    if match is None:
+        raise BadExposition(f"line {number} is no sample: {line[:200]!r}")
+    name, labels, value = match.groups()
+    try:
+        return Sample(name, _labels(labels or ""), float(value))
+    except ValueError as error:
+        raise BadExposition(f"line {number}: {error}: {line[:200]!r}") from None
+
+
+def _labels(text: str) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        match = _LABEL.match(text, position)
+        if match is None:
+            raise ValueError(f"malformed labels {text[position:][:80]!r}")
+        labels[match[1]] = re.sub(r'\\["\\n]', lambda escape: _ESCAPES[escape[0]], match[2])
+        position = match.end()
+    return labels

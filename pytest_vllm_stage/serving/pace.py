@@ -1,0 +1,75 @@
+"""Whether a stream came while it was generated, judged by the server's own pace and by no clock of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pytest_vllm_stage.serving.answers import StreamedAnswer
+
+#: A stream of so few pieces of text is one piece cut up: nothing can be said for it.
+LEAST_DELTAS = 4
+#: Of the whole time from sending to the end, the pieces must cover at least this share; a healthy server covers over
+#: 0.8 of it, a buffering hop a thousandth.
+LEAST_SHARE = 0.25
+#: Gaps under this part of the mean gap are inside one burst.
+BURST_GAP = 0.1
+#: A stream whose bursts are fewer than this part of its pieces was collected and passed on in blocks.
+LEAST_BURSTS = 0.2
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the pieces of text of one stream arrived; seconds count from the sending of the request.
+
+    Attributes:
+        deltas: Pieces of text that are not empty.
+        bursts: Groups of pieces that arrived together.
+        first_s: Arrival of the first piece.
+        spread_s: From the first piece to the last.
+        duration_s: End of the response.
+    """
+
+    deltas: int
+    bursts: int
+    first_s: float
+    spread_s: float
+    duration_s: float
+
+    @property
+    def incremental(self) -> bool:
+        """The answer came piece by piece."""
+        return not self.symptom
+
+    @property
+    def symptom(self) -> str:
+        """What is wrong with the pace; empty where nothing is."""
+        if self.deltas < LEAST_DELTAS:
+            return f"the stream was no stream: its text came in {self.deltas} pieces"
+        if self.spread_s < LEAST_SHARE * self.duration_s:
+            return (
+                f"the stream was buffered: all {self.deltas} deltas arrived within {_span(self.spread_s)} "
+                f"after {self.first_s:.2g} s"
+            )
+        if self.bursts < LEAST_BURSTS * self.deltas:
+            return (
+                f"the stream was buffered in blocks: {self.deltas} deltas arrived in {self.bursts} bursts "
+                f"over {_span(self.spread_s)}"
+            )
+        return ""
+
+
+def pace_of(answer: StreamedAnswer) -> Pace:
+    """The pace of a stream that was read to its end."""
+    arrivals = [delta.arrived_at for delta in answer.deltas]
+    duration_s = answer.ended_at - answer.sent_at
+    if not arrivals:
+        return Pace(0, 0, duration_s, 0.0, duration_s)
+    spread_s = arrivals[-1] - arrivals[0]
+    least_gap_s = BURST_GAP * spread_s / max(len(arrivals) - 1, 1)
+    bursts = 1 + sum(later - earlier > least_gap_s for earlier, later in pairwise(arrivals))
+    return Pace(len(arrivals), bursts, arrivals[0] - answer.sent_at, spread_s, duration_s)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds * 1000:.2g} ms" if seconds < 1 else f"{seconds:.2g} s"

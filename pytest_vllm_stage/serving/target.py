@@ -1,0 +1,28 @@
+"""Where a served model is, and what is declared of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_vllm_stage.secret import Secret
+
+
+@dataclass(frozen=True)
+class Target:
+    """One served model behind an OpenAI-compatible API.
+
+    Attributes:
+        role: What the model is in its stage (``quantized``, ``full``), or ``endpoint`` for a plain server.
+        model: The served model name, sent as ``model``.
+        base_url: Root of the server, without ``/v1``.
+        max_model_len: The declared context length in tokens; None where nothing declares it.
+        api_key: Sent as bearer token; None where the server asks for none.
+        ca_file: PEM file of the authorities trusted to sign the server's certificate; None trusts the system's.
+    """
+
+    role: str
+    model: str
+    base_url: str
+    max_model_len: int | None = None
+    api_key: Secret | None = None
+    ca_file: str | None = None

@@ -1,0 +1,60 @@
+"""The model answers: the right weights, the right template, the right fields."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vllm_stage.serving.client import Client
+
+
+@pytest.mark.smoke
+def test_a_chat_answer_knows_a_fact(endpoint: Client) -> None:
+    """A question that even a small model answers is answered right.
+
+    Wrong weights, a broken quantisation or a wrong chat template still give fluent text, with status 200 and in time;
+    a fact tells them apart from a model that works.
+    """
+    answer = endpoint.chat("What is the capital of France?", temperature=0, max_tokens=48)
+    assert "paris" in answer.text.lower(), f"asked for the capital of France, the model said {answer.text!r}"
+
+
+def test_answers_depend_on_the_question(endpoint: Client) -> None:
+    """Two questions asked one after the other get two answers, each its own.
+
+    A gateway that caches by path, or hands one client's answer to another, passes any check that asks only once.
+    """
+    said = [
+        endpoint.chat(f"What is the capital of {country}?", temperature=0, max_tokens=48).text
+        for country in ("Japan", "Italy")
+    ]
+    assert "tokyo" in said[0].lower(), f"asked for the capital of Japan, the model said {said[0]!r}"
+    assert "rome" in said[1].lower(), f"asked for the capital of Italy, the model said {said[1]!r}"
+
+
+def test_a_chat_answer_names_what_it_is(endpoint: Client) -> None:
+    """A chat answer says which model spoke, in which role, and carries an id of its own.
+
+    Clients route, bill and trace by these fields; a router that falls back to another model shows in ``model``.
+    """
+    bodies = [endpoint.chat("Say hello.", temperature=0, max_tokens=2).body for _ in range(2)]
+    for body in bodies:
+        assert body.get("model") == endpoint.target.model, f"asked {endpoint.target.model}, got {body.get('model')!r}"
+        assert body.get("object") == "chat.completion", f"a chat answer calls itself {body.get('object')!r}"
+        assert len(body["choices"]) == 1, f"one choice was asked for, {len(body['choices'])} came"
+        assert body["choices"][0].get("index") == 0, f"the only choice has index {body['choices'][0].get('index')!r}"
+        role = body["choices"][0]["message"].get("role")
+        assert role == "assistant", f"the answer was given in the role of {role!r}"
+    ids = [body.get("id") for body in bodies]
+    assert all(isinstance(id_, str) and id_ for id_ in ids), f"answers without an id: {ids}"
+    assert ids[0] != ids[1], f"two answers have the same id {ids[0]}: one of them is not this server's own"
+
+
+def test_a_completion_continues_its_prompt(endpoint: Client) -> None:
+    """``/v1/completions`` continues the text, without a chat template around it.
+
+    Benchmarks and evaluation harnesses drive this path; the end of text is switched off here, since a model may rightly
+    find nothing to add.
+    """
+    answer = endpoint.completion("The capital of France is", temperature=0, max_tokens=12, ignore_eos=True)
+    assert answer.body.get("object") == "text_completion", f"a completion calls itself {answer.body.get('object')!r}"
+    assert "paris" in answer.text.lower(), f"'The capital of France is' was continued with {answer.text!r}"

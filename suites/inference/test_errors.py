@@ -1,0 +1,107 @@
+"""What cannot be answered is refused at once, by a status and an error object that tell the caller what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS, Client
+
+UNKNOWN = "no-such-model-is-served-here"
+
+
+def refused(response: httpx.Response, *statuses: int) -> str:
+    """The message of a proper refusal: one of the statuses, and an error object as OpenAI's clients read it."""
+    assert response.status_code in statuses, (
+        f"{response.request.method} {response.request.url.path} answered {response.status_code}, "
+        f"{' or '.join(map(str, statuses))} is due: {response.text[:300]}"
+    )
+    try:
+        error = response.json()["error"]
+        message, kind, code = error["message"], error["type"], error.get("code")
+    except (ValueError, TypeError, KeyError):
+        pytest.fail(f"{response.status_code} without an error object: {response.text[:300]!r}")
+    assert isinstance(message, str), f"the error's message is no text: {error}"
+    assert message.strip(), f"the error says nothing: {error}"
+    assert isinstance(kind, str), f"the error has no type: {error}"
+    assert kind, f"the error has no type: {error}"
+    assert code in (None, response.status_code) or isinstance(code, str), f"{response.status_code} says code {code!r}"
+    return message
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
+def test_an_unknown_model_is_refused(endpoint: Client, path: str, stream: bool) -> None:
+    """A model that is not served gives 404 and is named, for streams too, before any event.
+
+    A server that answers with another model instead makes every comparison of models worthless, and nobody notices.
+    """
+    what = {"messages": [{"role": "user", "content": "Say hello."}]} if path == CHAT else {"prompt": "Hello"}
+    body = {"model": UNKNOWN, **what, "max_tokens": 2, "stream": stream}
+    message = refused(endpoint.raw("POST", path, json=body), 404)
+    assert UNKNOWN in message, f"the error does not name the model that was asked for: {message!r}"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
+def test_a_body_that_is_no_json_is_refused(endpoint: Client, path: str) -> None:
+    """A body cut in the middle gives 400 (or 422), not a 5xx and not a hanging connection.
+
+    A 5xx here would count every bug of a client as an outage of the server.
+    """
+    cut = f'{{"model": "{endpoint.target.model}", "max_tokens": 2, "prompt": "Hel'.encode()
+    refused(endpoint.raw("POST", path, content=cut, headers={"content-type": "application/json"}), 400, 422)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("messages", {"messages": None}),
+        ("messages", {"messages": "Say hello."}),
+        ("max_tokens", {"max_tokens": -1}),
+        ("max_tokens", {"max_tokens": "many"}),
+        ("temperature", {"temperature": -1}),
+    ],
+    ids=["missing-messages", "text-for-messages", "negative-limit", "text-for-limit", "negative-temperature"],
+)
+def test_a_field_that_cannot_be_is_refused_by_name(endpoint: Client, field: str, change: dict[str, Any]) -> None:
+    """A missing, mistyped or impossible field gives 400 (or 422), and the error names the field.
+
+    Silently taking a default instead gives an answer to a question that was not asked.
+    """
+    body = {**endpoint.chat_body("Say hello.", max_tokens=2), **change}
+    body = {key: value for key, value in body.items() if value is not None}
+    response = endpoint.raw("POST", CHAT, json=body)
+    message = refused(response, 400, 422)
+    named = f"{message} {response.json()['error'].get('param')}"
+    assert field in named, f"the error does not name {field}: {message!r}"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
+def test_a_prompt_over_the_context_length_is_refused(endpoint: Client, path: str, stream: bool) -> None:
+    """A prompt longer than ``max_model_len`` gives 400 (or 413, 422), and the error names the limit.
+
+    A server that cuts the prompt instead answers from half of the document, with status 200.
+    """
+    limit = endpoint.tokenize("x").max_model_len
+    assert limit, "/tokenize states no max_model_len"
+    text = "word " * (limit + 16)
+    assert endpoint.tokenize(text).count > limit, f"{limit + 16} words are at most {limit} tokens: no over-long prompt"
+    parameters = {"max_tokens": 2, "stream": stream}
+    body = endpoint.chat_body(text, **parameters) if path == CHAT else endpoint.completion_body(text, **parameters)
+    message = refused(endpoint.raw("POST", path, json=body), 400, 413, 422)
+    assert str(limit) in message, f"the error does not name the limit of {limit} tokens: {message!r}"
+
+
+def test_the_server_answers_after_refusing(endpoint: Client) -> None:
+    """On one connection, a good request right after a refused one is answered.
+
+    An engine that a bad request kills, or a connection left in a broken state, makes one user's mistake everybody's.
+    """
+    refused(endpoint.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=-1)), 400, 422)
+    answer = endpoint.chat("Say hello.", temperature=0, max_tokens=4, ignore_eos=True)
+    assert answer.text, f"after a refused request, an answer without text: {answer.body}"
+    endpoint.health()

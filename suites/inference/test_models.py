@@ -1,0 +1,33 @@
+"""The endpoint serves the model that it should, as large as it should."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vllm_stage.serving.client import Client
+
+
+@pytest.mark.smoke
+def test_the_served_model_is_listed(endpoint: Client) -> None:
+    """``/v1/models`` names the model under the name that clients send.
+
+    A route that leads to another service, or a served name that was changed, shows here first: every client that looks
+    up its model finds nothing.
+    """
+    served = [card["id"] for card in endpoint.models()]
+    assert endpoint.target.model in served, f"{endpoint.target.model} is not served here; served: {served}"
+
+
+def test_the_context_length_is_the_declared_one(endpoint: Client) -> None:
+    """The model list, the tokenizer endpoint and the declaration agree on ``max_model_len``.
+
+    A smaller one refuses prompts that users were promised; a larger one takes memory from the KV cache of all requests.
+    """
+    card = next(card for card in endpoint.models() if card["id"] == endpoint.target.model)
+    listed = card.get("max_model_len")
+    assert isinstance(listed, int), f"/v1/models states no max_model_len for {card['id']}: {listed!r}"
+    assert listed > 0, f"/v1/models states max_model_len {listed}"
+    tokenizers = endpoint.tokenize("x").max_model_len
+    assert tokenizers == listed, f"/tokenize says max_model_len {tokenizers}, /v1/models says {listed}"
+    declared = endpoint.target.max_model_len
+    assert declared in (None, listed), f"declared is max_model_len {declared}, served is {listed}"

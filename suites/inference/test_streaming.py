@@ -1,0 +1,99 @@
+"""A stream is the same answer, sooner: complete, in order, while it is generated, and with an end that shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vllm_stage.serving.answers import DONE
+from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.pace import pace_of
+
+#: A hop that buffers does so every time; a busy machine does not hold a stream back three times running.
+PACE_ATTEMPTS = 3
+
+
+def test_a_stream_says_what_the_plain_answer_says(endpoint: Client, counting: str) -> None:
+    """At temperature 0 the deltas of the stream, put together, are the plain answer.
+
+    A hop that loses, repeats or reorders events, or cuts a character in two, changes the text that users read.
+    """
+    parameters = {"temperature": 0, "max_tokens": 24}
+    plain = endpoint.chat(counting, **parameters)
+    streamed = endpoint.stream_chat(counting, **parameters).read()
+    assert streamed.text == plain.text, f"streamed: {streamed.text!r}\n   plain: {plain.text!r}"
+
+
+def test_a_streamed_completion_says_what_the_plain_one_says(endpoint: Client) -> None:
+    """The same for ``/v1/completions``, which has chunks of another shape."""
+    prompt, parameters = "1, 2, 3, 4, 5, 6, 7, 8,", {"temperature": 0, "max_tokens": 16, "ignore_eos": True}
+    plain = endpoint.completion(prompt, **parameters)
+    streamed = endpoint.stream_completion(prompt, **parameters).read()
+    assert plain.text, "16 tokens were asked for with the end of text switched off, and no text came"
+    assert streamed.text == plain.text, f"streamed: {streamed.text!r}\n   plain: {plain.text!r}"
+
+
+def test_a_stream_arrives_while_it_is_generated(endpoint: Client, counting: str) -> None:
+    """The pieces of a long answer arrive over a good part of the time that the answer takes.
+
+    A proxy that buffers makes a chat stand still and then jump: a stream in form only, whose time to first token is its
+    whole latency. What is fast is judged by the answer's own duration, so a slow machine does not fail this.
+    """
+    for _ in range(PACE_ATTEMPTS):
+        answer = endpoint.stream_chat(counting, temperature=0, max_tokens=40, ignore_eos=True).read()
+        pace = pace_of(answer)
+        if pace.incremental:
+            return
+    pytest.fail(f"{pace.symptom} ({PACE_ATTEMPTS} streams of {PACE_ATTEMPTS})")
+
+
+@pytest.mark.smoke
+def test_a_stream_ends_with_done(endpoint: Client) -> None:
+    """``[DONE]`` is the last event, comes once, and nothing is left unfinished behind it.
+
+    It is all that tells a complete answer from one that a proxy's timeout cut off: without it a client waits, or takes
+    half an answer for the whole.
+    """
+    answer = endpoint.stream_chat("Say hello.", temperature=0, max_tokens=8).read()
+    data = [event.data for event in answer.events]
+    assert data, "the stream had no event at all"
+    assert DONE in data, f"the stream ended without [DONE]; its last event was {data[-1][:200]}"
+    assert data.count(DONE) == 1, f"[DONE] came {data.count(DONE)} times"
+    assert data[-1] == DONE, f"{len(data) - 1 - data.index(DONE)} events came after [DONE]"
+    assert not answer.unfinished.strip(), f"an event was left unfinished after [DONE]: {answer.unfinished[:200]!r}"
+
+
+def test_a_stream_is_of_one_piece(endpoint: Client) -> None:
+    """All chunks carry one id and the model's name, the first says the role, and one finish reason follows the text.
+
+    Clients put chunks together by id and stop reading at the finish reason: text after it is lost, a foreign id is
+    another user's answer.
+    """
+    answer = endpoint.stream_chat("Say hello.", temperature=0, max_tokens=8).read()
+    ids, models = {chunk.get("id") for chunk in answer.chunks}, {chunk.get("model") for chunk in answer.chunks}
+    assert len(ids) == 1, f"the chunks of one stream carry {len(ids)} ids: {sorted(map(str, ids))}"
+    assert models == {endpoint.target.model}, (
+        f"asked {endpoint.target.model}, the chunks name {sorted(map(str, models))}"
+    )
+    role = answer.chunks[0]["choices"][0]["delta"].get("role")
+    assert role == "assistant", f"the first delta gives the role {role!r}"
+    choices = [choice for chunk in answer.chunks for choice in chunk["choices"]]
+    assert len(answer.finish_reasons) == 1, f"the stream gave finish reasons {answer.finish_reasons}; one is due"
+    assert choices[-1].get("finish_reason"), "text came after the finish reason"
+
+
+def test_a_stream_carries_usage_when_asked(endpoint: Client) -> None:
+    """With ``include_usage`` one last chunk reports the token counts, the same as the plain answer's; without it, none.
+
+    Streams are billed and rate-limited by this chunk.
+    """
+    parameters = {"temperature": 0, "max_tokens": 8}
+    plain = endpoint.chat("Say hello.", **parameters).usage
+    asked = endpoint.stream_chat("Say hello.", stream_options={"include_usage": True}, **parameters).read()
+    unasked = endpoint.stream_chat("Say hello.", **parameters).read()
+    assert len(asked.usage_chunks) == 1, f"usage was asked for, {len(asked.usage_chunks)} chunks carry it"
+    (chunk,) = asked.usage_chunks
+    assert chunk is asked.chunks[-1], "text chunks came after the usage chunk"
+    assert chunk.get("choices") == [], f"the usage chunk must have no choices, it has {chunk.get('choices')}"
+    streamed = plain.of(chunk)
+    assert streamed == plain, f"streamed: {streamed}, plain: {plain}"
+    assert not unasked.usage_chunks, "usage was not asked for, and came"

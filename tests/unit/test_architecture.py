@@ -1,0 +1,73 @@
+"""Imports point downward only, no module is long, and what is public is documented where a user looks."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "pytest_vllm_stage"
+
+#: From the top down; a module imports from its own layer and from those below. Names are packages or modules.
+LAYERS = (
+    ("plugin", "fixtures"),
+    ("session",),
+    ("report",),
+    ("registry", "storage"),
+    ("slo",),
+    ("load",),
+    ("sim", "serving"),
+    ("stage",),
+    ("engine", "cluster"),
+    ("config",),
+    ("profile",),
+    ("options", "waiting"),
+    ("journal", "paths", "secret"),
+    ("errors", "__init__"),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def layer_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The layers that a module imports from, imports inside functions and for annotations included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                if parts[0] == PACKAGE.name:
+                    yield parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_the_walk_sees_the_package() -> None:
+    assert len(modules()) > 20
+    assert "session" in set(imports(PACKAGE / "plugin.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downward(path: Path) -> None:
+    own = RANK[layer_of(path)]
+    upward = sorted(name for name in imports(path) if RANK.get(name, own) < own)
+    assert not upward, f"{path.name} imports from layers above its own: {upward}"
+
+
+def test_every_layer_is_declared() -> None:
+    assert {layer_of(path) for path in modules()} <= set(RANK)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_has_two_jobs(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
