@@ -1,0 +1,143 @@
+"""What a fresh cluster gets before anyone uses it: storage, and KServe's types, configuration and webhooks."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_stage.cluster.local import kserve_files
+from pytest_vllm_stage.cluster.local.api import Api
+from pytest_vllm_stage.cluster.local.layout import MOUNTS, WEBHOOK_PORT, Layout
+from pytest_vllm_stage.cluster.local.pki import NODE_NAME
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+Object = dict[str, Any]
+
+STORAGE_CLASS = "vllm-stage-local"
+VOLUMES = 6
+VOLUME_SIZE = "5Gi"
+KSERVE_NAMESPACE = "kserve"
+
+_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_HOOKS = "/apis/admissionregistration.k8s.io/v1"
+
+
+def storage_class() -> Object:
+    """The default StorageClass; nothing provisions, so what binds is one of the volumes below."""
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {
+            "name": STORAGE_CLASS,
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
+
+
+def volume_name(number: int) -> str:
+    """Name of a PersistentVolume and of the folder that backs it."""
+    return f"vllm-stage-{number}"
+
+
+def persistent_volume(number: int) -> Object:
+    """One PersistentVolume, backed by a folder that pods' mount namespaces see."""
+    node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": volume_name(number)},
+        "spec": {
+            "capacity": {"storage": VOLUME_SIZE},
+            "accessModes": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": STORAGE_CLASS,
+            "hostPath": {"path": str(MOUNTS / "volumes" / volume_name(number)), "type": "Directory"},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [node]}]}},
+        },
+    }
+
+
+def kserve_config(original: Object) -> Object:
+    """KServe's ConfigMap, changed where its defaults need Knative or an ingress."""
+    config = copy.deepcopy(original)
+    data = config["data"]
+    _change(data, "deploy", {"defaultDeploymentMode": "Standard"})
+    _change(data, "ingress", {"disableIngressCreation": True, "disableIstioVirtualHost": True})
+    _change(data, "service", {"serviceClusterIPNone": False})
+    config["metadata"]["namespace"] = KSERVE_NAMESPACE
+    return config
+
+
+def _change(data: dict[str, str], section: str, fields: Object) -> None:
+    data[section] = json.dumps({**json.loads(data.get(section, "{}")), **fields}, indent=2)
+
+
+def kserve_webhooks(originals: list[Object], address: str, ca: bytes) -> list[Object]:
+    """KServe's webhook configurations, merged by kind and name, pointing at the manager's process."""
+    merged: dict[tuple[str, str], Object] = {}
+    for original in copy.deepcopy(originals):
+        for hook in original["webhooks"]:
+            path = hook["clientConfig"]["service"]["path"]
+            url = f"https://{address}:{WEBHOOK_PORT}{path}"
+            hook["clientConfig"] = {"url": url, "caBundle": base64.b64encode(ca).decode()}
+        key = (original["kind"], original["metadata"]["name"])
+        if key in merged:
+            merged[key]["webhooks"] += original["webhooks"]
+        else:
+            merged[key] = original
+    return list(merged.values())
+
+
+def apply_storage(api: Api) -> None:
+    """Create the StorageClass and its volumes."""
+    api.create("/apis/storage.k8s.io/v1/storageclasses", storage_class())
+    for number in range(1, VOLUMES + 1):
+        api.create("/api/v1/persistentvolumes", persistent_volume(number))
+
+
+def apply_kserve(api: Api, layout: Layout, files: Path, journal: Journal) -> None:
+    """Create what KServe's manager needs to start, then let it start.
+
+    Args:
+        api: The API server.
+        layout: The cluster's layout.
+        files: The folder with KServe's files.
+        journal: Takes the waits.
+    """
+    api.create("/api/v1/namespaces", {"metadata": {"name": KSERVE_NAMESPACE}})
+    config = kserve_config(kserve_files.config_map(files))
+    api.create(f"/api/v1/namespaces/{KSERVE_NAMESPACE}/configmaps", config)
+    crds = kserve_files.crds(files)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(lambda crd: api.create(_CRDS, crd), sorted(crds, key=lambda crd: -len(str(crd)))))
+    names = [crd["metadata"]["name"] for crd in crds]
+    wait_until(
+        "customresourcedefinitions of KServe condition=Established",
+        lambda: _established(api, names),
+        timeout_s=60,
+        journal=journal,
+        interval_s=0.2,
+        error=EnvironmentUnfit,
+    )
+    layout.kserve_gate.touch()
+    ca = Path(layout.pki.certificate("ca")).read_bytes()
+    for hook in kserve_webhooks(kserve_files.webhooks(files), str(layout.addresses.node), ca):
+        api.create(f"{_HOOKS}/{hook['kind'].lower()}s", hook)
+
+
+def _established(api: Api, names: list[str]) -> Observation:
+    waiting = [name for name in names if not _is_established(api.get(f"{_CRDS}/{name}"))]
+    return Observation(not waiting, f"{len(names) - len(waiting)} of {len(names)} established")
+
+
+def _is_established(crd: Object) -> bool:
+    conditions = crd.get("status", {}).get("conditions") or []
+    return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)

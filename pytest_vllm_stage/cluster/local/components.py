@@ -1,0 +1,237 @@
+"""Builds the cluster's programs once, from Go modules pinned by ``go.sum``, into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pytest_vllm_stage.cluster.local import gotool, kserve_files
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.paths import PACKAGE, cache_dir
+from pytest_vllm_stage.waiting import PROGRESS_INTERVAL_S
+
+MODULES = PACKAGE / "cluster" / "modules"
+#: Unoptimised code compiles in half the time, and one node has little to do.
+_FLAGS = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-gcflags=all=-N -l")
+#: Static programs: they run in an empty image, and no C compiler is needed.
+_ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class Component:
+    """What is built together.
+
+    Attributes:
+        name: The folder of its ``go.mod``.
+        module: The module that gives its version; empty for our own code.
+        programs: Program name to the package that is built for it.
+        variables: What the linker sets; ``{version}`` stands for the version.
+        more_files: Puts further files of the module's folder beside the programs.
+    """
+
+    name: str
+    module: str
+    programs: dict[str, str]
+    variables: tuple[str, ...] = ()
+    more_files: Callable[[Path, Path], None] | None = None
+
+    @property
+    def source(self) -> Path:
+        """The folder with ``go.mod``."""
+        return MODULES / self.name
+
+    @property
+    def version(self) -> str:
+        """The pinned version; empty for our own code."""
+        if not self.module:
+            return ""
+        lines = (self.source / "go.mod").read_text(encoding="utf-8").splitlines()
+        return next(line.split()[1] for line in lines if line.strip().startswith(f"{self.module} v"))
+
+    @property
+    def linker_flags(self) -> str:
+        """No debug symbols, and the version where the program reports one."""
+        settings = [f"-X {variable.format(version=self.version)}" for variable in self.variables]
+        return " ".join(["-s -w", *settings])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the built programs would."""
+        digest = hashlib.sha256(json.dumps([self.programs, self.linker_flags, _FLAGS, _ENVIRONMENT]).encode())
+        for path in sorted(self.source.rglob("*")):
+            if path.is_file():
+                digest.update(path.name.encode() + path.read_bytes())
+        if self.more_files:
+            digest.update(kserve_files.FORMAT.encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where the built programs lie."""
+        return cache_dir() / "components" / f"{self.name}-{self.fingerprint}"
+
+
+_KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+_KUBERNETES_VERSION = tuple(
+    f"k8s.io/{package}/version.{setting}"
+    for package in ("component-base", "client-go/pkg")
+    for setting in ("gitVersion={version}", "gitMajor=1", "gitMinor=34", "gitTreeState=clean")
+)
+
+COMPONENTS = (
+    Component("glue", "", {"pause": "./pause"}),
+    Component("etcd", "go.etcd.io/etcd/server/v3", {"etcd": "go.etcd.io/etcd/server/v3"}),
+    Component(
+        "kubernetes",
+        "k8s.io/kubernetes",
+        {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES},
+        _KUBERNETES_VERSION,
+    ),
+    Component("coredns", "github.com/coredns/coredns", {"coredns": "github.com/coredns/coredns"}),
+    Component(
+        "kserve",
+        "github.com/kserve/kserve",
+        {"kserve-manager": "github.com/kserve/kserve/cmd/manager"},
+        more_files=kserve_files.copy,
+    ),
+    Component("minio", "github.com/minio/minio", {"minio": "github.com/minio/minio"}),
+)
+
+
+def ensure(journal: Journal, names: Iterable[str] | None = None) -> dict[str, Path]:
+    """Build what the cache lacks.
+
+    Args:
+        journal: Takes a phase for each component that is built.
+        names: Components to look at; all by default.
+
+    Returns:
+        Program name to path.
+
+    Raises:
+        EnvironmentUnfit: no Go, or a build failed; it shows the last lines and names the log.
+    """
+    wanted = [component for component in COMPONENTS if names is None or component.name in names]
+    missing = [component for component in wanted if not component.folder.exists()]
+    if missing:
+        go_mods = [(component.source / "go.mod").read_text(encoding="utf-8") for component in missing]
+        go = gotool.find(gotool.needed(go_mods), journal)
+        for component in missing:
+            _ensure(component, go, journal)
+    return {program: component.folder / program for component in wanted for program in component.programs}
+
+
+def versions() -> dict[str, str]:
+    """Component name to pinned version."""
+    return {component.name: component.version for component in COMPONENTS if component.module}
+
+
+def _ensure(component: Component, go: Path, journal: Journal) -> None:
+    folder = component.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f"{component.name}.lock")
+    _acquire(lock, component, journal)
+    try:
+        if folder.exists():
+            return
+        for torn in folder.parent.glob(f".building-{component.name}-*"):
+            shutil.rmtree(torn)
+        draft = folder.with_name(f".building-{folder.name}")
+        with journal.phase(f"build {component.name} {component.version}".strip()):
+            _build(component, go, draft, journal)
+        draft.rename(folder)
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, component: Component, journal: Journal) -> None:
+    started = time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=PROGRESS_INTERVAL_S if time.monotonic() - started > 1 else 1)
+            return
+        except Timeout:
+            waited_s = time.monotonic() - started
+            journal.say(f"build {component.name}: another run builds it; waiting ({waited_s:.0f} s)")
+
+
+def _build(component: Component, go: Path, draft: Path, journal: Journal) -> None:
+    draft.mkdir()
+    log = draft.parent / f"{component.name}.log"
+    by_package: dict[str, str] = {package: program for program, package in component.programs.items()}
+    command = [str(go), "build", "-v", *_FLAGS, f"-ldflags={component.linker_flags}"]
+    if len(by_package) == 1:
+        command += ["-o", str(draft / next(iter(component.programs)))]
+    else:
+        command += ["-o", f"{draft}/"]
+    _run(component, [*command, *by_package], log, journal)
+    if component.more_files:
+        command = [str(go), "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", component.module]
+        result = subprocess.run(
+            command, cwd=component.source, capture_output=True, text=True, check=True, env=_environment()
+        )
+        component.more_files(Path(result.stdout.strip()), draft)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, **_ENVIRONMENT}
+
+
+def _run(component: Component, command: list[str], log: Path, journal: Journal) -> None:
+    """Run a build, and say from time to time how far it is."""
+    started = said_at = time.monotonic()
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [*_dying_with_us(), *command],
+            cwd=component.source,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_environment(),
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                if time.monotonic() - said_at >= PROGRESS_INTERVAL_S:
+                    said_at = time.monotonic()
+                    journal.say(f"build {component.name}: {said_at - started:.0f} s, {_progress(log)}")
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode:
+        tail = "\n  ".join(_tail(log, _LOG_LINES))
+        raise EnvironmentUnfit(
+            f"build of {component.name} failed (go build exited with {process.returncode})\n  {tail}\n  log: {log}",
+            hint="a failed download heals by running again",
+        )
+
+
+def _dying_with_us() -> list[str]:
+    """Put before a command so that it, and all that it starts, is killed when this process is."""
+    command = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    if command and os.geteuid() == 0:
+        command += ["unshare", "--pid", "--fork", "--kill-child"]
+    return command
+
+
+def _progress(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return f"{len(lines)} packages compiled, at {lines[-1]}" if lines else "finding modules"
+
+
+def _tail(log: Path, count: int) -> list[str]:
+    with log.open(encoding="utf-8", errors="replace") as file:
+        return [line.rstrip() for line in deque(file, count)]

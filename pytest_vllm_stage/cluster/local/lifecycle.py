@@ -1,0 +1,292 @@
+"""Start, keep, stop and sweep local clusters."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.cluster.local import bootstrap, components, files, images, locking, packages, pki, removal
+from pytest_vllm_stage.cluster.local import network as networks
+from pytest_vllm_stage.cluster.local import record as records
+from pytest_vllm_stage.cluster.local.api import Api
+from pytest_vllm_stage.cluster.local.layout import SHADOWED, Layout
+from pytest_vllm_stage.cluster.local.locking import Seat
+from pytest_vllm_stage.cluster.local.process import ProcessRef
+from pytest_vllm_stage.cluster.local.programs import Mount, Plan, all_programs
+from pytest_vllm_stage.cluster.local.readiness import Watch
+from pytest_vllm_stage.cluster.local.record import Record
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.paths import PACKAGE
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+_STOP_S = 60.0
+
+
+def start(
+    *, run_id: str, lifeline_pid: int, mounts: dict[str, Path], journal: Journal, wait_s: float = 0.0
+) -> ClusterFacts:
+    """Make a one-node Kubernetes with KServe on this machine and wait until it can be used.
+
+    Args:
+        run_id: The run that it is for.
+        lifeline_pid: The cluster ends when this process does, unless it is kept.
+        mounts: Name to folder of this machine; pods' hostPath volumes see it read-only at ``/mnt/vllm-stage/NAME``.
+        journal: Takes the phases and waits.
+        wait_s: Seconds to wait while another cluster is in use on this machine.
+
+    Returns:
+        What the layers above need.
+
+    Raises:
+        EnvironmentUnfit: the machine cannot carry a cluster, another one is in use, or a program does not get ready;
+            nothing is left of the attempt but its logs.
+    """
+    if os.geteuid() != 0:
+        raise EnvironmentUnfit(
+            "a local cluster needs root (namespaces, cgroups, containerd)",
+            hint="run as root, or name a cluster: --stage-cluster=kubeconfig --stage-context=NAME",
+        )
+    packages.ensure(journal)
+    paths = components.ensure(journal)
+    archives = images.ensure(images.stage_images(paths))
+    seat = locking.acquire(journal, wait_s=wait_s)
+    try:
+        _sweep(journal, seat)
+        with locking.mutex():
+            record = _intend(run_id, lifeline_pid, seat)
+        _prepare(record, paths, archives, mounts)
+        _spawn(record, seat)
+    finally:
+        seat.close()
+    return _bring_up(record, paths, journal)
+
+
+def _intend(run_id: str, lifeline_pid: int, seat: Seat) -> Record:
+    """Write down what is going to be made, before any of it is."""
+    lifeline = ProcessRef.of(lifeline_pid)
+    if lifeline is None:
+        raise EnvironmentUnfit(f"process {lifeline_pid}, with which the cluster is to end, has ended already")
+    cluster_id = records.new_id()
+    state_dir = records.clusters_dir() / cluster_id
+    taken = [IPv4Network(living.block) for living in locking.living()]
+    record = Record(
+        id=cluster_id,
+        run_id=run_id,
+        command=records.command_line(),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        state_dir=str(state_dir),
+        block=str(networks.choose(networks.taken() + taken)),
+        starter=locking.this_process(),
+        lifeline=lifeline,
+        made_dirs=tuple(str(folder) for folder in SHADOWED.values() if not folder.exists()),
+    )
+    seat.note(state_dir)
+    state_dir.mkdir(parents=True, mode=0o700)
+    record.save()
+    return record
+
+
+def _prepare(record: Record, paths: dict[str, Path], archives: list[Path], mounts: dict[str, Path]) -> None:
+    """Write everything that the cluster's processes read."""
+    layout = Layout.of(record)
+    cni_dir = packages.cni_dir()
+    assert cni_dir is not None  # noqa: S101 packages.ensure saw it
+    pki.create(layout.state_dir / "pki", layout.addresses)
+    files.write_all(layout, cni_dir)
+    layout.logs.mkdir()
+    certificates = layout.state_dir / "kserve" / "k8s-webhook-server" / "serving-certs"
+    certificates.mkdir(parents=True)
+    shutil.copy(layout.pki.certificate("kserve"), certificates / "tls.crt")
+    shutil.copy(layout.pki.key("kserve"), certificates / "tls.key")
+    for number in range(1, bootstrap.VOLUMES + 1):
+        volume = layout.volumes / bootstrap.volume_name(number)
+        volume.mkdir(parents=True)
+        # Any user of any pod may write, as with a volume that a provisioner made.
+        volume.chmod(0o777)
+    plan = Plan(
+        mounts=_mounts(layout, mounts),
+        programs=all_programs(layout, paths, archives),
+        node=f"{layout.addresses.node}/30",
+        ca_file=layout.pki.certificate("ca"),
+        logs=str(layout.logs),
+        state=str(layout.programs),
+    )
+    records.write_atomically(layout.plan, plan.to_json())
+
+
+def _mounts(layout: Layout, mounts: dict[str, Path]) -> tuple[Mount, ...]:
+    """Shadows first, since the named folders appear in one of them."""
+    shadows = layout.state_dir / "shadows"
+    planned = []
+    for name, target in SHADOWED.items():
+        (shadows / name).mkdir(parents=True)
+        planned.append(Mount(str(shadows / name), str(target), read_only=False))
+    seen = {"volumes": layout.volumes, **mounts}
+    for name, source in seen.items():
+        (shadows / "mnt" / name).mkdir()
+        planned.append(Mount(str(source), str(SHADOWED["mnt"] / name), read_only=name != "volumes"))
+    return tuple(planned)
+
+
+def _spawn(record: Record, seat: Seat) -> None:
+    """Start the supervisor with the seat; it has left this process's family when this returns."""
+    log = os.open(record.path / "logs" / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    environment = {
+        **{key: os.environ[key] for key in ("VLLM_STAGE_CACHE_DIR", "XDG_CACHE_HOME", "HOME") if key in os.environ},
+        "PATH": packages.SYSTEM_PATH,
+        "PYTHONPATH": str(PACKAGE.parent),
+    }
+    command = [sys.executable, "-m", "pytest_vllm_stage.cluster.local.supervisor", record.state_dir]
+    try:
+        subprocess.run(
+            [*command, str(seat.descriptor)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[seat.descriptor],
+            env=environment,
+            cwd="/",
+            check=True,
+        )
+    finally:
+        os.close(log)
+
+
+def _bring_up(record: Record, paths: dict[str, Path], journal: Journal) -> ClusterFacts:
+    layout = Layout.of(record)
+    try:
+        with journal.phase("cluster: start"):
+            version = _wait_ready(layout, paths["kserve-manager"].parent, journal)
+    except BaseException as error:
+        stop(layout.state_dir, journal)
+        if isinstance(error, EnvironmentUnfit):
+            raise _with_logs_moved(error, layout) from error
+        raise
+    return ClusterFacts(
+        kind="local",
+        kubeconfig=str(layout.kubeconfig),
+        context=files.CONTEXT,
+        kubernetes_version=version,
+        kubectl=str(paths["kubectl"]),
+        reaches_services=True,
+        owned=True,
+        state_dir=str(layout.state_dir),
+        versions=components.versions(),
+    )
+
+
+def _with_logs_moved(error: EnvironmentUnfit, layout: Layout) -> EnvironmentUnfit:
+    """The same error, naming the logs where they are now that the cluster's folder is gone."""
+    moved = str(removal.logs_dir() / layout.state_dir.name)
+    return EnvironmentUnfit(error.message.replace(str(layout.logs), moved), hint=error.hint)
+
+
+def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
+    """Wait for the programs in the order in which one needs another; apply what a fresh cluster gets meanwhile."""
+    watch = Watch(layout, journal)
+    watch.program("kube-apiserver", timeout_s=60)
+    api = Api(layout)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        tasks: list[Future[None]] = [
+            pool.submit(bootstrap.apply_storage, api),
+            pool.submit(partial(bootstrap.apply_kserve, api, layout, kserve, journal)),
+        ]
+        watch.node(api, timeout_s=60)
+        for task in tasks:
+            task.result()
+    for name in ("images", "coredns", "kube-proxy", "kserve-manager"):
+        watch.program(name, timeout_s=60)
+    watch.record_times()
+    return str(api.get("/version")["gitVersion"])
+
+
+def keep(facts: ClusterFacts) -> None:
+    """Let a cluster outlive the process that it was made for.
+
+    Raises:
+        EnvironmentUnfit: it has ended or is ending.
+    """
+    record = _of(facts.state_dir)
+    if record is None or record.supervisor is None:
+        raise EnvironmentUnfit(f"cannot keep the local cluster {facts.state_dir}: it has ended")
+    (record.path / records.KEEP_FILE).touch()
+    record.supervisor.signal(signal.SIGUSR1)
+    _wait_record(record, "kept", lambda now: now.kept)
+
+
+def _of(state_dir: str | None) -> Record | None:
+    return records.load(Path(state_dir)) if state_dir else None
+
+
+def _wait_record(record: Record, what: str, done: Callable[[Record], bool]) -> None:
+    def look() -> Observation:
+        now = records.load(record.path)
+        if now is None or now.phase == "ending":
+            return Observation(False, "ending", "the cluster ends")
+        return Observation(done(now), now.phase)
+
+    wait_until(
+        f"local cluster {record.id} {what}",
+        look,
+        timeout_s=10,
+        journal=Journal(),
+        interval_s=0.05,
+        error=EnvironmentUnfit,
+    )
+
+
+def stop(state_dir: Path | str, journal: Journal) -> list[str]:
+    """End a cluster and remove everything of it.
+
+    Args:
+        state_dir: The cluster's folder.
+        journal: Takes the phase.
+
+    Returns:
+        A line for each thing that could not be removed; normally empty.
+    """
+    record = records.load(Path(state_dir))
+    with journal.phase("cluster: stop"):
+        if record and record.supervisor:
+            record.supervisor.signal(signal.SIGTERM)
+            if not record.supervisor.wait(_STOP_S):
+                record.supervisor.signal(signal.SIGKILL)
+        left = removal.remove_dead().left
+        return [*left, *(removal.remaining_of(record) if record else [])]
+
+
+def sweep(journal: Journal) -> list[str]:
+    """Remove what dead runs left on this machine; a cluster in use is not touched.
+
+    Returns:
+        A line for each thing that was removed.
+    """
+    for record in locking.living():
+        if record.supervisor and locking.is_ending(record):
+            record.supervisor.wait(locking.ENDING_S)
+    return _sweep(journal, None)
+
+
+def _sweep(journal: Journal, own: Seat | None) -> list[str]:
+    done = removal.remove_dead(own)
+    for line in done.removed:
+        journal.event("swept", line)
+    if done.left:
+        raise EnvironmentUnfit("a dead local cluster cannot be removed:\n  " + "\n  ".join(done.left))
+    return done.removed
+
+
+def running() -> list[Record]:
+    """The clusters that live on this machine."""
+    return locking.living()

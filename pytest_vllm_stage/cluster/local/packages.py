@@ -1,0 +1,76 @@
+"""The programs that a distribution ships: looked for by name, installed by ``apt-get`` where they are missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+
+#: Program to the Debian package that ships it.
+PROGRAMS = {
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "runc": "runc",
+    "iptables": "iptables",
+    "ip": "iproute2",
+    "openssl": "openssl",
+    "mount": "mount",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+}
+_CNI_PLUGINS = ("ptp", "host-local", "loopback")
+_CNI_PACKAGE = "containernetworking-plugins"
+_CNI_DIRS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
+#: Where programs of root are; a plain user's PATH may lack them.
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def cni_dir() -> Path | None:
+    """The folder with the CNI plugins; None where no folder has them all."""
+    for folder in _CNI_DIRS:
+        if all((folder / plugin).exists() for plugin in _CNI_PLUGINS):
+            return folder
+    return None
+
+
+def missing() -> dict[str, str]:
+    """What is not there: program (or plugin) to package."""
+    absent = {program: package for program, package in PROGRAMS.items() if not shutil.which(program, path=SYSTEM_PATH)}
+    if cni_dir() is None:
+        absent[f"CNI plugins {', '.join(_CNI_PLUGINS)}"] = _CNI_PACKAGE
+    return absent
+
+
+def ensure(journal: Journal) -> None:
+    """Install what is missing.
+
+    Raises:
+        EnvironmentUnfit: something is missing and cannot be installed; it names all of it.
+    """
+    absent = missing()
+    if not absent:
+        return
+    names = sorted(set(absent.values()))
+    command = f"apt-get install --no-install-recommends {' '.join(names)}"
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise EnvironmentUnfit(
+            f"missing for a local cluster: {', '.join(sorted(absent))}", hint=f"as root: {command} (or your system's)"
+        )
+    with journal.phase(f"install {' '.join(names)}"):
+        _apt("update")
+        _apt("install", "--yes", "--no-install-recommends", *names)
+    if absent := missing():
+        raise EnvironmentUnfit(f"still missing after {command}: {', '.join(sorted(absent))}")
+
+
+def _apt(*arguments: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    result = subprocess.run(["apt-get", *arguments], capture_output=True, text=True, check=False, env=environment)
+    if result.returncode:
+        tail = (result.stdout + result.stderr).strip()[-1000:]
+        raise EnvironmentUnfit(f"apt-get {' '.join(arguments)} exited with {result.returncode}\n  {tail}")

@@ -1,0 +1,115 @@
+"""Waits for a cluster's programs and its node, and tells why one does not get ready."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_vllm_stage.cluster.local import record as records
+from pytest_vllm_stage.cluster.local import status
+from pytest_vllm_stage.cluster.local.api import Api, Refused
+from pytest_vllm_stage.cluster.local.layout import Layout
+from pytest_vllm_stage.cluster.local.pki import NODE_NAME
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+_INTERVAL_S = 0.1
+_LOG_LINES = 12
+
+
+class Watch:
+    """Looks at one cluster while it starts.
+
+    Args:
+        layout: The cluster's layout.
+        journal: Takes the waits.
+    """
+
+    def __init__(self, layout: Layout, journal: Journal) -> None:
+        self._layout = layout
+        self._journal = journal
+
+    def program(self, name: str, timeout_s: float) -> None:
+        """Wait until a program is ready.
+
+        Raises:
+            EnvironmentUnfit: it ended too often, or was not ready in time; with the last lines of its log.
+        """
+        self._wait(name, f"{name} ready", lambda: self._look_at_program(name), timeout_s)
+
+    def node(self, api: Api, timeout_s: float) -> None:
+        """Wait until the node is Ready.
+
+        Raises:
+            EnvironmentUnfit: it was not; with the last lines of the kubelet's log.
+        """
+        self._wait("kubelet", f"node/{NODE_NAME} condition=Ready", lambda: self._look_at_node(api), timeout_s)
+
+    def record_times(self) -> None:
+        """Put into the journal when each program was started and ready, in seconds since the first was started."""
+        states = status.read(self._layout.programs)
+        started = [state.started_at for state in states.values() if state.started_at]
+        for name, state in states.items():
+            if state.started_at and state.ready_at:
+                self._journal.event(
+                    "component",
+                    name,
+                    started_s=round(state.started_at - min(started), 3),
+                    ready_s=round(state.ready_at - min(started), 3),
+                    starts=state.starts,
+                )
+
+    def _wait(self, name: str, what: str, look: Callable[[], Observation], timeout_s: float) -> None:
+        try:
+            wait_until(
+                what,
+                look,
+                timeout_s=timeout_s,
+                journal=self._journal,
+                interval_s=_INTERVAL_S,
+                error=EnvironmentUnfit,
+            )
+        except EnvironmentUnfit as error:
+            tail = "" if "\n  log: " in error.message else self._tail(name)
+            raise EnvironmentUnfit(f"local cluster: {error.message}{tail}", hint=error.hint) from None
+
+    def _look_at_program(self, name: str) -> Observation:
+        states = status.read(self._layout.programs)
+        state = states.get(name, status.ProgramState())
+        return Observation(state.ready_at is not None, state.describe(), self._fatal(states))
+
+    def _look_at_node(self, api: Api) -> Observation:
+        fatal = self._fatal(status.read(self._layout.programs))
+        try:
+            node = api.get(f"/api/v1/nodes/{NODE_NAME}")
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return Observation(False, "not registered", fatal)
+        ready = next(item for item in node["status"]["conditions"] if item["type"] == "Ready")
+        return Observation(ready["status"] == "True", str(ready["message"]), fatal)
+
+    def _fatal(self, states: dict[str, status.ProgramState]) -> str | None:
+        """Why waiting is in vain: a program failed for good, or the cluster ends."""
+        for name, state in states.items():
+            if state.failed:
+                return f"{name} {state.describe()}{self._tail(name)}"
+        record = records.load(self._layout.state_dir)
+        if record is None or record.phase == "ending" or not (record.supervisor and record.supervisor.alive()):
+            return f"the cluster ended: {record.reason if record else 'its folder is gone'}{self._tail('supervisor')}"
+        return None
+
+    def _tail(self, name: str) -> str:
+        log = self._layout.logs / f"{name}.log"
+        return "".join(f"\n    {line}" for line in last_lines(log, _LOG_LINES)) + f"\n  log: {log}"
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The end of a text file, each line cut to a readable length; empty where there is none."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return [line.rstrip()[:300] for line in deque(file, count)]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,3 @@
+module local/glue
+
+go 1.24.0
