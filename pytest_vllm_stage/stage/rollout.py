@@ -1,0 +1,60 @@
+"""Whether what runs is the current generation: pure functions over objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_vllm_stage.stage import drift, objects
+from pytest_vllm_stage.stage.objects import Object
+
+
+def stale_reasons(
+    service: Object, runtime: Object | None, deployment: Object | None, pods: Sequence[Object]
+) -> list[str]:
+    """Why what runs is not the service's current generation; empty where it is.
+
+    Args:
+        service: The InferenceService as it is now.
+        runtime: Its ServingRuntime as it is now.
+        deployment: Its predictor's Deployment; None in Serverless mode.
+        pods: Its pods.
+    """
+    if runtime is None:
+        return [f"ServingRuntime {drift.runtime_name(service) or '(none named)'} does not exist"]
+    wanted = drift.demand(service, runtime)
+    lines = []
+    if deployment is not None:
+        done, state = rolled_out(deployment)
+        lines += [] if done else [f"deployment not rolled out: {state}"]
+    ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
+    if not ready:
+        lines.append("no pod is Ready")
+    for pod in ready:
+        lines += [
+            f"pod {objects.name_of(pod)} is of an older generation: {d}" for d in drift.of_serving(wanted, pod["spec"])
+        ]
+    return lines
+
+
+def rolled_out(deployment: Object) -> tuple[bool, str]:
+    """Whether a Deployment runs its current generation and nothing else, and its numbers."""
+    status, want = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return False, "generation not observed yet"
+    total, updated, available = (status.get(key, 0) for key in ("replicas", "updatedReplicas", "availableReplicas"))
+    return total == updated == available == want, f"{available} of {want} available, {updated} updated, {total} in all"
+
+
+def pod_states(pods: Sequence[Object]) -> str:
+    """The pods' phases and what their containers wait for, in a few words."""
+    words = []
+    for pod in pods:
+        status = pod.get("status") or {}
+        waits = [
+            container["state"]["waiting"].get("reason", "")
+            for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+            if (container.get("state") or {}).get("waiting")
+        ]
+        ready = " and Ready" if objects.is_true(pod, "Ready") else ""
+        words.append(f"pod {status.get('phase', 'Pending')}{ready}{' (' + ', '.join(waits) + ')' if waits else ''}")
+    return ", ".join(words) or "no pod yet"

@@ -1,0 +1,69 @@
+"""MinIO of the stage: an authenticated client, and what somebody without credentials gets to see."""
+
+from __future__ import annotations
+
+import base64
+from urllib.parse import urlsplit
+
+import httpx
+from lightkube import Client
+from minio import Minio
+
+from pytest_vllm_stage.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.facts import StageFacts
+
+CREDENTIALS = "minio-credentials"
+TIMEOUT_S = 10.0
+
+
+def connect(stage: StageFacts, kube: Client) -> Minio:
+    """A client with the credentials of Secret ``minio-credentials``.
+
+    Raises:
+        EnvironmentUnfit: the stage has no MinIO that is reached from here.
+        StageFailure: the Secret or one of its keys is missing.
+    """
+    url = urlsplit(address(stage))
+    access, secret = (credential(kube, stage.namespace, key) for key in ("accesskey", "secretkey"))
+    secure = url.scheme == "https"
+    return Minio(url.netloc, access.reveal(), secret.reveal(), secure=secure, region="us-east-1")
+
+
+def address(stage: StageFacts) -> str:
+    """Root URL of the S3 API.
+
+    Raises:
+        EnvironmentUnfit: there is none that is reached from here.
+    """
+    if stage.minio_url is None:
+        raise EnvironmentUnfit(
+            f"namespace {stage.namespace} has no MinIO that is reached from here",
+            hint=f"kubectl -n {stage.namespace} get service,route minio",
+        )
+    return stage.minio_url
+
+
+def credential(kube: Client, namespace: str, key: str) -> Secret:
+    """One value of the credentials' Secret.
+
+    Raises:
+        StageFailure: the Secret or the key is missing.
+    """
+    found = objects.get(kube, "Secret", CREDENTIALS, namespace)
+    if found is None:
+        raise StageFailure(f"secret {CREDENTIALS} does not exist in namespace {namespace}")
+    data = found.get("data") or {}
+    if key not in data:
+        raise StageFailure(f'secret {CREDENTIALS} has no key "{key}"')
+    return Secret(base64.b64decode(data[key]).decode())
+
+
+def anonymous_status(stage: StageFacts, path: str) -> int:
+    """HTTP status of a GET without credentials, for example of ``/models`` (a list) or of ``/models/key``."""
+    url = f"{address(stage)}{path}"
+    try:
+        return httpx.get(url, timeout=TIMEOUT_S, trust_env=False).status_code
+    except httpx.HTTPError as error:
+        raise StageFailure(f"MinIO does not answer GET {url}: {type(error).__name__}: {error}") from None

@@ -1,0 +1,80 @@
+"""What the deployment checks look at, fetched anew for each test: a check judges the state of now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import lightkube
+
+    from pytest_vllm_stage.cluster.facts import ClusterFacts
+    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage.stage.look import View
+
+    Object = dict[str, Any]
+
+
+@pytest.fixture
+def view(kube: lightkube.Client, cluster: ClusterFacts, stage: StageFacts) -> View:
+    """The stage's namespace as it is now, with its events."""
+    from pytest_vllm_stage.stage.look import View
+
+    seen = View(kube, cluster, stage.namespace)
+    seen.events = seen.listed("Event")
+    return seen
+
+
+@pytest.fixture
+def kubectl(cluster: ClusterFacts, stage: StageFacts) -> str:
+    """The start of a command that a person can run against this stage."""
+    return f"kubectl --kubeconfig {cluster.kubeconfig} --context {cluster.context} -n {stage.namespace}"
+
+
+@pytest.fixture
+def declared_service(declared: list[Object], stage_config: StageConfig, model_role: str) -> Object:
+    """The model's InferenceService as its manifest declares it."""
+    from pytest_vllm_stage.stage import render
+
+    name = stage_config.profile.models[model_role].inference_service
+    found = render.named(declared, "InferenceService", name)
+    assert found is not None, f"overlay {stage_config.profile.overlay.name} declares no InferenceService {name}"
+    return found
+
+
+@pytest.fixture
+def declared_runtime(declared: list[Object], declared_service: Object) -> Object:
+    """The ServingRuntime that the model's manifest names."""
+    from pytest_vllm_stage.stage import drift, render
+
+    name = drift.runtime_name(declared_service)
+    found = render.named(declared, "ServingRuntime", name)
+    assert found is not None, f"the manifests name ServingRuntime {name or '(none)'} and do not declare it"
+    return found
+
+
+@pytest.fixture
+def service(view: View, declared_service: Object, kubectl: str) -> Object:
+    """The model's InferenceService as it is."""
+    name = declared_service["metadata"]["name"]
+    found = view.get("InferenceService", name)
+    assert found is not None, f"InferenceService {name} does not exist\n  next: {kubectl} get inferenceservices"
+    return found
+
+
+@pytest.fixture
+def pods(view: View, service: Object) -> list[Object]:
+    """The model's pods as they are."""
+    return view.listed("Pod", {"serving.kserve.io/inferenceservice": service["metadata"]["name"]})
+
+
+@pytest.fixture
+def download(declared: list[Object], declared_service: Object) -> Object:
+    """The declared Job that fills the model's volume."""
+    from pytest_vllm_stage.stage import drift
+
+    jobs = [item for item in drift.of_model(declared, declared_service) if item["kind"] == "Job"]
+    assert len(jobs) == 1, f"{len(jobs)} Jobs mount the volume of {declared_service['metadata']['name']}, not one"
+    return jobs[0]

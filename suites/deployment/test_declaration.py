@@ -1,0 +1,46 @@
+"""Do the manifests themselves hold what a stage needs, before anything runs?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllm_stage.stage import drift, health, render
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.config import StageConfig
+
+    Object = dict[str, Any]
+
+
+def test_images_are_pinned_by_digest(declared: list[Object], stage_config: StageConfig) -> None:
+    """Every image is named by digest, so that two runs of one manifest run the same program.
+
+    Exempt are the images that the local cluster makes itself.
+    """
+    assert drift.images(declared), "the manifests name no image at all: nothing was checked"
+    lines = drift.unpinned(declared)
+    overlay = stage_config.profile.overlay
+    assert not lines, health.message("image not pinned", lines, f"set `images` in {overlay}/kustomization.yaml")
+
+
+def test_models_share_one_runtime(declared: list[Object], stage_config: StageConfig) -> None:
+    """All target models name the same ServingRuntime: what they differ in is the model, not the engine."""
+    models = stage_config.profile.models.values()
+    services = [render.named(declared, "InferenceService", model.inference_service) for model in models]
+    names = {drift.runtime_name(service) for service in services if service}
+    assert len(names) == 1, f"the models name {len(names)} runtimes: {', '.join(sorted(names)) or 'none'}"
+    name = names.pop()
+    assert render.named(declared, "ServingRuntime", name), f"ServingRuntime {name} is named and not declared"
+
+
+def test_model_labels_agree(declared: list[Object], stage_config: StageConfig) -> None:
+    """A model's service, volume and download carry the same model and version labels.
+
+    Results are filed under these labels: where they differ, numbers land on the wrong model.
+    """
+    assert render.of_kind(declared, "InferenceService"), (
+        "the manifests declare no InferenceService: nothing was checked"
+    )
+    lines = drift.labels(declared)
+    command = f"correct the labels in {stage_config.profile.overlay}"
+    assert not lines, health.message("model labels do not agree", lines, command)

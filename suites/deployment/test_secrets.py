@@ -1,0 +1,24 @@
+"""Are the Secrets there that the manifests name, with the keys that they name? Values are not looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllm_stage.stage import health, objects
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.stage.look import View
+
+    Object = dict[str, Any]
+
+
+def test_secrets_have_the_referenced_keys(view: View, declared: list[Object], kubectl: str) -> None:
+    """Each Secret and key that a manifest refers to exists.
+
+    A missing one shows only when a pod that needs it starts: at the next restart, at night.
+    """
+    references = health.secret_references(declared)
+    assert references, "the manifests refer to no Secret: nothing was checked"
+    live = {objects.name_of(secret): list(secret.get("data") or {}) for secret in view.listed("Secret")}
+    lines = health.of_secrets(references, live)
+    assert not lines, health.message("a Secret is not as the manifests need it", lines, f"{kubectl} get secrets")

@@ -1,0 +1,114 @@
+"""Is each model served as it is declared, by pods of its current generation?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllm_stage.stage import drift, health
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.stage.look import View
+
+    Object = dict[str, Any]
+
+
+def test_ready_for_its_current_generation(view: View, service: Object, pods: list[Object], kubectl: str) -> None:
+    """The InferenceService is Ready, and what is Ready is its current generation.
+
+    During a rollout KServe goes on saying Ready for the old pods: numbers measured then belong to another model.
+    """
+    name = service["metadata"]["name"]
+    runtime = view.get("ServingRuntime", drift.runtime_name(service))
+    lines = health.of_service(service, runtime, view.get("Deployment", f"{name}-predictor"), pods)
+    assert not lines, health.message(
+        f"inferenceservice/{name} is not Ready for its current generation",
+        lines,
+        f"{kubectl} describe inferenceservice {name}",
+    )
+
+
+def test_replicas_are_as_declared(declared_service: Object, pods: list[Object], kubectl: str) -> None:
+    """As many pods serve as the manifest declares, and none of an old revision lingers.
+
+    One replica too few halves the capacity that is promised; an old one holds a GPU that the new one waits for.
+    """
+    name = declared_service["metadata"]["name"]
+    lines = health.of_replicas(declared_service, pods)
+    assert not lines, health.message(
+        f"inferenceservice/{name} has the wrong number of pods",
+        lines,
+        f"{kubectl} get pods -l serving.kserve.io/inferenceservice={name}",
+    )
+
+
+def test_pods_are_ready_without_restarts(service: Object, pods: list[Object], kubectl: str) -> None:
+    """Every container of the model's pods has run since it was started.
+
+    A restart is an out-of-memory kill, a failed liveness probe or a crash: users saw it as an outage.
+    """
+    name = service["metadata"]["name"]
+    lines = health.of_pods(pods)
+    assert not lines, health.message(
+        f"inferenceservice/{name} has pods that are not well",
+        lines,
+        f"{kubectl} describe pods -l serving.kserve.io/inferenceservice={name}",
+    )
+
+
+def test_live_container_is_the_declared_one(
+    declared_service: Object, declared_runtime: Object, pods: list[Object], kubectl: str
+) -> None:
+    """Image, command, arguments, variables and resources of the running container are what the manifests declare.
+
+    Somebody's ``kubectl edit`` under load stays unnoticed otherwise, and every later number is about something else.
+    """
+    name = declared_service["metadata"]["name"]
+    wanted = drift.demand(declared_service, declared_runtime)
+    assert wanted.args, f"the manifests of {name} declare no serving arguments: nothing would be compared"
+    assert pods, f"inferenceservice/{name} has no pod\n  next: {kubectl} get pods"
+    lines = [f"pod {pod['metadata']['name']}: {d}" for pod in pods for d in drift.of_serving(wanted, pod["spec"])]
+    assert not lines, health.message(
+        f"inferenceservice/{name} runs another container than is declared",
+        lines,
+        f"{kubectl} get inferenceservice,servingruntime -o yaml",
+    )
+
+
+def test_live_runtime_is_the_declared_one(
+    view: View, service: Object, declared_service: Object, declared_runtime: Object, kubectl: str
+) -> None:
+    """The service uses the runtime that its manifest names, and that runtime is as declared.
+
+    The next restart of a pod takes its image and arguments from the runtime as it is then.
+    """
+    name = drift.runtime_name(declared_service)
+    assert drift.runtime_name(service) == name, (
+        f"inferenceservice/{service['metadata']['name']} uses runtime {drift.runtime_name(service) or '(any)'}, "
+        f"declared is {name}\n  next: {kubectl} get inferenceservice -o yaml"
+    )
+    live = view.get("ServingRuntime", name)
+    assert live is not None, f"ServingRuntime {name} does not exist\n  next: {kubectl} get servingruntimes"
+    lines = drift.of_serving(
+        drift.demand(declared_service, declared_runtime), _with_arguments_of(live, declared_service)
+    )
+    assert not lines, health.message(
+        f"servingruntime/{name} is not as declared", lines, f"{kubectl} get servingruntime {name} -o yaml"
+    )
+
+
+def _with_arguments_of(runtime: Object, service: Object) -> Object:
+    """The container that a runtime would make for a service, as a pod spec."""
+    made = drift.demand(service, runtime)
+    resources: dict[str, dict[str, str]] = {"requests": {}, "limits": {}}
+    for field, value in made.resources.items():
+        kind, _, name = field.partition(".")
+        resources[kind][name] = value
+    container = {
+        "name": drift.SERVING_CONTAINER,
+        "image": made.image,
+        "command": list(made.command),
+        "args": list(made.args),
+        "env": [{"name": name, "value": value} for name, value in made.env.items()],
+        "resources": resources,
+    }
+    return {"containers": [container]}

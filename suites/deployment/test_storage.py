@@ -1,0 +1,78 @@
+"""Are the models' weights on their volumes, complete and unaltered?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vllm_stage.errors import StageError
+from pytest_vllm_stage.stage import drift, health, objects, render, weights
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.session.run import Run
+    from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage.stage.look import View
+
+    Object = dict[str, Any]
+
+
+def test_claims_are_bound(view: View, declared: list[Object], kubectl: str) -> None:
+    """Every declared PersistentVolumeClaim is Bound, with at least the declared size."""
+    claims = render.of_kind(declared, "PersistentVolumeClaim")
+    assert claims, "the manifests declare no PersistentVolumeClaim: nothing was checked"
+    lines = [
+        line
+        for claim in claims
+        for line in health.of_claim(view.get("PersistentVolumeClaim", objects.name_of(claim)), claim)
+    ]
+    assert not lines, health.message("volumes are not as declared", lines, f"{kubectl} describe pvc")
+
+
+def test_volume_is_where_the_model_runs(view: View, declared_service: Object, pods: list[Object], kubectl: str) -> None:
+    """The model's volume lies in the zone of the node that mounts it.
+
+    Otherwise the next restart leaves the pod Pending for ever: a zonal volume does not follow it.
+    """
+    claim = view.get("PersistentVolumeClaim", drift.claim_name(declared_service) or "")
+    volumes = {objects.name_of(volume): volume for volume in view.everywhere("PersistentVolume")}
+    nodes = {objects.name_of(node): node for node in view.everywhere("Node")}
+    volume = volumes.get(claim["spec"].get("volumeName", "")) if claim else None
+    if volume is None or not nodes:
+        pytest.skip("volumes and nodes are cluster-wide, and this user may not list them")
+    lines = [line for pod in pods for line in health.of_zones(volume, nodes[pod["spec"]["nodeName"]])]
+    assert not lines, health.message("volume and node are apart", lines, f"{kubectl} get pods -o wide")
+
+
+def test_download_completed(view: View, download: Object, kubectl: str) -> None:
+    """The model's download Job completed; it writes its manifest last, after hashing what it wrote."""
+    name = objects.name_of(download)
+    lines = health.of_job(view.get("Job", name), name)
+    assert not lines, health.message("download did not complete", lines, f"{kubectl} logs job/{name}")
+
+
+def test_weights_are_unaltered(
+    view: View,
+    stage: StageFacts,
+    stage_run: Run,
+    stage_config: StageConfig,
+    download: Object,
+    pods: list[Object],
+    kubectl: str,
+) -> None:
+    """Every file on the model's volume has the SHA-256 that the manifest gives it, and the source's.
+
+    A Job in the cluster reads the volume's bytes. A changed file still loads, and answers a little worse.
+    """
+    if not stage.owned:
+        pytest.skip("hashing needs a Job in the cluster, and a stage that is only attached to is not changed")
+    node = next((pod["spec"].get("nodeName") for pod in pods), None)
+    timeout_s = stage_config.profile.waits_s["model_download_s"]
+    try:
+        report = weights.verify(view, download, node, stage.run_id, timeout_s, stage_run.journal)
+    except StageError as error:
+        pytest.fail(f"weights could not be hashed: {error}", pytrace=False)
+    lines = weights.problems(report)
+    command = f"delete job/{objects.name_of(download)} and its volume, and deploy again ({kubectl} get pvc)"
+    assert not lines, "\n".join([*lines, f"  next: {command}"])
