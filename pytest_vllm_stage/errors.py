@@ -23,7 +23,12 @@ class StageError(Exception):
     Args:
         message: What happened, where, and the last state seen; its first line is the headline.
         hint: What to run or change next; empty where nothing sensible can be said.
+
+    Attributes:
+        told_before: This is the short form of an error that was already shown in full.
     """
+
+    told_before = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -26,6 +26,8 @@ def _told(error: StageError) -> BaseException:
     """The error for pytest: as it was written, with no traceback through the plugin; ``headline`` is its short form."""
     kinds = {ConfigError: "configuration", EnvironmentUnfit: "environment unfit (no verdict on the stage)"}
     kind = next((text for type_, text in kinds.items() if isinstance(error, type_)), "stage failed")
+    if error.told_before:
+        return pytest.skip.Exception(f"{kind}: {error}")
     failed = pytest.fail.Exception(f"{kind}: {error}", pytrace=False)
     vars(failed)["headline"] = f"{kind}: {error.message.splitlines()[0]}"
     return failed
@@ -76,12 +78,14 @@ def stage(stage_run: Run, cluster: ClusterFacts) -> StageFacts:
 
 
 @pytest.fixture(scope="session")
-def kube(cluster: ClusterFacts, stage_config: StageConfig) -> lightkube.Client:
+def kube(cluster: ClusterFacts, stage_config: StageConfig) -> Iterator[lightkube.Client]:
     """A Kubernetes client for the stage's namespace."""
     from pytest_vllm_stage.stage.client import connect
 
     with told():
-        return connect(cluster, stage_config.namespace)
+        client = connect(cluster, stage_config.namespace)
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="session")

@@ -102,14 +102,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell a broken stage once: pytest raises a session fixture's error anew for every test that needs it."""
+    """Tell a broken stage once: pytest raises a session fixture's error anew for every test that needs it.
+
+    The first test is the error; the others are skipped for that reason, so that one cause reads as one cause.
+    """
     report = yield
     error = call.excinfo.value if call.excinfo else None
     headline = getattr(error, "headline", None)
     if headline and report.when == "setup":
         told = item.config.stash.setdefault(TOLD, set())
         if headline in told:
-            report.longrepr = f"{headline} (in full at the first test that needed it)"
+            report.outcome = "skipped"
+            report.longrepr = ("pytest_vllm_stage/fixtures.py", 0, f"Skipped: {headline}")
         told.add(headline)
     return report
 

@@ -56,8 +56,9 @@ class Shared:
             return None
         kept = json.loads(path.read_text(encoding="utf-8"))
         kind: type[StageError] = getattr(errors, kept["type"], StageError)
-        headline = kept["message"].splitlines()[0]
-        return kind(f"{headline}\n  (in full at the first test that needed it, and in {path})")
+        failure = kind(kept["message"].splitlines()[0])
+        failure.told_before = True
+        return failure
 
     def failures(self) -> list[StageError]:
         """Every kept failure."""
