@@ -24,7 +24,6 @@ from compressed_tensors.quantization import (  # type: ignore[import-not-found, 
     QuantizationConfig,
     QuantizationScheme,
     apply_quantization_config,
-    fake_quantize,
 )
 from compressed_tensors.quantization.utils import (  # type: ignore[import-not-found, unused-ignore]
     calculate_qparams,
@@ -40,7 +39,7 @@ from transformers import (  # type: ignore[import-not-found, unused-ignore]
 GROUP_SIZE = 32
 
 #: The ranges tried for a group: its minimum and maximum, each times one of these.
-RANGE_FACTORS = (1.0, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1)
+RANGE_FACTORS = (1.0, 0.92, 0.84)
 
 _WEIGHTS = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=GROUP_SIZE, symmetric=False)
 
@@ -73,19 +72,23 @@ def quantize(model: PreTrainedModel) -> ModelCompressor:
 
 def _set_scales(module: torch.nn.Module) -> None:
     """Give each group of a linear layer the scale and zero point with the least squared error among those tried."""
-    weight = module.weight.data.float()
-    groups = weight.unflatten(-1, (-1, GROUP_SIZE))
+    groups = module.weight.data.float().unflatten(-1, (-1, GROUP_SIZE))
     lowest, highest = groups.amin(-1), groups.amax(-1)
     least = torch.full_like(lowest, torch.inf)
     for low, high in itertools.product(RANGE_FACTORS, repeat=2):
         scale, zero_point = calculate_qparams(lowest * low, highest * high, _WEIGHTS)
         scale = scale.to(module.weight_scale.dtype)
-        rounded = fake_quantize(weight, scale.float(), zero_point, _WEIGHTS)
-        error = (rounded - weight).square().unflatten(-1, (-1, GROUP_SIZE)).sum(-1)
+        error = _squared_error(groups, scale.float().unsqueeze(-1), zero_point.float().unsqueeze(-1))
         better = error < least
         least = torch.where(better, error, least)
         module.weight_scale.data[better] = scale[better]
         module.weight_zero_point.data[better] = zero_point[better]
+
+
+def _squared_error(groups: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    """Each group's squared error after rounding to 4 bits; the library's own rounding takes minutes for 9 ranges."""
+    rounded = (groups / scale + zero_point).round_().clamp_(-8, 7)
+    return (rounded - zero_point).mul_(scale).sub_(groups).square_().sum(-1)
 
 
 def main(source: Path, full: Path, quantized: Path) -> None:

@@ -73,7 +73,7 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
     }
     with journal.phase("step: cluster"):
         facts = local.start(run_id=run.run_id, lifeline_pid=run.identity.controller_pid, mounts=mounts, journal=journal)
-    journal.event("versions", "cluster", kubernetes=facts.kubernetes_version, **facts.versions)
+    journal.event("versions", "cluster", **{"kubernetes": facts.kubernetes_version, **facts.versions})
     return facts
 
 

@@ -12,7 +12,7 @@ from lightkube import Client
 from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.secret import Secret
 from pytest_vllm_stage.stage import objects, secrets
-from pytest_vllm_stage.stage.answers import Refused, told
+from pytest_vllm_stage.stage.answers import Refused, patiently, told
 from pytest_vllm_stage.stage.client import FIELD_MANAGER
 from pytest_vllm_stage.stage.objects import Object
 
@@ -93,10 +93,14 @@ def describe_owner(item: Object) -> str:
 def _apply_one(kube: Client, manifest: Object, namespace: str, values: Mapping[str, Secret]) -> Object:
     kind, what = manifest["kind"], objects.reference(manifest)
     scope: dict[str, Any] = {"namespace": namespace} if objects.is_namespaced(kind) else {}
-    try:
+
+    def send() -> Object:
         with told(f"apply {what}"):
             filled = objects.resource_of(kind)(secrets.fill(manifest, values))
             return objects.plain(kube.apply(filled, field_manager=FIELD_MANAGER, **scope))
+
+    try:
+        return patiently(f"apply {what}", send)
     except Refused as error:
         if error.code == 409:
             raise ConfigError(f"{what} in namespace {namespace} has fields of another owner: {error.message}") from None

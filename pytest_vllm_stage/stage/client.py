@@ -11,7 +11,7 @@ from lightkube.core.exceptions import ConfigError as KubeconfigError
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.answers import Refused, told
+from pytest_vllm_stage.stage.answers import Refused, patiently, told
 
 #: Owner of the fields that this project sets by server-side apply.
 FIELD_MANAGER = "pytest-vllm-stage"
@@ -52,9 +52,14 @@ def connection(cluster: ClusterFacts, namespace: str) -> AbstractContextManager[
 def _require_kserve(kube: Client, namespace: str, kind: str) -> None:
     resource = objects.resource_of(kind)
     definition = f"{resource._api_info.plural}.{resource._api_info.resource.group}"
-    try:
-        with told(f"list {definition} in namespace {namespace}"):
+    what = f"list {definition} in namespace {namespace}"
+
+    def look() -> None:
+        with told(what):
             list(kube.list(resource, namespace=namespace))
+
+    try:
+        patiently(what, look)
     except Refused as error:
         if error.code != 404:
             raise

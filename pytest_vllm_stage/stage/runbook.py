@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_PATH = r"['\"]?(?P<path>/[^\s'\",;]+?)['\"]?"
+_PATH = r"['\"](?P<path>/[^'\"]+)['\"]"
 #: Pattern of a log line, and the cause in the runbook's terms; ``{line}`` is the matched line itself, cut.
 _SYMPTOMS: tuple[tuple[str, str], ...] = (
     # Our own loader and bucket Job say the cause themselves.

@@ -160,8 +160,10 @@ def _of_mounts(pod: Object, warnings: list[Object]) -> Trouble | None:
     for event in warnings:
         if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
             message = event.get("message", "")
-            cause = config_error(message) or f"a volume cannot be mounted: {runbook.cut(message)}"
-            return Trouble(f"pod {objects.name_of(pod)}: {cause}", objects.name_of(pod), looks=5)
+            known = config_error(message)
+            cause = known or f"a volume cannot be mounted: {runbook.cut(message)}"
+            # A kubelet that has not seen a new ConfigMap in time, or a disk that is detaching: it tries again.
+            return Trouble(f"pod {objects.name_of(pod)}: {cause}", objects.name_of(pod), looks=10 if known else 60)
     return None
 
 

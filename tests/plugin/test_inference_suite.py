@@ -1,4 +1,4 @@
-"""The inference suite against the simulated engine: silent on a healthy one, and every fault caught by the check meant for it.
+"""The inference suite on the simulated engine: silent on a healthy one, each fault caught by the checks meant for it.
 
 For each fault the table names every check that must fail, and no other may: what a fault does not touch stays green.
 """
@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.sim import catalogue
-from pytest_vllm_stage.sim.faults import REGISTRY
+from pytest_vllm_stage.sim.faults import registry
 
 ROOT = Path(__file__).parents[2]
 SUITE = ROOT / "suites" / "inference"
@@ -97,7 +96,7 @@ FAULTS: list[tuple[Any, set[str], str]] = [
     (
         "stale_cache",
         {QUESTION, MAX_TOKENS, CUT_SAYS_LENGTH, STOP, COMPLETION_COUNT},
-        "asked for the capital of Italy, the model said 'The capital of ",
+        "asked for the capital of Japan, the model said 'The capital of France is Paris.'",
     ),
     ("text_after_finish", {ONE_PIECE}, "text came after the finish reason"),
     ("trimmed_prompt", {PROMPT_CHAT}, "/tokenize"),
@@ -154,7 +153,7 @@ def check(pytester: pytest.Pytester, simulator: str, *arguments: str) -> tuple[s
     """The names of the checks that failed, the number of those that passed, and the output."""
     result = pytester.runpytest_subprocess(
         SUITE, f"--stage-endpoint={simulator}", f"--stage-run-dir={pytester.path / 'run'}", "-p", "no:cacheprovider",
-        "-rfE", *arguments,
+        "-p", "no:hypothesispytest", "-rfE", *arguments,
     )  # fmt: skip
     output = result.stdout.str()
     failed = set(re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", output, re.MULTILINE))
@@ -209,6 +208,5 @@ def test_a_model_that_is_not_listed_is_caught(pytester: pytest.Pytester, simulat
 
 
 def test_every_fault_of_the_catalogue_is_accounted_for() -> None:
-    assert catalogue.__all__
     named = {fault["fault"] if isinstance(fault, dict) else fault for fault, _, _ in FAULTS}
-    assert named | {fault["fault"] for fault in SLOW} | OTHERWISE == set(REGISTRY)
+    assert named | {fault["fault"] for fault in SLOW} | OTHERWISE == set(registry())

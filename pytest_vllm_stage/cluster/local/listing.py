@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import cgroups, removal
 from pytest_vllm_stage.cluster.local.packages import SYSTEM_PATH
+from pytest_vllm_stage.cluster.local.process import start_time
 from pytest_vllm_stage.paths import cache_dir
 
 _NAMESPACES = ("net", "mnt", "pid", "ipc", "uts", "cgroup")
@@ -87,7 +88,8 @@ def namespaces() -> list[str]:
     """Namespaces that processes of this machine are in."""
     found = set()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        # A zombie is in its namespaces still, but has ended.
+        if entry.name.isdigit() and start_time(int(entry.name)) is not None:
             for kind in _NAMESPACES:
                 with contextlib.suppress(OSError):
                     found.add(os.readlink(entry / "ns" / kind))

@@ -157,12 +157,10 @@ def acquire(journal: Journal, *, wait_s: float = 0.0) -> Seat:
         found = living()
         state = "; ".join(record.describe() for record in found) or "held by a process that starts or ends a cluster"
         busy = len(found) >= seats() and not any(map(is_ending, found)) and time.monotonic() >= patient_until
-        return Observation(
-            False, state, "it is in use, and a machine has one local cluster at a time" if busy else None
-        )
+        return Observation(False, state, "another one is in use, and a machine has one at a time" if busy else None)
 
     wait_until(
-        "a seat for a local cluster",
+        "a local cluster on this machine",
         look,
         timeout_s=max(ENDING_S, wait_s + 5),
         journal=journal,

@@ -7,6 +7,8 @@ to be kept. When it is killed, the kernel kills the cluster's processes with it.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import http.client
 import os
 import select
@@ -30,6 +32,7 @@ from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.paths import PACKAGE
 from pytest_vllm_stage.waiting import Observation, wait_until
 
+_PR_SET_CHILD_SUBREAPER = 36
 #: Milliseconds between two looks for volumes whose claim is gone.
 _LOOK_AT_VOLUMES_MS = 3000
 _NAMESPACES = ("--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
@@ -43,6 +46,7 @@ def main() -> None:
         os.close(tell)
         os._exit(0 if os.read(told, 1) else 1)
     os.setsid()
+    _adopt_orphans()
     wakeup = _wakeup_socket()
     record = records.load(Path(sys.argv[1]))
     assert record is not None  # noqa: S101 written before this process was started
@@ -50,6 +54,19 @@ def main() -> None:
     os.write(tell, b".")
     os.close(tell)
     Supervisor(record, Seat.inherited(int(sys.argv[2])), wakeup).run()
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of grandchildren whose parent died, so that this process sees the end of all of them."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def _reap_all() -> None:
+    """Wait until every child has ended; the kernel ends a namespace's first process after all others of it."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _wakeup_socket() -> socket.socket:
@@ -170,7 +187,7 @@ class Supervisor:
         """Kill the namespaces' first process, which ends all others, then remove what the host has of the cluster."""
         if self._inner is not None:
             self._inner.kill()
-            self._inner.wait()
+        _reap_all()
         done = removal.remove_dead(self._seat)
         for line in done.left:
             print(f"not removed: {line}", flush=True)  # noqa: T201 standard output is this process's log

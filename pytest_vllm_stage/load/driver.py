@@ -1,0 +1,354 @@
+"""Carries a step out in this process's event loop: sends on an absolute schedule, and gives one sample a request.
+
+Everything is callbacks on the loop: no task a request, no clock but ``perf_counter``, no parsing that a token has to
+wait for. Nothing in flight is cancelled at the end of a step, except by its own time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pytest_vllm_stage.load.connections import Pool, address_of
+from pytest_vllm_stage.load.exchange import Exchange, Outgoing
+from pytest_vllm_stage.load.monitor import Monitor, Source
+from pytest_vllm_stage.load.plan import Step
+from pytest_vllm_stage.load.samples import ClientFacts, EarlyStop, Measurement, Sample
+from pytest_vllm_stage.load.statistics import rank_of
+from pytest_vllm_stage.load.timer import Timer
+from pytest_vllm_stage.secret import Secret
+
+VERSION = "1"
+PROGRESS_INTERVAL_S = 5.0
+_LOOP_LAG_INTERVAL_S = 0.05
+#: The loop's own timers are this coarse; less is no lag.
+_LOOP_TIMER_S = 0.002
+#: From the end of the warm-up to the first request.
+_LEAD_S = 0.2
+
+#: Told of each sample as it is complete, in any order; a text that it returns ends the sending, and says why.
+Watcher = Callable[[Sample], str | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step with everything it needs.
+
+    Attributes:
+        step: The plan.
+        base_url: Root of the server, without ``/v1``.
+        bodies: One JSON body a request, ready to send; a closed loop ends when it has used them up.
+        warmup_bodies: The same for the warm-up.
+        api_key: Sent as bearer token.
+        ca_file: PEM file of the trusted authorities.
+        metrics_url: Root of what serves the engine's ``/metrics``; default: the server itself.
+        gpu_metrics_url: Whole URL of a DCGM exporter's page; None where there is none.
+        facts: Goes into the measurement.
+    """
+
+    step: Step
+    base_url: str
+    bodies: Sequence[bytes]
+    warmup_bodies: Sequence[bytes] = ()
+    api_key: Secret | None = None
+    ca_file: str | None = None
+    metrics_url: str | None = None
+    gpu_metrics_url: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """How far a step is, for people.
+
+    Attributes:
+        sent: Requests sent.
+        done: Answers complete, failed ones included.
+        failed: Of these, failed.
+        elapsed_s: Since the step's start.
+        running: The engine's batch, at the last reading.
+        waiting: The engine's queue, at the last reading.
+    """
+
+    sent: int = 0
+    done: int = 0
+    failed: int = 0
+    elapsed_s: float = 0.0
+    running: float | None = None
+    waiting: float | None = None
+
+    def text(self, step: Step) -> str:
+        """One line."""
+        engine = "" if self.running is None else f", engine runs {self.running:g}, {self.waiting or 0:g} wait"
+        failed = f", {self.failed} failed" if self.failed else ""
+        planned = f" of {step.planned_requests}" if step.open_loop else ""
+        return (
+            f"{step.id}: {self.elapsed_s:.0f} of {step.duration_s:g} s, "
+            f"{self.sent}{planned} sent, {self.done} answered{failed}{engine}"
+        )
+
+
+async def run_step(
+    job: Job, *, watcher: Watcher | None = None, say: Callable[[str], None] = lambda _line: None
+) -> Measurement:
+    """Warm up, carry the step out, and wait for every answer.
+
+    Args:
+        job: What to do.
+        watcher: Sees each sample, and may end the sending early.
+        say: Takes a progress line about every five seconds.
+    """
+    loop_lag = _LoopLag()
+    pool = Pool(address_of(job.base_url, job.ca_file))
+    await pool.resolve()
+    await _warm_up(job, pool)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        return await _Run(job, pool, watcher, say, loop_lag).carry_out()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        loop_lag.stop()
+        await pool.close()
+
+
+def _head(job: Job) -> bytes:
+    address = address_of(job.base_url, job.ca_file)
+    path = "/v1/chat/completions" if job.step.api == "chat" else "/v1/completions"
+    lines = [
+        f"POST {address.prefix}{path} HTTP/1.1",
+        f"host: {address.authority}",
+        "content-type: application/json",
+        "accept: text/event-stream",
+        f"user-agent: pytest-vllm-stage-load/{VERSION}",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n" + _authorization(job)
+
+
+def _authorization(job: Job) -> bytes:
+    return f"authorization: Bearer {job.api_key.reveal()}\r\n".encode() if job.api_key else b""
+
+
+async def _warm_up(job: Job, pool: Pool) -> None:
+    """Send the warm-up, a few at a time, and wait for it; its failures are the step's to show."""
+    waiting = list(enumerate(job.warmup_bodies))
+    left = len(waiting)
+    done = asyncio.Event()
+
+    def finished(_sample: Sample) -> None:
+        nonlocal left
+        left -= 1
+        if waiting:
+            start()
+        elif left == 0:
+            done.set()
+
+    def start() -> None:
+        index, body = waiting.pop(0)
+        now_s = time.perf_counter()
+        Exchange(outgoing, index, body, now_s).start(now_s)
+
+    outgoing = Outgoing(job.step, pool, _head(job), time.perf_counter(), finished)
+    for _ in range(min(job.step.concurrency or 4, left)):
+        start()
+    if left:
+        await done.wait()
+
+
+class _LoopLag:
+    """Measures how late the loop comes round: what it does to send times it also does to token times."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._late_s: list[float] = []
+        self._due_s = 0.0
+        self._next()
+
+    def _next(self) -> None:
+        self._due_s = time.perf_counter() + _LOOP_LAG_INTERVAL_S
+        self._handle = self._loop.call_later(_LOOP_LAG_INTERVAL_S, self._came)
+
+    def _came(self) -> None:
+        self._late_s.append(time.perf_counter() - self._due_s)
+        self._next()
+
+    def restart(self) -> None:
+        """Forget what was measured so far."""
+        self._late_s.clear()
+
+    def stop(self) -> None:
+        """Measure no more."""
+        self._handle.cancel()
+
+    def p99_ms(self) -> float | None:
+        """The 99th percentile, free of the timer's own coarseness; None before anything was measured."""
+        if not self._late_s:
+            return None
+        late_s = sorted(self._late_s)[rank_of(99, len(self._late_s)) - 1]
+        return max(0.0, late_s - _LOOP_TIMER_S) * 1000
+
+
+class _Run:
+    """One step under way."""
+
+    def __init__(
+        self, job: Job, pool: Pool, watcher: Watcher | None, say: Callable[[str], None], loop_lag: _LoopLag
+    ) -> None:
+        self._job = job
+        self._step = job.step
+        self._pool = pool
+        self._watcher = watcher
+        self._say = say
+        self._loop_lag = loop_lag
+        self._loop = asyncio.get_running_loop()
+        self._zero_s = time.perf_counter() + _LEAD_S
+        self._started_at = time.time() + _LEAD_S
+        self._out = Outgoing(job.step, pool, _head(job), self._zero_s, self._finished)
+        self._schedule_s = job.step.schedule_s()[: len(job.bodies)] if job.step.open_loop else []
+        self._samples: list[Sample] = []
+        self._sent = 0
+        self._failed = 0
+        self._open = 0
+        self._sending = True
+        self._ran_out = False
+        self._stop: EarlyStop | None = None
+        self._all_done = asyncio.Event()
+        self._timer = Timer(self._loop, self._due)
+        self._monitor = _monitor(job, self._zero_s)
+
+    async def carry_out(self) -> Measurement:
+        """Run it to the last answer."""
+        expected_open = self._step.concurrency or min(64, max(4, round(self._step.request_rate or 1)))
+        await self._pool.warm(expected_open)
+        await self._monitor.read()
+        beside = [self._loop.create_task(work) for work in (self._monitor.run(), self._look_after())]
+        self._loop_lag.restart()
+        cpu_s = _cpu_s()
+        self._timer.arm(max(self._zero_s, time.perf_counter()))
+        try:
+            await self._all_done.wait()
+            wall_s = time.perf_counter() - self._zero_s
+            client = self._client_facts(_cpu_s() - cpu_s, wall_s)
+        finally:
+            self._timer.close()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+        await self._monitor.read()
+        await self._monitor.close()
+        return Measurement(
+            step=self._step,
+            started_at=self._started_at,
+            samples=tuple(sorted(self._samples, key=lambda sample: sample.index)),
+            client=client,
+            server=tuple(self._monitor.readings),
+            early_stop=self._stop,
+            facts={**self._job.facts, **({"prompts_ran_out": True} if self._ran_out else {})},
+        )
+
+    def _client_facts(self, cpu_s: float, wall_s: float) -> ClientFacts:
+        return ClientFacts(
+            driver=f"asyncio {VERSION}",
+            cpu_s=cpu_s,
+            wall_s=wall_s,
+            loop_lag_p99_ms=self._loop_lag.p99_ms(),
+            connections=self._pool.opened,
+            resent=sum(sample.resent for sample in self._samples),
+        )
+
+    def _due(self) -> None:
+        """The timer fired: send what is due."""
+        if not self._step.open_loop:
+            for _ in range(self._step.concurrency or 1):
+                self._send_next_user()
+            return
+        while self._sending and self._sent < len(self._schedule_s):
+            due_s = self._zero_s + self._schedule_s[self._sent]
+            now_s = time.perf_counter()
+            if due_s > now_s:
+                self._timer.arm(due_s)
+                return
+            self._start(due_s, now_s)
+        self._sending = False
+
+    def _send_next_user(self) -> None:
+        """A user of a closed loop is free: its next request is due now, while the step lasts."""
+        now_s = time.perf_counter()
+        over = now_s - self._zero_s >= self._step.duration_s
+        if over or self._sent >= len(self._job.bodies):
+            self._ran_out = self._ran_out or (self._sending and not over)
+            self._sending = False
+        if self._sending:
+            self._start(now_s, now_s)
+
+    def _start(self, due_s: float, now_s: float) -> None:
+        index = self._sent
+        self._sent += 1
+        self._open += 1
+        Exchange(self._out, index, self._job.bodies[index], due_s).start(now_s)
+
+    def _finished(self, sample: Sample) -> None:
+        self._samples.append(sample)
+        self._open -= 1
+        self._failed += sample.failure is not None
+        reason = self._watcher(sample) if self._watcher and self._sending else None
+        if reason:
+            self._end_early(reason)
+        if not self._step.open_loop:
+            self._loop.call_soon(self._user_is_free)
+        elif not self._sending and not self._open:
+            self._all_done.set()
+
+    def _user_is_free(self) -> None:
+        self._send_next_user()
+        if not self._sending and not self._open:
+            self._all_done.set()
+
+    def _end_early(self, reason: str) -> None:
+        self._sending = False
+        at_s = time.perf_counter() - self._zero_s
+        self._stop = EarlyStop(at_s, self._sent, reason, max(0.0, self._step.duration_s - at_s))
+        self._say(f"{self._step.id}: {reason} is certain after {at_s:.0f} of {self._step.duration_s:g} s")
+
+    async def _look_after(self) -> None:
+        """See to the connections twice a second, and say how far the step is."""
+        said_s = self._zero_s
+        while True:
+            await asyncio.sleep(0.5)
+            self._pool.upkeep()
+            now_s = time.perf_counter()
+            if now_s - said_s >= PROGRESS_INTERVAL_S:
+                said_s = now_s
+                self._say(self._progress(now_s).text(self._step))
+
+    def _progress(self, now_s: float) -> Progress:
+        last = self._monitor.readings[-1] if self._monitor.readings else None
+        return Progress(
+            sent=self._sent,
+            done=len(self._samples),
+            failed=self._failed,
+            elapsed_s=now_s - self._zero_s,
+            running=last.running if last else None,
+            waiting=last.waiting if last else None,
+        )
+
+
+def _monitor(job: Job, zero_s: float) -> Monitor:
+    engine = address_of(job.metrics_url or job.base_url, job.ca_file)
+    gpu = None
+    if job.gpu_metrics_url:
+        address = address_of(job.gpu_metrics_url, job.ca_file)
+        gpu = Source(replace(address, prefix=""), address.prefix or "/metrics")
+    return Monitor(Source(engine, model=job.step.model), gpu, zero_s, _authorization(job))
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

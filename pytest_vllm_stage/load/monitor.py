@@ -1,0 +1,177 @@
+"""What the engine says of itself beside a step, once a second, over a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_vllm_stage.load.connections import Address, Connection, Pool
+from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
+from pytest_vllm_stage.load.samples import ServerReading
+
+INTERVAL_S = 1.0
+#: No answer within this time, and the reading is left out.
+TIMEOUT_S = 5.0
+
+#: Field of `ServerReading` to the names that vLLM's versions have given the series.
+_ENGINE: Mapping[str, tuple[bytes, ...]] = {
+    "running": (b"vllm:num_requests_running",),
+    "waiting": (b"vllm:num_requests_waiting",),
+    "kv_cache_usage": (b"vllm:kv_cache_usage_perc", b"vllm:gpu_cache_usage_perc"),
+    "prefix_cache_queries": (b"vllm:prefix_cache_queries_total", b"vllm:prefix_cache_queries"),
+    "prefix_cache_hits": (b"vllm:prefix_cache_hits_total", b"vllm:prefix_cache_hits"),
+    "generation_tokens": (b"vllm:generation_tokens_total",),
+    "prompt_tokens": (b"vllm:prompt_tokens_total",),
+    "preemptions": (b"vllm:num_preemptions_total",),
+}
+_GPU_MEMORY_MIB = b"DCGM_FI_DEV_FB_USED"
+_GPU_UTILIZATION_PERCENT = b"DCGM_FI_DEV_GPU_UTIL"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place to read metrics from.
+
+    Attributes:
+        address: The server.
+        path: The page, ``/metrics``.
+        model: Only the series of this model where they carry its name; empty takes all.
+    """
+
+    address: Address
+    path: str = "/metrics"
+    model: str = ""
+
+
+class Page:
+    """One GET of a metrics page; as an exchange it is carried by a `Connection`."""
+
+    def __init__(self) -> None:
+        self._parser = ResponseParser()
+        self._pieces: list[bytes] = []
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    @property
+    def keep_alive(self) -> bool:
+        """The connection may be used again."""
+        return self._parser.keep_alive
+
+    def received(self, data: bytes, at_s: float) -> bool:
+        """Take bytes; see `connections.Carried`."""
+        try:
+            self._pieces.append(self._parser.feed(data))
+        except ProtocolError:
+            self._end(b"")
+            return True
+        if self._parser.complete:
+            self._end(b"".join(self._pieces) if self._parser.status == 200 else b"")
+        return self._parser.complete
+
+    def lost(self, at_s: float, reason: str) -> None:
+        """The connection is gone."""
+        self._end(b"".join(self._pieces) if self._parser.closed() else b"")
+
+    def _end(self, page: bytes) -> None:
+        if not self.answer.done():
+            self.answer.set_result(page)
+
+
+class Monitor:
+    """Reads the engine, and a GPU exporter where one is configured, until it is stopped.
+
+    Args:
+        engine: The engine's metrics.
+        gpu: A DCGM exporter's; None where there is none.
+        zero_s: ``perf_counter`` at the step's start.
+        headers: Further header lines, each with its line end.
+    """
+
+    def __init__(self, engine: Source, gpu: Source | None, zero_s: float, headers: bytes = b"") -> None:
+        self.readings: list[ServerReading] = []
+        self._sources = (engine, gpu)
+        self._pools = tuple(Pool(source.address) if source else None for source in self._sources)
+        self._headers = (headers, b"")
+        self._zero_s = zero_s
+
+    async def read(self) -> None:
+        """Take one reading now; what cannot be read stays None."""
+        at_s = time.perf_counter() - self._zero_s
+        engine, gpu = await asyncio.gather(self._page(0), self._page(1))
+        if not engine and not gpu:
+            return
+        model = self._sources[0].model.encode() if self._sources[0] else b""
+        values: dict[str, float | None] = {name: _first(engine, names, model) for name, names in _ENGINE.items()}
+        memory = series(gpu, _GPU_MEMORY_MIB)
+        used = series(gpu, _GPU_UTILIZATION_PERCENT)
+        values["gpu_memory_used_bytes"] = sum(memory) * 1024 * 1024 if memory else None
+        values["gpu_utilization"] = sum(used) / len(used) / 100 if used else None
+        self.readings.append(ServerReading(at_s=at_s, **values))
+
+    async def run(self) -> None:
+        """Read once a second until cancelled."""
+        due_s = time.perf_counter()
+        while True:
+            due_s += INTERVAL_S
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            await self.read()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for pool in self._pools:
+            if pool is not None:
+                await pool.close()
+
+    async def _page(self, which: int) -> bytes:
+        source, pool = self._sources[which], self._pools[which]
+        if source is None or pool is None:
+            return b""
+        request = (
+            f"GET {source.address.prefix}{source.path} HTTP/1.1\r\nhost: {source.address.authority}\r\n".encode()
+            + self._headers[which]
+            + b"\r\n"
+        )
+        page = Page()
+        connection: Connection | None = None
+        try:
+            connection = pool.idle()
+            if connection is None:
+                connection = await asyncio.wait_for(pool.connect(), TIMEOUT_S)
+            connection.send(request, page)
+            return await asyncio.wait_for(page.answer, TIMEOUT_S)
+        except (OSError, TimeoutError):
+            if connection is not None:
+                connection.close()
+            return b""
+
+
+def _first(page: bytes, names: Sequence[bytes], model: bytes) -> float | None:
+    """The sum over the series of the first name that the page has: replicas in one process have one series each."""
+    for name in names:
+        found = series(page, name, model)
+        if found:
+            return sum(found)
+    return None
+
+
+def series(page: bytes, name: bytes, model: bytes = b"") -> list[float]:
+    """The values of a series; of one model where its label names models.
+
+    Searches bytes instead of parsing the page, which has a thousand lines: the loop that reads it also times tokens.
+    """
+    values = []
+    at = 0 if page.startswith(name) else page.find(b"\n" + name)
+    while at >= 0:
+        end = page.find(b"\n", at + 1)
+        line = page[at : end if end >= 0 else len(page)].strip()
+        label, _, value = line.rpartition(b" ")
+        rest = label[len(name) :]
+        if rest[:1] in (b"", b"{", b" ") and _of_model(rest, model):
+            values.append(float(value))
+        at = page.find(b"\n" + name, at + 1)
+    return values
+
+
+def _of_model(labels: bytes, model: bytes) -> bool:
+    return not model or b'model_name="' not in labels or b'model_name="%b"' % model in labels

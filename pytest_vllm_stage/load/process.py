@@ -1,0 +1,108 @@
+"""Has a step carried out by the driver in a process of its own, and hands on what it says meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import IO, Any, BinaryIO, cast
+
+from pytest_vllm_stage.errors import EnvironmentUnfit, StageError
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.load.driver import Job, Watcher
+from pytest_vllm_stage.load.samples import Measurement
+from pytest_vllm_stage.load.worker import frame, read_frame
+
+_SHOWN_CHARACTERS = 2000
+_END_TIMEOUT_S = 10.0
+
+
+def measure(job: Job, journal: Journal, *, watcher: Watcher | None = None) -> Measurement:
+    """Carry out one step; the journal gets a phase and a progress line about every five seconds.
+
+    Args:
+        job: What to do.
+        journal: Where progress goes.
+        watcher: Sees each sample as it is complete, in any order; a text that it returns ends the sending.
+
+    Raises:
+        EnvironmentUnfit: the driver's process ended without a result; says what it wrote last.
+        StageError: what the driver itself refused.
+    """
+    with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts, tempfile.TemporaryFile() as errors:
+        with _driver(job, watcher is not None, errors) as process:
+            measurement = _follow(process, journal, watcher)
+        if measurement is None:
+            raise _ended(job, process, errors)
+        facts["requests"] = len(measurement.samples)
+        facts["failed"] = sum(sample.failure is not None for sample in measurement.samples)
+        facts["priority"] = measurement.client.priority
+        return measurement
+
+
+@contextmanager
+def _driver(job: Job, watched: bool, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """The driver's process; whatever ends the block ends it, and its stdin is what keeps it alive."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest_vllm_stage.load.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+    )
+    try:
+        stdin = cast(BinaryIO, process.stdin)
+        key = job.api_key.reveal() if job.api_key else None
+        try:
+            stdin.write(frame(cast(Any, (replace(job, api_key=None), key, watched))))
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # it died at once: following it shows why
+        yield process
+        process.wait(_END_TIMEOUT_S)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _follow(process: subprocess.Popen[bytes], journal: Journal, watcher: Watcher | None) -> Measurement | None:
+    """Read until the result; None when the process ended without one."""
+    stopped = False
+    while (message := read_frame(cast(BinaryIO, process.stdout))) is not None:
+        kind, content = message
+        if kind == "say":
+            journal.say(content)
+        elif kind == "error":
+            raise cast(StageError, content)
+        elif kind == "done":
+            return cast(Measurement, content)
+        elif watcher is not None and not stopped:
+            reason = watcher(content)
+            if reason:
+                stopped = True
+                _tell(process, f"stop {reason}\n")
+    return None
+
+
+def _tell(process: subprocess.Popen[bytes], line: str) -> None:
+    try:
+        stdin = cast(BinaryIO, process.stdin)
+        stdin.write(line.encode())
+        stdin.flush()
+    except BrokenPipeError:
+        pass  # it has just ended by itself
+
+
+def _ended(job: Job, process: subprocess.Popen[bytes], errors: IO[bytes]) -> EnvironmentUnfit:
+    errors.seek(0)
+    wrote = errors.read().decode(errors="replace").strip()[-_SHOWN_CHARACTERS:]
+    return EnvironmentUnfit(
+        f"the load driver of step {job.step.id} ended without a result (exit status {process.returncode})\n"
+        f"  it wrote: {wrote or 'nothing'}"
+    )

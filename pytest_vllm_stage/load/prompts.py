@@ -1,0 +1,136 @@
+"""Prompts of an exact number of tokens, as the server's own tokenizer counts them, and no two alike.
+
+A prompt is ``Text:`` and words. Only words are used that the tokenizer turns into exactly one token each when they
+follow one another, which is found out by asking it; how long a prompt is can then be counted without asking. The
+answers' usage proves it once more for every request.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_vllm_stage.errors import ConfigError, StageFailure
+from pytest_vllm_stage.load.plan import Step
+from pytest_vllm_stage.load.words import WORDS
+
+#: Tokens of a text, or of a conversation with this text as the user's message, as the step's API makes a prompt of it.
+Count = Callable[[str], int]
+
+_START = "Text:"
+#: With fewer usable words two prompts could be the same too easily.
+LEAST_WORDS = 32
+#: A prompt needs this many words of its own to be unlike every other.
+LEAST_OWN_TOKENS = 8
+#: This many prompts of a step are counted by the server before they are sent.
+CHECKED = 16
+
+
+@dataclass(frozen=True)
+class PromptMaker:
+    """Makes prompts for one server.
+
+    Attributes:
+        overhead: Tokens of a prompt without any word: the chat template's, and the beginning.
+        words: The words that are one token each.
+        count: The server's tokenizer.
+    """
+
+    overhead: int
+    words: tuple[str, ...]
+    count: Count
+
+    def texts(self, step: Step, count: int, purpose: str) -> list[str]:
+        """This many texts, no two alike, each of exactly ``step.prompt_tokens`` tokens.
+
+        Args:
+            step: Says how long they are, what they share, and the seed.
+            count: How many.
+            purpose: Makes texts for different uses (``step``, ``warm-up``) differ with the same seed.
+
+        Raises:
+            ConfigError: the prompt is too short for the template and for being unique.
+            StageFailure: the tokenizer counts one differently from what its words promise.
+        """
+        length = step.prompt_tokens - self.overhead
+        shared = max(0, step.shared_prefix_tokens - self.overhead)
+        if length - shared < LEAST_OWN_TOKENS:
+            raise ConfigError(
+                f"step {step.id}: prompt_tokens: {step.prompt_tokens} is too short: the chat template takes "
+                f"{self.overhead}, the shared prefix {shared}, and {LEAST_OWN_TOKENS} must be the prompt's own"
+            )
+        prefix = self._words(random.Random(f"{step.seed} shared"), shared)  # noqa: S311 - test data, no secret
+        texts = list(self._unique(f"{step.seed} {purpose}", prefix, length - shared, count))
+        for text in texts[:: max(1, count // CHECKED)]:
+            self._check(text, step.prompt_tokens)
+        return texts
+
+    def _words(self, dice: random.Random, count: int) -> list[str]:
+        return dice.choices(self.words, k=count)
+
+    def _unique(self, seed: str, prefix: Sequence[str], own: int, count: int) -> Iterator[str]:
+        dice = random.Random(seed)  # noqa: S311 - test data, no secret
+        begun: set[tuple[str, ...]] = set()
+        while len(begun) < count:
+            words = self._words(dice, own)
+            beginning = tuple(words[:LEAST_OWN_TOKENS])
+            if beginning not in begun:
+                begun.add(beginning)
+                yield " ".join([_START, *prefix, *words])
+
+    def _check(self, text: str, expected: int) -> None:
+        counted = self.count(text)
+        if counted != expected:
+            raise StageFailure(
+                f"the server's tokenizer counts {counted} tokens in a prompt made of {expected}: {text[:60]!r} ...",
+                hint="ask /tokenize the same text twice: a tokenizer that is no function cannot be measured with",
+            )
+
+
+def prompt_maker(count: Count, words: Sequence[str] = WORDS) -> PromptMaker:
+    """Find out what the server's tokenizer makes of words.
+
+    Raises:
+        StageFailure: it has fewer than `LEAST_WORDS` words of one token.
+    """
+    overhead = count(_START)
+    usable = tuple(_additive(count, overhead, tuple(dict.fromkeys(words))))
+    if len(usable) < LEAST_WORDS:
+        raise StageFailure(
+            f"the server's tokenizer has {len(usable)} of {len(words)} common words as one token, "
+            f"{LEAST_WORDS} are needed to make prompts of an exact length",
+            hint="give prompt_maker words of the model's own language",
+        )
+    return PromptMaker(overhead, usable, count)
+
+
+def _additive(count: Count, overhead: int, words: Sequence[str]) -> Iterator[str]:
+    """The words that add one token each; a group is halved until it does or is one word that does not."""
+    if not words:
+        return
+    if count(" ".join([_START, *words])) == overhead + len(words):
+        yield from words
+    elif len(words) > 1:
+        middle = len(words) // 2
+        yield from _additive(count, overhead, words[:middle])
+        yield from _additive(count, overhead, words[middle:])
+
+
+def body_of(step: Step, text: str) -> bytes:
+    """The request for one prompt: streamed, with usage, and an answer of exactly the step's length."""
+    chat = {"messages": [{"role": "user", "content": text}]}
+    prompt: dict[str, Any] = chat if step.api == "chat" else {"prompt": text}
+    fields = {
+        "model": step.model,
+        **prompt,
+        "max_tokens": step.output_tokens,
+        "min_tokens": step.output_tokens,
+        "ignore_eos": True,
+        "temperature": 0.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    return json.dumps(fields, separators=(",", ":")).encode()

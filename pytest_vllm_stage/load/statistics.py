@@ -1,0 +1,145 @@
+"""The statistics that metrics and verdicts need, exact and without a numerical library.
+
+Percentiles are whole per cents (99, not 0.99), so that ranks are computed in integers and no rank is off by one through
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+#: Terms of a tail that change nothing any more end its sum.
+_NEGLIGIBLE = 1e-18
+
+
+def _log_pmf(n: int, k: int, p: float) -> float:
+    choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return choose + k * math.log(p) + (n - k) * math.log1p(-p)
+
+
+def _lower_sum(n: int, k: int, p: float) -> float:
+    """P(Bin(n, p) <= k), summed from k downwards, where the terms fall."""
+    term = total = math.exp(_log_pmf(n, k, p))
+    odds = (1 - p) / p
+    for i in range(k, 0, -1):
+        term *= i / (n - i + 1) * odds
+        total += term
+        if term < total * _NEGLIGIBLE:
+            break
+    return min(total, 1.0)
+
+
+@lru_cache(maxsize=65536)
+def binomial_at_most(n: int, k: int, p: float) -> float:
+    """P(Bin(n, p) <= k)."""
+    if k < 0:
+        return 0.0
+    if k >= n or p <= 0:
+        return 1.0
+    if p >= 1:
+        return 0.0
+    if k <= n * p:
+        return _lower_sum(n, k, p)
+    return 1.0 - _lower_sum(n, n - k - 1, 1 - p)
+
+
+def binomial_at_least(n: int, k: int, p: float) -> float:
+    """P(Bin(n, p) >= k)."""
+    return binomial_at_most(n, n - k, 1 - p)
+
+
+def nearest_rank(ordered: Sequence[float], percent: int) -> float:
+    """The percentile by nearest rank: the smallest value that at least ``percent`` per cent of all do not exceed.
+
+    Args:
+        ordered: The values, ascending; +inf stands for a request that failed.
+        percent: 1 to 100.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not ordered:
+        raise ValueError("no values, no percentile")
+    return ordered[rank_of(percent, len(ordered)) - 1]
+
+
+def rank_of(percent: int, n: int) -> int:
+    """The 1-based rank of a percentile among ``n``."""
+    return max(1, -(-percent * n // 100))
+
+
+def interval_ranks(n: int, percent: int, confidence: float = 0.95) -> tuple[int, int] | None:
+    """Ranks of the two order statistics that enclose the true percentile with at least this confidence (equal tails).
+
+    Returns:
+        1-based ranks, or None where ``n`` is too small; see `interval_needs`.
+    """
+    tail, q = (1 - confidence) / 2, percent / 100
+    if n < interval_needs(percent, confidence):
+        return None
+    low = _search(0, n, lambda rank: binomial_at_most(n, rank - 1, q) > tail) - 1
+    high = _search(1, n, lambda rank: binomial_at_least(n, rank, q) <= tail)
+    return low, high
+
+
+def _search(start: int, stop: int, reached: Callable[[int], bool]) -> int:
+    """The smallest number in [start, stop] for which a monotone condition holds; ``stop`` if it never does."""
+    while start < stop:
+        middle = (start + stop) // 2
+        start, stop = (start, middle) if reached(middle) else (middle + 1, stop)
+    return start
+
+
+def interval_needs(percent: int, confidence: float = 0.95) -> int:
+    """The smallest n that has a two-sided interval for the percentile: 368 for P99 at 95 %."""
+    tail, q = (1 - confidence) / 2, percent / 100
+    return max(_power_below(q, tail), _power_below(1 - q, tail))
+
+
+def _power_below(base: float, limit: float) -> int:
+    """The smallest n with ``base ** n <= limit``."""
+    n = max(1, math.ceil(math.log(limit) / math.log(base)))
+    return n if base**n <= limit else n + 1
+
+
+def student_at_least(t: float, degrees: int) -> float:
+    """P(T >= t) for Student's t."""
+    half = 0.5 * _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
+    return half if t >= 0 else 1 - half
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function, by its continued fraction."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    return math.exp(log_front) / a / _beta_fraction(a, b, x)
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """The denominator 1 + d1/(1 + d2/(1 + ...)), from far inside outwards; 200 double terms suffice for our a and b."""
+    value = 1.0
+    for m in range(200, 0, -1):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
+        value = 1 + odd / (1 + even / value)
+    return value
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean; `ValueError` for nothing."""
+    if not values:
+        raise ValueError("no values, no mean")
+    return math.fsum(values) / len(values)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))

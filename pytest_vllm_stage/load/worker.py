@@ -1,0 +1,129 @@
+"""The driver's own process: nothing else runs in its interpreter, and it may run before others on its machine.
+
+It reads a pickled job from its stdin, then lines (``stop REASON``) until the parent closes it, which ends the process.
+On its stdout it writes frames, each a length of four bytes and a pickle: ``("say", line)``, ``("sample", Sample)``
+where the parent watches, and last ``("done", Measurement)`` or ``("error", StageError)``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import pickle
+import signal
+import struct
+import sys
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+from pytest_vllm_stage.errors import StageError
+from pytest_vllm_stage.load.driver import Job, run_step
+from pytest_vllm_stage.load.priority import raise_priority
+from pytest_vllm_stage.load.samples import Measurement, Sample
+from pytest_vllm_stage.secret import Secret
+
+LENGTH = struct.Struct("!I")
+
+
+def frame(message: tuple[str, Any]) -> bytes:
+    """A message as it goes through the pipe."""
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(data)) + data
+
+
+def read_frame(pipe: BinaryIO) -> Any:
+    """The next message; None at the pipe's end. Both ends are this package, so that unpickling is safe."""
+    head = pipe.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    data = pipe.read(length)
+    return pickle.loads(data) if len(data) == length else None  # noqa: S301
+
+
+class _Parent:
+    """The other end of the pipes."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._out: asyncio.WriteTransport | None = None
+        self._stop: str | None = None
+        self._partial = b""
+
+    async def attach(self) -> None:
+        """Write without ever waiting for the parent, and listen to it."""
+        self._out, _ = await self._loop.connect_write_pipe(asyncio.BaseProtocol, sys.stdout.buffer)
+        os.set_blocking(0, False)
+        self._loop.add_reader(0, self._readable)
+
+    def say(self, line: str) -> None:
+        """Hand on a progress line."""
+        self.send("say", line)
+
+    def send(self, kind: str, content: Any) -> None:
+        """Send a message."""
+        if self._out is not None:
+            self._out.write(frame((kind, content)))
+
+    def watch(self, sample: Sample) -> str | None:
+        """Hand on a sample; the reason to stop, once the parent has given one."""
+        self.send("sample", sample)
+        return self._stop
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(0, 4096)
+        except BlockingIOError:
+            return
+        if not data:
+            os._exit(1)  # the parent is gone, and with it everyone who would want the result
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self._stop = line.decode().removeprefix("stop ")
+
+
+async def _work(job: Job, watched: bool) -> None:
+    parent = _Parent()
+    await parent.attach()
+    priority = raise_priority()
+    try:
+        measurement = await run_step(job, watcher=parent.watch if watched else None, say=parent.say)
+    except StageError as error:
+        parent.send("error", error)
+    else:
+        parent.send("done", _with_priority(measurement, priority))
+    await _flushed(parent)
+
+
+def _with_priority(measurement: Measurement, priority: str) -> Measurement:
+    return replace(measurement, client=replace(measurement.client, priority=priority))
+
+
+async def _flushed(parent: _Parent) -> None:
+    while parent._out is not None and parent._out.get_write_buffer_size():
+        await asyncio.sleep(0.01)
+
+
+def run_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Run in uvloop where it is installed, else in asyncio's own loop."""
+    if importlib.util.find_spec("uvloop") is None:
+        asyncio.run(work)
+    else:
+        importlib.import_module("uvloop").run(work)
+
+
+def main() -> int:
+    """Carry out the job that stdin holds."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    message = read_frame(sys.stdin.buffer)
+    if message is None:
+        return 1
+    job, api_key, watched = message
+    run_loop(_work(replace(job, api_key=Secret(api_key) if api_key else None), watched))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""``python -m pytest_vllm_stage.sim``: a simulated engine as a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import gc
+import json
+import signal
+import sys
+from pathlib import Path
+
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.sim import SERVER
+from pytest_vllm_stage.sim.api import Api
+from pytest_vllm_stage.sim.faults import Fault, make
+from pytest_vllm_stage.sim.http import Connection
+from pytest_vllm_stage.sim.settings import Settings
+
+_HELP = {
+    "model": "served model name",
+    "max_model_len": "context length in tokens",
+    "max_num_seqs": "requests that run at once",
+    "ttft_ms": "time to first token of a request that starts, without its prefill",
+    "prefill_tokens_per_s": "prompt tokens prefilled a second",
+    "itl_ms": "time between two tokens of a request that runs alone",
+    "itl_growth": "part added to it by each further running request",
+    "jitter": "sigma of the lognormal factor of each request's times",
+    "block_size": "tokens of a prefix cache block",
+    "kv_cache_tokens": "tokens that the KV cache holds",
+    "seed": "decides every answer and every drawn time",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: an option for each field of `Settings`."""
+    result = argparse.ArgumentParser(prog="python -m pytest_vllm_stage.sim", description=__doc__)
+    result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    result.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one and says which")
+    result.add_argument("--faults", type=Path, metavar="FILE", help="JSON list of faults to start with")
+    for field in dataclasses.fields(Settings):
+        option = "--" + field.name.replace("_", "-")
+        kind = type(field.default)
+        result.add_argument(
+            option, type=kind, default=field.default, help=f"{_HELP[field.name]} (default: %(default)s)"
+        )
+    return result
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that the command line gives."""
+    return Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
+
+
+def faults_of(path: Path | None) -> list[Fault]:
+    """The faults of a file.
+
+    Raises:
+        ConfigError: the file is no fault script.
+    """
+    if path is None:
+        return []
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"--faults {path}: {error}") from None
+
+
+async def serve(arguments: argparse.Namespace, faults: list[Fault]) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    api = Api(settings_of(arguments))
+    api.set_faults(faults)
+    server = await loop.create_server(lambda: Connection(api.handle), arguments.host, arguments.port, backlog=4096)
+    host, port = server.sockets[0].getsockname()[:2]
+    sys.stdout.write(f"{SERVER}: a simulated engine without any model, listening on http://{host}:{port}\n")
+    sys.stdout.flush()
+    # A full collection walks all that start-up made and every kept job: a pause of milliseconds amid streams.
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 10_000)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await stopped.wait()
+    server.close()
+
+
+def main() -> int:
+    """Run; 2 when the command line is wrong, 1 when the address cannot be had."""
+    arguments = parser().parse_args()
+    try:
+        faults = faults_of(arguments.faults)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    try:
+        asyncio.run(serve(arguments, faults))
+    except OSError as error:
+        sys.stderr.write(f"{SERVER}: cannot listen on {arguments.host}:{arguments.port}: {error.strerror}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The tokens of one answer and the text that each of them lets out, decided before the first one is sent."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from pytest_vllm_stage.sim import answers
+from pytest_vllm_stage.sim.parameters import Parameters
+from pytest_vllm_stage.sim.tokenizer import END
+
+
+@dataclass(slots=True)
+class Generated:
+    """One answer.
+
+    Attributes:
+        pieces: The tokens, the end token included where the answer ended by it.
+        texts: For each token the text that it lets out: nothing while a character or a stop text may be unfinished.
+        finish_reason: ``stop`` or ``length``.
+        stop_reason: The stop text that ended it.
+    """
+
+    pieces: list[bytes]
+    texts: list[str]
+    finish_reason: str
+    stop_reason: str | None = None
+
+    @property
+    def ended_itself(self) -> bool:
+        """The last token is the end token, which has no text."""
+        return self.pieces[-1] == END
+
+
+def generate(parameters: Parameters, seed: int, salt: int) -> Generated:
+    """The answer to a request.
+
+    Args:
+        parameters: What is asked for.
+        seed: The engine's seed.
+        salt: Makes answers differ where the temperature is above 0 and the request has no seed.
+    """
+    if parameters.temperature == 0:
+        salt = 0
+    elif parameters.seed is not None:
+        salt = parameters.seed + 1
+    key = answers.key_of(parameters.prompt, seed, salt)
+    source = answers.answer_to if parameters.kind == "chat" else answers.continuation_of
+    pieces, ended = _pieces(source(parameters.question, key), parameters, key)
+    texts = _texts(pieces)
+    finish_reason = "stop" if ended else "length"
+    if parameters.stop:
+        return _stopped(pieces, texts, parameters, finish_reason)
+    return Generated(pieces, texts, finish_reason)
+
+
+def _pieces(natural: Iterator[bytes], parameters: Parameters, key: int) -> tuple[list[bytes], bool]:
+    """As many tokens as the request allows, and whether the answer ended by itself."""
+    limit = parameters.limit
+    pieces = list(islice(natural, limit))
+    if len(pieces) == limit:
+        return pieces, False
+    least = limit if parameters.ignore_eos else parameters.min_tokens
+    if len(pieces) < least:
+        more = answers.more_words(key, plain=parameters.question.isascii())
+        pieces += islice(more, least - len(pieces))
+    if len(pieces) == limit:
+        return pieces, False
+    return [*pieces, END], True
+
+
+def _texts(pieces: list[bytes]) -> list[str]:
+    """The text that each token completes; a character that the answer's end cuts in two is never let out."""
+    if b"".join(pieces).isascii():
+        return ["" if piece is END else piece.decode() for piece in pieces]
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    return ["" if piece is END else decoder.decode(piece) for piece in pieces]
+
+
+def _stopped(pieces: list[bytes], texts: list[str], parameters: Parameters, finish_reason: str) -> Generated:
+    """Cut at the first stop text, and hold back what may become one."""
+    held = max(map(len, parameters.stop)) - 1
+    out: list[str] = []
+    text, sent = "", 0
+    for place, more in enumerate(texts, start=1):
+        searched_from = max(len(text) - held, 0)
+        text += more
+        found = _first(text, parameters.stop, searched_from) if place > parameters.min_tokens else None
+        if found is not None:
+            at, stop = found
+            return Generated(pieces[:place], [*out, text[sent:at]], "stop", stop)
+        until = max(len(text) - held, sent)
+        out.append(text[sent:until])
+        sent = until
+    out[-1] += text[sent:]
+    return Generated(pieces, out, finish_reason)
+
+
+def _first(text: str, stops: tuple[str, ...], start: int) -> tuple[int, str] | None:
+    found = [(at, stop) for stop in stops if (at := text.find(stop, start)) >= 0]
+    return min(found) if found else None

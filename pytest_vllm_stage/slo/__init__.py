@@ -1,0 +1,1 @@
+"""Objectives, verdicts, saturation, capacity and regression: pure functions over samples and numbers."""

@@ -1,0 +1,134 @@
+"""The binomial rule: may "a share p of the requests stays within the limit" be called kept, or broken?
+
+With t misses among n requests and an allowed share of misses q: kept if P(Bin(n, q) <= t) <= alpha, broken if
+P(Bin(n, q) >= t) <= alpha, else undecided. Both errors are at most alpha for independent requests.
+
+Misses may be fractions (the share of one answer's token gaps over the limit). The sum of such fractions is spread less
+than a binomial count of the same mean (Hoeffding 1963, theorem 3), and is rounded against the decision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+from pytest_vllm_stage.load.statistics import binomial_at_least, binomial_at_most
+
+ALPHA = 0.05
+#: No plan has more requests than this; beyond it an undecided objective is as good as met exactly.
+MOST_REQUESTS = 1_000_000
+
+
+class Outcome(StrEnum):
+    """What can be said about an objective or a step."""
+
+    PASS = "pass"  # noqa: S105
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the misses of a step say about one objective.
+
+    Attributes:
+        outcome: Pass, fail or inconclusive.
+        n: Requests.
+        misses: Requests over the limit; a fraction where each request has several values.
+        p_kept: How likely so few misses were if the objective were just broken.
+        p_broken: How likely so many misses were if the objective were just kept.
+        needs: Requests that would decide if the share of misses stayed; None where the outcome is decided, or where
+            no number would do.
+    """
+
+    outcome: Outcome
+    n: int
+    misses: float
+    p_kept: float
+    p_broken: float
+    needs: int | None
+
+
+def decide(n: int, misses: float, allowed: float, *, alpha_pass: float = ALPHA, alpha_fail: float = ALPHA) -> Decision:
+    """Apply the rule.
+
+    Args:
+        n: Requests.
+        misses: Of these, over the limit.
+        allowed: Share of misses that the objective allows; 0 means that one is too many and none is enough.
+        alpha_pass: Highest probability of calling a broken objective kept.
+        alpha_fail: Highest probability of calling a kept objective broken.
+    """
+    if allowed <= 0:
+        outcome = Outcome.FAIL if misses > 0 else (Outcome.PASS if n else Outcome.INCONCLUSIVE)
+        return Decision(outcome, n, misses, float(misses > 0), float(misses == 0), None if n else 1)
+    p_kept, p_broken = p_values(n, misses, allowed)
+    if p_kept <= alpha_pass:
+        return Decision(Outcome.PASS, n, misses, p_kept, p_broken, None)
+    if p_broken <= alpha_fail:
+        return Decision(Outcome.FAIL, n, misses, p_kept, p_broken, None)
+    needs = needed(n, misses, allowed, alpha_pass, alpha_fail)
+    return Decision(Outcome.INCONCLUSIVE, n, misses, p_kept, p_broken, needs)
+
+
+def p_values(n: int, misses: float, allowed: float) -> tuple[float, float]:
+    """The probabilities of at most and of at least so many misses with the allowed share as the true one."""
+    at_most = binomial_at_most(n, min(n, _up(misses)), allowed)
+    return at_most, binomial_at_least(n, _down(misses), allowed)
+
+
+def _up(misses: float) -> int:
+    return math.ceil(misses - 1e-9)
+
+
+def _down(misses: float) -> int:
+    return math.floor(misses + 1e-9)
+
+
+def needed(n: int, misses: float, allowed: float, alpha_pass: float = ALPHA, alpha_fail: float = ALPHA) -> int | None:
+    """The smallest number of requests that would decide if the share of misses stayed; None where no number would."""
+    share = misses / n if n else 0.0
+
+    def decided(m: int) -> bool:
+        p_kept, p_broken = p_values(m, m * share, allowed)
+        return p_kept <= alpha_pass if share < allowed else p_broken <= alpha_fail
+
+    if share == allowed:
+        return None
+    high = max(2 * n, 16)
+    while not decided(high):
+        high *= 2
+        if high > MOST_REQUESTS:
+            return None
+    low = n
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decided(middle) else (middle, high)
+    return high
+
+
+@lru_cache(maxsize=256)
+def smallest_pass(allowed: float, misses: int = 0, alpha: float = ALPHA) -> int:
+    """The smallest n that can pass with so many misses: 299 for a P99 without any, 473 with one."""
+    high = max(16, misses + 1)
+    while binomial_at_most(high, misses, allowed) > alpha:
+        high *= 2
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if binomial_at_most(middle, misses, allowed) <= alpha else (middle, high)
+    return high
+
+
+def holm(p_values: list[float], alpha: float = ALPHA) -> list[bool]:
+    """Holm's step-down rule: which of these hypotheses fall while the chance of one false fall stays at alpha."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    rejected = [False] * len(p_values)
+    for place, i in enumerate(order):
+        if p_values[i] > alpha / (len(p_values) - place):
+            break
+        rejected[i] = True
+    return rejected

@@ -1,0 +1,133 @@
+"""Objectives: what a profile promises of a step, as TOML keys that say quantity, percentile, unit and direction.
+
+::
+
+    [slo]                             for every step of every model
+    error_rate = 0.01
+
+    [models.quantized.slo]            for every step of this model
+    ttft_p99_ms = 500
+
+    [models.quantized.slo.rate-5]     for one step; ``false`` takes an objective away
+    e2e_latency_p99_s = 12
+    output_tokens_per_s_min = 900
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.load.metrics import GOODPUT_LATENCIES, LATENCIES, PERCENTS
+
+ERROR_RATE = "error_rate"
+#: Objectives that are met from a value upwards, by the metric that they bound.
+FLOORS = {
+    "output_tokens_per_s_min": "output_tokens_per_s",
+    "total_tokens_per_s_min": "total_tokens_per_s",
+    "requests_per_s_min": "requests_per_s",
+    "goodput_requests_per_s_min": "goodput_requests_per_s",
+}
+#: Latency objectives by key: the latency's name, the percentile, and the factor from seconds to the key's unit.
+LATENCY_KEYS = {
+    f"{name}_p{percent}_{unit}": (name, percent, factor)
+    for name, (unit, factor) in LATENCIES.items()
+    for percent in PERCENTS
+}
+VALID_KEYS = (ERROR_RATE, *LATENCY_KEYS, *FLOORS)
+
+
+@dataclass(frozen=True, order=True)
+class Objective:
+    """One promise.
+
+    Attributes:
+        key: Its name, which is also the metric's.
+        limit: The bound, in the key's unit.
+    """
+
+    key: str
+    limit: float
+
+    @property
+    def latency(self) -> str | None:
+        """``ttft`` ...: the latency that it bounds; None for another kind of objective."""
+        return LATENCY_KEYS[self.key][0] if self.key in LATENCY_KEYS else None
+
+    @property
+    def limit_s(self) -> float:
+        """The limit of a latency objective in seconds."""
+        return self.limit / LATENCY_KEYS[self.key][2]
+
+    @property
+    def is_floor(self) -> bool:
+        """Met from the limit upwards; judged over blocks of time instead of over requests."""
+        return self.key in FLOORS
+
+    @property
+    def metric(self) -> str:
+        """The metric that it bounds."""
+        return FLOORS.get(self.key, self.key)
+
+    @property
+    def allowed_share(self) -> float:
+        """The share of requests that may miss: 0.01 for a P99, the limit itself for ``error_rate``."""
+        if self.key == ERROR_RATE:
+            return self.limit
+        return (100 - LATENCY_KEYS[self.key][1]) / 100
+
+    def text(self) -> str:
+        """For people: ``ttft_p99_ms <= 500``."""
+        return f"{self.metric} {'>=' if self.is_floor else '<='} {self.limit:g}"
+
+
+def parse_objectives(table: Mapping[str, Any], where: str) -> dict[str, float | None]:
+    """Check one table of objectives.
+
+    Args:
+        table: Key to number, or to ``false`` for "not here".
+        where: What the table is called in its file, for errors.
+
+    Returns:
+        Key to limit; None takes away what an outer table has set.
+
+    Raises:
+        ConfigError: naming the key and the valid ones, or the value and what it must be.
+    """
+    return {key: _limit(key, value, where) for key, value in table.items()}
+
+
+def _limit(key: str, value: Any, where: str) -> float | None:
+    if key not in VALID_KEYS:
+        near = difflib.get_close_matches(key, VALID_KEYS, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{where}: {key} is no objective{meant}; valid: {', '.join(VALID_KEYS)}")
+    if value is False:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{where}: {key} must be a number, or false to take it away, not {value!r}")
+    if key == ERROR_RATE and not 0 <= value < 1:
+        raise ConfigError(f"{where}: {key} is a share from 0 to below 1, not {value!r}")
+    if key != ERROR_RATE and not 0 < value < float("inf"):
+        raise ConfigError(f"{where}: {key} must be above 0, not {value!r}")
+    return float(value)
+
+
+def merge_objectives(*layers: Mapping[str, float | None]) -> tuple[Objective, ...]:
+    """The objectives of one step; later layers (model, then step) override earlier ones key by key."""
+    merged: dict[str, float | None] = {}
+    for layer in layers:
+        merged.update(layer)
+    return tuple(Objective(key, limit) for key, limit in sorted(merged.items()) if limit is not None)
+
+
+def goodput_limits_s(objectives: tuple[Objective, ...]) -> dict[str, float]:
+    """The strictest limit of each latency that a single request has: what goodput counts against."""
+    limits: dict[str, float] = {}
+    for objective in objectives:
+        if objective.latency in GOODPUT_LATENCIES:
+            limits[objective.latency] = min(limits.get(objective.latency, objective.limit_s), objective.limit_s)
+    return limits

@@ -1,0 +1,130 @@
+"""The regression gate: slower than usual by a tenth, and again so when it is measured twice more.
+
+A run is suspicious when a metric is 1.10 times worse than the median of the last ten accepted runs; it is a regression
+when the mean of two reruns is too. With 5 % of noise between runs this flags 1 % of healthy builds and finds four in
+five that are 20 % slower, where a comparison with the last run flags every second healthy one.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+WORSE = 1.10
+HISTORY = 10
+#: With fewer accepted runs their median says too little.
+LEAST_HISTORY = 3
+RERUNS = 2
+
+
+class State(StrEnum):
+    """What the gate says of a metric."""
+
+    OK = "ok"
+    IMPROVED = "improved"
+    SUSPICIOUS = "suspicious"
+    REGRESSION = "regression"
+    NO_BASELINE = "no-baseline"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The gate's answer for one metric.
+
+    Attributes:
+        metric: Its name.
+        state: What it is.
+        fails: The run fails by it: a regression, or a gated metric that is missing.
+        value: The value that was judged; the reruns' mean where there were reruns. None where it is missing.
+        usual: Median of the last accepted runs; None where there are too few.
+        why: The numbers in a sentence.
+    """
+
+    metric: str
+    state: State
+    fails: bool
+    value: float | None
+    usual: float | None
+    why: str
+
+
+def higher_is_better(metric: str) -> bool:
+    """Rates of output are better when higher, everything else when lower."""
+    return metric.endswith("_per_s")
+
+
+def how_much_worse(metric: str, value: float, usual: float) -> float:
+    """Above 1 where the value is worse than usual, 1.10 for a tenth."""
+    if higher_is_better(metric):
+        return math.inf if value <= 0 else usual / value
+    return value / usual if usual > 0 else (math.inf if value > 0 else 1.0)
+
+
+def gate(
+    metric: str,
+    value: float | None,
+    history: Sequence[float],
+    *,
+    reruns: Sequence[float] = (),
+    valid: bool = True,
+    worse: float = WORSE,
+) -> Gate:
+    """Judge one metric of a run.
+
+    Args:
+        metric: Its name, as in `Metrics.flat`.
+        value: This run's value; None where it is missing.
+        history: The values of the accepted comparable runs, oldest first.
+        reruns: The values of the runs that were made because this one was suspicious.
+        valid: The measurement may speak at all.
+        worse: The factor that is too much.
+    """
+    if not valid:
+        return Gate(metric, State.INVALID, False, value, None, f"{metric}: the measurement is invalid")
+    if value is None:
+        return Gate(metric, State.INVALID, True, None, None, f"{metric}: the gated metric is missing")
+    last = list(history)[-HISTORY:]
+    if len(last) < LEAST_HISTORY:
+        why = f"{metric}: {value:.4g}; {len(last)} of {LEAST_HISTORY} accepted comparable runs"
+        return Gate(metric, State.NO_BASELINE, False, value, None, why)
+    usual = statistics.median(last)
+    judged = statistics.fmean(reruns) if len(reruns) >= RERUNS else value
+    ratio = how_much_worse(metric, judged, usual)
+    state = _state(how_much_worse(metric, value, usual), ratio, len(reruns) >= RERUNS, worse)
+    runs = f"the mean of {len(reruns)} reruns after {value:.4g}" if len(reruns) >= RERUNS else "this run"
+    why = f"{metric}: {judged:.4g} ({runs}), usually {usual:.4g} (median of {len(last)}): {ratio:.2f} times as bad"
+    return Gate(metric, state, state is State.REGRESSION, judged, usual, why)
+
+
+def _state(first: float, judged: float, rerun: bool, worse: float) -> State:
+    if first > worse and not rerun:
+        return State.SUSPICIOUS
+    if first > worse and judged > worse:
+        return State.REGRESSION
+    return State.IMPROVED if judged < 1 / worse else State.OK
+
+
+def gate_all(
+    metrics: Mapping[str, float | None],
+    gated: Sequence[str],
+    history: Sequence[Mapping[str, float]],
+    *,
+    reruns: Sequence[Mapping[str, float | None]] = (),
+    valid: bool = True,
+) -> tuple[Gate, ...]:
+    """Judge every gated metric of a run; runs of the history that lack a metric are left out for it."""
+    gates = []
+    for name in gated:
+        past = [run[name] for run in history if name in run]
+        again = [value for run in reruns if (value := run.get(name)) is not None]
+        gates.append(gate(name, metrics.get(name), past, reruns=again, valid=valid))
+    return tuple(gates)
+
+
+def accepts(gates: Sequence[Gate]) -> bool:
+    """The run may be compared against later."""
+    return all(gate.state in (State.OK, State.IMPROVED, State.NO_BASELINE) for gate in gates)

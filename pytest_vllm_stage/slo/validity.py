@@ -1,0 +1,202 @@
+"""What makes a measurement say nothing about the server, whatever its numbers are; and what is worth a remark."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pytest_vllm_stage.load.metrics import Metrics
+from pytest_vllm_stage.load.samples import Measurement, Sample
+from pytest_vllm_stage.slo.objectives import Objective
+
+#: The send lag's P99 may be this, or 5 % of the TTFT objective where that is more.
+LAG_LIMIT_MS = 10.0
+LAG_SHARE_OF_TTFT = 0.05
+#: Less of the planned rate than this, and the step was another one.
+SENT_SHARE = 0.99
+#: More requests than this with another prompt than planned, and the step was another one.
+WRONG_SHARE = 0.01
+#: No engine gives one request tokens faster than this; what does was not generated for it.
+BURST_GAP_S = 0.0002
+#: Prompt tokens that a chat template may put in front of every prompt, and that the prefix cache may thus hold.
+TEMPLATE_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a measurement.
+
+    Attributes:
+        name: What it is, for programs.
+        text: What it is, for people, with the numbers.
+        invalidates: No verdict on the server can come out of this measurement.
+    """
+
+    name: str
+    text: str
+    invalidates: bool
+
+
+def findings(measurement: Measurement, metrics: Metrics, objectives: Sequence[Objective]) -> tuple[Finding, ...]:
+    """Everything that is wrong with a measurement, or odd about it, worst first."""
+    found = [
+        *_client(measurement, metrics, objectives),
+        *_prompts(measurement),
+        *_cache(measurement),
+        *_prefix_cache(measurement),
+        *_engine(measurement),
+        *_stalls(metrics),
+    ]
+    return tuple(sorted(found, key=lambda finding: not finding.invalidates))
+
+
+def lag_limit_ms(objectives: Sequence[Objective]) -> float:
+    """How late requests may be sent (P99) before the step is invalid."""
+    ttft_ms = min((objective.limit_s * 1000 for objective in objectives if objective.latency == "ttft"), default=0.0)
+    return max(LAG_LIMIT_MS, LAG_SHARE_OF_TTFT * ttft_ms)
+
+
+def _client(measurement: Measurement, metrics: Metrics, objectives: Sequence[Objective]) -> Iterator[Finding]:
+    limit_ms = lag_limit_ms(objectives)
+    client = measurement.client
+    busy = f"; its process used {100 * client.cpu_s / client.wall_s:.0f} % of a core" if client.wall_s > 0 else ""
+    if not measurement.samples:
+        yield Finding("no_samples", "not one request was sent", True)
+    if metrics.lag_p99_ms is not None and metrics.lag_p99_ms > limit_ms:
+        text = f"the client was overloaded: P99 send lag {metrics.lag_p99_ms:.1f} ms, at most {limit_ms:g} ms{busy}"
+        yield Finding("client_late", text, True)
+    if client.loop_lag_p99_ms is not None and client.loop_lag_p99_ms > limit_ms:
+        text = f"the client was overloaded: it noticed events up to {client.loop_lag_p99_ms:.1f} ms late (P99){busy}"
+        yield Finding("client_slow", text, True)
+    achieved = metrics.achieved_over_offered
+    if achieved is not None and achieved < SENT_SHARE:
+        text = f"the client sent {100 * achieved:.1f} % of the planned rate, at least {100 * SENT_SHARE:g} %{busy}"
+        yield Finding("rate_not_sent", text, True)
+
+
+def _prompts(measurement: Measurement) -> Iterator[Finding]:
+    samples = measurement.samples
+    wrong = [s for s in samples if s.prompt_tokens is not None and s.prompt_tokens != s.expected_prompt_tokens]
+    if len(wrong) > WRONG_SHARE * len(samples):
+        worst = Counter(sample.prompt_tokens for sample in wrong).most_common(1)[0][0]
+        text = (
+            f"prompts were not as long as planned: {wrong[0].expected_prompt_tokens} tokens asked, the server counted "
+            f"{worst} in most of the {len(wrong)} wrong ones of {len(samples)} requests"
+        )
+        yield Finding("prompt_tokens", text, True)
+    digests = Counter(sample.prompt_digest for sample in samples if sample.prompt_digest)
+    repeated = sum(count - 1 for count in digests.values())
+    if repeated > WRONG_SHARE * len(samples):
+        text = f"{repeated} of {len(samples)} prompts had been sent before in the step"
+        yield Finding("repeated_prompts", text, True)
+    if measurement.facts.get("prompts_ran_out"):
+        yield Finding("prompts_ran_out", f"the prompts ran out after {len(samples)} requests: the step was cut", True)
+    answered = [sample for sample in samples if sample.failure is None]
+    if answered and all(sample.prompt_tokens is None for sample in answered):
+        yield Finding("no_usage", "the server reports no usage: token counts are not proven", False)
+
+
+def _cache(measurement: Measurement) -> Iterator[Finding]:
+    right = [sample for sample in measurement.samples if sample.failure is None]
+    evidence = [text for text in (_same_ids(right), _not_generated(measurement, right), _too_fast(right)) if text]
+    if evidence:
+        text = f"answers came from a cache, not from the engine: {'; '.join(evidence)}"
+        yield Finding("served_from_cache", text, True)
+        return
+    bursts = [sample for sample in right if _is_burst(sample)]
+    if len(bursts) > len(right) / 2:
+        text = f"{len(bursts)} of {len(right)} answers came in one piece: something buffers the stream"
+        yield Finding("buffered", text, False)
+    repeated = _repeated(right)
+    if repeated > len(right) / 2:
+        text = f"{repeated} of {len(right)} different prompts got an answer that another one got too"
+        yield Finding("same_answers", text, False)
+
+
+def _repeated(samples: Sequence[Sample]) -> int:
+    same = Counter(sample.output_digest for sample in samples if sample.output_digest)
+    return sum(count for count in same.values() if count > 1)
+
+
+def _same_ids(samples: Sequence[Sample]) -> str:
+    ids = Counter(sample.response_id for sample in samples if sample.response_id)
+    repeated = sum(count for count in ids.values() if count > 1)
+    return f"{repeated} of {len(samples)} answers share their id with another one" if repeated else ""
+
+
+def _not_generated(measurement: Measurement, right: Sequence[Sample]) -> str:
+    counts = [reading.generation_tokens for reading in measurement.server if reading.generation_tokens is not None]
+    received = sum(sample.tokens for sample in right)
+    if len(counts) < 2 or counts[-1] < counts[0]:
+        return ""
+    generated = counts[-1] - counts[0]
+    return f"{received} tokens came and the engine generated {generated:.0f}" if generated < 0.9 * received else ""
+
+
+def _too_fast(right: Sequence[Sample]) -> str:
+    """Answers in one piece that are the same for different prompts, or far quicker than the generated ones."""
+    bursts = [sample for sample in right if _is_burst(sample)]
+    few = max(2, WRONG_SHARE * len(right))
+    repeated = _repeated(bursts)
+    if repeated >= few:
+        return f"{repeated} of {len(right)} different prompts got the same answer at once"
+    generated = [sample.end_s - sample.scheduled_s for sample in right if not _is_burst(sample)]
+    usual_s = statistics.median(generated) if generated else 0.0
+    quick = [sample for sample in bursts if sample.end_s - sample.scheduled_s < usual_s / 4]
+    if len(quick) >= few:
+        return f"{len(quick)} of {len(right)} answers were whole in under a quarter of the usual {usual_s:.2f} s"
+    return ""
+
+
+def _is_burst(sample: Sample) -> bool:
+    times = sample.token_times_s
+    return len(times) >= 4 and (times[-1] - times[0]) / (len(times) - 1) < BURST_GAP_S
+
+
+def _prefix_cache(measurement: Measurement) -> Iterator[Finding]:
+    step = measurement.step
+    shared = (step.shared_prefix_tokens + TEMPLATE_TOKENS) / step.prompt_tokens
+    readings = [r for r in measurement.server if r.prefix_cache_hits is not None and r.prefix_cache_queries is not None]
+    if len(readings) < 2:
+        return
+    first, last = readings[0], readings[-1]
+    hits = (last.prefix_cache_hits or 0) - (first.prefix_cache_hits or 0)
+    queries = (last.prefix_cache_queries or 0) - (first.prefix_cache_queries or 0)
+    if queries > 0 and hits / queries < step.shared_prefix_tokens / step.prompt_tokens / 2:
+        text = (
+            f"the prefix cache was cold: {100 * hits / queries:.0f} % of the prompt tokens were in it, "
+            f"and the plan shares {step.shared_prefix_tokens} of {step.prompt_tokens}"
+        )
+        yield Finding("prefix_cache_cold", text, False)
+    if queries > 0 and hits / queries > shared + 0.1:
+        text = (
+            f"the prefix cache flatters TTFT: {100 * hits / queries:.0f} % of the prompt tokens were in it, "
+            f"and the plan shares {step.shared_prefix_tokens} of {step.prompt_tokens}"
+        )
+        yield Finding("prefix_cache", text, True)
+
+
+def _engine(measurement: Measurement) -> Iterator[Finding]:
+    if not any(reading.running is not None for reading in measurement.server):
+        yield Finding("no_server_metrics", "the engine's metrics could not be read beside the step", False)
+        return
+    counts = [reading.generation_tokens for reading in measurement.server if reading.generation_tokens is not None]
+    if any(after < before for before, after in pairwise(counts)):
+        yield Finding("engine_restarted", "the engine's counters fell during the step: it was started anew", False)
+    preemptions = [reading.preemptions for reading in measurement.server if reading.preemptions is not None]
+    if len(preemptions) > 1 and preemptions[-1] > preemptions[0]:
+        pushed = preemptions[-1] - preemptions[0]
+        yield Finding("preemptions", f"the engine pushed out {pushed:.0f} requests for want of KV cache", False)
+
+
+def _stalls(metrics: Metrics) -> Iterator[Finding]:
+    if not metrics.stalls:
+        return
+    starts = metrics.stalled_at_s
+    every = [b - a for a, b in pairwise(starts)]
+    rhythm = f", about every {statistics.median(every):.1f} s" if len(every) > 1 else ""
+    text = f"{metrics.stalls} stalls of up to {metrics.longest_stall_s:.1f} s{rhythm}, the first at {starts[0]:.1f} s"
+    yield Finding("stalls", text, False)

@@ -1,0 +1,261 @@
+"""How exact the load driver is, against the simulated engine's own record of every request.
+
+    python tests/bench/bench_driver.py [--rates 10,100,400] [--seconds 10] [--repeats 3] [--ceiling] [--json FILE]
+
+Columns: what the reported TTFT adds to the true one (P50, P99, over all requests of all repeats), the P99 of the send
+lag, failures, and the CPU time of a request. ``--ceiling`` doubles the rate until a step is no longer clean: a failure,
+lag P99 above 10 ms, or less than 99 % of the rate sent. Engine and driver share the machine's cores, so that the load
+of everything else belongs to the result; it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.metrics import summarise
+from pytest_vllm_stage.load.plan import CONSTANT, Step
+from pytest_vllm_stage.load.process import measure
+from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
+from pytest_vllm_stage.load.statistics import nearest_rank
+
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
+CLEAN_LAG_MS = 10.0
+CLEAN_SENT_SHARE = 0.99
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request as a driver reports it: the engine's id for it, and its TTFT."""
+
+    request_id: str
+    ttft_s: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a driver reports of one step; None where it does not know."""
+
+    rows: Sequence[Row]
+    requests: int
+    failed: int
+    lag_p99_ms: float | None
+    sent_share: float | None
+    cpu_s: float
+
+
+class Driver(Protocol):
+    """The seam for peers: something that carries a step out against a URL."""
+
+    name: str
+
+    def run(self, url: str, step: Step, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
+        """Carry the step out."""
+
+
+class OurDriver:
+    """`pytest_vllm_stage.load` in its own process."""
+
+    name = "pytest-vllm-stage"
+
+    def run(self, url: str, step: Step, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
+        """Carry the step out."""
+        measurement = measure(Job(step, url, bodies, warmup), Journal())
+        metrics = summarise(measurement.samples, step)
+        rows = [
+            Row(sample.response_id, sample.first_token_s - sample.scheduled_s)
+            for sample in measurement.samples
+            if sample.failure is None and sample.first_token_s is not None
+        ]
+        failed = sum(metrics.failed.values())
+        sent_share = metrics.achieved_over_offered
+        return Report(rows, metrics.requests, failed, metrics.lag_p99_ms, sent_share, measurement.client.cpu_s)
+
+
+DRIVERS: list[Driver] = [OurDriver()]
+
+
+@dataclass
+class Line:
+    """One line of the table."""
+
+    driver: str
+    request_rate: float
+    requests: int
+    failed: int
+    added_p50_ms: float
+    added_p99_ms: float
+    added_p99_each_ms: list[float]
+    lag_p99_each_ms: list[float | None]
+    sent_share: float | None
+    cpu_ms_per_request: float
+
+    @property
+    def clean(self) -> bool:
+        """The driver kept up."""
+        lag_ms = max((lag for lag in self.lag_p99_each_ms if lag is not None), default=0.0)
+        return not self.failed and lag_ms <= CLEAN_LAG_MS and (self.sent_share or 1.0) >= CLEAN_SENT_SHARE
+
+
+class Engine:
+    """A running simulated engine."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """One JSON request."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(  # noqa: S310 - our own engine's URL
+            self.url + path, data, {"content-type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request) as response:  # noqa: S310
+            return json.load(response)
+
+    def count(self, text: str) -> int:
+        """Tokens of a conversation with this text."""
+        body = {"model": "sim", "messages": [{"role": "user", "content": text}]}
+        return cast(int, self.call("/tokenize", body)["count"])
+
+    def true_ttft_s(self) -> dict[str, float]:
+        """Request id to true TTFT, of the requests since the last `forget`."""
+        requests = self.call("/sim/requests")["requests"]
+        return {r["request_id"]: r["token_times"][0] - r["received_at"] for r in requests if r["token_times"]}
+
+    def forget(self) -> None:
+        """Drop the record."""
+        self.call("/sim/requests", method="DELETE")
+
+
+@contextmanager
+def running_engine(*options: str, realtime: bool) -> Iterator[Engine]:
+    """A simulated engine on a free port, with the driver's own priority where the kernel allows it."""
+    command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--max-num-seqs", "8192", "--itl-growth", "0", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        first = cast(Any, process.stdout).readline()
+        found = re.search(r"http://\S+", first)
+        if found is None:
+            raise RuntimeError(f"the engine did not start: {first!r}")
+        if realtime:
+            os.sched_setscheduler(process.pid, os.SCHED_FIFO, os.sched_param(1))
+        yield Engine(found[0])
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def bench(engine: Engine, maker: PromptMaker, driver: Driver, rate: float, seconds: float, repeats: int) -> Line:
+    """One rate, several times."""
+    added: list[float] = []
+    p99s: list[float] = []
+    reports = []
+    for repeat in range(repeats):
+        step = Step(
+            f"rate-{rate:g}", "sim", CONSTANT, seconds, PROMPT_TOKENS, OUTPUT_TOKENS, rate, seed=time.time_ns() + repeat
+        )
+        bodies = [body_of(step, text) for text in maker.texts(step, step.planned_requests or 0, "step")]
+        warmup = [body_of(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
+        engine.forget()
+        report = driver.run(engine.url, step, bodies, warmup)
+        truth = engine.true_ttft_s()
+        errors = sorted((row.ttft_s - truth[row.request_id]) * 1000 for row in report.rows if row.request_id in truth)
+        if len(errors) < 0.9 * len(report.rows) or not errors:
+            raise RuntimeError(f"{driver.name}: only {len(errors)} of {len(report.rows)} requests are in the record")
+        added += errors
+        p99s.append(nearest_rank(errors, 99))
+        reports.append(report)
+    added.sort()
+    shares = [report.sent_share for report in reports if report.sent_share is not None]
+    requests = sum(report.requests for report in reports)
+    return Line(
+        driver=driver.name,
+        request_rate=rate,
+        requests=requests,
+        failed=sum(report.failed for report in reports),
+        added_p50_ms=nearest_rank(added, 50),
+        added_p99_ms=nearest_rank(added, 99),
+        added_p99_each_ms=p99s,
+        lag_p99_each_ms=[report.lag_p99_ms for report in reports],
+        sent_share=min(shares, default=None),
+        cpu_ms_per_request=1000 * sum(report.cpu_s for report in reports) / requests,
+    )
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown."""
+    rows = [
+        "| driver | requests/s | n | failed | added TTFT P50 | P99 (each) | lag P99 (each) | CPU a request |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        p99s = ", ".join(f"{value:.2f}" for value in line.added_p99_each_ms)
+        lags = ", ".join("?" if lag is None else f"{lag:.2f}" for lag in line.lag_p99_each_ms)
+        rows.append(
+            f"| {line.driver} | {line.request_rate:g} | {line.requests} | {line.failed} | {line.added_p50_ms:.2f} ms "
+            f"| {line.added_p99_ms:.2f} ms ({p99s}) | {lags} ms | {line.cpu_ms_per_request:.2f} ms |"
+        )
+    return "\n".join(rows)
+
+
+def ceiling(engine: Engine, maker: PromptMaker, driver: Driver, seconds: float) -> list[Line]:
+    """Rising rates until one is not clean in three tries: one try may meet somebody else's work on the machine."""
+    lines = []
+    for rate in (200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000):
+        tries = 0
+        while tries < 3:
+            tries += 1
+            lines.append(bench(engine, maker, driver, rate, seconds, 1))
+            if lines[-1].clean:
+                break
+        else:
+            break
+    return lines
+
+
+def main() -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", default="10,100,400")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ceiling", action="store_true", help="find the highest clean rate as well")
+    parser.add_argument("--normal-priority", action="store_true", help="leave the engine's priority as it is")
+    parser.add_argument("--json", type=Path, help="write every line to this file")
+    arguments = parser.parse_args()
+    rates = [float(rate) for rate in arguments.rates.split(",")]
+    lines: list[Line] = []
+    with running_engine(realtime=not arguments.normal_priority) as engine:
+        maker = prompt_maker(engine.count)
+        for driver in DRIVERS:
+            lines += [bench(engine, maker, driver, rate, arguments.seconds, arguments.repeats) for rate in rates]
+        print(table(lines))  # noqa: T201
+        if arguments.ceiling:
+            for driver in DRIVERS:
+                found = ceiling(engine, maker, driver, 5.0)
+                lines += found
+                clean = [line.request_rate for line in found if line.clean]
+                print(f"\n{driver.name}: clean up to {max(clean, default=0):g} requests/s\n{table(found)}")  # noqa: T201
+    load = statistics.fmean(os.getloadavg()[:2])
+    print(f"\nload of the machine: {load:.1f} on {os.cpu_count()} cores")  # noqa: T201
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

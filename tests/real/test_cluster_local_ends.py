@@ -1,0 +1,182 @@
+"""However a run ends, nothing of its local cluster stays that the next run does not remove and report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.cluster.local import components, listing
+from pytest_vllm_stage.cluster.local.record import Record
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+pytestmark = pytest.mark.real
+
+SILENT = Journal()
+#: A run of its own, which starts a cluster, says so, and then only exists.
+RUN = """
+import os, signal
+from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.journal import Journal
+say = lambda line: print(line, flush=True)
+facts = local.start(run_id="child", lifeline_pid=os.getpid(), mounts={}, journal=Journal(None, say), wait_s=300)
+say("facts " + facts.to_json())
+signal.pause()
+"""
+
+Run = subprocess.Popen[str]
+
+
+def until(what: str, true: Callable[[], bool], timeout_s: float = 60) -> None:
+    wait_until(
+        what,
+        lambda: Observation(true(), "not yet"),
+        timeout_s=timeout_s,
+        journal=SILENT,
+        interval_s=0.1,
+        error=EnvironmentUnfit,
+    )
+
+
+@pytest.fixture
+def before() -> dict[str, list[str]]:
+    local.ensure_packages(SILENT)
+    components.ensure(SILENT)
+    local.sweep(SILENT)
+    assert listing.processes() == []
+    return listing.snapshot()
+
+
+@pytest.fixture
+def run(before: dict[str, list[str]]) -> Iterator[Run]:
+    process = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.communicate()
+    for record in local.running():
+        local.stop(record.state_dir, SILENT)
+
+
+def started(run: Run) -> ClusterFacts:
+    assert run.stdout
+    for line in run.stdout:
+        if line.startswith("facts "):
+            return ClusterFacts.from_json(line.removeprefix("facts "))
+    raise AssertionError(f"the run ended with {run.wait()}")
+
+
+def only_record() -> Record:
+    (record,) = local.running()
+    return record
+
+
+def gone(record: Record) -> bool:
+    return local.running() == [] and not Path(record.state_dir).exists()
+
+
+def test_it_ends_with_the_process_it_serves(run: Run, before: dict[str, list[str]]) -> None:
+    started(run)
+    record = only_record()
+    assert listing.difference(before, listing.snapshot())
+    run.kill()
+    run.wait()
+    until("the cluster is gone", lambda: gone(record))
+    assert listing.difference(before, listing.snapshot()) == []
+    assert local.sweep(SILENT) == []
+
+
+def test_it_is_kept_until_it_is_stopped(run: Run, before: dict[str, list[str]]) -> None:
+    facts = started(run)
+    local.keep(facts)
+    supervisor = only_record().supervisor
+    assert supervisor
+    run.kill()
+    run.wait()
+    assert not supervisor.wait(2)
+    (kept,) = local.running()
+    assert kept.kept
+    assert "kept by run child" in kept.describe()
+    command = [sys.executable, "-m", "pytest_vllm_stage.cluster.local"]
+    listed = subprocess.run([*command, "list"], capture_output=True, text=True, check=True).stdout
+    assert kept.id in listed
+    assert facts.kubeconfig in listed
+    subprocess.run([*command, "stop", kept.id], check=True)
+    assert listing.difference(before, listing.snapshot()) == []
+
+
+def test_a_killed_supervisor_takes_the_processes_along_and_the_rest_is_swept(
+    run: Run, before: dict[str, list[str]]
+) -> None:
+    started(run)
+    record = only_record()
+    assert record.supervisor
+    record.supervisor.signal(signal.SIGKILL)
+    until("no process is left", lambda: listing.processes() == [])
+    removed = local.sweep(SILENT)
+    kinds = {line.split()[0] for line in removed}
+    assert {"cgroup", "folder", "route"} <= kinds
+    assert any(record.state_dir in line for line in removed)
+    assert listing.difference(before, listing.snapshot()) == []
+
+
+@pytest.mark.parametrize("moment_s", [0.05, 0.4, 0.8, 1.5, 4.0])
+def test_killed_while_starting(run: Run, before: dict[str, list[str]], moment_s: float) -> None:
+    assert run.stdout
+    run.stdout.readline()
+    time.sleep(moment_s)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    local.sweep(SILENT)
+    assert local.running() == []
+    assert listing.difference(before, listing.snapshot()) == []
+
+
+def test_ctrl_c_while_starting_leaves_nothing(run: Run, before: dict[str, list[str]]) -> None:
+    until("it starts", lambda: local.running() != [])
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait(60) != 0
+    assert local.running() == []
+    assert listing.difference(before, listing.snapshot()) == []
+
+
+def test_a_program_that_cannot_run_is_named_with_its_log(
+    before: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "kube-scheduler"
+    broken.write_text("#!/bin/sh\necho the reason >&2\nexit 3\n")
+    broken.chmod(0o755)
+    real = components.ensure
+    monkeypatch.setattr(components, "ensure", lambda journal: real(journal) | {"kube-scheduler": broken})
+    with pytest.raises(EnvironmentUnfit) as caught:
+        local.start(run_id="broken", lifeline_pid=os.getpid(), mounts={}, journal=SILENT, wait_s=300)
+    text = str(caught.value)
+    assert "kube-scheduler ended 4 times, exited with 3" in text.splitlines()[0]
+    assert "the reason" in text
+    (log,) = [line.split("log: ")[1] for line in text.splitlines() if "log: " in line]
+    assert "the reason" in Path(log).read_text()
+    assert listing.difference(before, listing.snapshot()) == []
+
+
+def test_two_runs_that_start_at_once_both_get_a_cluster_one_after_the_other(
+    run: Run, before: dict[str, list[str]]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as second:
+        states = []
+        for process in (run, second):
+            states.append(json.loads(started(process).to_json())["state_dir"])
+            process.kill()
+            process.wait()
+    assert len(set(states)) == 2
+    until("the second is gone", lambda: local.running() == [])
+    assert listing.difference(before, listing.snapshot()) == []

@@ -1,0 +1,218 @@
+"""Six planted faults on a real cluster: each ends the deployment early, and is named in the error's first line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.engine import environment, weights
+from pytest_vllm_stage.errors import WaitFailed
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.paths import fixtures_dir
+from pytest_vllm_stage.profile import parse_profile
+from pytest_vllm_stage.stage import client, deploy, render, secrets, teardown
+from pytest_vllm_stage.stage import weights as stage_weights
+from pytest_vllm_stage.stage.apply import Ownership, apply
+from pytest_vllm_stage.stage.look import View
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.wait import wait_for_all
+
+pytestmark = pytest.mark.real
+
+SILENT = Journal()
+MODEL = "smollm2-135m-quantized"
+#: The other model is left out: what is planted needs one.
+BASE = """
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources:
+  - {base}
+patches:
+  - patch: |
+      $patch: delete
+      apiVersion: serving.kserve.io/v1beta1
+      kind: InferenceService
+      metadata: {{name: smollm2-135m}}
+  - patch: |
+      {{apiVersion: batch/v1, kind: Job, metadata: {{name: download-smollm2-135m}}, $patch: delete}}
+  - patch: |
+      {{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: model-smollm2-135m}}, $patch: delete}}
+"""
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> tuple[environment.EngineEnvironment, Path]:
+    """The engine, and a folder of weights that has one altered variant more."""
+    engine = environment.ensure(SILENT)
+    made = weights.ensure(SILENT, engine)
+    folder = tmp_path_factory.mktemp("weights")
+    shutil.copytree(made[MODEL], folder / MODEL)
+    shutil.copytree(made[MODEL], folder / "altered")
+    flip_a_byte(folder / "altered" / "model.safetensors")
+    return engine, folder
+
+
+def flip_a_byte(path: Path) -> None:
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+
+
+@pytest.fixture(scope="module")
+def cluster(variants: tuple[environment.EngineEnvironment, Path]) -> Iterator[ClusterFacts]:
+    engine, folder = variants
+    mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": folder}
+    facts = local.start(run_id="faults", lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=900)
+    yield facts
+    assert facts.state_dir
+    assert local.stop(facts.state_dir, SILENT) == []
+
+
+def overlay_with(folder: Path, patch: str, target: str) -> Path:
+    """An overlay of the local one with one JSON patch."""
+    base = os.path.relpath((fixtures_dir() / "overlays" / "local").resolve(), folder.resolve())
+    planted = f"  - path: fault.yaml\n    target: {target}\n"
+    (folder / "fault.yaml").write_text(patch)
+    (folder / "kustomization.yaml").write_text(BASE.format(base=base) + planted)
+    return folder
+
+
+def deployed(cluster: ClusterFacts, overlay: Path, namespace: str) -> str:
+    """Deploy the overlay, which must fail; return the error's first line."""
+    data = {
+        "name": "fault",
+        "description": "",
+        "overlay": str(overlay),
+        "namespace": namespace,
+        "models": {"quantized": {"inference_service": MODEL}},
+        "waits": {"persistent_volume_claim_s": 60, "minio_s": 60, "model_download_s": 120, "inference_service_s": 240},
+    }
+    profile = parse_profile(data, overlay / "fault.toml")
+    try:
+        with pytest.raises(WaitFailed) as failed:
+            deploy.deploy(
+                cluster,
+                profile,
+                namespace=namespace,
+                run_id="faults",
+                secrets=secrets.load(overlay, None),
+                journal=SILENT,
+                diagnostics=overlay / "diagnostics",
+            )
+    finally:
+        assert teardown.teardown(cluster, namespace, "faults", {"teardown_s": 120}, SILENT) == []
+    assert list((overlay / "diagnostics").iterdir()), "no diagnostics were collected"
+    print(failed.value)
+    return failed.value.message.splitlines()[0]
+
+
+def test_missing_secret_key(cluster: ClusterFacts, tmp_path: Path) -> None:
+    patch = "- {op: remove, path: /stringData/secretkey}\n"
+    overlay = overlay_with(tmp_path, patch, "{kind: Secret, name: minio-credentials}")
+    headline = deployed(cluster, overlay, "fault-secret")
+    assert 'secret minio-credentials has no key "secretkey"' in headline
+    assert "deployment/minio cannot become Available" in headline or "job/minio-buckets cannot complete" in headline
+
+
+def test_claim_that_cannot_bind(cluster: ClusterFacts, tmp_path: Path) -> None:
+    patch = "- {op: replace, path: /spec/resources/requests/storage, value: 500Gi}\n"
+    overlay = overlay_with(tmp_path, patch, f"{{kind: PersistentVolumeClaim, name: model-{MODEL}}}")
+    headline = deployed(cluster, overlay, "fault-claim")
+    assert (
+        f"PVC model-{MODEL} cannot bind: no PersistentVolume of StorageClass vllm-stage-local offers 500Gi" in headline
+    )
+
+
+def test_altered_weights_at_the_source(cluster: ClusterFacts, tmp_path: Path) -> None:
+    source = "{name: MODEL_SOURCE, value: 'file:///mnt/vllm-stage/weights/altered'}"
+    patch = f"""
+        apiVersion: batch/v1
+        kind: Job
+        metadata: {{name: download-{MODEL}}}
+        spec: {{template: {{spec: {{containers: [{{name: loader, env: [{source}]}}]}}}}}}
+    """
+    overlay = overlay_with(tmp_path, patch, f"{{kind: Job, name: download-{MODEL}}}")
+    headline = deployed(cluster, overlay, "fault-weights")
+    assert f"job/download-{MODEL} cannot complete: weights altered: file model.safetensors has sha256 " in headline
+    assert ", manifest says " in headline
+
+
+def test_unpullable_image(cluster: ClusterFacts, tmp_path: Path) -> None:
+    patch = "- {op: replace, path: /spec/containers/0/image, value: 'vllm-stage.local/absent:1'}\n"
+    overlay = overlay_with(tmp_path, patch, "{kind: ServingRuntime, name: vllm}")
+    headline = deployed(cluster, overlay, "fault-image")
+    assert f"inferenceservice/{MODEL} cannot become Ready" in headline
+    assert "image vllm-stage.local/absent:1 cannot be pulled: " in headline
+
+
+def test_memory_limit_too_small(cluster: ClusterFacts, tmp_path: Path) -> None:
+    patch = (
+        "- {op: replace, path: /spec/predictor/model/resources, "
+        "value: {requests: {cpu: 200m, memory: 200Mi}, limits: {memory: 200Mi}}}\n"
+    )
+    overlay = overlay_with(tmp_path, patch, f"{{kind: InferenceService, name: {MODEL}}}")
+    headline = deployed(cluster, overlay, "fault-memory")
+    assert f"inferenceservice/{MODEL} cannot become Ready" in headline
+    assert "container kserve-container was OOM-killed (memory limit 200Mi)" in headline
+
+
+def test_wrong_model_path(cluster: ClusterFacts, tmp_path: Path) -> None:
+    patch = "- {op: replace, path: /spec/containers/0/args/1, value: --model=/mnt/models/nowhere}\n"
+    overlay = overlay_with(tmp_path, patch, "{kind: ServingRuntime, name: vllm}")
+    headline = deployed(cluster, overlay, "fault-path")
+    assert f"inferenceservice/{MODEL} cannot become Ready" in headline
+    assert "model path /mnt/models/nowhere does not exist (vLLM: " in headline
+
+
+def alteration(download: Object) -> Object:
+    """A Job that flips the last byte of the weights on the volume, as a download Job's sibling."""
+    job = stage_weights.verification_job(download, None)
+    job["metadata"]["name"] = "alter"
+    spec = job["spec"]["template"]["spec"]
+    for volume in spec["volumes"]:
+        if "persistentVolumeClaim" in volume:
+            volume["persistentVolumeClaim"]["readOnly"] = False
+    container = spec["containers"][0]
+    for mount in container["volumeMounts"]:
+        if mount["mountPath"] == "/mnt/models":
+            mount["readOnly"] = False
+    flip = "f = open('/mnt/models/model.safetensors', 'r+b'); f.seek(-1, 2); b = f.read(1)[0]; f.seek(-1, 2); "
+    container["args"] = ["-c", flip + "f.write(bytes([b ^ 1]))"]
+    container["command"] = container["command"][:1]
+    return job
+
+
+def test_weights_altered_on_the_volume(cluster: ClusterFacts, tmp_path: Path) -> None:
+    namespace = "fault-volume"
+    overlay = overlay_with(tmp_path, "[]\n", "{kind: ServingRuntime, name: vllm}")
+    manifests = render.in_namespace(render.render(overlay, cluster.kubectl), namespace)
+    values = secrets.complete(manifests, secrets.load(overlay, None), generate=True)
+    waits_s = dict.fromkeys(("namespace_s", "persistent_volume_claim_s", "minio_s", "model_download_s"), 120.0)
+    download = render.named(manifests, "Job", f"download-{MODEL}")
+    assert download is not None
+    with client.connection(cluster, namespace) as kube:
+        view, ownership = View(kube, cluster, namespace), Ownership.of_run("faults")
+        try:
+            for wave in render.waves(manifests)[:2]:
+                apply(kube, wave, namespace, ownership, values)
+                wait_for_all(view, deploy.conditions_of(wave, waits_s), SILENT)
+            unaltered = stage_weights.verify(view, download, None, "faults", 120, SILENT)
+            assert stage_weights.problems(unaltered) == []
+            assert unaltered.source == unaltered.manifest
+            apply(kube, [alteration(download)], namespace, ownership, {})
+            wait_for_all(view, deploy.conditions_of([alteration(download)], waits_s), SILENT)
+            altered = stage_weights.verify(view, download, None, "faults", 120, SILENT)
+        finally:
+            teardown.teardown(cluster, namespace, "faults", {"teardown_s": 120}, SILENT)
+    (line,) = stage_weights.problems(altered)
+    assert line.startswith("weights altered: file model.safetensors has sha256 ")
+    assert line.endswith(f"manifest says {unaltered.files['model.safetensors'][1]}")

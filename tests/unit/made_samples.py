@@ -1,0 +1,85 @@
+"""Samples made by hand or by a simulated queue, for tests of what is computed from samples."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
+from pytest_vllm_stage.load.samples import ClientFacts, Failure, Measurement, Sample, ServerReading
+
+
+def open_step(rate: float = 10.0, duration_s: float = 60.0, **changes: Any) -> Step:
+    step = Step("full-rate", "m", CONSTANT, duration_s, 64, 16, request_rate=rate)
+    return replace(step, **changes)
+
+
+def closed_step(concurrency: int = 5, duration_s: float = 60.0, **changes: Any) -> Step:
+    return replace(Step("full-users", "m", CLOSED, duration_s, 64, 16, concurrency=concurrency), **changes)
+
+
+def sample(
+    index: int, scheduled_s: float, *, ttft_s: float = 0.1, itl_s: float = 0.01, tokens: int = 16, **changes: Any
+) -> Sample:
+    times = tuple(round(scheduled_s + ttft_s + i * itl_s, 6) for i in range(tokens))
+    made = Sample(
+        step="full-rate",
+        index=index,
+        scheduled_s=scheduled_s,
+        sent_s=round(scheduled_s + 0.0002, 6),
+        token_times_s=times,
+        end_s=times[-1] if times else round(scheduled_s + ttft_s, 6),
+        expected_prompt_tokens=64,
+        expected_output_tokens=16,
+        prompt_tokens=64,
+        output_tokens=tokens,
+        status=200,
+        response_id=f"id-{index}",
+        prompt_digest=f"prompt-{index}",
+        output_digest=f"answer-{index}",
+    )
+    return replace(made, **changes)
+
+
+def failed(index: int, scheduled_s: float, kind: str = "http_status", **changes: Any) -> Sample:
+    nothing: dict[str, Any] = {"tokens": 0, "failure": Failure(kind, "503"), "output_tokens": None}
+    return sample(index, scheduled_s, **(nothing | changes))
+
+
+def measurement(
+    step: Step, samples: Sequence[Sample], server: Sequence[ServerReading] | None = None, **client: Any
+) -> Measurement:
+    readings = [ServerReading(0.0, 1, 0), ServerReading(60.0, 1, 0)] if server is None else server
+    return Measurement(step, 1000.0, tuple(samples), ClientFacts("test 1", **client), tuple(readings))
+
+
+def with_ttfts(ttfts_s: Sequence[float], rate: float = 10.0, **changes: Any) -> Measurement:
+    """An open-loop measurement with these TTFTs."""
+    step = open_step(rate, len(ttfts_s) / rate, **changes)
+    return measurement(step, [sample(i, i / rate, ttft_s=ttft_s) for i, ttft_s in enumerate(ttfts_s)])
+
+
+def queued(step: Step, servers: int, service_s: Callable[[random.Random], float], seed: int = 1) -> Measurement:
+    """An open loop against a FIFO queue with so many servers: TTFT is the wait and a tenth of the service."""
+    dice = random.Random(seed)
+    free = [0.0] * servers
+    samples, waits = [], []
+    for i, at_s in enumerate(step.schedule_s()):
+        start_s = max(at_s, heapq.heappop(free))
+        served_s = service_s(dice)
+        heapq.heappush(free, start_s + served_s)
+        waits.append((at_s, start_s, start_s + served_s))
+        itl_s = 0.9 * served_s / (step.output_tokens - 1)
+        ttft_s = start_s - at_s + 0.1 * served_s
+        samples.append(sample(i, at_s, ttft_s=ttft_s, itl_s=itl_s, tokens=step.output_tokens))
+    server = [_reading(float(second), waits) for second in range(int(step.duration_s) + 1)]
+    return measurement(step, samples, server)
+
+
+def _reading(at_s: float, waits: Sequence[tuple[float, float, float]]) -> ServerReading:
+    waiting = sum(arrived <= at_s < started for arrived, started, _ in waits)
+    running = sum(started <= at_s < ended for _, started, ended in waits)
+    return ServerReading(at_s, float(running), float(waiting))

@@ -1,0 +1,61 @@
+"""A simulated engine as a process, for tests of the driver and of verdicts."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.plan import Step
+from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
+
+
+class Sim:
+    """A running simulated engine."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.maker: PromptMaker = prompt_maker(self.count)
+
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(  # noqa: S310 - our own engine's URL
+            self.url + path, data, {"content-type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request) as response:  # noqa: S310
+            return json.load(response)
+
+    def count(self, text: str) -> int:
+        body = {"model": "sim", "messages": [{"role": "user", "content": text}]}
+        return cast(int, self.call("/tokenize", body)["count"])
+
+    def faults(self, *faults: dict[str, Any]) -> None:
+        self.call("/sim/faults", list(faults), "PUT")
+
+    def truth(self) -> dict[str, dict[str, Any]]:
+        return {one["request_id"]: one for one in self.call("/sim/requests")["requests"]}
+
+    def job(self, step: Step, *, requests: int | None = None, **changes: Any) -> Job:
+        count = requests or step.planned_requests or 0
+        bodies = [body_of(step, text) for text in self.maker.texts(step, count, "step")]
+        warmup = [body_of(step, text) for text in self.maker.texts(step, step.warmup_requests, "warm-up")]
+        return Job(step, self.url, bodies, warmup, **changes)
+
+
+@contextmanager
+def running_sim(*options: str) -> Iterator[Sim]:
+    command = [sys.executable, "-m", "pytest_vllm_stage.sim", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            first = cast(Any, process.stdout).readline()
+            found = re.search(r"http://\S+", first)
+            assert found is not None, first
+            yield Sim(found[0])
+        finally:
+            process.terminate()

@@ -1,0 +1,179 @@
+"""From samples to metrics: every number against one computed by hand, and failures as misses everywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_samples import closed_step, failed, open_step, sample
+
+from pytest_vllm_stage.load.metrics import LATENCIES, PERCENTS, summarise
+from pytest_vllm_stage.load.samples import Sample
+from pytest_vllm_stage.load.stalls import find_stalls
+from pytest_vllm_stage.load.statistics import interval_needs
+
+
+def hundred(**changes: Any) -> list[Sample]:
+    """TTFT 1 to 100 ms, ITL 10 ms, 16 tokens, 10 requests a second."""
+    return [sample(i, i / 10, ttft_s=(i + 1) / 1000, **changes) for i in range(100)]
+
+
+def test_every_metric_of_a_known_step() -> None:
+    metrics = summarise(hundred(), open_step(10, 10), limits_s={"ttft": 0.050})
+    flat = metrics.flat()
+    assert flat["ttft_p50_ms"] == pytest.approx(50)
+    assert flat["ttft_p99_ms"] == pytest.approx(99)
+    assert flat["ttft_max_ms"] == pytest.approx(100)
+    assert flat["ttft_mean_ms"] == pytest.approx(50.5)
+    assert flat["itl_p99_ms"] == pytest.approx(10)
+    assert flat["tpot_p50_ms"] == pytest.approx(10)
+    assert flat["e2e_latency_p90_s"] == pytest.approx(0.090 + 0.150)
+    span_s = 9.9 + 0.100 + 0.150
+    assert metrics.span_s == pytest.approx(span_s)
+    assert flat["output_tokens_per_s"] == pytest.approx(1600 / span_s)
+    assert flat["total_tokens_per_s"] == pytest.approx((1600 + 6400) / span_s)
+    assert flat["requests_per_s"] == pytest.approx(100 / span_s)
+    assert flat["goodput_requests_per_s"] == pytest.approx(50 / span_s)
+    assert flat["error_rate"] == 0
+    assert flat["achieved_over_offered"] == pytest.approx(1, abs=1e-4)
+    assert flat["lag_p99_ms"] == pytest.approx(0.2)
+    assert flat["arrival_cv"] == pytest.approx(0, abs=1e-9)
+    assert flat["stalls"] == 0
+    assert flat["tokens_per_event"] == 1
+    assert not metrics.vacuous
+
+
+def test_a_percentile_carries_n_and_its_interval_or_what_that_needs() -> None:
+    latency = summarise(hundred(), open_step()).latencies["ttft"]
+    assert (latency.percentiles[50].n, latency.percentiles[50].low, latency.percentiles[50].high) == (
+        100,
+        pytest.approx(40),
+        pytest.approx(61),
+    )
+    assert latency.percentiles[99].interval_text() == f"n/a (needs {interval_needs(99)})"
+    assert latency.percentiles[90].interval_text() == "84.0 to 96.0"
+
+
+def test_a_failure_is_a_miss_in_every_percentile() -> None:
+    samples = hundred()
+    for i in (10, 20):
+        samples[i] = failed(i, i / 10, "timeout")
+    metrics = summarise(samples, open_step())
+    assert metrics.failed == {"timeout": 2}
+    assert metrics.error_rate == 0.02
+    for name, (unit, _) in LATENCIES.items():
+        assert metrics.flat()[f"{name}_p99_{unit}"] == math.inf
+        assert metrics.latencies[name].percentiles[95].value < math.inf
+        assert metrics.latencies[name].n == 100
+    assert metrics.flat()["ttft_mean_ms"] == pytest.approx(50.5, rel=0.05)
+
+
+def test_a_failed_request_that_gave_tokens_is_still_a_miss_and_gives_no_throughput() -> None:
+    samples = [sample(i, i / 10) for i in range(9)] + [failed(9, 0.9, "truncated", tokens=8)]
+    metrics = summarise(samples, open_step())
+    assert metrics.flat()["ttft_p99_ms"] == math.inf
+    assert metrics.output_tokens_per_s == pytest.approx(9 * 16 / metrics.span_s)
+
+
+def test_a_run_without_tokens_is_vacuous_and_has_no_latencies() -> None:
+    metrics = summarise([failed(i, i / 10) for i in range(10)], open_step())
+    assert metrics.vacuous
+    assert metrics.latencies == {}
+    assert metrics.flat()["ttft_p99_ms"] is None
+    assert metrics.output_tokens_per_s == 0
+    json.dumps(metrics.to_json(), allow_nan=False)
+
+
+def test_nothing_at_all_has_metrics_too() -> None:
+    metrics = summarise([], open_step())
+    assert metrics.vacuous
+    assert metrics.requests == 0
+
+
+def test_infinity_becomes_a_text_in_json() -> None:
+    data = summarise([failed(0, 0), sample(1, 0.1)], open_step()).to_json()
+    text = json.dumps(data, allow_nan=False)
+    assert data["metrics"]["ttft_p99_ms"] == "inf"
+    assert "Infinity" not in text
+
+
+def test_latency_counts_from_the_schedule_not_from_the_send() -> None:
+    late = sample(0, 1.0, ttft_s=0.5, sent_s=1.4)
+    metrics = summarise([late], open_step())
+    assert metrics.flat()["ttft_p50_ms"] == pytest.approx(500)
+    assert metrics.lag_p99_ms == pytest.approx(400)
+
+
+def test_late_sending_lowers_the_achieved_rate() -> None:
+    samples = [sample(i, i / 10, sent_s=i / 10 * 1.25) for i in range(101)]
+    assert summarise(samples, open_step()).achieved_over_offered == pytest.approx(0.8)
+
+
+def test_a_refused_connection_does_not_lower_the_achieved_rate() -> None:
+    samples = [failed(i, i / 10, "connection", sent_s=None) if i % 2 else sample(i, i / 10) for i in range(100)]
+    assert summarise(samples, open_step()).achieved_over_offered == pytest.approx(1, abs=1e-3)
+
+
+def test_a_closed_loop_offers_no_rate() -> None:
+    assert summarise([sample(0, 0)], closed_step()).achieved_over_offered is None
+
+
+def test_one_token_has_no_gap_and_two_tokens_in_an_event_are_said() -> None:
+    single = summarise([sample(0, 0, tokens=1)], open_step())
+    assert set(single.latencies) == {"ttft", "e2e_latency"}
+    double = sample(0, 0, tokens=8, output_tokens=16)
+    assert summarise([double], open_step()).tokens_per_event == 2
+    assert summarise([double], open_step()).flat()["tpot_p50_ms"] == pytest.approx(70 / 15)
+
+
+def test_gaps_are_pooled_and_their_confidence_comes_from_the_requests() -> None:
+    samples = [sample(i, i / 10) for i in range(30)]
+    itl = summarise(samples, open_step()).latencies["itl"].percentiles
+    assert itl[90].n == 30
+    assert itl[90].low is None
+    assert itl[50].low == pytest.approx(10)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    ttfts_s=st.lists(st.floats(0.001, 5), min_size=1, max_size=120),
+    failures=st.sets(st.integers(0, 119)),
+)
+def test_percentiles_rise_and_failures_never_improve_them(ttfts_s: list[float], failures: set[int]) -> None:
+    right = [sample(i, i / 10, ttft_s=ttft_s) for i, ttft_s in enumerate(ttfts_s)]
+    mixed = [failed(s.index, s.scheduled_s) if s.index in failures else s for s in right]
+    good, bad = summarise(right, open_step()), summarise(mixed, open_step())
+    for name, (unit, _) in LATENCIES.items():
+        values = [good.flat()[f"{name}_p{percent}_{unit}"] or 0 for percent in PERCENTS]
+        assert values == sorted(values)
+        for percent in PERCENTS if name in bad.latencies else ():
+            key = f"{name}_p{percent}_{unit}"
+            assert (bad.flat()[key] or 0) >= (good.flat()[key] or 0) - 1e-9
+
+
+def test_a_freeze_of_all_streams_is_one_stall() -> None:
+    frozen = [
+        sample(i, i / 10, token_times_s=(i / 10 + 0.1, i / 10 + 2.1 + i / 1000), end_s=i / 10 + 2.2) for i in range(5)
+    ]
+    around = [sample(5 + i, 3 + i / 10) for i in range(20)]
+    (stall,) = find_stalls([*frozen, *around])
+    assert stall.duration_s == pytest.approx(2.4, abs=0.1)
+    metrics = summarise([*frozen, *around], open_step())
+    assert (metrics.stalls, metrics.stalled_at_s) == (1, (pytest.approx(0.1),))
+
+
+def test_a_freeze_between_answers_is_seen_as_silence() -> None:
+    """Requests that come during the freeze all get their first token at its end: no gap between tokens shows it."""
+    samples = [sample(i, i / 10, ttft_s=0.02, itl_s=0.001) for i in range(100)]
+    samples += [sample(100 + i, 10 + i / 10, ttft_s=2.0 - i / 10, itl_s=0.001) for i in range(20)]
+    samples += [sample(120 + i, 12 + i / 10, ttft_s=0.02, itl_s=0.001) for i in range(100)]
+    (stall,) = find_stalls(samples)
+    assert (stall.start_s, stall.end_s) == (pytest.approx(10.0, abs=0.1), pytest.approx(12.0, abs=0.1))
+
+
+def test_a_slow_but_steady_server_does_not_stall() -> None:
+    assert find_stalls([sample(i, i * 2.0, ttft_s=1.5, itl_s=0.2) for i in range(20)]) == ()

@@ -1,0 +1,147 @@
+"""The samples' file: what is written is read back equal, and every fault is named with file, line and field."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_samples import failed, measurement, open_step, sample
+
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.load.samples import FAILURES, EarlyStop, Failure, Measurement, ServerReading
+from pytest_vllm_stage.load.samples_file import SUFFIX, read_measurement, write_measurement
+
+
+def made() -> Measurement:
+    samples = [sample(0, 0.0), failed(1, 0.1), sample(2, 0.2, sent_s=None, token_times_s=(), status=None)]
+    server = [ServerReading(0.0, 1, 2, 0.5), ServerReading(1.0)]
+    whole = measurement(open_step(seed=7), samples, server, cpu_s=0.5, wall_s=2.0)
+    return replace(whole, early_stop=EarlyStop(1.5, 3, "pass", 58.5), facts={"image_digest": "sha256:1", "simulated": True})
+
+
+def test_a_measurement_is_read_back_equal(tmp_path: Path) -> None:
+    path = tmp_path / f"step{SUFFIX}"
+    write_measurement(made(), path)
+    assert read_measurement(path) == made()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_same_measurement_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_measurement(made(), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+times = st.floats(0, 1e5).map(lambda value: round(value, 6))
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    scheduled_s=times,
+    gaps=st.lists(st.floats(0, 10).map(lambda value: round(value, 6)), max_size=40),
+    failure=st.none() | st.builds(Failure, st.sampled_from(sorted(FAILURES)), st.text(max_size=50)),
+    numbers=st.tuples(*[st.none() | st.integers(0, 10**6)] * 3),
+)
+def test_any_sample_survives_the_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    scheduled_s: float,
+    gaps: list[float],
+    failure: Failure | None,
+    numbers: tuple[int | None, int | None, int | None],
+) -> None:
+    arrivals = tuple(round(scheduled_s + sum(gaps[: i + 1]), 6) for i in range(len(gaps)))
+    prompt, output, cached = numbers
+    one = sample(
+        0,
+        scheduled_s,
+        token_times_s=arrivals,
+        sent_s=round(scheduled_s + 0.0002, 6),
+        end_s=round(scheduled_s + sum(gaps), 6),
+        failure=failure,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        cached_tokens=cached,
+    )
+    path = tmp_path_factory.mktemp("samples") / "one"
+    write_measurement(measurement(open_step(), [one], []), path)
+    assert read_measurement(path).samples == (one,)
+
+
+Change = Callable[[list[dict[str, Any]]], Any]
+
+
+def drop(line: int, name: str) -> Change:
+    return lambda lines: lines[line].pop(name)
+
+
+def put(line: int, name: str, value: Any) -> Change:
+    return lambda lines: lines[line].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop(1, "sent_s"), ":2: sample.sent_s: is missing"),
+        (put(1, "sent_s", "soon"), ":2: sample.sent_s: must be a number or null, not 'soon'"),
+        (put(1, "scheduled_s", True), ":2: sample.scheduled_s: must be a number, not 'True'"),
+        (put(2, "index", 0), ":3: sample.index: 0 is there twice"),
+        (put(2, "index", -1), ":3: sample.index: must be a whole number from 0"),
+        (put(1, "token_times_s", [1.0, 0.5]), ":2: sample.token_times_s: must be in ascending order"),
+        (put(1, "token_times_s", [1.0, None]), ":2: sample.token_times_s: must be a list of numbers"),
+        (put(2, "failure", {"kind": "bad luck"}), ":3: sample.failure: must be null or an object whose kind is one of"),
+        (put(1, "resent", 0), ":2: sample.resent: must be true or false"),
+        (put(1, "response_id", None), ":2: sample.response_id: must be a text"),
+        (put(4, "waiting", "many"), ":5: server.waiting: must be a number or null"),
+        (put(0, "schema_version", 2), ":1: header.schema_version: is 2; this version reads 1"),
+        (put(0, "schema", "other"), ":1: header.schema: the first line must be a header of vllm-stage/samples"),
+        (put(0, "step", {"id": "x"}), "step: "),
+        (lambda lines: lines.pop(), "the end line is missing: the file was cut off"),
+        (lambda lines: lines.pop(2), "end.samples: says 3, and 2 are there"),
+        (put(6, "server", 7), "end.server: says 7, and 2 are there"),
+    ],
+)
+def test_a_fault_is_named_with_file_line_and_field(tmp_path: Path, change: Change, message: str) -> None:
+    path = tmp_path / "samples"
+    write_measurement(made(), path)
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    change(lines)
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    with pytest.raises(ConfigError) as caught:
+        read_measurement(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"plain", "no readable samples file"),
+        (gzip.compress(b""), "is empty"),
+        (gzip.compress(b"[1]"), ":1: must be a JSON object"),
+        (gzip.compress(b"{"), ":1: no JSON"),
+        (gzip.compress(b'{"kind": NaN}'), ":1: no JSON: NaN is no JSON number"),
+        (gzip.compress(b'{"kind": "header"}')[:-9], "no readable samples file"),
+    ],
+)
+def test_what_is_no_samples_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "samples").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_measurement(tmp_path / "samples")
+
+
+def test_a_missing_file_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere: no readable samples file"):
+        read_measurement(tmp_path / "nowhere")
+
+
+def test_infinity_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_measurement(measurement(open_step(), [sample(0, 0.0, end_s=math.inf)]), tmp_path / "samples")
+    assert not (tmp_path / "samples").exists()

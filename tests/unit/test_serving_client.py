@@ -1,0 +1,223 @@
+"""The client for checks: what it sends, what its errors say, and what they never say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from pytest_vllm_stage.errors import StageFailure
+from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.serving.client import CHAT, Client, RequestFailed, StreamBroken, Target
+
+TARGET = Target("full", "m", "http://server:8080", api_key=Secret("sk-very-secret"))
+Answering = Callable[[httpx.Request], httpx.Response]
+
+
+def client(answering: Answering) -> Client:
+    return Client(TARGET, transport=httpx.MockTransport(answering))
+
+
+def always(status: int, body: Any, **headers: str) -> Client:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client(lambda _: httpx.Response(status, content=content, headers=headers))
+
+
+def chunk(text: str | None = None, **more: Any) -> bytes:
+    delta = {} if text is None else {"content": text}
+    return b"data: " + json.dumps({"id": "c", "choices": [{"index": 0, "delta": delta, **more}]}).encode() + b"\n\n"
+
+
+def test_a_request_is_sent_once_with_model_and_key() -> None:
+    seen: list[httpx.Request] = []
+
+    def answering(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(503, text="overloaded")
+
+    with pytest.raises(RequestFailed) as failure:
+        client(answering).chat("hi", max_tokens=3)
+    assert len(seen) == 1, "a failed request was sent again"
+    assert json.loads(seen[0].content) == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 3,
+    }
+    assert seen[0].headers["authorization"] == "Bearer sk-very-secret"
+    assert str(failure.value) == "POST /v1/chat/completions (model m) answered 503 Service Unavailable: overloaded"
+    assert failure.value.status == 503
+    assert isinstance(failure.value, StageFailure)
+
+
+def test_the_key_is_never_shown() -> None:
+    with pytest.raises(RequestFailed) as failure:
+        always(401, {"error": "bad key sk-very-secret"}).models()
+    assert "sk-very-secret" not in f"{failure.value!r} {failure.value} {failure.value.body} {always(200, {})!r}"
+    assert "bad key ***" in str(failure.value)
+
+
+def test_a_long_body_is_cut_in_the_message_and_whole_beside_it() -> None:
+    with pytest.raises(RequestFailed) as failure:
+        always(500, b"x" * 5000).health()
+    assert len(str(failure.value)) < 600
+    assert "(5000 characters)" in str(failure.value)
+    assert len(failure.value.body) == 5000
+
+
+def test_an_unreachable_server_is_named() -> None:
+    def answering(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
+
+    with pytest.raises(
+        RequestFailed, match="GET /health at http://server:8080 got no response: ConnectError"
+    ) as failure:
+        client(answering).health()
+    assert failure.value.status is None
+    assert failure.value.hint == "curl -sv http://server:8080/health"
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "message"),
+    [
+        (lambda c: c.models(), {"object": "list"}, "GET /v1/models lists no models"),
+        (lambda c: c.models(), b"<html>", r"GET /v1/models answered 200, but not with a JSON object: <html>"),
+        (lambda c: c.chat("x"), {"choices": []}, "the answer has no text in its first choice"),
+        (lambda c: c.chat("x"), {"choices": [{"message": {"content": None}}]}, "the answer has no text"),
+        (lambda c: c.completion("x"), {"choices": [{}]}, "the answer has no text"),
+        (lambda c: c.completion("x").usage, {"choices": [{"text": "a"}]}, "has no token counts: usage is null"),
+        (
+            lambda c: c.completion("x").usage,
+            {"choices": [{"text": "a"}], "usage": {"prompt_tokens": 1, "completion_tokens": "2", "total_tokens": 3}},
+            "has no token counts",
+        ),
+        (lambda c: c.tokenize("x"), {"tokens": [1]}, "POST /tokenize gave no tokens"),
+        (lambda c: c.detokenize([1]), {"text": "x"}, "POST /detokenize gave no text"),
+        (lambda c: c.metrics(), b"what?", "GET /metrics: line 1 is no sample"),
+    ],
+)
+def test_an_answer_without_what_was_asked_for_is_a_failure(
+    call: Callable[[Client], object], body: Any, message: str
+) -> None:
+    with pytest.raises(RequestFailed, match=message):
+        call(always(200, body))
+
+
+def test_tokenize_takes_one_of_two() -> None:
+    with pytest.raises(TypeError, match="either a prompt or messages"):
+        always(200, {}).tokenize("x", messages="y")
+
+
+def test_raw_gives_back_any_status() -> None:
+    assert always(418, b"teapot").raw("POST", CHAT, content=b"{").status_code == 418
+
+
+def test_a_stream_is_put_together() -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    end = b'data: {"id": "c", "choices": [], "usage": ' + json.dumps(usage).encode() + b"}\n\ndata: [DONE]\n\n"
+    body = chunk("", role="x") + chunk("Hel") + chunk("lo") + chunk(finish_reason="stop") + end
+    answer = always(200, body).stream_chat("x").read()
+    assert answer.text == "Hello"
+    assert [delta.text for delta in answer.deltas] == ["Hel", "lo"]
+    assert answer.finish_reasons == ["stop"]
+    assert [chunk["usage"] for chunk in answer.usage_chunks] == [usage]
+    assert answer.events[-1].data == "[DONE]"
+    assert answer.sent_at < answer.deltas[0].arrived_at <= answer.ended_at
+
+
+def test_a_streamed_completion_is_put_together() -> None:
+    answer = always(200, b'data: {"choices": [{"text": "ab", "finish_reason": "length"}]}\n\n').stream_completion("x")
+    assert answer.read().text == "ab"
+
+
+@pytest.mark.parametrize(
+    "event", [b'{"error": {"message": "engine died", "code": 500}}', b'{"object": "error", "message": "\\"error\\""}']
+)
+def test_an_error_inside_a_200_stream_is_a_failure(event: bytes) -> None:
+    stream = always(200, chunk("Hel") + b"data: " + event + b"\n\ndata: [DONE]\n\n").stream_chat("x")
+    seen = []
+    with pytest.raises(StreamBroken, match="carries an error inside its 200") as failure, stream:
+        seen += list(iter(stream))
+    assert "after 2 events" in str(failure.value)
+    assert failure.value.status == 200
+
+
+def test_text_about_an_error_is_no_error() -> None:
+    answer = always(200, chunk('"error" is a word') + b"data: [DONE]\n\n").stream_chat("x").read()
+    assert answer.text == '"error" is a word'
+
+
+def test_a_cut_stream_is_a_failure() -> None:
+    class Cut(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield chunk("Hel")
+            raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
+
+    stream = client(lambda _: httpx.Response(200, stream=Cut())).stream_chat("x")
+    with pytest.raises(StreamBroken, match=r"(?s)was cut: peer closed connection.*after 1 events.*last event: data:"):
+        stream.read()
+
+
+@pytest.mark.parametrize("body", [b"data: {half\n\n", b"data: [1]\n\n", b"data: \xff\n\n"])
+def test_a_garbled_stream_is_a_failure(body: bytes) -> None:
+    with pytest.raises(StreamBroken, match=r"no JSON|no UTF-8"):
+        always(200, body).stream_chat("x").read()
+
+
+def test_a_refused_stream_says_why() -> None:
+    with pytest.raises(RequestFailed, match=r"answered 404 Not Found: .*no such model") as failure:
+        always(404, {"error": {"message": "no such model"}}).stream_chat("x")
+    assert not isinstance(failure.value, StreamBroken)
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The URL of a server with a certificate that nobody signed, and that certificate's file."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = SSLContext(PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = HTTPServer(("127.0.0.1", 0), _Healthy)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"https://127.0.0.1:{server.server_port}", str(certificate)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_certificate_is_verified_against_the_given_authorities(tls_server: tuple[str, str]) -> None:
+    url, certificate = tls_server
+    with Client(Target("full", "m", url, ca_file=certificate)) as trusting:
+        trusting.health()
+    with Client(Target("full", "m", url)) as doubting, pytest.raises(RequestFailed, match="CERTIFICATE_VERIFY_FAILED"):
+        doubting.health()
+
+
+def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch, tls_server: tuple[str, str]) -> None:
+    url, certificate = tls_server
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with Client(Target("full", "m", url, ca_file=certificate)) as direct:
+        direct.health()

@@ -1,0 +1,56 @@
+"""When a stream counts as buffered: by proportions alone, whatever the machine's speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_vllm_stage.serving.answers import Delta, StreamedAnswer
+from pytest_vllm_stage.serving.pace import pace_of
+
+
+def streamed(arrivals: Sequence[float], ended_at: float | None = None) -> StreamedAnswer:
+    deltas = [Delta("x", at) for at in arrivals]
+    return StreamedAnswer([], [], deltas, ["length"], sent_at=0.0, ended_at=ended_at or arrivals[-1])
+
+
+@given(st.floats(0.001, 10), st.floats(0.0005, 5), st.integers(20, 200))
+def test_a_steady_stream_is_incremental_at_any_speed(itl_s: float, prefill_in_itls: float, deltas: int) -> None:
+    first_s = prefill_in_itls * itl_s
+    assert pace_of(streamed([first_s + place * itl_s for place in range(deltas)])).incremental
+
+
+@given(st.floats(0.01, 100), st.integers(4, 200))
+def test_a_stream_that_comes_at_the_end_is_buffered_at_any_speed(duration_s: float, deltas: int) -> None:
+    arrivals = [duration_s * (1 + 1e-5 * place) for place in range(deltas)]
+    assert pace_of(streamed(arrivals)).symptom.startswith(
+        f"the stream was buffered: all {deltas} deltas arrived within"
+    )
+
+
+def test_the_symptom_is_named() -> None:
+    pace = pace_of(streamed([3.1 + place * 0.002 / 39 for place in range(40)]))
+    assert pace.symptom == "the stream was buffered: all 40 deltas arrived within 2 ms after 3.1 s"
+
+
+def test_blocks_are_told_from_a_stream() -> None:
+    blocks = [block + place * 1e-4 for block in (1.0, 2.0, 3.0) for place in range(16)]
+    assert "48 deltas arrived in 3 bursts over 2 s" in pace_of(streamed(blocks)).symptom
+
+
+def test_a_reader_that_was_held_up_now_and_then_is_no_buffer() -> None:
+    """Two of three tokens arrive with the next one, as when another process had the CPU."""
+    arrivals = [1.0 + 0.1 * (place // 3 * 3 + 2) + 1e-4 * (place % 3) for place in range(60)]
+    assert pace_of(streamed(arrivals)).incremental
+
+
+@pytest.mark.parametrize("arrivals", [[1.0], [1.0, 2.0, 3.0]])
+def test_an_answer_of_a_few_pieces_is_no_stream(arrivals: list[float]) -> None:
+    assert f"its text came in {len(arrivals)} pieces" in pace_of(streamed(arrivals)).symptom
+
+
+def test_an_answer_without_text_is_no_stream() -> None:
+    assert "in 0 pieces" in pace_of(streamed([], ended_at=2.0)).symptom

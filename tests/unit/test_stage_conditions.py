@@ -1,0 +1,129 @@
+"""What each condition sees in the objects it looks at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from made_objects import claim, condition, deployment, ended, job, pod, runtime, served_spec, service, waiting
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.profile import DEFAULT_WAITS_S
+from pytest_vllm_stage.stage import conditions, deploy, look
+from pytest_vllm_stage.stage.look import Sight
+from pytest_vllm_stage.stage.objects import Object
+
+CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
+STATIC = {"kind": "StorageClass", "metadata": {"name": "fast"}, "provisioner": "kubernetes.io/no-provisioner"}
+
+
+class Snapshot(look.View):
+    """A view of given objects."""
+
+    def __init__(self, *there: Object, log: list[str] | None = None) -> None:
+        nothing: Any = None
+        super().__init__(nothing, CLUSTER, "ns")
+        self.there = there
+        self.log = log or []
+
+    def get(self, kind: str, name: str) -> Object | None:
+        return next((i for i in self.there if i["kind"] == kind and i["metadata"]["name"] == name), None)
+
+    def listed(self, kind: str, labels: dict[str, str] | None = None) -> list[Object]:
+        return [item for item in self.there if item["kind"] == kind]
+
+    def everywhere(self, kind: str) -> list[Object]:
+        return self.listed(kind)
+
+    @property
+    def logs(self) -> Any:
+        return lambda *_: self.log
+
+
+def of_job(name: str, made: Object) -> Object:
+    made["metadata"]["ownerReferences"] = [{"uid": f"uid-{name}"}]
+    return made
+
+
+def cause(sight: Sight) -> str:
+    assert sight.trouble is not None
+    return sight.trouble.cause
+
+
+def test_a_namespace_takes_pods_once_its_account_is_there() -> None:
+    wanted = conditions.NamespaceActive("ns", 1)
+    active = {"kind": "Namespace", "metadata": {"name": "ns"}, "status": {"phase": "Active"}}
+    account = {"kind": "ServiceAccount", "metadata": {"name": "default"}}
+    assert not wanted.look(Snapshot()).done
+    assert not wanted.look(Snapshot(active)).done
+    assert wanted.look(Snapshot(active, account)).done
+
+
+def test_a_claim_is_bound_or_told() -> None:
+    wanted = conditions.ClaimBound("model-m", 1)
+    assert wanted.look(Snapshot(claim(phase="Bound"))).done
+    assert not wanted.look(Snapshot()).done
+    assert "no PersistentVolume of StorageClass fast offers 40Gi" in cause(wanted.look(Snapshot(claim(), STATIC)))
+
+
+def test_a_deployment_is_available_or_told_by_its_pods() -> None:
+    wanted = conditions.DeploymentAvailable("m-predictor", 1)
+    assert wanted.look(Snapshot(deployment())).done
+    assert wanted.look(Snapshot(deployment(availableReplicas=0))).state.endswith("no pod yet")
+    secret = waiting("CreateContainerConfigError", "couldn't find key k in Secret ns/s")
+    stuck = Snapshot(deployment(availableReplicas=0), pod(ready=False, statuses=[secret]))
+    assert cause(wanted.look(stuck)) == 'secret s has no key "k"'
+
+
+def test_a_job_is_complete_or_told_by_its_pods_log() -> None:
+    wanted = conditions.JobComplete("download-m", 1)
+    assert wanted.look(Snapshot(job(conditions=[condition("Complete")]))).done
+    assert not wanted.look(Snapshot(job())).done
+    failed = of_job("download-m", pod(statuses=[ended(1)], spec={"restartPolicy": "Never"}))
+    seen = wanted.look(Snapshot(job(), failed, log=["error: token refused: HTTP 403 for a/b"]))
+    assert cause(seen) == "token refused: HTTP 403 for a/b"
+
+
+def test_a_failed_job_without_pods_is_told_by_its_condition() -> None:
+    late = job(conditions=[condition("Failed", reason="DeadlineExceeded", message="too long")])
+    assert cause(conditions.JobComplete("download-m", 1).look(Snapshot(late))) == "DeadlineExceeded: too long"
+
+
+def test_a_service_is_ready_when_its_pods_are_of_its_generation() -> None:
+    wanted = conditions.InferenceServiceReady("m", 1)
+    current, old = pod(spec=served_spec()), pod(spec=served_spec(args=["--old"]))
+    there = (service(), runtime(), deployment())
+    assert wanted.look(Snapshot(*there, current)).done
+    stale = wanted.look(Snapshot(*there, old))
+    assert not stale.done
+    assert "older generation" in stale.state
+    assert not wanted.look(Snapshot(service(ready="False"), runtime(), deployment(), current)).done
+
+
+def test_an_unscheduled_pods_claim_says_more_than_the_scheduler() -> None:
+    wanted = conditions.JobComplete("download-m", 1)
+    reason = condition("PodScheduled", "False", reason="Unschedulable", message="0/1 nodes are available")
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "model-m"}}]
+    stuck = of_job("download-m", pod(ready=False, statuses=[], conditions=[reason], spec={"volumes": volumes}))
+    assert cause(wanted.look(Snapshot(job(), stuck, claim(), STATIC))).startswith("PVC model-m cannot bind")
+    assert cause(wanted.look(Snapshot(job(), stuck))) == "PVC model-m does not exist"
+    assert "cannot be scheduled" in cause(wanted.look(Snapshot(job(), stuck, claim(phase="Bound"))))
+
+
+def test_each_kind_is_waited_for_in_its_own_time() -> None:
+    wave = [job(), service(), claim(), deployment(), {"kind": "ConfigMap", "metadata": {"name": "c"}}]
+    found = {wanted.what: wanted.timeout_s for wanted in deploy.conditions_of(wave, DEFAULT_WAITS_S)}
+    assert found == {
+        "job/download-m condition=Complete": DEFAULT_WAITS_S["model_download_s"],
+        "inferenceservice/m condition=Ready": DEFAULT_WAITS_S["inference_service_s"],
+        "pvc/model-m phase=Bound": DEFAULT_WAITS_S["persistent_volume_claim_s"],
+        "deployment/m-predictor condition=Available": DEFAULT_WAITS_S["minio_s"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "length"),
+    [(["--max-model-len=2048"], 2048), (["--max-model-len", "512"], 512), (["--port=1"], None), ([], None)],
+)
+def test_the_context_length_is_read_from_the_arguments(args: list[str], length: int | None) -> None:
+    assert deploy.max_model_len(args) == length

@@ -1,0 +1,122 @@
+"""Diagnostics: short in the error, whole in the folder, without secrets, and never raising."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_objects import ended, event, pod
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.stage import client, diagnose, objects
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.trouble import Trouble
+
+SECRET = "correct-horse-battery"
+NO_KUBE: Any = None
+
+
+def cluster_with(folder: Path, script: str) -> ClusterFacts:
+    path = folder / "kubectl"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return ClusterFacts("local", "kc", "ctx", "v1", str(path), True, True)
+
+
+@pytest.fixture
+def namespace(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Object]]:
+    """The namespace's objects by kind; what is not listed here is empty."""
+    held: dict[str, list[Object]] = {
+        "Secret": [
+            {"data": {"k": base64.b64encode(SECRET.encode()).decode(), "short": base64.b64encode(b"a").decode()}}
+        ],
+    }
+    monkeypatch.setattr(objects, "listed", lambda _kube, kind, *_: held.get(kind, []))
+    return held
+
+
+def test_secret_values_and_tokens_are_taken_out(namespace: dict[str, list[Object]]) -> None:
+    redact = diagnose.redactor(NO_KUBE, "ns")
+    assert (
+        redact(f"a {SECRET} b hf_abcdefghijkl c Authorization: Bearer abcdefghij")
+        == "a *** b *** c Authorization: Bearer ***"
+    )
+    assert redact("a plain banana") == "a plain banana"
+
+
+def test_tokens_are_taken_out_though_secrets_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> list[Object]:
+        raise EnvironmentUnfit("not allowed")
+
+    monkeypatch.setattr(objects, "listed", refuse)
+    assert diagnose.redactor(NO_KUBE, "ns")("hf_abcdefghijkl") == "***"
+
+
+def test_logs_are_read_with_kubectl_and_redacted(tmp_path: Path) -> None:
+    cluster = cluster_with(tmp_path, f'echo "$@"; echo password {SECRET}')
+    logs = diagnose.Logs(cluster, "ns", lambda text: text.replace(SECRET, "***"))
+    command, line = logs("p", "c", True)
+    assert command.startswith("--kubeconfig=kc --context=ctx logs p --namespace=ns --container=c")
+    assert "--previous=true" in command
+    assert line == "password ***"
+
+
+def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert diagnose.Logs(cluster_with(tmp_path, "exit 1"), "ns", str)("p", "c", False) == []
+
+
+def test_an_explanation_begins_with_the_cause_and_is_short() -> None:
+    def log(*_: object) -> list[str]:
+        return [f"line {number}" for number in range(100)]
+
+    logs: Any = log
+    made = pod()
+    text = diagnose.explain(Trouble("it broke", "p", "c"), logs, [event(made, "BackOff", "x" * 1000)] * 20)
+    lines = text.splitlines()
+    assert lines[0] == "it broke"
+    assert lines[-1].startswith("    BackOff pod/p (x1): xxx")
+    assert len(lines) == 3 + 2 * diagnose.LINES_SHOWN
+    assert max(map(len, lines)) < 400
+
+
+def test_everything_is_collected_without_secrets(
+    tmp_path: Path, namespace: dict[str, list[Object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = pod("p", statuses=[ended(1, restarts=2)])
+    broken["spec"]["containers"][0]["env"] = [{"name": "KEY", "value": SECRET}]
+    namespace |= {"Pod": [broken], "Event": [event(broken, "BackOff", SECRET)]}
+
+    class Closing:
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(client, "connect", lambda *_: Closing())
+    folder = tmp_path / "out"
+    diagnose.collect(cluster_with(tmp_path, f"echo log of {SECRET}"), "ns", folder)
+    texts = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert "BackOff pod/p (x1): ***" in texts["events.txt"]
+    assert texts["logs/p.kserve-container.log"] == texts["logs/p.kserve-container.previous.log"] == "log of ***\n"
+    assert "secrets.json" not in texts
+    assert not any(SECRET in text for text in texts.values())
+
+
+def test_a_cluster_that_is_gone_leaves_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise EnvironmentUnfit("the cluster does not answer")
+
+    monkeypatch.setattr(client, "connect", refuse)
+    diagnose.collect(cluster_with(tmp_path, ""), "ns", tmp_path / "out")
+    assert (tmp_path / "out" / "not-collected.txt").read_text() == "everything: the cluster does not answer\n"
+
+
+def test_no_time_left_is_noted(
+    tmp_path: Path, namespace: dict[str, list[Object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace["Pod"] = [pod("p")]
+    monkeypatch.setattr(diagnose, "COLLECT_BUDGET_S", -1.0)
+    monkeypatch.setattr(client, "connect", lambda *_: type("Kube", (), {"close": lambda _self: None})())
+    diagnose.collect(cluster_with(tmp_path, "echo x"), "ns", tmp_path / "out")
+    assert "logs/p.kserve-container.log: no time left" in (tmp_path / "out" / "not-collected.txt").read_text()

@@ -1,0 +1,171 @@
+"""Checks of what runs: each finds its fault, and leaves a healthy stage alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from made_objects import claim, condition, container_status, deployment, event, job, pod, runtime, served_spec, service
+
+from pytest_vllm_stage.stage import health, rollout
+from pytest_vllm_stage.stage.objects import Object
+
+
+def serving_pod(name: str = "p", **container: Any) -> Object:
+    return pod(name, spec=served_spec(**container))
+
+
+def test_a_ready_service_of_its_current_generation_is_well() -> None:
+    assert health.of_service(service(), runtime(), deployment(), [serving_pod()]) == []
+    assert health.of_service(service(), runtime(), None, [serving_pod()]) == [], "Serverless has no Deployment"
+
+
+def test_a_service_is_not_ready_without_being_told_so() -> None:
+    assert (
+        "condition Ready is not reported"
+        in health.of_service(service() | {"status": {}}, runtime(), deployment(), [serving_pod()])[0]
+    )
+    told = health.of_service(service(ready="False"), runtime(), deployment(), [serving_pod()])
+    assert [line.split(":")[0] for line in told] == ["condition PredictorReady is False", "condition Ready is False"]
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (deployment(generation=3, observed=2), "generation not observed yet"),
+        (deployment(updatedReplicas=0), "0 updated"),
+        (
+            deployment(replicas=2) | {"spec": {"replicas": 1}, "status": {"observedGeneration": 2, "replicas": 2}},
+            "2 in all",
+        ),
+        (deployment(availableReplicas=0), "0 of 1 available"),
+    ],
+)
+def test_a_rollout_under_way_is_stale_though_ready(made: Object, told: str) -> None:
+    (line,) = rollout.stale_reasons(service(), runtime(), made, [serving_pod()])
+    assert told in line
+
+
+def test_a_pod_of_the_old_arguments_is_stale_though_everything_says_ready() -> None:
+    old = serving_pod(args=["--port=8080", "--served-model-name=m", "--max-model-len=1024"])
+    lines = health.of_service(service(), runtime(), deployment(), [old])
+    assert "pod p is of an older generation: argument declared, not live: --max-model-len=2048" in lines
+
+
+def test_no_ready_pod_and_no_runtime_are_stale() -> None:
+    assert rollout.stale_reasons(service(), runtime(), deployment(), [pod(ready=False)]) == ["no pod is Ready"]
+    assert rollout.stale_reasons(service(), None, deployment(), []) == ["ServingRuntime vllm does not exist"]
+
+
+def test_replicas_are_counted_by_ready_pods() -> None:
+    assert health.of_replicas(service(), [pod("a"), pod("b", ready=False)]) == []
+    assert health.of_replicas(service(), []) == ["0 pods are Ready, declared are 1 to 1"]
+    assert health.of_replicas(service(), [pod("a"), pod("b")]) == ["2 pods are Ready, declared are 1 to 1"]
+    leaving = pod("old")
+    leaving["metadata"]["deletionTimestamp"] = "now"
+    assert health.of_replicas(service(), [pod("a"), leaving]) == [
+        "pod old of an old revision is still there and holds its resources"
+    ]
+
+
+def test_restarts_are_told_with_their_reason() -> None:
+    assert health.of_pods([pod()]) == []
+    assert health.of_pods([]) == ["there is no pod"]
+    end = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    (line,) = health.of_pods([pod(statuses=[container_status(restartCount=2, lastState=end)])])
+    assert line == "container kserve-container of pod p was restarted 2 times (OOMKilled, exit code 137)"
+    assert "pod p is not Ready" in health.of_pods([pod(ready=False)])[0]
+
+
+def test_claims_are_bound_in_their_size() -> None:
+    assert health.of_claim(claim(phase="Bound"), claim()) == []
+    assert health.of_claim(None, claim()) == ["PVC model-m does not exist"]
+    assert health.of_claim(claim(), claim()) == ["PVC model-m is Pending, not Bound"]
+    assert health.of_claim(claim(phase="Bound", size="1Gi"), claim()) == ["PVC model-m has 1Gi, declared are 40Gi"]
+
+
+def test_a_volume_in_another_zone_is_told() -> None:
+    terms = [{"matchExpressions": [{"key": health.ZONE_LABEL, "operator": "In", "values": ["b"]}]}]
+    made = {"metadata": {"name": "v"}, "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}}
+    node = {"metadata": {"name": "n", "labels": {health.ZONE_LABEL: "a"}}}
+    assert health.of_zones(made, node) == ["persistentvolume v lies in zone b, node n in a"]
+    node["metadata"]["labels"][health.ZONE_LABEL] = "b"  # type: ignore[index]
+    assert health.of_zones(made, node) == []
+    assert health.of_zones({"metadata": {"name": "v"}, "spec": {}}, node) == []
+
+
+def test_a_job_is_complete_or_told() -> None:
+    assert health.of_job(job(conditions=[condition("Complete")]), "j") == []
+    assert health.of_job(None, "j") == ["job j does not exist"]
+    assert health.of_job(job(), "j") == ["job j has not completed: 0 pods active"]
+    failed = condition("Failed", reason="BackoffLimitExceeded", message="too often")
+    assert health.of_job(job(conditions=[failed]), "j") == ["job j failed: BackoffLimitExceeded: too often"]
+
+
+MANIFESTS: list[Object] = [
+    {"kind": "Secret", "metadata": {"name": "own"}, "stringData": {"a": "${A}"}},
+    {"kind": "ServiceAccount", "metadata": {"name": "sa"}, "secrets": [{"name": "s3"}]},
+    job(),
+    {
+        "kind": "Deployment",
+        "metadata": {"name": "d"},
+        "spec": {
+            "template": {
+                "spec": {
+                    "imagePullSecrets": [{"name": "pull"}],
+                    "containers": [
+                        {
+                            "envFrom": [{"secretRef": {"name": "all"}}],
+                            "env": [{"valueFrom": {"secretKeyRef": {"name": "maybe", "key": "k", "optional": True}}}],
+                        }
+                    ],
+                    "volumes": [{"secret": {"secretName": "tls", "items": [{"key": "crt", "path": "x"}]}}],
+                }
+            }
+        },
+    },
+]
+
+
+def test_references_to_secrets_are_found_wherever_they_are() -> None:
+    found = {(ref.secret, ref.key) for ref in health.secret_references(MANIFESTS)}
+    assert found == {
+        ("own", "a"),
+        ("s3", None),
+        ("huggingface-token", "HF_TOKEN"),
+        ("pull", None),
+        ("all", None),
+        ("tls", "crt"),
+    }
+
+
+def test_references_that_lead_nowhere_are_told() -> None:
+    live = {"own": ["a"], "s3": [], "huggingface-token": ["TOKEN"], "pull": [".dockerconfigjson"], "tls": ["crt"]}
+    assert health.of_secrets(health.secret_references(MANIFESTS), live) == [
+        "secret all does not exist (Deployment/d needs it)",
+        'secret huggingface-token has no key "HF_TOKEN" (Job/download-m needs it)',
+    ]
+
+
+def test_a_warning_counts_while_its_subject_is_unwell() -> None:
+    sick, well = pod("sick", ready=False), pod("well")
+    gone = pod("gone")
+    done = job(conditions=[condition("Complete")])
+    events = [
+        event(sick, "Unhealthy", "Readiness probe failed"),
+        event(well, "Unhealthy", "Readiness probe failed"),
+        event(gone, "BackOff"),
+        event(done, "BackoffLimitExceeded"),
+        event(sick, "Scheduled", kind="Normal"),
+    ]
+    assert health.standing_warnings(events, [sick, well, done]) == ["Unhealthy pod/sick (x1): Readiness probe failed"]
+
+
+def test_a_new_object_of_an_old_name_does_not_inherit_warnings() -> None:
+    old, new = pod("p", ready=False), pod("p", ready=False)
+    new["metadata"]["uid"] = "uid-new"
+    assert health.standing_warnings([event(old, "Unhealthy")], [new]) == []
+
+
+def test_a_message_has_symptom_lines_and_the_next_command() -> None:
+    assert health.message("broken", ["a", "b"], "kubectl get x") == "broken: a\n  b\n  next: kubectl get x"

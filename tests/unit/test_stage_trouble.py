@@ -1,0 +1,204 @@
+"""States that cannot heal, told from states that look alike and do."""
+
+from __future__ import annotations
+
+import pytest
+from made_objects import claim, condition, container_status, deployment, ended, event, pod, service, volume, waiting
+
+from pytest_vllm_stage.stage import trouble
+from pytest_vllm_stage.stage.objects import Object
+
+
+def no_logs(_pod: str, _container: str, _previous: bool) -> list[str]:
+    return []
+
+
+def of(made: Object, events: list[Object] | None = None, log: list[str] | None = None) -> trouble.Trouble | None:
+    return trouble.of_pods([made], events or [], lambda *_: log or [])
+
+
+def cause(found: trouble.Trouble | None) -> str:
+    assert found is not None
+    return found.cause
+
+
+def test_a_healthy_pod_is_no_trouble() -> None:
+    assert of(pod()) is None
+    assert of(pod(ready=False)) is None
+    assert of(pod(ready=False, statuses=[waiting("ContainerCreating")])) is None
+    assert of(pod(statuses=[ended(0, "Completed")])) is None
+
+
+def test_a_killed_container_is_named_with_its_limit() -> None:
+    found = of(pod(statuses=[ended(137, "OOMKilled", restarts=1)]))
+    assert cause(found) == "container kserve-container was OOM-killed (memory limit 512Mi)"
+    assert found is not None
+    assert found.previous
+
+
+def test_an_unknown_exit_counts_when_it_repeats() -> None:
+    assert of(pod(statuses=[ended(1, restarts=1)])) is None
+    assert cause(of(pod(statuses=[ended(1, restarts=2)]))) == (
+        "container kserve-container ended with exit code 1 and restarted 2 times"
+    )
+
+
+def test_a_known_exit_counts_at_once() -> None:
+    log = ["OSError: Repo id must be in the form 'a/b': '/mnt/models/x'."]
+    assert cause(of(pod(statuses=[ended(1)]), log=log)).startswith("model path /mnt/models/x does not exist")
+
+
+def test_a_job_pod_has_no_second_try() -> None:
+    made = pod(statuses=[ended(3)], spec={"restartPolicy": "Never"})
+    assert cause(of(made)) == "container kserve-container ended with exit code 3"
+
+
+def test_the_log_of_the_ended_instance_is_read() -> None:
+    asked: list[tuple[str, str, bool]] = []
+
+    def logs(name: str, container: str, previous: bool) -> list[str]:
+        asked.append((name, container, previous))
+        return []
+
+    trouble.of_pods([pod("a", statuses=[ended(1)]), pod("b", statuses=[ended(1, restarts=1)])], [], logs)
+    assert asked == [("a", "kserve-container", False), ("b", "kserve-container", True)]
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            "couldn't find key secretkey in Secret ns/minio-credentials",
+            'secret minio-credentials has no key "secretkey"',
+        ),
+        ('secret "minio-credentials" not found', "secret minio-credentials does not exist"),
+        ('configmap "model-loader" not found', "configmap model-loader does not exist"),
+    ],
+)
+def test_a_missing_secret_or_key_is_named(message: str, told: str) -> None:
+    found = of(pod(statuses=[waiting("CreateContainerConfigError", message)]))
+    assert cause(found) == told
+    assert found is not None
+    assert found.looks < 20
+
+
+def test_a_kubelet_that_is_late_gets_time() -> None:
+    message = "failed to sync secret cache: timed out waiting for the condition"
+    found = of(pod(statuses=[waiting("CreateContainerConfigError", message)]))
+    assert found is not None
+    assert found.looks >= 20
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"])
+def test_an_image_that_cannot_be_pulled_is_named(reason: str) -> None:
+    found = of(pod(statuses=[waiting(reason, "not found")]))
+    assert cause(found).startswith("image registry.example/vllm@sha256:")
+    assert cause(found).endswith(" cannot be pulled: not found")
+
+
+def test_an_evicted_pod_is_told_with_the_reason() -> None:
+    assert cause(of(pod(ready=False, reason="Evicted", message="low on ephemeral-storage"))) == (
+        "pod p was evicted: low on ephemeral-storage"
+    )
+
+
+def unschedulable(message: str, **spec: object) -> Object:
+    conditions = [condition("PodScheduled", "False", reason="Unschedulable", message=message)]
+    return pod(ready=False, statuses=[], conditions=conditions, spec=spec)
+
+
+def test_an_unschedulable_pod_names_what_it_asks_for() -> None:
+    made = unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", nodeSelector={"type": "g6"})
+    found = of(made)
+    assert cause(found) == (
+        "pod p cannot be scheduled (node selector type=g6): 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    )
+    assert found is not None
+    assert found.looks > 1, "right after creation every pod is unscheduled"
+
+
+def test_a_node_on_its_way_is_waited_for() -> None:
+    made = unschedulable("0/3 nodes are available")
+    assert of(made, [event(made, "TriggeredScaleUp", kind="Normal")]) is None
+
+
+def test_a_pod_that_leaves_is_not_judged() -> None:
+    made = pod(statuses=[ended(137, "OOMKilled", restarts=5)])
+    made["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert of(made) is None
+
+
+def test_a_volume_that_does_not_mount_is_told_by_its_secret() -> None:
+    made = pod(ready=False, statuses=[waiting("ContainerCreating")])
+    mount = event(made, "FailedMount", 'MountVolume.SetUp failed for volume "s" : secret "tls" not found')
+    assert cause(of(made, [mount])) == "pod p: secret tls does not exist"
+    running = pod(ready=False)
+    assert of(running, [event(running, "FailedMount", "late")]) is None
+
+
+def test_pods_that_are_not_created_are_told_by_their_owner() -> None:
+    made = deployment()
+    made["status"]["conditions"] = [condition("ReplicaFailure", message="exceeded quota: compute")]
+    assert cause(trouble.of_creation(made, [])) == "pods cannot be created: exceeded quota: compute"
+    assert trouble.of_creation(deployment(), []) is None
+    refused = event(deployment(), "FailedCreate", "forbidden: maximum memory usage per Container is 1Gi")
+    assert "maximum memory usage" in cause(trouble.of_creation(deployment(), [refused]))
+
+
+def test_kserves_own_refusal_is_told() -> None:
+    made = service()
+    assert trouble.of_inference_service(made) is None
+    failure = {"reason": "RuntimeNotRecognized", "message": "no runtime x"}
+    made["status"]["modelStatus"] = {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}
+    assert "RuntimeNotRecognized: no runtime x" in cause(trouble.of_inference_service(made))
+
+
+STATIC = {"kind": "StorageClass", "metadata": {"name": "fast"}, "provisioner": "kubernetes.io/no-provisioner"}
+DYNAMIC = STATIC | {"provisioner": "ebs.csi.aws.com"}
+
+
+def test_a_claim_with_a_fitting_volume_may_bind() -> None:
+    assert trouble.of_claim(claim(size="40Gi"), [STATIC], [volume("40Gi")], []) is None
+    assert trouble.of_claim(claim(size="40Gi"), [STATIC], [volume("40Gi", claimed_by="uid-model-m")], []) is None
+    assert trouble.of_claim(claim(phase="Bound"), [], [], []) is None
+
+
+@pytest.mark.parametrize(
+    "there",
+    [[], [volume("39Gi")], [volume("40Gi", storage_class="slow")], [volume("40Gi", claimed_by="another")]],
+)
+def test_a_claim_that_no_static_volume_fits_is_told(there: list[Object]) -> None:
+    found = trouble.of_claim(claim(size="40Gi"), [STATIC], there, [])
+    assert cause(found) == "PVC model-m cannot bind: no PersistentVolume of StorageClass fast offers 40Gi"
+
+
+def test_a_claim_waits_for_its_first_consumer_in_peace() -> None:
+    made = claim()
+    waits = event(made, "WaitForFirstConsumer", "waiting for first consumer", kind="Normal")
+    assert trouble.of_claim(made, [DYNAMIC], [], [waits]) is None
+
+
+def test_a_claim_of_an_unknown_class_or_a_failed_provisioner_is_told() -> None:
+    assert "there is no StorageClass gone (there are: fast)" in cause(
+        trouble.of_claim(claim(storage_class="gone"), [DYNAMIC], [], [])
+    )
+    made = claim()
+    failed = event(made, "ProvisioningFailed", "quota of volumes exceeded")
+    assert "quota of volumes exceeded" in cause(trouble.of_claim(made, [DYNAMIC], [], [failed]))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("500Mi", 500 * 2**20), ("1.5", 1.5), ("200m", 0.2), ("1e3", 1000), ("2G", 2e9), (4, 4)]
+)
+def test_quantities(text: object, number: float) -> None:
+    assert trouble.quantity(text) == pytest.approx(number)
+
+
+def test_a_quantity_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="'12Qi' is no quantity"):
+        trouble.quantity("12Qi")
+
+
+def test_a_container_with_a_past_of_its_own_is_judged_by_its_last_end() -> None:
+    well = container_status(lastState={"terminated": {"exitCode": 0}}, restartCount=5)
+    assert of(pod(statuses=[well])) is None

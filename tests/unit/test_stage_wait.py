@@ -1,0 +1,127 @@
+"""Waiting for several conditions: each in its own time, all at an end where one cannot heal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_objects import event, pod
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.errors import WaitFailed
+from pytest_vllm_stage.journal import Journal, read_events
+from pytest_vllm_stage.stage import look, wait
+from pytest_vllm_stage.stage.answers import Unreachable
+from pytest_vllm_stage.stage.look import Sight
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.trouble import Trouble
+
+CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
+NO_KUBE: Any = None
+
+
+class FakeView(look.View):
+    """A view of nothing but events and one log line."""
+
+    def listed(self, kind: str, labels: dict[str, str] | None = None) -> list[Object]:
+        return [event(pod(), "BackOff", "restarting")] if kind == "Event" else []
+
+    @property
+    def logs(self) -> Any:
+        return lambda *_: ["Traceback", "ValueError: no"]
+
+
+@dataclass
+class Scripted:
+    """A condition that shows one sight after another, and the last one for ever."""
+
+    what: str
+    sights: Sequence[Sight | Exception]
+    timeout_s: float = 60.0
+    looks: int = field(default=0)
+
+    @property
+    def failing(self) -> str:
+        return f"{self.what} cannot be"
+
+    def look(self, view: look.View) -> Sight:
+        sight = self.sights[min(self.looks, len(self.sights) - 1)]
+        self.looks += 1
+        if isinstance(sight, Exception):
+            raise sight
+        return sight
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "LOOK_INTERVAL_S", {"local": 0.0})
+
+
+def wait_for(*conditions: Scripted, path: Path | None = None) -> None:
+    wait.wait_for_all(FakeView(NO_KUBE, CLUSTER, "ns"), conditions, Journal(path))
+
+
+NOT_YET, DONE = Sight(False, "not yet"), Sight(True, "there")
+
+
+def broken(looks: int = 1, cause: str = "it broke") -> Sight:
+    return Sight(False, "not yet", Trouble(cause, "p", "c", looks=looks), [pod()])
+
+
+def test_each_condition_is_recorded_under_its_own_name(tmp_path: Path) -> None:
+    wait_for(Scripted("a", [DONE]), Scripted("b", [NOT_YET, NOT_YET, DONE]), path=tmp_path / "j")
+    waits = {event["name"]: event for event in read_events(tmp_path / "j")}
+    assert waits["a"]["outcome"] == waits["b"]["outcome"] == "done"
+    assert waits["b"]["state"] == "there"
+
+
+def test_what_is_reached_is_not_looked_at_again() -> None:
+    first = Scripted("a", [DONE])
+    wait_for(first, Scripted("b", [NOT_YET, NOT_YET, DONE]))
+    assert first.looks == 1
+
+
+def test_a_trouble_ends_the_wait_with_cause_log_and_events(tmp_path: Path) -> None:
+    with pytest.raises(WaitFailed) as failed:
+        wait_for(Scripted("a", [NOT_YET]), Scripted("b", [NOT_YET, broken()]), path=tmp_path / "j")
+    lines = failed.value.message.splitlines()
+    assert lines[0] == "namespace/ns: b cannot be: it broke"
+    assert "    ValueError: no" in lines
+    assert "    BackOff pod/p (x1): restarting" in lines
+    assert "kubectl --kubeconfig kc --context ctx -n ns" in failed.value.hint
+    assert [e["outcome"] for e in read_events(tmp_path / "j") if e["name"] == "b"] == ["fatal"]
+
+
+def test_a_state_that_may_pass_must_be_seen_again_and_again() -> None:
+    passing = Scripted("a", [broken(3), broken(3), NOT_YET, broken(3), broken(3), DONE])
+    wait_for(passing)
+    staying = Scripted("a", [broken(3)])
+    with pytest.raises(WaitFailed, match="it broke"):
+        wait_for(staying)
+    assert staying.looks == 3
+
+
+def test_another_cause_starts_the_count_anew() -> None:
+    wait_for(Scripted("a", [broken(2, "x"), broken(2, "y"), broken(2, "x"), DONE]))
+
+
+def test_the_time_is_each_conditions_own_and_the_log_says_how_far_it_came() -> None:
+    unready = pod(ready=False)
+    slow = Scripted("slow", [Sight(False, "loading", None, [unready])], timeout_s=0.0)
+    with pytest.raises(WaitFailed) as failed:
+        wait_for(Scripted("patient", [NOT_YET]), slow)
+    assert failed.value.message.startswith("namespace/ns: slow cannot be: not within 0 s: loading")
+    assert "log of pod/p container kserve-container, last lines:" in failed.value.message
+
+
+def test_an_api_server_that_is_away_for_a_moment_is_waited_for() -> None:
+    wait_for(Scripted("a", [*[Unreachable("no answer")] * 3, DONE]))
+    with pytest.raises(WaitFailed, match="no answer"):
+        wait_for(Scripted("a", [Unreachable("no answer")]))
+
+
+def test_nothing_to_wait_for_is_no_wait() -> None:
+    wait.wait_for_all(FakeView(NO_KUBE, CLUSTER, "ns"), [], Journal())
