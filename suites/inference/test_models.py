@@ -23,9 +23,11 @@ def test_the_context_length_is_the_declared_one(endpoint: Client) -> None:
 
     A smaller one refuses prompts that users were promised; a larger one takes memory from the KV cache of all requests.
     """
-    card = next(card for card in endpoint.models() if card["id"] == endpoint.target.model)
-    listed = card.get("max_model_len")
-    assert isinstance(listed, int), f"/v1/models states no max_model_len for {card['id']}: {listed!r}"
+    cards = {card["id"]: card for card in endpoint.models()}
+    model = endpoint.target.model
+    assert model in cards, f"{model} is not served here; served: {list(cards)}"
+    listed = cards[model].get("max_model_len")
+    assert isinstance(listed, int), f"/v1/models states no max_model_len for {model}: {listed!r}"
     assert listed > 0, f"/v1/models states max_model_len {listed}"
     tokenizers = endpoint.tokenize("x").max_model_len
     assert tokenizers == listed, f"/tokenize says max_model_len {tokenizers}, /v1/models says {listed}"

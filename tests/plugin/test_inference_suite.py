@@ -96,7 +96,7 @@ FAULTS: list[tuple[Any, set[str], str]] = [
     (
         "stale_cache",
         {QUESTION, MAX_TOKENS, CUT_SAYS_LENGTH, STOP, COMPLETION_COUNT},
-        "asked for the capital of Japan, the model said 'The capital of France is Paris.'",
+        "asked about Japan, the model said 'The capital of France is Paris.'",
     ),
     ("text_after_finish", {ONE_PIECE}, "text came after the finish reason"),
     ("trimmed_prompt", {PROMPT_CHAT}, "/tokenize"),

@@ -111,7 +111,6 @@ def deployed(cluster: ClusterFacts, overlay: Path, namespace: str) -> str:
     finally:
         assert teardown.teardown(cluster, namespace, "faults", {"teardown_s": 120}, SILENT) == []
     assert list((overlay / "diagnostics").iterdir()), "no diagnostics were collected"
-    print(failed.value)
     return failed.value.message.splitlines()[0]
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sim_engine import Sim, running_sim
 
 from pytest_vllm_stage.errors import EnvironmentUnfit
 from pytest_vllm_stage.journal import Journal, read_events
@@ -27,6 +26,7 @@ from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.load.prompts import body_of
 from pytest_vllm_stage.load.samples import Measurement, Sample
 from pytest_vllm_stage.secret import Secret
+from tests.unit.sim_engine import Sim, running_sim
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,9 @@ def step(rate: float = 50, duration_s: float = 1.0, **changes: Any) -> Step:
 
 
 def users(concurrency: int, duration_s: float = 1.0, **changes: Any) -> Step:
-    return replace(step(), arrivals=CLOSED, request_rate=None, concurrency=concurrency, duration_s=duration_s, **changes)
+    return replace(
+        step(), arrivals=CLOSED, request_rate=None, concurrency=concurrency, duration_s=duration_s, **changes
+    )
 
 
 def kinds(measurement: Measurement) -> set[str | None]:
@@ -87,9 +89,7 @@ def test_nothing_is_cancelled_at_the_end_of_a_step(sim: Sim) -> None:
 
 def test_a_closed_loop_never_has_more_open_than_users(sim: Sim) -> None:
     measurement = asyncio.run(run_step(sim.job(users(3, 0.6, seed=3), requests=500)))
-    marks = sorted(
-        mark for sample in measurement.samples for mark in ((sample.sent_s or 0, 1), (sample.end_s, -1))
-    )
+    marks = sorted(mark for sample in measurement.samples for mark in ((sample.sent_s or 0, 1), (sample.end_s, -1)))
     open_requests = [sum(change for _, change in marks[: i + 1]) for i in range(len(marks))]
     assert max(open_requests) == 3
     assert len(measurement.samples) > 6
@@ -162,7 +162,6 @@ Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 async def against(serve: Callable[[Reader, Writer], Awaitable[None]], plan: Step, **tls: Any) -> Measurement:
     """Run a step against a handler of connections, of which some never carry a request."""
-
     handlers: list[asyncio.Task[None]] = []
 
     async def guarded(reader: Reader, writer: Writer) -> None:

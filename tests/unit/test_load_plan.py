@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_samples import closed_step, open_step
 
 from pytest_vllm_stage.errors import ConfigError, StageFailure
 from pytest_vllm_stage.load.plan import POISSON, LoadPlan, Step, step_from_json
 from pytest_vllm_stage.load.prompts import LEAST_OWN_TOKENS, body_of, prompt_maker
 from pytest_vllm_stage.load.words import WORDS
+from tests.unit.made_samples import closed_step, open_step
 
 
 def test_constant_arrivals_are_an_absolute_schedule() -> None:

@@ -89,7 +89,9 @@ def test_what_is_no_http_is_refused(data: bytes, problem: str) -> None:
 
 
 @thorough
-@given(payloads=st.lists(st.text("ab{}: \u00e9", min_size=1, max_size=20), max_size=6), places=any_cut, crlf=st.booleans())
+@given(
+    payloads=st.lists(st.text("ab{}: \u00e9", min_size=1, max_size=20), max_size=6), places=any_cut, crlf=st.booleans()
+)
 def test_events_are_the_same_however_they_are_cut(payloads: list[str], places: list[int], crlf: bool) -> None:
     text = "".join(f": comment\n\nevent: message\ndata: {payload}\nid: 1\n\n" for payload in payloads)
     data = text.replace("\n", "\r\n").encode() if crlf else text.encode()
@@ -149,7 +151,10 @@ def test_tokens_come_on_other_channels_too(delta: dict[str, Any]) -> None:
 
 
 def test_a_plain_completion_counts_its_tokens() -> None:
-    events = [{"choices": [{"text": "a", "finish_reason": None}]}, {"choices": [{"text": "", "finish_reason": "length"}]}]
+    events = [
+        {"choices": [{"text": "a", "finish_reason": None}]},
+        {"choices": [{"text": "", "finish_reason": "length"}]},
+    ]
     answer = answered([*(json.dumps(event).encode() for event in events), b"[DONE]"])
     assert len(answer.token_times_s) == 1
     assert answer.check(8, 1, b"") is None
@@ -189,7 +194,10 @@ def test_another_number_of_tokens_is_named_by_the_usage_or_by_the_events() -> No
 
 
 def test_the_digest_is_the_texts() -> None:
-    assert answered([chunk(content="ab")]).output_digest == answered([chunk(content="a"), chunk(content="b")]).output_digest
+    assert (
+        answered([chunk(content="ab")]).output_digest
+        == answered([chunk(content="a"), chunk(content="b")]).output_digest
+    )
     assert answered([chunk(content="a")]).output_digest != answered([chunk(content="b")]).output_digest
     assert answered([]).output_digest == ""
 

@@ -13,18 +13,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_samples import failed, measurement, open_step, sample
 
 from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.load.samples import FAILURES, EarlyStop, Failure, Measurement, ServerReading
 from pytest_vllm_stage.load.samples_file import SUFFIX, read_measurement, write_measurement
+from tests.unit.made_samples import failed, measurement, open_step, sample
 
 
 def made() -> Measurement:
     samples = [sample(0, 0.0), failed(1, 0.1), sample(2, 0.2, sent_s=None, token_times_s=(), status=None)]
     server = [ServerReading(0.0, 1, 2, 0.5), ServerReading(1.0)]
     whole = measurement(open_step(seed=7), samples, server, cpu_s=0.5, wall_s=2.0)
-    return replace(whole, early_stop=EarlyStop(1.5, 3, "pass", 58.5), facts={"image_digest": "sha256:1", "simulated": True})
+    return replace(
+        whole, early_stop=EarlyStop(1.5, 3, "pass", 58.5), facts={"image_digest": "sha256:1", "simulated": True}
+    )
 
 
 def test_a_measurement_is_read_back_equal(tmp_path: Path) -> None:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_objects import claim, condition, deployment, ended, job, pod, runtime, served_spec, service, waiting
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.profile import DEFAULT_WAITS_S
 from pytest_vllm_stage.stage import conditions, deploy, look
 from pytest_vllm_stage.stage.look import Sight
 from pytest_vllm_stage.stage.objects import Object
+from tests.unit.made_objects import (
+    claim,
+    condition,
+    deployment,
+    ended,
+    job,
+    pod,
+    runtime,
+    served_spec,
+    service,
+    waiting,
+)
 
 CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 STATIC = {"kind": "StorageClass", "metadata": {"name": "fast"}, "provisioner": "kubernetes.io/no-provisioner"}

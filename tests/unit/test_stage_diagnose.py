@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_objects import ended, event, pod
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.errors import EnvironmentUnfit
 from pytest_vllm_stage.stage import client, diagnose, objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.trouble import Trouble
+from tests.unit.made_objects import ended, event, pod
 
 SECRET = "correct-horse-battery"
 NO_KUBE: Any = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_objects import IMAGE, claim, job, runtime, served_spec, service
 
 from pytest_vllm_stage.stage import drift
 from pytest_vllm_stage.stage.objects import Object
+from tests.unit.made_objects import IMAGE, claim, job, runtime, served_spec, service
 
 
 def test_the_demand_is_runtime_and_service_together() -> None:

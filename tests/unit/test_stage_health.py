@@ -5,10 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_objects import claim, condition, container_status, deployment, event, job, pod, runtime, served_spec, service
 
 from pytest_vllm_stage.stage import health, rollout
 from pytest_vllm_stage.stage.objects import Object
+from tests.unit.made_objects import (
+    claim,
+    condition,
+    container_status,
+    deployment,
+    event,
+    job,
+    pod,
+    runtime,
+    served_spec,
+    service,
+)
 
 
 def serving_pod(name: str = "p", **container: Any) -> Object:

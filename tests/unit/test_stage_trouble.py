@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from made_objects import claim, condition, container_status, deployment, ended, event, pod, service, volume, waiting
 
 from pytest_vllm_stage.stage import trouble
 from pytest_vllm_stage.stage.objects import Object
+from tests.unit.made_objects import (
+    claim,
+    condition,
+    container_status,
+    deployment,
+    ended,
+    event,
+    pod,
+    service,
+    volume,
+    waiting,
+)
 
 
 def no_logs(_pod: str, _container: str, _previous: bool) -> list[str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_objects import event, pod
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.errors import WaitFailed
@@ -18,6 +17,7 @@ from pytest_vllm_stage.stage.answers import Unreachable
 from pytest_vllm_stage.stage.look import Sight
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.trouble import Trouble
+from tests.unit.made_objects import event, pod
 
 CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 NO_KUBE: Any = None

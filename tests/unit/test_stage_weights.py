@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_objects import job
 
 from pytest_vllm_stage.errors import StageFailure
 from pytest_vllm_stage.paths import fixtures_dir
 from pytest_vllm_stage.stage import runbook, weights
 from pytest_vllm_stage.stage.weights import Report
+from tests.unit.made_objects import job
 
 LOADER = fixtures_dir() / "model-loader" / "loader.py"
 GOOD = {"a": (3, "aaa"), "b": (4, "bbb")}

@@ -1,0 +1,123 @@
+"""The real engine: its environment, its weights, and an answer from each variant."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pytest_vllm_stage.engine import environment, weights
+from pytest_vllm_stage.engine.environment import EngineEnvironment
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal, read_events
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+pytestmark = pytest.mark.real
+
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> EngineEnvironment:
+    return environment.ensure(Journal())
+
+
+@pytest.fixture(scope="module")
+def variants(engine: EngineEnvironment) -> dict[str, Path]:
+    return weights.ensure(Journal(), engine)
+
+
+def test_what_is_there_is_not_made_again(engine: EngineEnvironment, variants: dict[str, Path], tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "events.jsonl")
+    assert environment.ensure(journal) == engine
+    assert weights.ensure(journal, engine) == variants
+    assert read_events(tmp_path / "events.jsonl") == []
+
+
+def test_the_manifests_verify(variants: dict[str, Path]) -> None:
+    assert {variant: weights.verify(folder) for variant, folder in variants.items()} == dict.fromkeys(variants, [])
+
+
+def test_the_quantized_variant_stores_four_bit_integers(variants: dict[str, Path]) -> None:
+    full, quantized = (tensors(variants[variant]) for variant in (weights.FULL, weights.QUANTIZED))
+    assert set(full.values()) == {"BF16"}
+    packed = [name for name in quantized if name.endswith(".weight_packed")]
+    assert {f"{name.removesuffix('_packed')}" for name in packed} == {name for name in full if "_proj." in name}
+    assert {quantized[name] for name in packed} == {"I32"}
+    assert not [name for name in quantized if name.endswith("_proj.weight")]
+
+
+def tensors(folder: Path) -> dict[str, str]:
+    """Tensor name to type, from the header of the safetensors file."""
+    with (folder / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: about["dtype"] for name, about in header.items() if name != "__metadata__"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "log_says"), [(weights.FULL, "dtype=torch.bfloat16"), (weights.QUANTIZED, "Using CPUWNA16LinearKernel")]
+)
+def test_each_variant_answers(
+    variant: str, log_says: str, engine: EngineEnvironment, variants: dict[str, Path], tmp_path: Path
+) -> None:
+    log = tmp_path / "server.log"
+    question = {"role": "user", "content": "What is the capital of France?"}
+    with serving(engine, variants[variant], variant, log) as base_url:
+        body = {"model": variant, "messages": [question], "temperature": 0, "max_tokens": 16}
+        answer = httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=120).raise_for_status().json()
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert log_says in log.read_text()
+
+
+@contextmanager
+def serving(engine: EngineEnvironment, model: Path, name: str, log: Path) -> Iterator[str]:
+    port = free_port()
+    command = [str(engine.python), "-P", "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1"]
+    command += [f"--port={port}", f"--model={model}", f"--served-model-name={name}", "--enforce-eager"]
+    command += ["--max-model-len=512", "--max-num-seqs=2", "--kv-cache-memory-bytes=128M"]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, env=environment.clean_environ() | SETTINGS, stdout=output, stderr=output, cwd=log.parent
+        )
+    try:
+        wait_until(
+            f"vLLM serving {name}",
+            lambda: look(server, f"http://127.0.0.1:{port}/health", log),
+            timeout_s=300,
+            journal=Journal(),
+            error=EnvironmentUnfit,
+        )
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def look(server: subprocess.Popen[bytes], url: str, log: Path) -> Observation:
+    if server.poll() is not None:
+        return Observation(False, "ended", fatal=f"ended with {server.returncode}:\n{log.read_text()[-3000:]}")
+    try:
+        status = httpx.get(url, timeout=2).status_code
+    except httpx.TransportError as error:
+        return Observation(False, str(error))
+    return Observation(status == 200, f"HTTP {status}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

