@@ -63,6 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Controller(config, run), "vllm-stage-controller")
         if any(_given(config, option) for option in OPTIONS):
             _ = run.config
+        if run.active:
+            raise pytest.UsageError(f"--stage-run-dir: {run.directory} holds another run's record; name a new folder")
     else:
         identity = Identity(
             worker_input["vllm_stage_run_id"],

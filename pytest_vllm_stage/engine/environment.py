@@ -26,7 +26,7 @@ from pytest_vllm_stage.journal import Journal
 
 #: An environment takes 5.4 GB, its bytecode included; the rest is for what is unpacked beside it.
 NEEDED_BYTES = 6_500_000_000
-#: The same when all packages are in uv's cache already, and are only linked.
+#: The same when all packages are in uv's cache already, on the same disk, and are only linked.
 NEEDED_IF_CACHED_BYTES = 1_000_000_000
 
 #: Who asks for which version of what is recorded; the rest is in the pins.
@@ -130,15 +130,19 @@ def _make(build: _built.Build, python: Path) -> _built.Facts:
     build.run("virtual environment", venv, timeout_s=60, advise=_advise, env=clean_environ())
     install = [program, "pip", "install", "--python", str(folder / "bin" / "python"), "--no-deps", "--require-hashes"]
     install += ["--only-binary", ":all:", "--compile-bytecode", "--requirements", str(pins.REQUIREMENTS)]
-    _check_space(folder, cached=_is_cached(install))
+    _check_space(folder, cached=_is_cached(install, folder))
     build.run("engine's packages (2.8 GB)", install, timeout_s=3600, advise=_advise, env=clean_environ())
     proof = [str(folder / "bin" / "python"), "-P", "-c", "import vllm._custom_ops"]
     build.run("import of vLLM", proof, timeout_s=300, advise=_advise, env=clean_environ())
     return {"python": str(python), "requirements": str(pins.REQUIREMENTS)}
 
 
-def _is_cached(install: list[str]) -> bool:
-    """Whether uv could install without network: then it links files that are on the disk already."""
+def _is_cached(install: list[str], folder: Path) -> bool:
+    """Whether uv could install without network, by linking files that are on this disk already."""
+    where = subprocess.run([uv.find_uv_bin(), "cache", "dir"], capture_output=True, text=True, check=True)
+    cache = Path(where.stdout.strip())
+    if not cache.exists() or cache.stat().st_dev != folder.stat().st_dev:
+        return False
     trial = [*install, "--offline", "--dry-run"]
     return subprocess.run(trial, capture_output=True, check=False, env=clean_environ()).returncode == 0
 

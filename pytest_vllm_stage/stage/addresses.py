@@ -19,7 +19,8 @@ CONNECT_TIMEOUT_S = 3.0
 def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Object) -> str:
     """Root URL of an InferenceService's server.
 
-    Where cluster IPs answer it is the predictor's Service, else the URL that the service itself publishes.
+    Where cluster IPs answer it is the predictor's Service, else what the service itself publishes, if it answers; the
+    Service last, for a machine that happens to be inside the cluster's network.
 
     Raises:
         StageFailure: the predictor has no Service.
@@ -30,23 +31,27 @@ def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Objec
         return _of_service(kube, namespace, f"{name}-predictor", "80")
     status = service.get("status") or {}
     published = [status.get("url"), (status.get("address") or {}).get("url")]
-    tried = [url for url in published if url]
-    for url in tried:
-        if answers(url):
-            return str(url).rstrip("/")
+    tried = [str(url).rstrip("/") for url in published if url]
+    if objects.get(kube, "Service", f"{name}-predictor", namespace):
+        tried.append(_of_service(kube, namespace, f"{name}-predictor", "80"))
+    found = next(filter(answers, tried), None)
+    if found:
+        return found
     raise EnvironmentUnfit(
-        f"inferenceservice/{name} is not reached from here; published: {', '.join(tried) or 'no URL'}",
+        f"inferenceservice/{name} is not reached from here; tried: {', '.join(tried) or 'nothing, it publishes no URL'}",
         hint=f"kubectl -n {namespace} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
     )
 
 
 def of_minio(kube: Client, cluster: ClusterFacts, namespace: str) -> str | None:
     """Root URL of MinIO's S3 API, or None where the stage has none that is reached from here."""
-    if cluster.reaches_services:
-        found = objects.get(kube, "Service", MINIO, namespace)
-        return _of_service(kube, namespace, MINIO, "9000") if found else None
-    route = objects.get(kube, "Route", MINIO, namespace)
-    return f"https://{route['spec']['host']}" if route and route.get("spec", {}).get("host") else None
+    route = None if cluster.reaches_services else objects.get(kube, "Route", MINIO, namespace)
+    if route and route["spec"].get("host"):
+        return f"https://{route['spec']['host']}"
+    if objects.get(kube, "Service", MINIO, namespace) is None:
+        return None
+    url = _of_service(kube, namespace, MINIO, "9000")
+    return url if cluster.reaches_services or answers(url) else None
 
 
 def _of_service(kube: Client, namespace: str, name: str, port: str) -> str:
@@ -62,7 +67,7 @@ def _of_service(kube: Client, namespace: str, name: str, port: str) -> str:
     pods = objects.listed(kube, "Pod", namespace, spec.get("selector"))
     ready = [pod["status"]["podIP"] for pod in pods if objects.is_true(pod, "Ready")]
     if not ready:
-        raise StageFailure(f"service/{name} has no Ready pod", hint=f"kubectl -n {namespace} get pods")
+        raise StageFailure(f"service/{name} has no Ready pod to answer", hint=f"kubectl -n {namespace} get pods")
     return _url(ready[0], chosen.get("targetPort", chosen["port"]))
 
 

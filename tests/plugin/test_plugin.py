@@ -180,6 +180,15 @@ def test_the_run_directory_is_chosen_by_option(place: pytest.Pytester) -> None:
     assert settings["profile"] == {"value": "small.toml", "source": "ini vllm_stage_profile"}
 
 
+def test_a_run_directory_is_never_shared_by_two_runs(place: pytest.Pytester, calls: Path) -> None:
+    place.makepyfile(SUITE)
+    place.runpytest_subprocess("--stage-run-dir=here")
+    again = place.runpytest_subprocess("--stage-run-dir=here")
+    assert again.ret == pytest.ExitCode.USAGE_ERROR
+    again.stderr.fnmatch_lines(["ERROR: --stage-run-dir: *here holds another run's record; name a new folder"])
+    assert words(calls)["stage"] == 1
+
+
 def test_the_installed_plugin_is_this_checkout() -> None:
     import pytest_vllm_stage
 

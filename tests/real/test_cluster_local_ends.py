@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -168,15 +167,14 @@ def test_a_program_that_cannot_run_is_named_with_its_log(
     assert listing.difference(before, listing.snapshot()) == []
 
 
-def test_two_runs_that_start_at_once_both_get_a_cluster_one_after_the_other(
-    run: Run, before: dict[str, list[str]]
-) -> None:
+def test_a_second_run_waits_for_the_first_to_end(run: Run, before: dict[str, list[str]]) -> None:
+    until("the first starts", lambda: local.running() != [])
     with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as second:
-        states = []
+        folders = []
         for process in (run, second):
-            states.append(json.loads(started(process).to_json())["state_dir"])
+            folders.append(started(process).state_dir)
             process.kill()
             process.wait()
-    assert len(set(states)) == 2
+    assert len(set(folders)) == 2
     until("the second is gone", lambda: local.running() == [])
     assert listing.difference(before, listing.snapshot()) == []

@@ -85,11 +85,11 @@ def test_an_interrupt_ends_the_step(tmp_path: Path) -> None:
 
 
 def test_the_second_waits_for_the_first_and_uses_what_it_built(tmp_path: Path) -> None:
-    folder, said, answers = tmp_path / "abc", [], []  # type: ignore[var-annotated]
+    folder = tmp_path / "abc"
+    answers: list[_built.Facts] = []
     waiting = threading.Event()
 
     def say(line: str) -> None:
-        said.append(line)
         if "another process builds it" in line:
             waiting.set()
 

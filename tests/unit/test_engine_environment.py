@@ -126,3 +126,15 @@ def test_another_pythons_settings_stay_out(monkeypatch: pytest.MonkeyPatch) -> N
     kept = environment.clean_environ()
     assert not {"PYTHONPATH", "VIRTUAL_ENV"} & set(kept)
     assert kept["UV_CACHE_DIR"] == "/cache"
+
+
+@pytest.mark.parametrize("where", ["/nowhere", "/proc"])
+def test_a_cache_on_another_disk_spares_no_space(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_CACHE_DIR", where)
+    assert environment._is_cached(["true"], tmp_path) is False
+
+
+def test_a_cache_on_this_disk_is_asked_for_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path))
+    assert environment._is_cached(["true"], tmp_path) is True
+    assert environment._is_cached(["false"], tmp_path) is False

@@ -119,8 +119,10 @@ def test_the_time_is_each_conditions_own_and_the_log_says_how_far_it_came() -> N
 
 def test_an_api_server_that_is_away_for_a_moment_is_waited_for() -> None:
     wait_for(Scripted("a", [*[Unreachable("no answer")] * 3, DONE]))
+    away = Scripted("a", [Unreachable("no answer")])
     with pytest.raises(WaitFailed, match="no answer"):
-        wait_for(Scripted("a", [Unreachable("no answer")]))
+        wait_for(away)
+    assert away.looks == wait.UNANSWERED_LOOKS
 
 
 def test_nothing_to_wait_for_is_no_wait() -> None:

@@ -1,0 +1,104 @@
+"""Where servers answer, by what the cluster lets this machine reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.stage import addresses, objects
+from pytest_vllm_stage.stage.objects import Object
+from tests.unit.made_objects import pod, service
+
+NEAR = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", reaches_services=True, owned=True)
+FAR = dataclasses.replace(NEAR, kind="kubeconfig", reaches_services=False)
+NO_KUBE: Any = None
+
+
+def a_service(name: str, ip: str, port: int = 80, target: int = 8080) -> Object:
+    spec = {"clusterIP": ip, "ports": [{"port": port, "targetPort": target}], "selector": {"app": "m"}}
+    return {"kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> list[Object]:
+    """The namespace's objects."""
+    held: list[Object] = []
+
+    def get(_kube: object, kind: str, name: str, _namespace: str) -> Object | None:
+        return next((i for i in held if i["kind"] == kind and i["metadata"]["name"] == name), None)
+
+    monkeypatch.setattr(objects, "get", get)
+    monkeypatch.setattr(objects, "listed", lambda _kube, kind, *_: [item for item in held if item["kind"] == kind])
+    return held
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port(listener: int) -> int:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def model(item: Object, cluster: ClusterFacts) -> str:
+    return addresses.of_model(NO_KUBE, cluster, "ns", item)
+
+
+def test_a_near_cluster_answers_on_the_cluster_ip(there: list[Object]) -> None:
+    there.append(a_service("m-predictor", "10.0.0.7"))
+    assert model(service(), NEAR) == "http://10.0.0.7:80"
+    there[0]["spec"]["clusterIP"] = "fd00::7"
+    assert model(service(), NEAR) == "http://[fd00::7]:80"
+
+
+def test_a_headless_service_answers_on_a_ready_pod(there: list[Object]) -> None:
+    there += [a_service("m-predictor", "None"), pod("a", ready=False, podIP="10.1.0.1"), pod("b", podIP="10.1.0.2")]
+    assert model(service(), NEAR) == "http://10.1.0.2:8080"
+    there.pop()
+    with pytest.raises(StageFailure, match="service/m-predictor has no Ready pod"):
+        model(service(), NEAR)
+
+
+def test_a_service_that_is_not_there_is_the_stages_failure(there: list[Object]) -> None:
+    with pytest.raises(StageFailure, match="service/m-predictor does not exist"):
+        model(service(), NEAR)
+
+
+def test_a_far_cluster_answers_where_it_publishes(there: list[Object], listener: int, closed_port: int) -> None:
+    made = service()
+    made["status"] |= {
+        "url": f"http://127.0.0.1:{closed_port}",
+        "address": {"url": f"http://127.0.0.1:{listener}/"},
+    }
+    assert model(made, FAR) == f"http://127.0.0.1:{listener}"
+
+
+def test_a_far_cluster_that_does_not_answer_names_what_was_tried(there: list[Object], closed_port: int) -> None:
+    made = service()
+    made["status"]["url"] = f"http://127.0.0.1:{closed_port}"
+    there.append(a_service("m-predictor", "127.0.0.1", port=closed_port))
+    with pytest.raises(EnvironmentUnfit, match=rf"tried: http://127\.0\.0\.1:{closed_port}, http://127") as failed:
+        model(made, FAR)
+    assert "port-forward service/m-predictor" in failed.value.hint
+
+
+def test_minio_is_its_service_or_its_route(there: list[Object], closed_port: int) -> None:
+    assert addresses.of_minio(NO_KUBE, NEAR, "ns") is None
+    there.append(a_service("minio", "127.0.0.1", port=9000) | {})
+    assert addresses.of_minio(NO_KUBE, NEAR, "ns") == "http://127.0.0.1:9000"
+    there[0]["spec"]["ports"] = [{"port": closed_port}]
+    assert addresses.of_minio(NO_KUBE, FAR, "ns") is None
+    there.append({"kind": "Route", "metadata": {"name": "minio"}, "spec": {"host": "minio.example"}})
+    assert addresses.of_minio(NO_KUBE, FAR, "ns") == "https://minio.example"
+    assert addresses.of_minio(NO_KUBE, NEAR, "ns") == f"http://127.0.0.1:{closed_port}"
