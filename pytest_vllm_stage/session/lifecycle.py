@@ -13,6 +13,9 @@ from pytest_vllm_stage.session import kept
 from pytest_vllm_stage.session.run import Run
 from pytest_vllm_stage.stage.facts import StageFacts
 
+#: A machine carries one local cluster at a time: a second run says who holds it, and waits so long for its turn.
+BUSY_WAIT_S = 600.0
+
 
 def cluster_of(run: Run) -> ClusterFacts:
     """The run's cluster, made by the first process that asks."""
@@ -72,7 +75,13 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
         "weights": next(iter(variants.values())).parent,
     }
     with journal.phase("step: cluster"):
-        facts = local.start(run_id=run.run_id, lifeline_pid=run.identity.controller_pid, mounts=mounts, journal=journal)
+        facts = local.start(
+            run_id=run.run_id,
+            lifeline_pid=run.identity.controller_pid,
+            mounts=mounts,
+            journal=journal,
+            wait_s=BUSY_WAIT_S,
+        )
     journal.event("versions", "cluster", **{"kubernetes": facts.kubernetes_version, **facts.versions})
     return facts
 

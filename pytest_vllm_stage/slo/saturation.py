@@ -65,7 +65,8 @@ def saturation(measurement: Measurement) -> Saturation:
 
 
 def _closed_loop(measurement: Measurement) -> Saturation:
-    waiting = [reading.waiting for reading in measurement.server if reading.waiting is not None]
+    until_s = max((sample.scheduled_s for sample in measurement.samples), default=0.0)
+    waiting = _waiting(measurement.server, until_s)
     usual = statistics.median(waiting) if waiting else 0.0
     if usual < 1:
         return Saturation(False, (), None, "")
@@ -75,12 +76,17 @@ def _closed_loop(measurement: Measurement) -> Saturation:
 
 
 def _waiting_grows(server: Sequence[ServerReading], until_s: float) -> str:
-    waiting = [r.waiting for r in server if r.waiting is not None and 0 <= r.at_s <= until_s]
+    waiting = _waiting(server, until_s)
     if len(waiting) < 4:
         return ""
     quarters = _blocks(waiting, 4, statistics.fmean)
     grows = quarters[1] < quarters[2] < quarters[3] and quarters[3] >= max(1.0, 2 * quarters[1])
     return f"the waiting queue grows (mean {quarters[1]:.1f}, {quarters[2]:.1f}, {quarters[3]:.1f})" if grows else ""
+
+
+def _waiting(server: Sequence[ServerReading], until_s: float) -> list[float]:
+    """The queue's length at each reading while requests were being sent."""
+    return [reading.waiting for reading in server if reading.waiting is not None and 0 < reading.at_s <= until_s]
 
 
 def _fewer_end(samples: Sequence[Sample], until_s: float) -> str:

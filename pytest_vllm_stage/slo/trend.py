@@ -15,7 +15,7 @@ from dataclasses import dataclass
 #: A side of a split has at least this many runs.
 SHORTEST_SIDE = 4
 _SHUFFLES = 199
-_SIGNIFICANCE = 0.05
+_SIGNIFICANCE = 0.01
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Objec
 
     Raises:
         StageFailure: the predictor has no Service.
-        EnvironmentUnfit: no published URL is reached from here; it names those that were tried.
+        EnvironmentUnfit: the service is Ready and no URL of it is reached from here; it names those that were tried.
     """
     name = objects.name_of(service)
     if cluster.reaches_services:
@@ -37,8 +37,10 @@ def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Objec
     found = next(filter(answers, tried), None)
     if found:
         return found
+    if tried and not objects.is_true(service, "Ready"):
+        return tried[0]  # that nothing answers is the stage's fault, and for the checks to say
     raise EnvironmentUnfit(
-        f"inferenceservice/{name} is not reached from here; tried: {', '.join(tried) or 'nothing, it publishes no URL'}",
+        f"inferenceservice/{name} is not reached from here; tried: {', '.join(tried) or 'nothing'}",
         hint=f"kubectl -n {namespace} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
     )
 

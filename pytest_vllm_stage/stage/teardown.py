@@ -12,7 +12,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.errors import EnvironmentUnfit, StageFailure
 from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.stage import client, objects
-from pytest_vllm_stage.stage.answers import Refused, told
+from pytest_vllm_stage.stage.answers import Refused, Unreachable, told
 from pytest_vllm_stage.stage.apply import RUN_ID_LABEL, run_id_of
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.waiting import Observation, wait_until
@@ -48,8 +48,8 @@ def _teardown(kube: Client, namespace: str, run_id: str, timeout_s: float, journ
             journal=journal,
         )
     except StageFailure:
-        return [*_left(kube, namespace, run_id, whole), *_volumes_left(kube, namespace)]
-    return _volumes_left(kube, namespace) if whole else []
+        return _left(kube, namespace, run_id, whole)
+    return []
 
 
 def _labelled(kube: Client, namespace: str, run_id: str) -> list[Object]:
@@ -60,9 +60,18 @@ def _labelled(kube: Client, namespace: str, run_id: str) -> list[Object]:
     return [
         {**item, "kind": kind}
         for kind in kinds
-        for item in objects.listed(kube, kind, namespace, {RUN_ID_LABEL: run_id})
+        for item in _listed(kube, kind, namespace, run_id)
         if not item["metadata"].get("ownerReferences")
     ]
+
+
+def _listed(kube: Client, kind: str, namespace: str, run_id: str) -> list[Object]:
+    try:
+        return objects.listed(kube, kind, namespace, {RUN_ID_LABEL: run_id})
+    except Unreachable:
+        raise
+    except EnvironmentUnfit:  # what this user may not list, it did not make
+        return []
 
 
 def _delete(kube: Client, item: Object, namespace: str) -> None:
@@ -84,7 +93,7 @@ def _gone(kube: Client, namespace: str, run_id: str, whole: bool) -> Observation
 def _left(kube: Client, namespace: str, run_id: str, whole: bool) -> list[str]:
     if whole:
         found = objects.get(kube, "Namespace", namespace)
-        return [_holding(found)] if found else []
+        return [*([_holding(found)] if found else []), *_volumes_left(kube, namespace)]
     return [_holding(item) for item in _labelled(kube, namespace, run_id)]
 
 

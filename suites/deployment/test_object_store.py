@@ -64,11 +64,11 @@ def test_buckets_exist(minio: minio_client.Minio, buckets: list[str], kubectl: s
     )
 
 
-def test_anonymous_list_is_refused(stage: StageFacts, buckets: list[str], kubectl: str) -> None:
+def test_anonymous_list_is_refused(stage: StageFacts, buckets: list[str]) -> None:
     """Nobody lists a bucket without credentials: models and measurements are not public."""
     seen = {bucket: _status(stage, f"/{bucket}") for bucket in buckets}
     opened = [f"{bucket} answers HTTP {status} instead of 403" for bucket, status in seen.items() if status != 403]
-    assert not opened, f"anonymous list not refused: {'; '.join(opened)}\n  next: {kubectl} logs deployment/minio"
+    assert not opened, f"anonymous list not refused: {'; '.join(opened)}\n  next: mc anonymous list STAGE/{buckets[0]}"
 
 
 def test_anonymous_get_is_refused(stage: StageFacts, minio: minio_client.Minio, probe: tuple[str, str]) -> None:

@@ -42,6 +42,7 @@ def until(what: str, true: Callable[[], bool], timeout_s: float = 60) -> None:
 @pytest.fixture(scope="module")
 def before() -> dict[str, list[str]]:
     local.ensure_packages(SILENT)
+    until("no other run has a cluster", lambda: local.running() == [], timeout_s=300)
     local.sweep(SILENT)
     return listing.snapshot()
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.cluster.local import components, listing
+from pytest_vllm_stage.cluster.local import components, listing, network
 from pytest_vllm_stage.cluster.local.record import Record
 from pytest_vllm_stage.errors import EnvironmentUnfit
 from pytest_vllm_stage.journal import Journal
@@ -52,6 +53,7 @@ def until(what: str, true: Callable[[], bool], timeout_s: float = 60) -> None:
 def before() -> dict[str, list[str]]:
     local.ensure_packages(SILENT)
     components.ensure(SILENT)
+    until("no other run has a cluster", lambda: local.running() == [], timeout_s=300)
     local.sweep(SILENT)
     assert listing.processes() == []
     return listing.snapshot()
@@ -164,6 +166,14 @@ def test_a_program_that_cannot_run_is_named_with_its_log(
     assert "the reason" in text
     (log,) = [line.split("log: ")[1] for line in text.splitlines() if "log: " in line]
     assert "the reason" in Path(log).read_text()
+    assert listing.difference(before, listing.snapshot()) == []
+
+
+def test_a_cluster_that_cannot_be_made_says_why(before: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "choose", lambda _: IPv4Network("240.0.0.0/20"))
+    with pytest.raises(EnvironmentUnfit, match="the cluster ended: ") as caught:
+        local.start(run_id="broken", lifeline_pid=os.getpid(), mounts={}, journal=SILENT, wait_s=300)
+    assert "ip " in str(caught.value)
     assert listing.difference(before, listing.snapshot()) == []
 
 

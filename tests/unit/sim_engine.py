@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -46,6 +47,13 @@ class Sim:
         bodies = [body_of(step, text) for text in self.maker.texts(step, count, "step")]
         warmup = [body_of(step, text) for text in self.maker.texts(step, step.warmup_requests, "warm-up")]
         return Job(step, self.url, bodies, warmup, **changes)
+
+
+async def request_of(reader: asyncio.StreamReader) -> bytes:
+    """One whole request, as a server in a test reads it."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)
+    return head + await reader.readexactly(length)
 
 
 @contextmanager

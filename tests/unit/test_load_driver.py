@@ -26,7 +26,7 @@ from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.load.prompts import body_of
 from pytest_vllm_stage.load.samples import Measurement, Sample
 from pytest_vllm_stage.secret import Secret
-from tests.unit.sim_engine import Sim, running_sim
+from tests.unit.sim_engine import Sim, request_of, running_sim
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +189,6 @@ def stream_of(tokens: int) -> bytes:
     body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]).encode()
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     return head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-
-
-async def request_of(reader: Reader) -> bytes:
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)
-    return head + await reader.readexactly(length)
 
 
 def test_a_dead_keep_alive_connection_is_no_failure_of_the_server() -> None:

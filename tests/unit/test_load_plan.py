@@ -132,7 +132,7 @@ def test_few_questions_suffice_for_a_tokenizer_that_knows_the_words() -> None:
 
 def test_a_tokenizer_without_usable_words_is_refused() -> None:
     count, _ = tokenizer(11, lambda _word: True)
-    with pytest.raises(StageFailure, match="has 0 of .* common words as one token"):
+    with pytest.raises(StageFailure, match=r"has 0 of .* common words as one token"):
         prompt_maker(count)
 
 

@@ -31,7 +31,7 @@ def test_the_smallest_n_that_passes_is_the_published_one(percent: int, without_a
 
 
 @thorough
-@given(n=st.integers(1, 2000), allowed=st.sampled_from([0.01, 0.05, 0.1, 0.5]))
+@given(n=st.integers(1, 500), allowed=st.sampled_from([0.01, 0.05, 0.1, 0.5]))
 def test_both_errors_of_the_rule_are_at_most_alpha(n: int, allowed: float) -> None:
     """The exact probability of the wrong answer with the true share just on the objective."""
     passes = [t for t in range(n + 1) if p_values(n, t, allowed)[0] <= ALPHA]
@@ -48,11 +48,11 @@ def test_both_errors_of_the_rule_are_at_most_alpha(n: int, allowed: float) -> No
 def test_more_misses_never_help_and_fractions_are_rounded_against_the_decision(
     n: int, data: st.DataObject, allowed: float
 ) -> None:
-    misses = data.draw(st.floats(0, n))
+    misses = data.draw(st.integers(0, 4 * n)) / 4
     kept, broken = p_values(n, misses, allowed)
     assert p_values(n, math.ceil(misses), allowed)[0] == kept
     assert p_values(n, math.floor(misses), allowed)[1] == broken
-    more = data.draw(st.floats(misses, n))
+    more = data.draw(st.integers(int(4 * misses), 4 * n)) / 4
     assert p_values(n, more, allowed)[0] >= kept
     assert p_values(n, more, allowed)[1] <= broken
 
@@ -113,7 +113,8 @@ def test_every_path_counted_the_boundaries_cost_at_most_alpha(planned: int, allo
     plan = boundaries(planned, float(allowed))
     kept = crossing_probability(plan.kept, allowed, True)
     broken = crossing_probability(plan.broken, allowed, False)
-    assert 0 < kept <= Fraction(5, 100)
+    assert 0 <= kept <= Fraction(5, 100)
+    assert (kept > 0) == (planned == 11 or allowed == Fraction(1, 2)), "six requests cannot show a share of a quarter"
     assert 0 < broken <= Fraction(5, 100)
     for nudge in (Fraction(1, 20), Fraction(1, 5)):
         assert crossing_probability(plan.kept, allowed + nudge, True) <= kept

@@ -13,7 +13,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.errors import EnvironmentUnfit, StageFailure
 from pytest_vllm_stage.stage import addresses, objects
 from pytest_vllm_stage.stage.objects import Object
-from tests.unit.made_objects import pod, service
+from tests.unit.made_objects import condition, pod, service
 
 NEAR = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", reaches_services=True, owned=True)
 FAR = dataclasses.replace(NEAR, kind="kubeconfig", reaches_services=False)
@@ -91,6 +91,10 @@ def test_a_far_cluster_that_does_not_answer_names_what_was_tried(there: list[Obj
     with pytest.raises(EnvironmentUnfit, match=rf"tried: http://127\.0\.0\.1:{closed_port}, http://127") as failed:
         model(made, FAR)
     assert "port-forward service/m-predictor" in failed.value.hint
+    made["status"]["conditions"] = [condition("Ready", "False")]
+    assert model(made, FAR) == f"http://127.0.0.1:{closed_port}", (
+        "a service that is not Ready is for the checks to tell"
+    )
 
 
 def test_minio_is_its_service_or_its_route(there: list[Object], closed_port: int) -> None:

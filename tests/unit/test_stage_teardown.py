@@ -43,7 +43,7 @@ class FakeKube:
 def run(kube: FakeKube, monkeypatch: pytest.MonkeyPatch, run_id: str = "r1") -> list[str]:
     monkeypatch.setattr(client, "connection", lambda *_: nullcontext(kube))
 
-    def get(_kube: object, kind: str, name: str, _namespace: str) -> Object | None:
+    def get(_kube: object, kind: str, name: str, _namespace: str = "") -> Object | None:
         return next((i for i in kube.there if i["kind"] == kind and i["metadata"]["name"] == name), None)
 
     def listed(_kube: object, kind: str, _namespace: str = "", labels: dict[str, str] | None = None) -> list[Object]:

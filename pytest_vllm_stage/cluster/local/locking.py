@@ -156,7 +156,9 @@ def acquire(journal: Journal, *, wait_s: float = 0.0) -> Seat:
             return Observation(True, "free")
         found = living()
         state = "; ".join(record.describe() for record in found) or "held by a process that starts or ends a cluster"
-        busy = len(found) >= seats() and not any(map(is_ending, found)) and time.monotonic() >= patient_until
+        # A kept cluster ends when a person says so: waiting for it would only hide that.
+        patient = time.monotonic() < patient_until and not all(record.kept for record in found)
+        busy = len(found) >= seats() and not any(map(is_ending, found)) and not patient
         return Observation(False, state, "another one is in use, and a machine has one at a time" if busy else None)
 
     wait_until(

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import record as records
-from pytest_vllm_stage.cluster.local import status
-from pytest_vllm_stage.cluster.local.api import Api, Refused
+from pytest_vllm_stage.cluster.local import removal, status
+from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, Refused
 from pytest_vllm_stage.cluster.local.layout import Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
 from pytest_vllm_stage.errors import EnvironmentUnfit
@@ -46,6 +46,18 @@ class Watch:
             EnvironmentUnfit: it was not; with the last lines of the kubelet's log.
         """
         self._wait("kubelet", f"node/{NODE_NAME} condition=Ready", lambda: self._look_at_node(api), timeout_s)
+
+    def bootstrap(self, task: Callable[[], None]) -> None:
+        """Run what calls the API server.
+
+        Raises:
+            EnvironmentUnfit: a call failed; with why the cluster ended, or the last lines of the API server's log.
+        """
+        try:
+            task()
+        except (Refused, *CALL_FAILED) as error:
+            why = self._fatal(status.read(self._layout.programs)) or f"{error!r}{self._tail('kube-apiserver')}"
+            raise EnvironmentUnfit(f"local cluster: a call to its API server failed: {why}") from error
 
     def record_times(self) -> None:
         """Put into the journal when each program was started and ready, in seconds since the first was started."""
@@ -85,9 +97,9 @@ class Watch:
         try:
             node = api.get(f"/api/v1/nodes/{NODE_NAME}")
         except Refused as error:
-            if error.status != 404:
-                raise
-            return Observation(False, "not registered", fatal)
+            return Observation(False, "not registered" if error.status == 404 else error.message, fatal)
+        except CALL_FAILED as error:
+            return Observation(False, f"no answer from the API server: {error!r}", fatal)
         ready = next(item for item in node["status"]["conditions"] if item["type"] == "Ready")
         return Observation(ready["status"] == "True", str(ready["message"]), fatal)
 
@@ -98,11 +110,12 @@ class Watch:
                 return f"{name} {state.describe()}{self._tail(name)}"
         record = records.load(self._layout.state_dir)
         if record is None or record.phase == "ending" or not (record.supervisor and record.supervisor.alive()):
-            return f"the cluster ended: {record.reason if record else 'its folder is gone'}{self._tail('supervisor')}"
+            reason = record.reason if record and record.reason else "its log says why"
+            return f"the cluster ended: {reason}{self._tail('supervisor')}"
         return None
 
     def _tail(self, name: str) -> str:
-        log = self._layout.logs / f"{name}.log"
+        log = removal.log_of(self._layout.state_dir, name)
         return "".join(f"\n    {line}" for line in last_lines(log, _LOG_LINES)) + f"\n  log: {log}"
 
 

@@ -120,6 +120,12 @@ def _remove_folders(removal: Removal, state_dir: Path, record: Record | None) ->
     removal.attempt(f"folder {state_dir}", lambda: records.remove_tree(state_dir))
 
 
+def log_of(state_dir: Path, name: str) -> Path:
+    """Where a program's log is now: in the cluster's folder while it lives, beside it afterwards."""
+    living = state_dir / "logs" / f"{name}.log"
+    return living if living.exists() else logs_dir() / state_dir.name / living.name
+
+
 def keep_logs(state_dir: Path) -> None:
     """Move a cluster's logs out of its folder, and drop the oldest of those kept."""
     if not (state_dir / "logs").exists():

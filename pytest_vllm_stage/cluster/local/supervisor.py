@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import http.client
 import os
 import select
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import cgroups, locking, network, removal, volumes
 from pytest_vllm_stage.cluster.local import record as records
-from pytest_vllm_stage.cluster.local.api import Api, Refused
+from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, Refused
 from pytest_vllm_stage.cluster.local.layout import Layout
 from pytest_vllm_stage.cluster.local.locking import Seat
 from pytest_vllm_stage.cluster.local.network import Addresses
@@ -177,7 +176,7 @@ class Supervisor:
         layout = Layout.of(self._record)
         try:
             names = volumes.reclaim(Api(layout, timeout_s=2), layout.volumes)
-        except (OSError, http.client.HTTPException, Refused) as error:
+        except (*CALL_FAILED, Refused) as error:
             print(f"volumes not looked at: {error}", flush=True)  # noqa: T201 standard output is this process's log
         else:
             for name in names:

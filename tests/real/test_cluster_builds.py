@@ -1,0 +1,61 @@
+"""Building a component for real: a build that is killed leaves neither processes nor a broken cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.cluster.local import components
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+pytestmark = pytest.mark.real
+
+BUILD = """
+from pytest_vllm_stage.cluster.local import components
+from pytest_vllm_stage.journal import Journal
+components.ensure(Journal(None, lambda line: print(line, flush=True)), names=["etcd"])
+"""
+
+
+def builders() -> list[int]:
+    """Processes that work in a component's source folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if Path(os.readlink(entry / "cwd")) == components.MODULES / "etcd":
+                found.append(int(entry.name))
+    return found
+
+
+def until_builders(are_there: bool) -> None:
+    wait_until(
+        f"builders there: {are_there}",
+        lambda: Observation(bool(builders()) is are_there, f"{builders()}"),
+        timeout_s=30,
+        journal=Journal(),
+        interval_s=0.02,
+        error=EnvironmentUnfit,
+    )
+
+
+def test_a_killed_build_leaves_no_process_and_the_next_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", BUILD]) as build:
+        until_builders(True)
+        os.kill(build.pid, signal.SIGKILL)
+    until_builders(False)
+    assert [path.name for path in (tmp_path / "components").glob("etcd-*")] == []
+    etcd = components.ensure(Journal(), names=["etcd"])["etcd"]
+    shown = subprocess.run([etcd, "--version"], capture_output=True, text=True, check=True).stdout
+    assert components.versions()["etcd"].removeprefix("v") in shown
+    assert list((tmp_path / "components").glob(".building-*")) == []

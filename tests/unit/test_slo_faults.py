@@ -1,0 +1,198 @@
+"""From a fault of the simulated engine to its name in the verdict, through the driver: short steps, scaled times."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from tests.unit.sim_engine import Sim, request_of, running_sim
+
+from pytest_vllm_stage.load.driver import Job, run_step
+from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
+from pytest_vllm_stage.load.samples import Measurement, Sample
+from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.slo.early import EarlyDecision
+from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.validity import lag_limit_ms
+from pytest_vllm_stage.slo.verdict import StepVerdict, judge
+
+#: Generous, so that this machine's load decides nothing; the lag limit becomes 500 ms with it.
+OBJECTIVES = (Objective("ttft_p90_ms", 10_000), Objective("error_rate", 0.1))
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--ttft-ms", "20", "--itl-ms", "5") as engine:
+        yield engine
+        engine.faults()
+
+
+def step(rate: float = 40, duration_s: float = 1.5, **changes: Any) -> Step:
+    made = Step("s", "sim", CONSTANT, duration_s, 64, 16, request_rate=rate, warmup_requests=2, request_timeout_s=30)
+    return replace(made, **{"seed": time.time_ns() % 10**9} | changes)
+
+
+def verdict(job: Job, *objectives: Objective) -> StepVerdict:
+    watcher = EarlyDecision(job.step, objectives or OBJECTIVES)
+    return judge(asyncio.run(run_step(job, watcher=watcher)), objectives or OBJECTIVES)[1]
+
+
+def under(sim: Sim, plan: Step, *faults: dict[str, Any]) -> StepVerdict:
+    sim.faults(*faults)
+    try:
+        return verdict(sim.job(plan))
+    finally:
+        sim.faults()
+
+
+def test_a_healthy_server_passes_without_a_remark(sim: Sim) -> None:
+    found = under(sim, step())
+    assert found.outcome is Outcome.PASS, found.why
+    assert found.findings == ()
+
+
+def test_a_stall_again_and_again(sim: Sim) -> None:
+    sim.faults()
+    job = sim.job(step(20, 7, warmup_requests=0))
+    sim.faults({"fault": "stall", "duration_s": 1.2, "every_s": 2.5})
+    found = verdict(job, Objective("ttft_p90_ms", 800), Objective("e2e_latency_p99_s", 1))
+    sim.faults()
+    assert found.outcome is Outcome.FAIL
+    assert "stalls of up to" in found.why
+
+
+def test_two_per_cent_of_503(sim: Sim) -> None:
+    sim.faults({"fault": "server_error", "share": 0.02})
+    job = sim.job(step(100, 6))
+    found = verdict(job, Objective("error_rate", 0.001), Objective("ttft_p99_ms", 10_000))
+    sim.faults()
+    assert found.outcome is Outcome.FAIL
+    assert "http_status" in found.why
+    assert "error_rate <= 0.001: 0.0" in found.why
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        ("error_in_stream", "error_in_stream"),
+        ("truncated_stream", "truncated"),
+        ("missing_done", "truncated"),
+        ("empty_answers", "no_tokens"),
+        ("always_stop", ""),
+    ],
+)
+def test_a_fault_of_every_third_answer(sim: Sim, fault: str, name: str) -> None:
+    found = under(sim, step(40, 2), {"fault": fault, "share": 0.33})
+    if name:
+        assert found.outcome is Outcome.FAIL
+        assert f" {name}" in found.why
+        assert "error_rate <= 0.1" in found.why
+    else:
+        assert found.outcome is Outcome.PASS, "a finish reason alone is the correctness suite's matter"
+
+
+def test_no_tokens_at_all_is_vacuous(sim: Sim) -> None:
+    found = under(sim, step(), {"fault": "server_error"})
+    assert found.outcome is Outcome.FAIL
+    assert found.why.startswith("vacuous: not one token came from 60 requests (60 http_status)")
+
+
+def test_prompts_that_are_shorter_than_asked(sim: Sim) -> None:
+    found = under(sim, step(), {"fault": "off_by_one_usage", "count": "prompt_tokens", "by": -32})
+    assert found.outcome is Outcome.INVALID
+    assert "prompts were not as long as planned: 64 tokens asked, the server counted 32" in found.why
+
+
+class CachingGateway:
+    """Stands before the engine, and gives every request after the first few the answer of one of those."""
+
+    def __init__(self, sim: Sim, generated: int) -> None:
+        self._port = urlsplit(sim.url).port
+        self._generated = generated
+        self._answers: list[bytes] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            request = await request_of(reader)
+            cached = request.startswith(b"POST") and len(self._answers) >= self._generated
+            writer.write(self._answers[0] if cached else await self._asked(request))
+            await writer.drain()
+        writer.close()
+
+    async def _asked(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        writer.write(request.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nconnection: close\r\n", 1))
+        answer = await reader.read()
+        writer.close()
+        if request.startswith(b"POST"):
+            self._answers.append(answer)
+        return answer
+
+
+def test_answers_from_a_gateways_cache(sim: Sim) -> None:
+    async def measured() -> Measurement:
+        server = await asyncio.start_server(CachingGateway(sim, 12).serve, "127.0.0.1", 0)
+        async with server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return await run_step(replace(sim.job(step()), base_url=url))
+
+    found = judge(asyncio.run(measured()), OBJECTIVES)[1]
+    assert found.outcome is Outcome.INVALID
+    assert found.why.startswith("answers came from a cache, not from the engine: ")
+    for evidence in ("answers share their id", "tokens came and the engine generated", "the same answer at once"):
+        assert evidence in found.why
+
+
+def test_a_gateway_that_says_the_same_to_everyone_is_remarked(sim: Sim) -> None:
+    found = under(sim, step(), {"fault": "stale_cache"})
+    assert "same_answers" in [finding.name for finding in found.findings]
+
+
+def test_a_buffered_stream_is_remarked(sim: Sim) -> None:
+    found = under(sim, step(), {"fault": "buffered_stream"})
+    assert "something buffers the stream" in found.why
+
+
+def test_an_overloaded_client(sim: Sim) -> None:
+    """A watcher that takes longer than the gap between two requests stands for a client without a free core."""
+    objectives = (Objective("ttft_p90_ms", 100),)
+
+    def slow(_sample: Sample) -> None:
+        time.sleep(0.05)
+
+    measurement = asyncio.run(run_step(sim.job(step(60, 1.5)), watcher=slow))
+    found = judge(measurement, objectives)[1]
+    assert lag_limit_ms(objectives) == 10
+    assert found.outcome is Outcome.INVALID
+    assert "the client was overloaded: P99 send lag" in found.why
+
+
+def test_too_few_samples(sim: Sim) -> None:
+    found = verdict(sim.job(step(20, 1)), Objective("ttft_p99_ms", 10_000))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "0 misses of 20 requests; too few samples: a pass takes 299 at least" in found.why
+
+
+def test_queueing_past_capacity() -> None:
+    """Two sequences of about 0.4 s serve 5 requests a second."""
+    with running_sim("--max-num-seqs", "2", "--ttft-ms", "50", "--itl-ms", "23", "--itl-growth", "0") as small:
+        found = verdict(small.job(step(15, 5, warmup_requests=0)))
+        assert found.outcome is Outcome.FAIL
+        assert "15 requests/s is past capacity, about " in found.why
+        assert found.saturation.capacity_requests_per_s == pytest.approx(5, rel=0.25)
+        users = step(1, 3, arrivals=CLOSED, request_rate=None, concurrency=6, warmup_requests=0)
+        closed = verdict(small.job(users, requests=200))
+        assert "concurrency 6 is more than the engine's batch, 4 requests wait" in closed.saturation.message
+
+
+def test_a_certain_step_ends_early(sim: Sim) -> None:
+    plan = step(40, 20, decide_early=True, warmup_requests=0)
+    found = verdict(sim.job(plan), Objective("e2e_latency_p50_s", 0.001), *OBJECTIVES)
+    assert found.outcome is Outcome.FAIL
+    assert found.saved_s > 10
