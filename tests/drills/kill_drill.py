@@ -103,7 +103,7 @@ def main(names: list[str]) -> int:
         killed_run(MOMENTS[name])
         status, output = recovery()
         left = listing.difference(before, listing.snapshot())
-        swept = [line.split("removed what a dead run left: ", 1)[1] for line in output.splitlines() if "dead run" in line]
+        swept = re.findall("removed what a dead run left: (.*)", output)
         good = status == 0 and not left
         failed += not good
         print(  # noqa: T201

@@ -50,13 +50,16 @@ def until(what: str, true: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 @pytest.fixture
-def before() -> dict[str, list[str]]:
+def before() -> Iterator[dict[str, list[str]]]:
     local.ensure_packages(SILENT)
     components.ensure(SILENT)
     until("no other run has a cluster", lambda: local.running() == [], timeout_s=300)
     local.sweep(SILENT)
     assert listing.processes() == []
-    return listing.snapshot()
+    yield listing.snapshot()
+    for record in local.running():
+        if record.run_id in ("child", "broken"):
+            local.stop(record.state_dir, SILENT)
 
 
 @pytest.fixture
@@ -65,8 +68,6 @@ def run(before: dict[str, list[str]]) -> Iterator[Run]:
     yield process
     process.kill()
     process.communicate()
-    for record in local.running():
-        local.stop(record.state_dir, SILENT)
 
 
 def started(run: Run) -> ClusterFacts:
@@ -83,7 +84,8 @@ def only_record() -> Record:
 
 
 def gone(record: Record) -> bool:
-    return local.running() == [] and not Path(record.state_dir).exists()
+    assert record.supervisor
+    return not record.supervisor.alive() and not Path(record.state_dir).exists()
 
 
 def test_it_ends_with_the_process_it_serves(run: Run, before: dict[str, list[str]]) -> None:
@@ -186,5 +188,5 @@ def test_a_second_run_waits_for_the_first_to_end(run: Run, before: dict[str, lis
             process.kill()
             process.wait()
     assert len(set(folders)) == 2
-    until("the second is gone", lambda: local.running() == [])
+    until("the second is gone", lambda: listing.processes() == [])
     assert listing.difference(before, listing.snapshot()) == []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 
 from pytest_vllm_stage.load.driver import Job
@@ -47,6 +48,30 @@ class Sim:
         bodies = [body_of(step, text) for text in self.maker.texts(step, count, "step")]
         warmup = [body_of(step, text) for text in self.maker.texts(step, step.warmup_requests, "warm-up")]
         return Job(step, self.url, bodies, warmup, **changes)
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A server in this loop; gives its port, and ends only when every connection has."""
+    handlers: list[asyncio.Task[None]] = []
+
+    async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.append(cast(asyncio.Task[None], asyncio.current_task()))
+        try:
+            with suppress(asyncio.IncompleteReadError, OSError):
+                await handler(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await asyncio.gather(*handlers, return_exceptions=True)
 
 
 async def request_of(reader: asyncio.StreamReader) -> bytes:

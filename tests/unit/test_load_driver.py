@@ -10,11 +10,11 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -26,7 +26,7 @@ from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.load.prompts import body_of
 from pytest_vllm_stage.load.samples import Measurement, Sample
 from pytest_vllm_stage.secret import Secret
-from tests.unit.sim_engine import Sim, request_of, running_sim
+from tests.unit.sim_engine import Handler, Sim, request_of, running_sim, serving
 
 
 @pytest.fixture(scope="module")
@@ -157,30 +157,12 @@ def test_a_watcher_ends_the_sending_and_nothing_else(sim: Sim) -> None:
     assert kinds(measurement) == {None}
 
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
-
-
-async def against(serve: Callable[[Reader, Writer], Awaitable[None]], plan: Step, **tls: Any) -> Measurement:
+async def against(serve: Handler, plan: Step, **tls: Any) -> Measurement:
     """Run a step against a handler of connections, of which some never carry a request."""
-    handlers: list[asyncio.Task[None]] = []
-
-    async def guarded(reader: Reader, writer: Writer) -> None:
-        handlers.append(cast(asyncio.Task[None], asyncio.current_task()))
-        try:
-            with suppress(asyncio.IncompleteReadError, OSError):
-                await serve(reader, writer)
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls.get("server"))
-    port = server.sockets[0].getsockname()[1]
-    scheme = "https" if tls.get("server") else "http"
     bodies = [body_of(plan, f"Text: {i}") for i in range(plan.planned_requests or 0)]
-    try:
+    scheme = "https" if tls.get("server") else "http"
+    async with serving(serve, tls.get("server")) as port:
         return await run_step(Job(plan, f"{scheme}://localhost:{port}", bodies, **tls.get("client", {})))
-    finally:
-        server.close()
-        await asyncio.gather(*handlers, return_exceptions=True)
 
 
 def stream_of(tokens: int) -> bytes:
@@ -194,7 +176,7 @@ def stream_of(tokens: int) -> bytes:
 def test_a_dead_keep_alive_connection_is_no_failure_of_the_server() -> None:
     """A server that drops idle connections without a word, just when the next request comes."""
 
-    async def serve(reader: Reader, writer: Writer) -> None:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         await request_of(reader)
         writer.write(stream_of(8))
         await reader.read(1)
@@ -206,7 +188,7 @@ def test_a_dead_keep_alive_connection_is_no_failure_of_the_server() -> None:
 
 
 def test_a_new_connection_that_dies_is_a_failure() -> None:
-    async def serve(reader: Reader, writer: Writer) -> None:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         await request_of(reader)
         writer.close()
 
@@ -214,7 +196,7 @@ def test_a_new_connection_that_dies_is_a_failure() -> None:
 
 
 def test_an_answer_that_is_no_stream_is_named() -> None:
-    async def serve(reader: Reader, writer: Writer) -> None:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 9\r\n\r\n<p>hi</p>")
         writer.close()
@@ -227,7 +209,7 @@ def test_an_answer_that_is_no_stream_is_named() -> None:
 def test_the_key_goes_out_as_a_bearer_token() -> None:
     seen: list[bytes] = []
 
-    async def serve(reader: Reader, writer: Writer) -> None:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         seen.append(await request_of(reader))
         writer.write(stream_of(8))
         writer.close()
@@ -253,7 +235,7 @@ def test_tls_is_verified(certificate: tuple[Path, Path], trusted: bool) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem, key)
 
-    async def serve(reader: Reader, writer: Writer) -> None:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         await request_of(reader)
         writer.write(stream_of(8))
         await writer.drain()

@@ -49,11 +49,9 @@ def test_every_metric_of_a_known_step() -> None:
 
 def test_a_percentile_carries_n_and_its_interval_or_what_that_needs() -> None:
     latency = summarise(hundred(), open_step()).latencies["ttft"]
-    assert (latency.percentiles[50].n, latency.percentiles[50].low, latency.percentiles[50].high) == (
-        100,
-        pytest.approx(40),
-        pytest.approx(61),
-    )
+    median = latency.percentiles[50]
+    assert median.n == 100
+    assert (median.low or 0, median.high or 0) == pytest.approx((40, 61))
     assert latency.percentiles[99].interval_text() == f"n/a (needs {interval_needs(99)})"
     assert latency.percentiles[90].interval_text() == "84.0 to 96.0"
 
@@ -163,7 +161,8 @@ def test_a_freeze_of_all_streams_is_one_stall() -> None:
     (stall,) = find_stalls([*frozen, *around])
     assert stall.duration_s == pytest.approx(2.4, abs=0.1)
     metrics = summarise([*frozen, *around], open_step())
-    assert (metrics.stalls, metrics.stalled_at_s) == (1, (pytest.approx(0.1),))
+    assert metrics.stalls == 1
+    assert metrics.stalled_at_s == pytest.approx((0.1,))
 
 
 def test_a_freeze_between_answers_is_seen_as_silence() -> None:
@@ -172,7 +171,11 @@ def test_a_freeze_between_answers_is_seen_as_silence() -> None:
     samples += [sample(100 + i, 10 + i / 10, ttft_s=2.0 - i / 10, itl_s=0.001) for i in range(20)]
     samples += [sample(120 + i, 12 + i / 10, ttft_s=0.02, itl_s=0.001) for i in range(100)]
     (stall,) = find_stalls(samples)
-    assert (stall.start_s, stall.end_s) == (pytest.approx(10.0, abs=0.1), pytest.approx(12.0, abs=0.1))
+    assert (stall.start_s, stall.end_s) == pytest.approx((10.0, 12.0), abs=0.1)
+
+
+def test_an_idle_server_does_not_stall() -> None:
+    assert find_stalls([sample(i, i * 5.0) for i in range(20)]) == ()
 
 
 def test_a_slow_but_steady_server_does_not_stall() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_vllm_stage.errors import ConfigError, StageFailure
 from pytest_vllm_stage.load.plan import POISSON, LoadPlan, Step, step_from_json
-from pytest_vllm_stage.load.prompts import LEAST_OWN_TOKENS, body_of, prompt_maker
+from pytest_vllm_stage.load.prompts import LEAST_OWN_TOKENS, PromptMaker, body_of, prompt_maker
 from pytest_vllm_stage.load.words import WORDS
 from tests.unit.made_samples import closed_step, open_step
 
@@ -121,6 +121,12 @@ def test_prompts_have_exactly_the_length_share_exactly_the_prefix_and_are_unique
     assert len({tuple(each[own : own + LEAST_OWN_TOKENS]) for each in words}) == 50
     assert maker.texts(step, 50, "step") == texts
     assert not set(maker.texts(step, 50, "warm-up")) & set(texts)
+
+
+def test_no_two_prompts_begin_alike_even_where_chance_would_make_them() -> None:
+    count, _ = tokenizer(11, lambda _word: False)
+    texts = PromptMaker(11, ("a", "b"), count).texts(open_step(), 200, "step")
+    assert len({tuple(text.split()[1 : 1 + LEAST_OWN_TOKENS]) for text in texts}) == 200
 
 
 def test_few_questions_suffice_for_a_tokenizer_that_knows_the_words() -> None:

@@ -64,9 +64,9 @@ def test_a_namespace_of_the_run_goes_whole(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_namespace_of_somebody_else_stays_with_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = [made("Namespace", "ns"), made("Job", "theirs"), made("Job", "older", "r0")]
-    kube = FakeKube(*theirs, made("Job", "ours", "r1"), made("InferenceService", "model", "r1"))
+    kube = FakeKube(*theirs, made("ConfigMap", "ours", "r1"), made("InferenceService", "model", "r1"))
     assert run(kube, monkeypatch) == []
-    assert kube.deleted == ["InferenceService/model", "Job/ours"]
+    assert kube.deleted == ["InferenceService/model", "ConfigMap/ours"], "a model goes before what it needs"
     assert kube.there == theirs
 
 
@@ -83,6 +83,12 @@ def test_volumes_that_outlive_their_claims_are_listed(monkeypatch: pytest.Monkey
 
     kube = FakeKube(volume("a", "ns", "Released"), volume("b", "other", "Released"), volume("c", "ns", "Bound"))
     assert run(kube, monkeypatch) == ["persistentvolume/a was claimed by ns and is Released"]
+
+
+def test_a_volume_that_stays_after_its_namespace_is_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed: dict[str, Any] = {"spec": {"claimRef": {"namespace": "ns"}}, "status": {"phase": "Released"}}
+    kube = FakeKube(made("Namespace", "ns", "r1"), made("PersistentVolume", "v", held=["external"], **claimed))
+    assert run(kube, monkeypatch) == ["persistentvolume/v was claimed by ns and is Released"]
 
 
 def test_nothing_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

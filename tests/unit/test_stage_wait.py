@@ -119,6 +119,8 @@ def test_the_time_is_each_conditions_own_and_the_log_says_how_far_it_came() -> N
 
 def test_an_api_server_that_is_away_for_a_moment_is_waited_for() -> None:
     wait_for(Scripted("a", [*[Unreachable("no answer")] * 3, DONE]))
+    often = [Unreachable("no answer")] * (wait.UNANSWERED_LOOKS - 1)
+    wait_for(Scripted("a", [*often, NOT_YET, *often, DONE]))
     away = Scripted("a", [Unreachable("no answer")])
     with pytest.raises(WaitFailed, match="no answer"):
         wait_for(away)

@@ -196,7 +196,7 @@ def _with_logs_moved(error: EnvironmentUnfit, layout: Layout) -> EnvironmentUnfi
 def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
     """Wait for the programs in the order in which one needs another; apply what a fresh cluster gets meanwhile."""
     watch = Watch(layout, journal)
-    watch.program("kube-apiserver", timeout_s=60)
+    watch.programs("kube-apiserver", timeout_s=60)
     api = Api(layout)
     pool = ThreadPoolExecutor(max_workers=2)
     try:
@@ -209,8 +209,7 @@ def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
     finally:
         # Not waited for: when the cluster is given up, its end is what makes their calls fail.
         pool.shutdown(wait=False, cancel_futures=True)
-    for name in ("images", "coredns", "kube-proxy", "kserve-manager"):
-        watch.program(name, timeout_s=60)
+    watch.programs(timeout_s=60)
     watch.record_times()
     return str(api.get("/version")["gitVersion"])
 

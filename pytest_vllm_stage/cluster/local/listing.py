@@ -15,7 +15,8 @@ from pytest_vllm_stage.cluster.local.packages import SYSTEM_PATH
 from pytest_vllm_stage.cluster.local.process import start_time
 from pytest_vllm_stage.paths import cache_dir
 
-_NAMESPACES = ("net", "mnt", "pid", "ipc", "uts", "cgroup")
+#: A cluster's processes are in a network and a mount namespace too; pid namespaces alone belong to builds.
+_NAMESPACES = ("net", "mnt", "ipc", "uts", "cgroup")
 #: Where containers' programs leave folders when they are not contained.
 _FOLDERS = ("/mnt", "/var/lib/cni", "/var/lib/kubelet", "/var/lib/containerd", "/run/containerd", "/run/netns")
 _MORE_FOLDERS = (

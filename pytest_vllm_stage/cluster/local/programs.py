@@ -170,20 +170,28 @@ def _controller_manager(layout: Layout, paths: dict[str, Path]) -> Program:
         f"--service-account-private-key-file={pki.key('service-account')}",
         f"--cluster-cidr={layout.addresses.pods}",
         f"--service-cluster-ip-range={layout.addresses.services}",
-        "--bind-address=127.0.0.1",
+        *_served_on_loopback(layout),
         "--leader-elect=false",
         "--pvclaimbinder-sync-period=2s",
         "--flex-volume-plugin-dir=/run/kubelet-volume-plugins",
         "--profiling=false",
     )
     name = "kube-controller-manager"
-    return Program(name, (str(paths[name]), *arguments), after=(_API_SERVER,))
+    probe = "https://127.0.0.1:10257/healthz"
+    return Program(name, (str(paths[name]), *arguments), after=(_API_SERVER,), probe=probe)
+
+
+def _served_on_loopback(layout: Layout) -> tuple[str, ...]:
+    """The API server's certificate is good for loopback too, so that the probe can check whom it talks to."""
+    certificate, key = layout.pki.certificate("apiserver"), layout.pki.key("apiserver")
+    return ("--bind-address=127.0.0.1", f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}")
 
 
 def _scheduler(layout: Layout, paths: dict[str, Path]) -> Program:
-    arguments = (f"--kubeconfig={layout.kubeconfig}", "--bind-address=127.0.0.1", "--leader-elect=false")
+    arguments = (f"--kubeconfig={layout.kubeconfig}", *_served_on_loopback(layout), "--leader-elect=false")
     name = "kube-scheduler"
-    return Program(name, (str(paths[name]), *arguments), after=(_API_SERVER,))
+    probe = "https://127.0.0.1:10259/healthz"
+    return Program(name, (str(paths[name]), *arguments), after=(_API_SERVER,), probe=probe)
 
 
 def _kubelet(layout: Layout, paths: dict[str, Path]) -> Program:

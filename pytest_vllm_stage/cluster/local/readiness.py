@@ -31,13 +31,16 @@ class Watch:
         self._layout = layout
         self._journal = journal
 
-    def program(self, name: str, timeout_s: float) -> None:
-        """Wait until a program is ready.
+    def programs(self, *names: str, timeout_s: float) -> None:
+        """Wait until the named programs, or all where none is named, are ready at one time.
 
         Raises:
-            EnvironmentUnfit: it ended too often, or was not ready in time; with the last lines of its log.
+            EnvironmentUnfit: one ended too often, or was not ready in time; with the last lines of its log.
         """
-        self._wait(name, f"{name} ready", lambda: self._look_at_program(name), timeout_s)
+        what = f"{', '.join(names) or 'all programs'} ready"
+        self._wait(
+            what, lambda: self._look_at_programs(names), lambda: (*self._late(names), "supervisor")[0], timeout_s
+        )
 
     def node(self, api: Api, timeout_s: float) -> None:
         """Wait until the node is Ready.
@@ -45,7 +48,8 @@ class Watch:
         Raises:
             EnvironmentUnfit: it was not; with the last lines of the kubelet's log.
         """
-        self._wait("kubelet", f"node/{NODE_NAME} condition=Ready", lambda: self._look_at_node(api), timeout_s)
+        what = f"node/{NODE_NAME} condition=Ready"
+        self._wait(what, lambda: self._look_at_node(api), lambda: "kubelet", timeout_s)
 
     def bootstrap(self, task: Callable[[], None]) -> None:
         """Run what calls the API server.
@@ -73,7 +77,8 @@ class Watch:
                     starts=state.starts,
                 )
 
-    def _wait(self, name: str, what: str, look: Callable[[], Observation], timeout_s: float) -> None:
+    def _wait(self, what: str, look: Callable[[], Observation], whose: Callable[[], str], timeout_s: float) -> None:
+        """Wait; an error shows the log that its reason names, or the one that ``whose`` names when time is up."""
         try:
             wait_until(
                 what,
@@ -84,13 +89,19 @@ class Watch:
                 error=EnvironmentUnfit,
             )
         except EnvironmentUnfit as error:
-            tail = "" if "\n  log: " in error.message else self._tail(name)
+            tail = "" if "\n  log: " in error.message else self._tail(whose())
             raise EnvironmentUnfit(f"local cluster: {error.message}{tail}", hint=error.hint) from None
 
-    def _look_at_program(self, name: str) -> Observation:
+    def _look_at_programs(self, names: tuple[str, ...]) -> Observation:
         states = status.read(self._layout.programs)
-        state = states.get(name, status.ProgramState())
-        return Observation(state.ready_at is not None, state.describe(), self._fatal(states))
+        late = self._late(names)
+        described = ", ".join(f"{name} {states.get(name, status.ProgramState()).describe()}" for name in late)
+        return Observation(bool(states) and not late, described or "ready", self._fatal(states))
+
+    def _late(self, names: tuple[str, ...]) -> list[str]:
+        states = status.read(self._layout.programs)
+        ready = {name for name, state in states.items() if state.ready_at is not None}
+        return [name for name in names or states if name not in ready]
 
     def _look_at_node(self, api: Api) -> Observation:
         fatal = self._fatal(status.read(self._layout.programs))
