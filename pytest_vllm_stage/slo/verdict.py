@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pytest_vllm_stage.load.metrics import Metrics, gaps_s, json_number, latency_s, summarise
-from pytest_vllm_stage.load.plan import Step
-from pytest_vllm_stage.load.samples import Measurement, Sample
-from pytest_vllm_stage.slo.decision import ALPHA, Outcome, decide, smallest_pass
-from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective, goodput_limits_s
+from pytest_vllm_stage.load.metrics import Metrics, json_number, summarise
+from pytest_vllm_stage.load.samples import Measurement
+from pytest_vllm_stage.slo.decision import ALPHA, Outcome
+from pytest_vllm_stage.slo.gates import GateVerdict, Risks, judge_floor_gate, judge_gate
+from pytest_vllm_stage.slo.objectives import Objective, goodput_limits_s
 from pytest_vllm_stage.slo.saturation import Saturation, saturation
-from pytest_vllm_stage.slo.sequential import boundaries
-from pytest_vllm_stage.slo.throughput import judge_floor
 from pytest_vllm_stage.slo.validity import Finding, findings
 
 #: Raised when a field changes its meaning or goes; adding one does not raise it.
 SCHEMA_VERSION = 1
 #: Findings that do not decide, and still belong into the verdict's line.
-_REMARKABLE = ("stalls", "engine_restarted", "buffered")
-
-
-@dataclass(frozen=True)
-class GateVerdict:
-    """What can be said about one objective.
-
-    Attributes:
-        objective: The objective.
-        outcome: Pass, fail or inconclusive.
-        observed: The metric's value; None where there is none.
-        n: Requests behind the decision.
-        misses: Of these, over the limit; for token gaps the sum of each answer's share.
-        p_broken: How likely such a result were if the objective were just kept.
-        needs: Requests that would decide; None where it is decided or no number would.
-        decided_after: Requests that the sequential rule took; None with the fixed rule, or undecided.
-        why: The numbers in a sentence.
-    """
-
-    objective: Objective
-    outcome: Outcome
-    observed: float | None
-    n: int
-    misses: float
-    p_broken: float
-    needs: int | None
-    decided_after: int | None
-    why: str
+_REMARKABLE = ("stalls", "engine_restarted", "buffered", "bursts")
 
 
 @dataclass(frozen=True)
@@ -84,21 +54,6 @@ class StepVerdict:
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "gates": gates}
 
 
-def misses_of(objective: Objective, samples: Sequence[Sample]) -> list[float]:
-    """For each request that the objective speaks of, in the schedule's order: how much of it missed, 0 to 1.
-
-    A whole request misses or not; of the gaps between its tokens a share may miss.
-    """
-    if objective.key == ERROR_RATE:
-        return [float(sample.failure is not None) for sample in samples]
-    if objective.latency == "itl":
-        groups = [group for sample in samples if (group := gaps_s(sample))]
-        return [sum(gap > objective.limit_s for gap in group) / len(group) for group in groups]
-    name = objective.latency or ""
-    values = [value for sample in samples if (value := latency_s(name, sample)) is not None]
-    return [float(value > objective.limit_s) for value in values]
-
-
 def judge(
     measurement: Measurement,
     objectives: Sequence[Objective],
@@ -119,9 +74,9 @@ def judge(
     """
     limits_s = goodput_limits_s(tuple(objectives))
     metrics = summarise(measurement.samples, measurement.step, limits_s=limits_s or None)
-    alpha_fail = alpha / max(1, gates or len(objectives))
-    judged = tuple(_gate(measurement, metrics, objective, objectives, alpha, alpha_fail) for objective in objectives)
-    found = findings(measurement, metrics, objectives)
+    risks = Risks.shared(alpha, gates or len(objectives))
+    judged = tuple(_gate(measurement, metrics, objective, limits_s, risks) for objective in objectives)
+    found = (*findings(measurement, metrics, objectives), *_bursts(judged))
     state = saturation(measurement)
     outcome, why = _overall(metrics, judged, found, state)
     saved_s = measurement.early_stop.saved_s if measurement.early_stop else 0.0
@@ -151,76 +106,24 @@ def _overall(
     return Outcome.PASS, f"{len(gates)} of {len(gates)} objectives kept{remarks}"
 
 
+def _bursts(gates: Sequence[GateVerdict]) -> list[Finding]:
+    """A remark where so many requests hang together that another run may well say something else."""
+    worst = min((gate for gate in gates if gate.worth < gate.n / 2), key=lambda gate: gate.worth, default=None)
+    if worst is None:
+        return []
+    what = worst.objective.latency or "failures"
+    text = f"slow requests come in bursts ({what}): these {worst.n} are worth about {worst.worth} independent ones"
+    return [Finding("bursts", text, False)]
+
+
 def _failures_text(metrics: Metrics) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in metrics.failed.items()) or "none failed"
 
 
 def _gate(
-    measurement: Measurement,
-    metrics: Metrics,
-    objective: Objective,
-    objectives: Sequence[Objective],
-    alpha: float,
-    alpha_fail: float,
+    measurement: Measurement, metrics: Metrics, objective: Objective, limits_s: dict[str, float], risks: Risks
 ) -> GateVerdict:
     observed = metrics.flat().get(objective.metric)
     if objective.is_floor:
-        limits_s = goodput_limits_s(tuple(objectives))
-        return _floor_gate(measurement, objective, observed or 0.0, limits_s, alpha, alpha_fail)
-    misses = misses_of(objective, measurement.samples)
-    n, total = len(misses), math.fsum(misses)
-    fixed = decide(n, total, objective.allowed_share, alpha_pass=alpha, alpha_fail=alpha_fail)
-    outcome, after = fixed.outcome, None
-    if sequential(measurement.step, objective):
-        plan = boundaries(
-            measurement.step.planned_requests or 1, objective.allowed_share, alpha_pass=alpha, alpha_fail=alpha_fail
-        )
-        outcome, looked = plan.first_crossing(misses)
-        after = looked if outcome is not Outcome.INCONCLUSIVE else None
-    why = _why(objective, outcome, observed, n, total, fixed.needs, after)
-    return GateVerdict(objective, outcome, observed, n, total, fixed.p_broken, fixed.needs, after, why)
-
-
-def sequential(step: Step, objective: Objective) -> bool:
-    """The objective is judged by the sequential rule in this step."""
-    return step.decide_early and step.open_loop and not objective.is_floor and objective.allowed_share > 0
-
-
-def _why(
-    objective: Objective,
-    outcome: Outcome,
-    observed: float | None,
-    n: int,
-    misses: float,
-    needs: int | None,
-    after: int | None,
-) -> str:
-    seen = "no value" if observed is None else f"{observed:.4g}"
-    early = f", certain after {after}" if after is not None and after < n else ""
-    text = f"{objective.text()}: {seen}, {misses:g} misses of {n} requests{early}"
-    if outcome is not Outcome.INCONCLUSIVE:
-        return text
-    least = smallest_pass(objective.allowed_share) if objective.allowed_share > 0 else 1
-    if n < least:
-        return f"{text}; too few samples: a pass takes {least} at least"
-    return f"{text}; too close to call{f', about {needs} requests would decide' if needs else ''}"
-
-
-def _floor_gate(
-    measurement: Measurement,
-    objective: Objective,
-    observed: float,
-    limits_s: dict[str, float],
-    alpha: float,
-    alpha_fail: float,
-) -> GateVerdict:
-    test = judge_floor(measurement.samples, objective.metric, observed, objective.limit, limits_s)
-    outcome = Outcome.INCONCLUSIVE
-    if test.p_kept <= alpha:
-        outcome = Outcome.PASS
-    elif test.p_broken <= alpha_fail:
-        outcome = Outcome.FAIL
-    error = "too short for an error estimate" if test.error is None else f"standard error {test.error:.3g}"
-    why = f"{objective.text()}: {observed:.4g} ({error})"
-    n = len(measurement.samples)
-    return GateVerdict(objective, outcome, observed, n, 0.0, test.p_broken, None, None, why)
+        return judge_floor_gate(measurement.samples, objective, observed or 0.0, limits_s, risks)
+    return judge_gate(measurement.step, measurement.samples, objective, observed, risks)

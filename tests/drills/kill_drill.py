@@ -40,7 +40,7 @@ def forget(pattern: str) -> Callable[[], None]:
     """Remove something from the cache, so that the run has to make it anew."""
 
     def remove() -> None:
-        found = list(cache_dir().glob(pattern))
+        found = [path for path in cache_dir().glob(pattern) if path.is_dir()]
         if not found:
             raise SystemExit(f"nothing in the cache matches {pattern}: this moment cannot be reached")
         for path in found:

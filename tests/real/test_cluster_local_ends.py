@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.cluster.local import components, listing, network
+from pytest_vllm_stage.cluster.local import components, listing, locking
+from pytest_vllm_stage.cluster.local.layout import SHADOWED
 from pytest_vllm_stage.cluster.local.record import Record
 from pytest_vllm_stage.errors import EnvironmentUnfit
 from pytest_vllm_stage.journal import Journal
@@ -29,6 +29,8 @@ RUN = """
 import os, signal
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.journal import Journal
+# A background job's children inherit that Ctrl-C is ignored; a person's shell does not do that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 say = lambda line: print(line, flush=True)
 facts = local.start(run_id="child", lifeline_pid=os.getpid(), mounts={}, journal=Journal(None, say), wait_s=300)
 say("facts " + facts.to_json())
@@ -145,12 +147,16 @@ def test_killed_while_starting(run: Run, before: dict[str, list[str]], moment_s:
     assert listing.difference(before, listing.snapshot()) == []
 
 
-def test_ctrl_c_while_starting_leaves_nothing(run: Run, before: dict[str, list[str]]) -> None:
+@pytest.mark.parametrize("moment_s", [0.0, 0.3, 3.0])
+def test_ctrl_c_while_starting_leaves_nothing(run: Run, before: dict[str, list[str]], moment_s: float) -> None:
     until("it starts", lambda: local.running() != [])
+    record = only_record()
+    time.sleep(moment_s)
     os.kill(run.pid, signal.SIGINT)
     assert run.wait(60) != 0
-    assert local.running() == []
+    until("the cluster is gone", lambda: not Path(record.state_dir).exists() and listing.processes() == [])
     assert listing.difference(before, listing.snapshot()) == []
+    assert local.sweep(SILENT) == []
 
 
 def test_a_program_that_cannot_run_is_named_with_its_log(
@@ -172,11 +178,35 @@ def test_a_program_that_cannot_run_is_named_with_its_log(
 
 
 def test_a_cluster_that_cannot_be_made_says_why(before: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "choose", lambda _: IPv4Network("240.0.0.0/20"))
+    monkeypatch.setitem(SHADOWED, "impossible", Path("/proc/impossible"))
     with pytest.raises(EnvironmentUnfit, match="the cluster ended: ") as caught:
         local.start(run_id="broken", lifeline_pid=os.getpid(), mounts={}, journal=SILENT, wait_s=300)
-    assert "ip " in str(caught.value)
+    assert "/proc/impossible" in str(caught.value)
     assert listing.difference(before, listing.snapshot()) == []
+
+
+def test_two_clusters_live_side_by_side_and_end_apart(
+    run: Run, before: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = started(run)
+    (tmp_path / "file").write_text("still here\n")
+    monkeypatch.setenv(locking.SEATS_VARIABLE, "2")
+    second = local.start(run_id="child", lifeline_pid=os.getpid(), mounts={"engine": tmp_path}, journal=SILENT)
+    assert len({record.block for record in local.running()}) == 2
+    assert local.stop(str(first.state_dir), SILENT) == []
+    kubectl = [second.kubectl, "--kubeconfig", second.kubeconfig, f"--cache-dir={tmp_path}"]
+    assert "Ready" in subprocess.run([*kubectl, "get", "nodes"], capture_output=True, text=True, check=True).stdout
+    inside = f"/proc/{_first_process(second)}/root/mnt/vllm-stage/engine/file"
+    assert Path(inside).read_text() == "still here\n"
+    assert local.stop(str(second.state_dir), SILENT) == []
+    assert listing.difference(before, listing.snapshot()) == []
+
+
+def _first_process(cluster: ClusterFacts) -> int:
+    (line,) = [
+        line for line in listing.processes() if f"local.inner {cluster.state_dir}" in line and "unshare" not in line
+    ]
+    return int(line.split()[0])
 
 
 def test_a_second_run_waits_for_the_first_to_end(run: Run, before: dict[str, list[str]]) -> None:

@@ -60,6 +60,12 @@ def test_it_is_built_once(modules: Path, tmp_path: Path) -> None:
     assert [event["name"] for event in read_events(tmp_path / "journal")] == ["build tool v1.2.3"]
 
 
+def test_go_is_not_needed_when_all_is_built(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = components.ensure(Journal())
+    monkeypatch.setattr(gotool, "find", lambda *_: pytest.fail("go was looked for"))
+    assert components.ensure(Journal()) == built
+
+
 def test_the_linker_is_told_the_version_and_go_sum_is_binding(modules: Path) -> None:
     components.ensure(Journal())
     (call,) = calls(modules)

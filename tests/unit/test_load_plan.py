@@ -126,6 +126,7 @@ def test_prompts_have_exactly_the_length_share_exactly_the_prefix_and_are_unique
 def test_no_two_prompts_begin_alike_even_where_chance_would_make_them() -> None:
     count, _ = tokenizer(11, lambda _word: False)
     texts = PromptMaker(11, ("a", "b"), count).texts(open_step(), 200, "step")
+    assert len(texts) == 200
     assert len({tuple(text.split()[1 : 1 + LEAST_OWN_TOKENS]) for text in texts}) == 200
 
 

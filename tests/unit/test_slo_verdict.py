@@ -14,9 +14,10 @@ from pytest_vllm_stage.load.plan import POISSON
 from pytest_vllm_stage.load.samples import EarlyStop, Measurement, Sample, ServerReading
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
+from pytest_vllm_stage.slo.gates import misses_of
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.saturation import kendall_tau, saturation
-from pytest_vllm_stage.slo.verdict import StepVerdict, judge, misses_of
+from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 from tests.unit.made_samples import closed_step, failed, measurement, open_step, queued, sample, with_ttfts
 
 P99 = Objective("ttft_p99_ms", 500)

@@ -46,7 +46,7 @@ def main() -> None:
     mount_all(plan.mounts, state_dir)
     if sys.stdin.readline().strip() != "connected":
         sys.exit("the supervisor ended before the network was there")
-    configure_network(plan.node, plan.host)
+    configure_network(plan.node)
     # The orphans that process 1 inherits end here too; a SIGTERM is an order to end everything.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Runner(plan).run()
@@ -70,14 +70,13 @@ def mount_all(mounts: tuple[Mount, ...], state_dir: Path) -> None:
     _run("mount", "--make-rshared", "/")
 
 
-def configure_network(node: str, host: str) -> None:
-    """Address the node's end of the veth pair, and let the namespace forward what comes from the host and no one else.
+def configure_network(node: str) -> None:
+    """Address the node's end of the veth pair and let the namespace forward packets.
 
-    A host that forwards packets would otherwise let its neighbours in.
+    There is no default route: nothing in the cluster can send to, or answer, anyone but the host itself.
     """
     _run("ip", "link", "set", "lo", "up")
     _run("ip", "address", "add", node, "dev", "eth0")
-    _run("iptables", "-t", "raw", "-A", "PREROUTING", "-i", "eth0", "!", "--source", host, "-j", "DROP")
     _run("ip", "link", "set", "eth0", "up")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1", encoding="utf-8")
 

@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Network
@@ -60,41 +61,69 @@ def start(
     packages.ensure(journal)
     paths = components.ensure(journal)
     archives = images.ensure(images.stage_images(paths))
-    seat = locking.acquire(journal, wait_s=wait_s)
-    try:
+    with ExitStack() as stack:
+        seat = stack.enter_context(closing(locking.acquire(journal, wait_s=wait_s)))
         _sweep(journal, seat)
-        with locking.mutex():
-            record = _intend(run_id, lifeline_pid, seat)
-        _prepare(record, paths, archives, mounts)
-        _spawn(record, seat)
-    finally:
-        seat.close()
-    return _bring_up(record, paths, journal)
+        record = _intend(run_id, lifeline_pid, seat)
+        until_spawned = stack.pop_all()
+    with _given_up_on_error(record, journal), journal.phase("cluster: start"):
+        with until_spawned:
+            _prepare(record, paths, archives, mounts)
+            _spawn(record, seat)
+        version = _wait_ready(Layout.of(record), paths["kserve-manager"].parent, journal)
+    return _facts(record, paths, version)
+
+
+@contextmanager
+def _given_up_on_error(record: Record, journal: Journal) -> Iterator[None]:
+    """Remove the cluster when the block fails or is interrupted; an error names the logs where they are then."""
+    layout = Layout.of(record)
+    try:
+        yield
+    except EnvironmentUnfit as error:
+        stop(layout.state_dir, journal)
+        moved = str(removal.logs_dir() / layout.state_dir.name)
+        raise EnvironmentUnfit(error.message.replace(str(layout.logs), moved), hint=error.hint) from error
+    except BaseException:
+        stop(layout.state_dir, journal)
+        raise
 
 
 def _intend(run_id: str, lifeline_pid: int, seat: Seat) -> Record:
     """Write down what is going to be made, before any of it is."""
+    with locking.mutex():
+        record = _plan_record(run_id, lifeline_pid)
+        seat.note(record.path)
+        record.path.mkdir(parents=True, mode=0o700)
+        record.save()
+    return record
+
+
+def _plan_record(run_id: str, lifeline_pid: int) -> Record:
     lifeline = ProcessRef.of(lifeline_pid)
     if lifeline is None:
         raise EnvironmentUnfit(f"process {lifeline_pid}, with which the cluster is to end, has ended already")
     cluster_id = records.new_id()
     state_dir = records.clusters_dir() / cluster_id
-    taken = [IPv4Network(living.block) for living in locking.living()]
-    record = Record(
+    others = locking.living()
+    blocks = [IPv4Network(other.block) for other in others]
+    shared = {folder for other in others for folder in other.made_dirs}
+    return Record(
         id=cluster_id,
         run_id=run_id,
         command=records.command_line(),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         state_dir=str(state_dir),
-        block=str(networks.choose(networks.taken() + taken)),
+        block=str(networks.choose(networks.taken() + blocks)),
         starter=locking.this_process(),
         lifeline=lifeline,
-        made_dirs=tuple(str(folder) for folder in SHADOWED.values() if not folder.exists()),
+        made_dirs=tuple(str(folder) for folder in SHADOWED.values() if _is_ours(folder, shared)),
     )
-    seat.note(state_dir)
-    state_dir.mkdir(parents=True, mode=0o700)
-    record.save()
-    return record
+
+
+def _is_ours(folder: Path, shared: set[str]) -> bool:
+    """The mount point is made for clusters: it is not there, or another cluster made it."""
+    return not folder.exists() or str(folder) in shared
 
 
 def _prepare(record: Record, paths: dict[str, Path], archives: list[Path], mounts: dict[str, Path]) -> None:
@@ -118,7 +147,6 @@ def _prepare(record: Record, paths: dict[str, Path], archives: list[Path], mount
         mounts=_mounts(layout, mounts),
         programs=all_programs(layout, paths, archives),
         node=f"{layout.addresses.node}/30",
-        host=str(layout.addresses.host),
         ca_file=layout.pki.certificate("ca"),
         logs=str(layout.logs),
         state=str(layout.programs),
@@ -164,33 +192,18 @@ def _spawn(record: Record, seat: Seat) -> None:
         os.close(log)
 
 
-def _bring_up(record: Record, paths: dict[str, Path], journal: Journal) -> ClusterFacts:
-    layout = Layout.of(record)
-    try:
-        with journal.phase("cluster: start"):
-            version = _wait_ready(layout, paths["kserve-manager"].parent, journal)
-    except BaseException as error:
-        stop(layout.state_dir, journal)
-        if isinstance(error, EnvironmentUnfit):
-            raise _with_logs_moved(error, layout) from error
-        raise
+def _facts(record: Record, paths: dict[str, Path], version: str) -> ClusterFacts:
     return ClusterFacts(
         kind="local",
-        kubeconfig=str(layout.kubeconfig),
+        kubeconfig=str(Layout.of(record).kubeconfig),
         context=files.CONTEXT,
         kubernetes_version=version,
         kubectl=str(paths["kubectl"]),
         reaches_services=True,
         owned=True,
-        state_dir=str(layout.state_dir),
+        state_dir=record.state_dir,
         versions=components.versions(),
     )
-
-
-def _with_logs_moved(error: EnvironmentUnfit, layout: Layout) -> EnvironmentUnfit:
-    """The same error, naming the logs where they are now that the cluster's folder is gone."""
-    moved = str(removal.logs_dir() / layout.state_dir.name)
-    return EnvironmentUnfit(error.message.replace(str(layout.logs), moved), hint=error.hint)
 
 
 def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:

@@ -113,6 +113,16 @@ def routes() -> list[str]:
     return [" ".join(line.split()) for line in shown.splitlines() if line.strip()]
 
 
+def has_link(name: str) -> bool:
+    """The veth pair is there."""
+    return name in links()
+
+
+def has_route(route: str) -> bool:
+    """The route is there, as `routes` gave it."""
+    return route in routes()
+
+
 def remove_link(name: str) -> None:
     """Delete a veth pair."""
     _ip("link", "delete", name)

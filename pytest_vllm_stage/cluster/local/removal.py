@@ -42,12 +42,16 @@ class Removal:
     removed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
-    def attempt(self, what: str, act: Callable[[], object]) -> None:
-        """Remove one thing; a failure becomes a line and does not stop the rest."""
+    def attempt(self, what: str, act: Callable[[], object], is_there: Callable[[], bool]) -> None:
+        """Remove one thing; a failure becomes a line and does not stop the rest.
+
+        The kernel removes some things when their process has ended, perhaps just now: that is no failure.
+        """
         try:
             act()
         except (OSError, StageError) as error:
-            self.left.append(f"{what}: {error}")
+            if is_there():
+                self.left.append(f"{what}: {error}")
         else:
             self.removed.append(what)
 
@@ -77,16 +81,17 @@ def _remove_all_but(spared: set[str], noted: set[Path], removal: Removal) -> Non
     _kill(spared, removal)
     for link in network.links():
         if link.removeprefix(network.LINK_PREFIX) not in spared:
-            removal.attempt(f"link {link}", partial(network.remove_link, link))
+            removal.attempt(f"link {link}", partial(network.remove_link, link), partial(network.has_link, link))
     for route in network.routes():
         if not any(record.owns_route(route) for record in living):
-            removal.attempt(f"route {route}", partial(network.remove_route, route))
+            removal.attempt(f"route {route}", partial(network.remove_route, route), partial(network.has_route, route))
     for folder in cgroups.existing():
         if folder.name.removeprefix(f"{records.PREFIX}-") not in spared:
-            removal.attempt(f"cgroup {folder}", partial(cgroups.remove, folder))
+            removal.attempt(f"cgroup {folder}", partial(cgroups.remove, folder), folder.exists)
+    in_use = {folder for record in living for folder in record.made_dirs}
     own_cache = set(records.clusters_dir().glob("*"))
     for state_dir in sorted(folder for folder in own_cache | noted if folder.exists() and folder.name not in spared):
-        _remove_folders(removal, state_dir, records.load(state_dir))
+        _remove_folders(removal, state_dir, in_use)
 
 
 def _kill(spared: set[str], removal: Removal) -> None:
@@ -110,14 +115,17 @@ def marked() -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def _remove_folders(removal: Removal, state_dir: Path, record: Record | None) -> None:
+def _remove_folders(removal: Removal, state_dir: Path, in_use: set[str]) -> None:
+    record = records.load(state_dir)
     for made in reversed(record.made_dirs if record else ()):
-        with contextlib.suppress(OSError):
-            Path(made).rmdir()
-            removal.removed.append(f"folder {made}")
+        # To remove a mount point takes away what is mounted there in other clusters' namespaces.
+        if made not in in_use:
+            with contextlib.suppress(OSError):
+                Path(made).rmdir()
+                removal.removed.append(f"folder {made}")
     with contextlib.suppress(OSError):
         keep_logs(state_dir)
-    removal.attempt(f"folder {state_dir}", lambda: records.remove_tree(state_dir))
+    removal.attempt(f"folder {state_dir}", lambda: records.remove_tree(state_dir), state_dir.exists)
 
 
 def log_of(state_dir: Path, name: str) -> Path:

@@ -1,0 +1,224 @@
+"""One objective judged: which requests missed it, and what follows, at once or while the step goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pytest_vllm_stage.load.metrics import gaps_s, latency_s
+from pytest_vllm_stage.load.plan import Step
+from pytest_vllm_stage.load.samples import Sample
+from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, smallest_pass
+from pytest_vllm_stage.slo.dependence import confirmed, effects
+from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective
+from pytest_vllm_stage.slo.sequential import boundaries, spent
+from pytest_vllm_stage.slo.throughput import judge_floor
+
+#: A decision that bursts keep from ending a step is looked at again after this share of the plan.
+_LOOK_AGAIN_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """What can be said about one objective.
+
+    Attributes:
+        objective: The objective.
+        outcome: Pass, fail or inconclusive.
+        observed: The metric's value; None where there is none.
+        n: Requests behind the decision.
+        worth: Independent requests that they are worth; fewer than ``n`` where slow ones come in bursts.
+        misses: Requests over the limit; for token gaps the sum of each answer's share.
+        p_broken: How likely such a result were if the objective were just kept.
+        needs: Requests that would decide; None where it is decided or no number would.
+        decided_after: Requests that the sequential rule took; None with the fixed rule, or undecided.
+        why: The numbers in a sentence.
+    """
+
+    objective: Objective
+    outcome: Outcome
+    observed: float | None
+    n: int
+    worth: int
+    misses: float
+    p_broken: float
+    needs: int | None
+    decided_after: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Risks:
+    """The probabilities of a wrong answer that are accepted.
+
+    Attributes:
+        broken_passes: Highest probability of passing a step with a broken objective.
+        kept_fails: Highest probability of failing one objective that is kept.
+    """
+
+    broken_passes: float = ALPHA
+    kept_fails: float = ALPHA
+
+    @staticmethod
+    def shared(alpha: float, gates: int) -> Risks:
+        """A step may pass wrongly with alpha; all gates of a run share the alpha of a wrong fail.
+
+        A step passes only when all its objectives do, so that their number costs nothing on that side.
+        """
+        return Risks(alpha, alpha / max(1, gates))
+
+
+def misses_of(objective: Objective, samples: Sequence[Sample]) -> list[float]:
+    """For each request that the objective speaks of, in the schedule's order: how much of it missed, 0 to 1.
+
+    A whole request misses or not; of the gaps between its tokens a share may miss.
+    """
+    return [miss for sample in samples if (miss := _miss(objective, sample)) is not None]
+
+
+def values_of(objective: Objective, samples: Sequence[Sample]) -> list[float]:
+    """For the same requests: what is the larger the worse they are; the longest gap where gaps are judged."""
+    return [value for sample in samples if (value := _value(objective, sample)) is not None]
+
+
+def _value(objective: Objective, sample: Sample) -> float | None:
+    if objective.key == ERROR_RATE:
+        return float(sample.failure is not None)
+    if objective.latency == "itl":
+        return max(gaps_s(sample), default=None)
+    return latency_s(objective.latency or "", sample)
+
+
+def _miss(objective: Objective, sample: Sample) -> float | None:
+    if objective.latency == "itl":
+        gaps = gaps_s(sample)
+        return sum(gap > objective.limit_s for gap in gaps) / len(gaps) if gaps else None
+    value = _value(objective, sample)
+    if value is None or objective.key == ERROR_RATE:
+        return value
+    return float(value > objective.limit_s)
+
+
+def is_sequential(step: Step, objective: Objective) -> bool:
+    """The objective is judged by the sequential rule in this step."""
+    return step.decide_early and step.open_loop and not objective.is_floor and objective.allowed_share > 0
+
+
+@dataclass
+class SequentialGate:
+    """An objective under the sequential rule; takes requests in the schedule's order.
+
+    Attributes:
+        objective: The objective.
+        planned: Requests of the plan.
+        risks: The accepted risks.
+        outcome: Inconclusive until a boundary is crossed.
+        decided_after: Requests that it took.
+        certain: The step may end by it: slow requests do not come in bursts, or what they are worth decides too.
+    """
+
+    objective: Objective
+    planned: int
+    risks: Risks
+    outcome: Outcome = Outcome.INCONCLUSIVE
+    decided_after: int | None = None
+    certain: bool = False
+    _misses: list[float] = field(default_factory=list)
+    _values: list[float] = field(default_factory=list)
+    _total: float = 0.0
+    _look_at: int = 0
+
+    def take(self, sample: Sample) -> None:
+        """One more request."""
+        miss, value = _miss(self.objective, sample), _value(self.objective, sample)
+        if miss is None or value is None or self.certain or len(self._misses) >= self.planned:
+            return
+        self._misses.append(miss)
+        self._values.append(value)
+        self._total += miss
+        if self.outcome is Outcome.INCONCLUSIVE:
+            self._look()
+        elif len(self._misses) >= self._look_at:
+            self._confirm()
+
+    def _look(self) -> None:
+        n = len(self._misses)
+        plan = boundaries(
+            self.planned,
+            self.objective.allowed_share,
+            alpha_pass=self.risks.broken_passes,
+            alpha_fail=self.risks.kept_fails,
+        )
+        self.outcome = plan.look(n, self._total)
+        if self.outcome is not Outcome.INCONCLUSIVE:
+            self.decided_after = n
+            self._confirm()
+
+    def _confirm(self) -> None:
+        n = len(self._misses)
+        alpha = self.risks.kept_fails if self.outcome is Outcome.FAIL else self.risks.broken_passes
+        alpha = spent(n / self.planned, alpha)
+        self.certain = confirmed(self.outcome, self._values, self._misses, self.objective.allowed_share, alpha=alpha)
+        self._look_at = n + max(1, int(_LOOK_AGAIN_SHARE * self.planned))
+
+
+def judge_gate(
+    step: Step, samples: Sequence[Sample], objective: Objective, observed: float | None, risks: Risks
+) -> GateVerdict:
+    """Judge an objective on a latency or on the error rate.
+
+    Args:
+        step: The plan; says whether the sequential rule applies.
+        samples: One row a request, in the schedule's order.
+        objective: No floor.
+        observed: The metric's value.
+        risks: The accepted risks.
+    """
+    misses, values = misses_of(objective, samples), values_of(objective, samples)
+    fixed = decide(
+        len(misses),
+        math.fsum(misses),
+        objective.allowed_share,
+        alpha_pass=risks.broken_passes,
+        alpha_fail=risks.kept_fails,
+    )
+    worth = max(1, int(fixed.n / effects(values, misses)[0])) if misses else 0
+    outcome, after = fixed.outcome, None
+    if is_sequential(step, objective):
+        gate = SequentialGate(objective, step.planned_requests or 1, risks)
+        for sample in samples:
+            gate.take(sample)
+        outcome, after = gate.outcome, gate.decided_after
+    why = _why(objective, outcome, observed, fixed, after)
+    return GateVerdict(
+        objective, outcome, observed, fixed.n, worth, fixed.misses, fixed.p_broken, fixed.needs, after, why
+    )
+
+
+def _why(objective: Objective, outcome: Outcome, observed: float | None, fixed: Decision, after: int | None) -> str:
+    seen = "no value" if observed is None else f"{observed:.4g}"
+    early = f", certain after {after}" if after is not None and after < fixed.n else ""
+    text = f"{objective.text()}: {seen}, {fixed.misses:g} misses of {fixed.n} requests{early}"
+    if outcome is not Outcome.INCONCLUSIVE:
+        return text
+    least = smallest_pass(objective.allowed_share) if objective.allowed_share > 0 else 1
+    if fixed.n < least:
+        return f"{text}; too few samples: a pass takes {least} at least"
+    return f"{text}; too close to call{f', about {fixed.needs} requests would decide' if fixed.needs else ''}"
+
+
+def judge_floor_gate(
+    samples: Sequence[Sample], objective: Objective, observed: float, limits_s: dict[str, float], risks: Risks
+) -> GateVerdict:
+    """Judge an objective that is met from a value upwards."""
+    test = judge_floor(samples, objective.metric, observed, objective.limit, limits_s)
+    outcome = Outcome.INCONCLUSIVE
+    if test.p_kept <= risks.broken_passes:
+        outcome = Outcome.PASS
+    elif test.p_broken <= risks.kept_fails:
+        outcome = Outcome.FAIL
+    error = "too short for an error estimate" if test.error is None else f"standard error {test.error:.3g}"
+    why = f"{objective.text()}: {observed:.4g} ({error})"
+    n = len(samples)
+    return GateVerdict(objective, outcome, observed, n, n, 0.0, test.p_broken, None, None, why)
