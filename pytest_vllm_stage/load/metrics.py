@@ -97,7 +97,7 @@ class Metrics:
         error_rate: Share of the samples that failed.
         achieved_over_offered: Rate at which requests were really sent over the planned rate; None for closed loops.
         lag_p99_ms: How late requests were sent, P99.
-        arrival_cv: Coefficient of variation of the gaps between sends: 0 constant, 1 Poisson; None below 3 requests.
+        arrival_cv: Coefficient of variation of the gaps between sends: 0 constant, 1 Poisson; None for closed loops.
         stalls: Number of stalls; see `find_stalls`.
         longest_stall_s: The longest one; 0 without any.
         stalled_at_s: When each began.
@@ -199,7 +199,7 @@ def summarise(samples: Sequence[Sample], step: Step, *, limits_s: Mapping[str, f
         error_rate=_per(len(samples) - len(right), len(samples)),
         achieved_over_offered=achieved_over_offered(samples, step),
         lag_p99_ms=_lag_p99_ms(samples),
-        arrival_cv=_arrival_cv(samples),
+        arrival_cv=_arrival_cv(samples) if step.open_loop else None,
         stalls=len(stalls),
         longest_stall_s=max((stall.duration_s for stall in stalls), default=0.0),
         stalled_at_s=tuple(stall.start_s for stall in stalls),

@@ -121,7 +121,7 @@ def queueing(n: int, steps: int, seed: int, *, servers: int, load: float) -> tup
 
 def live(n: int, steps: int, rate: float) -> tuple[list[list[float]], float]:
     """TTFTs that the driver measured, and the P99 of the engine's own record of them."""
-    ttft_ms, prompt_tokens, prefill_per_s = 40.0, 64, 20_000.0
+    ttft_ms, prompt_tokens, prefill_per_s = 400.0, 64, 20_000.0
     options = ("--ttft-ms", str(ttft_ms), "--jitter", str(SIGMA), "--prefill-tokens-per-s", str(prefill_per_s))
     total_s = n * steps / rate
     with running_engine(*options, "--itl-ms", "1", realtime=True) as engine:

@@ -117,7 +117,9 @@ def test_a_refused_connection_does_not_lower_the_achieved_rate() -> None:
 
 
 def test_a_closed_loop_offers_no_rate() -> None:
-    assert summarise([sample(0, 0)], closed_step()).achieved_over_offered is None
+    metrics = summarise([sample(i, i / 10) for i in range(5)], closed_step())
+    assert metrics.achieved_over_offered is None
+    assert metrics.arrival_cv is None
 
 
 def test_one_token_has_no_gap_and_two_tokens_in_an_event_are_said() -> None:

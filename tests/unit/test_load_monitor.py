@@ -1,0 +1,75 @@
+"""The engine's and the GPU exporter's metrics beside a step: what is there is read, what is not is never 0."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+
+from pytest_vllm_stage.load.connections import address_of
+from pytest_vllm_stage.load.monitor import Monitor, Source
+from pytest_vllm_stage.load.samples import ServerReading
+from tests.unit.sim_engine import Handler, request_of, serving
+
+ENGINE = b"""vllm:num_requests_running{engine="0",model_name="m"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 5.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:prefix_cache_queries_total{engine="0",model_name="m"} 100.0
+vllm:prefix_cache_hits_total{engine="0",model_name="m"} 40.0
+vllm:generation_tokens_total{engine="0",model_name="m"} 7.0
+vllm:num_requests_running{engine="0",model_name="other"} 99.0
+"""
+GPU = b"""DCGM_FI_DEV_FB_USED{gpu="0"} 100
+DCGM_FI_DEV_FB_USED{gpu="1"} 300
+DCGM_FI_DEV_GPU_UTIL{gpu="0"} 40
+DCGM_FI_DEV_GPU_UTIL{gpu="1"} 60
+"""
+
+
+def page(body: bytes, status: bytes = b"200 OK", seen: list[bytes] | None = None) -> Handler:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        while True:
+            request = await request_of(reader)
+            if seen is not None:
+                seen.append(request)
+            writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    return serve
+
+
+async def readings(engine: Handler, gpu: Handler | None = None, times: int = 1) -> list[ServerReading]:
+    async with serving(engine) as engine_port, serving(gpu or page(b"")) as gpu_port:
+        source = Source(address_of(f"http://127.0.0.1:{engine_port}"), model="m")
+        exporter = Source(address_of(f"http://127.0.0.1:{gpu_port}")) if gpu else None
+        monitor = Monitor(source, exporter, 0.0, b"authorization: Bearer k\r\n")
+        for _ in range(times):
+            await monitor.read()
+        await monitor.close()
+        return monitor.readings
+
+
+def test_an_engine_and_its_gpus_are_read() -> None:
+    seen: list[bytes] = []
+    first, second = asyncio.run(readings(page(ENGINE, seen=seen), page(GPU), times=2))
+    assert (first.running, first.waiting, first.kv_cache_usage) == (2, 5, 0.25)
+    assert (first.prefix_cache_queries, first.prefix_cache_hits, first.generation_tokens) == (100, 40, 7)
+    assert first.gpu_memory_used_bytes == 400 * 1024 * 1024
+    assert first.gpu_utilization == 0.5
+    assert second.at_s > first.at_s
+    assert all(b"GET /metrics HTTP/1.1" in request and b"Bearer k" in request for request in seen)
+
+
+def test_what_is_not_there_is_not_zero() -> None:
+    (only,) = asyncio.run(readings(page(ENGINE)))
+    assert (only.preemptions, only.prompt_tokens) == (None, None)
+    assert (only.gpu_memory_used_bytes, only.gpu_utilization) == (None, None)
+
+
+def test_a_page_that_is_refused_is_no_reading() -> None:
+    assert asyncio.run(readings(page(ENGINE, b"404 Not Found"))) == []
+
+
+def test_a_server_that_hangs_up_is_no_reading() -> None:
+    async def hang_up(reader: StreamReader, _writer: StreamWriter) -> None:
+        await request_of(reader)
+
+    assert asyncio.run(readings(hang_up)) == []

@@ -1,0 +1,157 @@
+"""What a step leaves, what a run makes of its steps, and the load tables of a profile."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.load.tables import parse_load_plan
+from pytest_vllm_stage.slo.artifacts import read_measurements, read_result, write_csv, write_step
+from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.run import judge_run
+from pytest_vllm_stage.slo.verdict import StepVerdict, judge
+from tests.unit.made_samples import failed, measurement, open_step, sample, with_ttfts
+
+P99 = Objective("ttft_p99_ms", 500)
+
+
+def test_a_step_is_written_read_back_and_judged_again_alike(tmp_path: Path) -> None:
+    samples = [sample(i, i / 10) if i % 50 else failed(i, i / 10) for i in range(600)]
+    made = measurement(open_step(id="full-rate-10"), samples, cpu_s=1.0, wall_s=60.0)
+    metrics, verdict = judge(made, [P99])
+    result = read_result(write_step(tmp_path, made, metrics, verdict))
+    assert result["verdict"]["outcome"] == "fail"
+    assert result["metrics"]["metrics"]["ttft_p99_ms"] == "inf"
+    (again,) = read_measurements(tmp_path)
+    assert judge(again, [P99]) == (metrics, verdict)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full-rate-10.json", "full-rate-10.samples.jsonl.gz"]
+
+
+def test_a_spreadsheet_has_a_row_a_step(tmp_path: Path) -> None:
+    rows = [(made, *judge(made, [P99])) for made in (with_ttfts([0.1] * 400), with_ttfts([0.1] * 40))]
+    with write_csv(tmp_path, rows).open() as file:
+        read = list(csv.DictReader(file))
+    assert [row["outcome"] for row in read] == ["pass", "inconclusive"]
+    assert float(read[0]["ttft_p50_ms"]) == pytest.approx(100)
+    assert read[0]["concurrency"] == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "other"}, "schema: must be vllm-stage/benchmark"),
+        ({"schema_version": 7}, "schema_version: is 7; this reads 1"),
+        ({"metrics": None}, "metrics: must be an object"),
+        ({"metrics": {}}, "metrics.metrics: must be an object"),
+        ({"verdict": {"outcome": "fine"}}, "verdict.outcome: must be one of pass, fail, inconclusive, invalid"),
+    ],
+)
+def test_a_wrong_result_is_refused_by_its_field(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    made = with_ttfts([0.1] * 40)
+    path = write_step(tmp_path, made, *judge(made, [P99]))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ConfigError) as caught:
+        read_result(path)
+    assert message in str(caught.value)
+
+
+def test_no_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no samples"):
+        read_measurements(tmp_path)
+    with pytest.raises(ConfigError, match="no readable benchmark result"):
+        read_result(tmp_path / "nothing.json")
+
+
+def step_verdict(name: str, misses: int, gates: int) -> StepVerdict:
+    slow = {i * 50 + 7 for i in range(misses)}
+    made = with_ttfts([0.6 if i in slow else 0.1 for i in range(600)], id=name)
+    return judge(made, [P99], gates=gates)[1]
+
+
+def test_holms_rule_gives_a_run_what_its_steps_could_not_spend() -> None:
+    """12 misses of 600 (p 0.02) are too few for a fifth of alpha; beside four certain fails they do."""
+    verdicts = [step_verdict(f"s{i}", 12, 5) for i in range(1)]
+    assert [found.outcome for found in verdicts] == [Outcome.INCONCLUSIVE]
+    made = with_ttfts([0.6] * 600, id="broken")
+    clear = [replace(judge(made, [P99], gates=5)[1], step=f"b{i}") for i in range(4)]
+    together = judge_run([*verdicts, *clear])
+    assert [found.outcome for found in together] == [Outcome.FAIL] * 5
+    assert together[0].why == "ttft_p99_ms <= 500: 600, 12 misses of 600 requests; broken by Holm's rule over the run"
+    assert together[1:] == clear
+    assert judge_run([*verdicts, *clear], sequential=["s0"])[0] == verdicts[0]
+
+
+def test_healthy_and_invalid_steps_stay_as_they_are() -> None:
+    healthy = [step_verdict(f"s{i}", 0, 5) for i in range(4)]
+    invalid = replace(step_verdict("x", 12, 1), outcome=Outcome.INVALID)
+    assert judge_run([*healthy, invalid]) == [*healthy, invalid]
+    assert judge_run([]) == []
+
+
+LOAD = """
+[load]
+rates = [1, 5]
+concurrencies = [1, 25]
+duration_s = 60
+prompt_tokens = 256
+output_tokens = 128
+[models.full.load]
+rates = [1, 5, 10]
+arrivals = "poisson"
+"""
+
+
+def layers(text: str = LOAD) -> list[tuple[str, dict[str, Any]]]:
+    data = tomllib.loads(text)
+    return [("load", data["load"]), ("models.full.load", data.get("models", {}).get("full", {}).get("load", {}))]
+
+
+def test_a_profiles_load_makes_the_steps_of_a_model() -> None:
+    plan = parse_load_plan("full", "big", layers(), seed=7, decide_early=True)
+    steps = plan.steps()
+    assert [step.id for step in steps] == [
+        "full-rate-1",
+        "full-rate-5",
+        "full-rate-10",
+        "full-concurrency-1",
+        "full-concurrency-25",
+    ]
+    first = steps[0]
+    assert (first.arrivals, first.request_rate, first.planned_requests) == ("poisson", 1, 60)
+    assert (first.model, first.prompt_tokens, first.output_tokens, first.decide_early) == ("big", 256, 128, True)
+    assert (steps[-1].arrivals, steps[-1].concurrency) == ("closed", 25)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("rate = [1]", "load: rate is unknown (did you mean rates?); valid keys: duration_s"),
+        ("rates = [0]", "rates: must be a list of numbers above 0, not [0]"),
+        ("rates = 5", "rates: must be a list of numbers above 0, not 5"),
+        ("rates = [5, 5]", "rates: has a value twice: [5, 5]"),
+        ("concurrencies = [2.5]", "concurrencies: must be a list of whole numbers above 0"),
+        ('arrivals = "closed"', "arrivals: closed loops are made by concurrencies; valid: constant, poisson"),
+        ('arrivals = "waves"', "arrivals: is 'waves'; valid: constant, poisson, closed"),
+        ("duration_s = 0", "duration_s: must be a number above 0, not 0"),
+        ("prompt_tokens = 1.5", "prompt_tokens: must be a whole number above 0"),
+    ],
+)
+def test_a_wrong_load_is_refused_by_its_key(change: str, message: str) -> None:
+    key = change.split(" ")[0]
+    lines = [line for line in LOAD.split("[models")[0].splitlines() if not line.startswith(f"{key} ")]
+    with pytest.raises(ConfigError) as caught:
+        parse_load_plan("full", "big", layers("\n".join([*lines, change])), seed=1)
+    assert message in str(caught.value)
+
+
+def test_what_has_no_default_must_be_set() -> None:
+    with pytest.raises(ConfigError, match="load: output_tokens: is missing"):
+        parse_load_plan("full", "big", [("load", {"duration_s": 1, "prompt_tokens": 1})], seed=1)
