@@ -288,10 +288,22 @@ def sweep(journal: Journal) -> list[str]:
     Returns:
         A line for each thing that was removed.
     """
-    for record in locking.living():
-        if record.supervisor and locking.is_ending(record):
-            record.supervisor.wait(locking.ENDING_S)
+    wait_until(
+        "dying local clusters gone",
+        _look_at_dying,
+        timeout_s=locking.ENDING_S,
+        journal=journal,
+        interval_s=0.1,
+        error=EnvironmentUnfit,
+        hint="kill the process that is named, then sweep again",
+    )
     return _sweep(journal, None)
+
+
+def _look_at_dying() -> Observation:
+    """Clusters that go by themselves, whose processes still hold a seat; what they leave can be told only then."""
+    dying = [record.describe() for record in locking.living() if locking.is_ending(record)]
+    return Observation(not dying, "; ".join(dying) or "none")
 
 
 def _sweep(journal: Journal, own: Seat | None) -> list[str]:
