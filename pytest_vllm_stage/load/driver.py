@@ -17,17 +17,14 @@ from typing import Any
 from pytest_vllm_stage.load.connections import Pool, address_of
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.monitor import Monitor, Source
+from pytest_vllm_stage.load.observe import LoopLag, Progress
 from pytest_vllm_stage.load.plan import Step
 from pytest_vllm_stage.load.samples import ClientFacts, EarlyStop, Measurement, Sample
-from pytest_vllm_stage.load.statistics import rank_of
 from pytest_vllm_stage.load.timer import Timer
 from pytest_vllm_stage.secret import Secret
 
 VERSION = "1"
 PROGRESS_INTERVAL_S = 5.0
-_LOOP_LAG_INTERVAL_S = 0.05
-#: The loop's own timers are this coarse; less is no lag.
-_LOOP_TIMER_S = 0.002
 #: From the end of the warm-up to the first request.
 _LEAD_S = 0.2
 
@@ -62,37 +59,6 @@ class Job:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class Progress:
-    """How far a step is, for people.
-
-    Attributes:
-        sent: Requests sent.
-        done: Answers complete, failed ones included.
-        failed: Of these, failed.
-        elapsed_s: Since the step's start.
-        running: The engine's batch, at the last reading.
-        waiting: The engine's queue, at the last reading.
-    """
-
-    sent: int = 0
-    done: int = 0
-    failed: int = 0
-    elapsed_s: float = 0.0
-    running: float | None = None
-    waiting: float | None = None
-
-    def text(self, step: Step) -> str:
-        """One line."""
-        engine = "" if self.running is None else f", engine runs {self.running:g}, {self.waiting or 0:g} wait"
-        failed = f", {self.failed} failed" if self.failed else ""
-        planned = f" of {step.planned_requests}" if step.open_loop else ""
-        return (
-            f"{step.id}: {self.elapsed_s:.0f} of {step.duration_s:g} s, "
-            f"{self.sent}{planned} sent, {self.done} answered{failed}{engine}"
-        )
-
-
 async def run_step(
     job: Job, *, watcher: Watcher | None = None, say: Callable[[str], None] = lambda _line: None
 ) -> Measurement:
@@ -103,7 +69,7 @@ async def run_step(
         watcher: Sees each sample, and may end the sending early.
         say: Takes a progress line about every five seconds.
     """
-    loop_lag = _LoopLag()
+    loop_lag = LoopLag()
     pool = Pool(address_of(job.base_url, job.ca_file))
     await pool.resolve()
     await _warm_up(job, pool)
@@ -162,44 +128,11 @@ async def _warm_up(job: Job, pool: Pool) -> None:
         await done.wait()
 
 
-class _LoopLag:
-    """Measures how late the loop comes round: what it does to send times it also does to token times."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._late_s: list[float] = []
-        self._due_s = 0.0
-        self._next()
-
-    def _next(self) -> None:
-        self._due_s = time.perf_counter() + _LOOP_LAG_INTERVAL_S
-        self._handle = self._loop.call_later(_LOOP_LAG_INTERVAL_S, self._came)
-
-    def _came(self) -> None:
-        self._late_s.append(time.perf_counter() - self._due_s)
-        self._next()
-
-    def restart(self) -> None:
-        """Forget what was measured so far."""
-        self._late_s.clear()
-
-    def stop(self) -> None:
-        """Measure no more."""
-        self._handle.cancel()
-
-    def p99_ms(self) -> float | None:
-        """The 99th percentile, free of the timer's own coarseness; None before anything was measured."""
-        if not self._late_s:
-            return None
-        late_s = sorted(self._late_s)[rank_of(99, len(self._late_s)) - 1]
-        return max(0.0, late_s - _LOOP_TIMER_S) * 1000
-
-
 class _Run:
     """One step under way."""
 
     def __init__(
-        self, job: Job, pool: Pool, watcher: Watcher | None, say: Callable[[str], None], loop_lag: _LoopLag
+        self, job: Job, pool: Pool, watcher: Watcher | None, say: Callable[[str], None], loop_lag: LoopLag
     ) -> None:
         self._job = job
         self._step = job.step

@@ -93,6 +93,7 @@ def test_a_closed_loop_never_has_more_open_than_users(sim: Sim) -> None:
     open_requests = [sum(change for _, change in marks[: i + 1]) for i in range(len(marks))]
     assert max(open_requests) == 3
     assert len(measurement.samples) > 6
+    assert all(sample.scheduled_s < 0.6 for sample in measurement.samples), "nobody begins after the step's end"
     assert "prompts_ran_out" not in measurement.facts
 
 

@@ -91,7 +91,8 @@ def test_holms_rule_gives_a_run_what_its_steps_could_not_spend() -> None:
 
 def test_healthy_and_invalid_steps_stay_as_they_are() -> None:
     healthy = [step_verdict(f"s{i}", 0, 5) for i in range(4)]
-    invalid = replace(step_verdict("x", 12, 1), outcome=Outcome.INVALID)
+    open_gate = step_verdict("x", 12, 5)
+    invalid = replace(open_gate, outcome=Outcome.INVALID, gates=(replace(open_gate.gates[0], p_broken=0.0),))
     assert judge_run([*healthy, invalid]) == [*healthy, invalid]
     assert judge_run([]) == []
 

@@ -289,7 +289,8 @@ def test_an_overloaded_server_is_hardly_ever_missed(load: float) -> None:
 
 
 def test_a_closed_loop_that_keeps_requests_waiting_gets_the_advice() -> None:
-    server = [ServerReading(float(at), 16, 9) for at in range(60)]
+    server = [ServerReading(float(at), 16, 9) for at in range(1, 60)]
+    server = [ServerReading(-0.1, 0, 0), *server, *[ServerReading(60.0 + at, 0, 0) for at in range(90)]]
     samples = [sample(i, i / 10) for i in range(600)]
     state = saturation(measurement(closed_step(25), samples, server))
     assert not state.saturated
