@@ -72,7 +72,7 @@ def processes() -> list[str]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             ours = "cluster.local.supervisor" in command or command.startswith(components)
             if ours or int(entry.name) in marked or "/vllm-stage-" in (entry / "cgroup").read_text():
-                found.append(f"{entry.name} {command[:120]}")
+                found.append(f"{entry.name} {command}")
     return sorted(found)
 
 
