@@ -12,6 +12,9 @@ from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.options import BY_NAME, OPTIONS, Option
 from pytest_vllm_stage.profile import Profile, load_profile
 
+#: What files with a load step's samples end with; `load.samples_file` writes them.
+SAMPLES = ".samples.jsonl.gz"
+
 Lookup = Callable[[str], str | None]
 
 
@@ -56,7 +59,8 @@ class StageConfig:
     @property
     def deploys(self) -> bool:
         """The run deploys the stage itself."""
-        return self.endpoint is None and (self.cluster_kind == "local" or self.get("deploy") == "true")
+        without = self.endpoint or self.get("results")
+        return not without and (self.cluster_kind == "local" or self.get("deploy") == "true")
 
     @property
     def endpoint(self) -> str | None:
@@ -160,6 +164,27 @@ def _check_agreement(config: StageConfig) -> None:
         path = config.get(name)
         if path and not Path(path).is_file():
             raise ConfigError(f"{config.settings[name].source}: there is no file {path!r}")
+    _check_load(config, given)
+
+
+def _check_load(config: StageConfig, given: Mapping[str, str]) -> None:
+    source = {name: setting.source for name, setting in config.settings.items()}
+    seed, results, gpu_metrics = config.get("load_seed"), config.get("results"), config.get("gpu_metrics")
+    if seed is not None and not (seed.isascii() and seed.isdigit()):
+        raise ConfigError(f"{source['load_seed']}: {seed!r} is not valid; valid: a whole number from 0")
+    if gpu_metrics and urlsplit(gpu_metrics).scheme not in ("http", "https"):
+        raise ConfigError(f"{source['gpu_metrics']}: {gpu_metrics!r} is no URL; valid: http[s]://host:port[/metrics]")
+    if not results:
+        return
+    if not Path(results).is_dir():
+        raise ConfigError(f"{source['results']}: there is no folder {results!r}")
+    if not [*Path(results).glob(f"*{SAMPLES}"), *Path(results).glob(f"benchmarks/*{SAMPLES}")]:
+        raise ConfigError(
+            f"{source['results']}: {results!r} has no samples (*{SAMPLES}), nor has its benchmarks folder"
+        )
+    for name in ("endpoint", "context", "deploy", "reuse", "keep", "find_capacity"):
+        if name in given:
+            raise ConfigError(f"{source['results']} measures nothing: it cannot go with {given[name]}")
 
 
 def _check_endpoint(url: str, source: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
 
     from pytest_vllm_stage.cluster.facts import ClusterFacts
     from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.load.prompts import PromptMaker
     from pytest_vllm_stage.serving.client import Client
     from pytest_vllm_stage.serving.target import Target
+    from pytest_vllm_stage.session.capacity import FoundCapacity
+    from pytest_vllm_stage.session.plans import PlannedStep
+    from pytest_vllm_stage.session.steps import StepResult
     from pytest_vllm_stage.stage.facts import StageFacts
+
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 
 
 def _told(error: StageError) -> BaseException:
@@ -62,6 +70,8 @@ def cluster(stage_run: Run) -> ClusterFacts:
     """The cluster that carries the stage, made on first use if the run makes its own; skips with --stage-endpoint."""
     if stage_run.config.endpoint:
         pytest.skip("needs a cluster, and --stage-endpoint validates a server alone")
+    if stage_run.config.get("results"):
+        pytest.skip("needs a stage, and --stage-results judges saved samples alone")
     from pytest_vllm_stage.session.lifecycle import cluster_of
 
     with told():
@@ -132,3 +142,54 @@ def minio(stage: StageFacts, kube: lightkube.Client) -> minio_client.Minio:
 
     with told():
         return connect(stage, kube)
+
+
+@pytest.fixture(scope="session")
+def _prompt_maker(request: pytest.FixtureRequest) -> Callable[[str, str], PromptMaker]:
+    """Role and API to a prompt maker: what a tokenizer makes of words is found out once for all steps of a target."""
+    from pytest_vllm_stage.load.prepare import maker_for
+
+    clients = request.getfixturevalue("_clients")
+    return functools.cache(lambda role, api: maker_for(clients[role], api))
+
+
+@pytest.fixture
+def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[PlannedStep], StepResult]:
+    """Carries out a load step and judges it; with --stage-results it judges the saved samples instead."""
+    from pytest_vllm_stage.session import steps
+
+    if stage_run.config.get("results"):
+        saved = {planned.step.id: path for planned, path in steps.saved_steps(stage_run.config)}
+        return lambda planned: steps.judge_saved(stage_run, saved[planned.step.id])
+    clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
+
+    def measure(planned: PlannedStep) -> StepResult:
+        client = clients[planned.role]
+        return steps.carry_out(stage_run, planned, client, maker(planned.role, planned.step.api))
+
+    return _telling(measure)
+
+
+@pytest.fixture
+def find_capacity(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[str], FoundCapacity]:
+    """Searches the highest request rate at which a role's model keeps its objectives."""
+    from pytest_vllm_stage.session import capacity, plans
+
+    clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
+
+    def find(role: str) -> FoundCapacity:
+        return capacity.find(stage_run, role, clients[role], maker(role, plans.api_of(stage_run.config, role)))
+
+    return _telling(find)
+
+
+def _telling(work: Callable[[Asked], Found]) -> Callable[[Asked], Found]:
+    """The same work, with our own errors turned into failures that read well."""
+
+    def telling(asked: Asked) -> Found:
+        found: list[Found] = []
+        with told():
+            found.append(work(asked))
+        return found[0]
+
+    return telling

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 CLUSTERS = ("auto", "local", "kubeconfig")
 KEEPS = ("never", "on-failure", "always")
+LOAD_DRIVERS = ("builtin", "guidellm")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,41 @@ OPTIONS: tuple[Option, ...] = (
         "a check that was skipped or stayed inconclusive fails the run",
         default="false",
         flag=True,
+    ),
+    Option(
+        "results",
+        "judge the samples of an earlier run again (its `benchmarks` folder) by this profile, without any endpoint",
+        metavar="DIR",
+    ),
+    Option(
+        "full_duration",
+        "load steps run for their whole duration, also where their verdict is certain before",
+        default="false",
+        flag=True,
+    ),
+    Option(
+        "find_capacity",
+        "search the highest request rate that keeps each model's objectives, and print it beside the promised one",
+        default="false",
+        flag=True,
+    ),
+    Option(
+        "load_driver",
+        "what sends the load: `builtin`, or `guidellm` from the engine's environment",
+        default="builtin",
+        choices=LOAD_DRIVERS,
+    ),
+    Option(
+        "load_seed",
+        "whole number that prompts and Poisson arrivals are made from; default: one of the run's own, since prompts "
+        "that were sent before may still be in the server's prefix cache",
+        metavar="N",
+    ),
+    Option(
+        "gpu_metrics",
+        "where GPU memory and utilisation are read beside a load step: a DCGM exporter's page "
+        "(http://host:9400/metrics), or the root of a Prometheus that scrapes one",
+        metavar="URL",
     ),
     Option("run_dir", "folder for this run's record, instead of reports/<run-id>", metavar="DIR"),
 )

@@ -11,6 +11,7 @@ import pytest
 from pytest_vllm_stage.options import OPTIONS, Option
 from pytest_vllm_stage.session.progress import Progress
 from pytest_vllm_stage.session.run import RUN, Identity, Run, new_run_id
+from pytest_vllm_stage.session.turns import Turns
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.config import StageConfig
@@ -21,6 +22,8 @@ pytest_plugins = ("pytest_vllm_stage.fixtures",)
 
 MARKERS = (
     "smoke: the fast checks: is the endpoint alive and sane",
+    "load: puts load on an endpoint, so it runs alone, after everything that is no load",
+    "after_load: reads what the load steps measured, so it runs after all of them",
     "real: needs what this machine can make: the local cluster or the real engine (tests of this project)",
 )
 
@@ -72,6 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
             int(worker_input["vllm_stage_controller_pid"]),
         )
         config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
+    config.pluginmanager.register(Turns(config.stash[RUN]), "vllm-stage-turns")
 
 
 def resolve(config: pytest.Config) -> StageConfig:
@@ -82,22 +86,44 @@ def resolve(config: pytest.Config) -> StageConfig:
     """
     from pytest_vllm_stage.config import resolve as resolve_settings
     from pytest_vllm_stage.errors import ConfigError
+    from pytest_vllm_stage.session import plans
 
     try:
-        return resolve_settings(
+        settings = resolve_settings(
             lambda name: config.getoption("vllm_stage_" + name),
             os.environ,
             lambda name: config.getini("vllm_stage_" + name) or None,
             config.rootpath,
         )
+        plans.check(settings)
+        return settings
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a target model, wherever a test looks at a single model."""
+    """One test a target model, wherever a test looks at a single model; one a load step, wherever it measures one."""
     if "model_role" in metafunc.fixturenames:
         metafunc.parametrize("model_role", metafunc.config.stash[RUN].config.roles)
+    if "load_step" in metafunc.fixturenames:
+        _parametrize_load_steps(metafunc, metafunc.config.stash[RUN])
+
+
+def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
+    """One test a load step: of the profile's plan, or of the results that are judged again."""
+    from pytest_vllm_stage.errors import ConfigError
+    from pytest_vllm_stage.session import plans, steps
+
+    try:
+        again = run.config.get("results")
+        found = [step for step, _ in steps.saved_steps(run.config)] if again else plans.steps_of(run.config, run.run_id)
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from None
+    if found:
+        metafunc.parametrize("load_step", found, ids=[planned.step.id for planned in found])
+    else:
+        reason = f"profile {run.config.profile.name} plans no load: it has no [load] table"
+        metafunc.parametrize("load_step", [pytest.param(None, marks=pytest.mark.skip(reason=reason))], ids=["none"])
 
 
 @pytest.hookimpl(wrapper=True)

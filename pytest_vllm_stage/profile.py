@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class ModelProfile:
         description: What it really is, for reports.
         rate_limit_requests_per_s: The operational promise of one instance; None where nothing is promised.
         cost_per_hour_usd: Price of its node; None where it has none.
+        load: Its ``load`` table, which overrides the profile's; `load.tables` reads it.
+        slo: Its ``slo`` table, which overrides the profile's; `slo.objectives` reads it.
     """
 
     role: str
@@ -41,6 +43,8 @@ class ModelProfile:
     description: str = ""
     rate_limit_requests_per_s: float | None = None
     cost_per_hour_usd: float | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
+    slo: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Profile:
         waits_s: Wait name to seconds; see `DEFAULT_WAITS_S`.
         options: Plugin options that the profile sets.
         source: The file it was read from.
+        load: The ``load`` table of all models; empty where no load is planned.
+        slo: The ``slo`` table of all models.
     """
 
     name: str
@@ -66,6 +72,8 @@ class Profile:
     waits_s: Mapping[str, float]
     options: Mapping[str, str]
     source: Path
+    load: Mapping[str, Any] = field(default_factory=dict)
+    slo: Mapping[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """What makes two stages comparable, as flat fields: used to refuse reuse under another profile."""
@@ -73,7 +81,7 @@ class Profile:
             f"models.{role}.{key}": value
             for role, model in self.models.items()
             for key, value in vars(model).items()
-            if key != "role"
+            if key not in ("role", "load", "slo")
         }
         return {"name": self.name, "overlay": self.overlay.name, "namespace": self.namespace, **models}
 
@@ -105,8 +113,9 @@ def parse_profile(data: Mapping[str, Any], path: Path) -> Profile:
     waits_s = {key: waits.number(key, default) or default for key, default in DEFAULT_WAITS_S.items()}
     waits.done()
     options = _options(table.table("options", optional=True))
+    load, slo = (dict(table.table(key, optional=True).data) for key in ("load", "slo"))
     table.done()
-    return Profile(name, description, overlay, namespace, models, waits_s, options, path)
+    return Profile(name, description, overlay, namespace, models, waits_s, options, path, load, slo)
 
 
 def _overlay(text: str, table: _Table) -> Path:
@@ -123,6 +132,8 @@ def _model(role: str, table: _Table) -> ModelProfile:
         description=table.text("description", ""),
         rate_limit_requests_per_s=table.number("rate_limit_requests_per_s"),
         cost_per_hour_usd=table.number("cost_per_hour_usd"),
+        load=dict(table.table("load", optional=True).data),
+        slo=dict(table.table("slo", optional=True).data),
     )
     table.done()
     return model

@@ -11,12 +11,12 @@ import gc
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vllm_stage.load.connections import Pool, address_of
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
-from pytest_vllm_stage.load.monitor import Monitor, Source
+from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
 from pytest_vllm_stage.load.observe import LoopLag, Progress
 from pytest_vllm_stage.load.plan import Step
 from pytest_vllm_stage.load.samples import ClientFacts, EarlyStop, Measurement, Sample
@@ -44,7 +44,8 @@ class Job:
         api_key: Sent as bearer token.
         ca_file: PEM file of the trusted authorities.
         metrics_url: Root of what serves the engine's ``/metrics``; default: the server itself.
-        gpu_metrics_url: Whole URL of a DCGM exporter's page; None where there is none.
+        gpu_metrics_url: A DCGM exporter's page (``.../metrics``) or a Prometheus' root; None where there is none.
+        gpu_metrics_token: Sent there as bearer token.
         facts: Goes into the measurement.
     """
 
@@ -56,6 +57,7 @@ class Job:
     ca_file: str | None = None
     metrics_url: str | None = None
     gpu_metrics_url: str | None = None
+    gpu_metrics_token: Secret | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,11 +97,11 @@ def _head(job: Job) -> bytes:
         "accept: text/event-stream",
         f"user-agent: pytest-vllm-stage-load/{VERSION}",
     ]
-    return "\r\n".join(lines).encode() + b"\r\n" + _authorization(job)
+    return "\r\n".join(lines).encode() + b"\r\n" + _bearer(job.api_key)
 
 
-def _authorization(job: Job) -> bytes:
-    return f"authorization: Bearer {job.api_key.reveal()}\r\n".encode() if job.api_key else b""
+def _bearer(token: Secret | None) -> bytes:
+    return f"authorization: Bearer {token.reveal()}\r\n".encode() if token else b""
 
 
 async def _warm_up(job: Job, pool: Pool) -> None:
@@ -275,11 +277,10 @@ class _Run:
 
 def _monitor(job: Job, zero_s: float) -> Monitor:
     engine = address_of(job.metrics_url or job.base_url, job.ca_file)
-    gpu = None
-    if job.gpu_metrics_url:
-        address = address_of(job.gpu_metrics_url, job.ca_file)
-        gpu = Source(replace(address, prefix=""), address.prefix or "/metrics")
-    return Monitor(Source(engine, model=job.step.model), gpu, zero_s, _authorization(job))
+    gpu = gpu_source(address_of(job.gpu_metrics_url, job.ca_file)) if job.gpu_metrics_url else None
+    return Monitor(
+        Source(engine, model=job.step.model), gpu, zero_s, _bearer(job.api_key), _bearer(job.gpu_metrics_token)
+    )
 
 
 def _cpu_s() -> float:

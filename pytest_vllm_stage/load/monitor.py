@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_vllm_stage.load.connections import Address, Connection, Pool
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
@@ -28,6 +30,8 @@ _ENGINE: Mapping[str, tuple[bytes, ...]] = {
 }
 _GPU_MEMORY_MIB = b"DCGM_FI_DEV_FB_USED"
 _GPU_UTILIZATION_PERCENT = b"DCGM_FI_DEV_GPU_UTIL"
+#: What a Prometheus is asked for: both series of the DCGM exporters that it scrapes, at their newest.
+_GPU_QUERY = '{__name__=~"DCGM_FI_DEV_FB_USED|DCGM_FI_DEV_GPU_UTIL"}'
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,24 @@ class Source:
     address: Address
     path: str = "/metrics"
     model: str = ""
+
+
+def gpu_source(address: Address) -> Source:
+    """Where GPUs are read: the page that the URL names if it ends in ``/metrics``, else the Prometheus at the URL."""
+    if address.prefix.endswith("/metrics"):
+        return Source(replace(address, prefix=""), address.prefix)
+    return Source(address, f"/api/v1/query?query={urllib.parse.quote(_GPU_QUERY)}")
+
+
+def gpu_series(answer: bytes, name: bytes) -> list[float]:
+    """The values of a GPU series in an exporter's page, or in a Prometheus' answer to a query."""
+    if not answer.startswith(b"{"):
+        return series(answer, name)
+    try:
+        found = json.loads(answer)["data"]["result"]
+        return [float(one["value"][1]) for one in found if one["metric"].get("__name__") == name.decode()]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []
 
 
 class Page:
@@ -83,16 +105,19 @@ class Monitor:
 
     Args:
         engine: The engine's metrics.
-        gpu: A DCGM exporter's; None where there is none.
+        gpu: A DCGM exporter's, or a Prometheus'; None where there is none.
         zero_s: ``perf_counter`` at the step's start.
-        headers: Further header lines, each with its line end.
+        headers: Further header lines for the engine, each with its line end.
+        gpu_headers: The same for the GPUs.
     """
 
-    def __init__(self, engine: Source, gpu: Source | None, zero_s: float, headers: bytes = b"") -> None:
+    def __init__(
+        self, engine: Source, gpu: Source | None, zero_s: float, headers: bytes = b"", gpu_headers: bytes = b""
+    ) -> None:
         self.readings: list[ServerReading] = []
         self._sources = (engine, gpu)
         self._pools = tuple(Pool(source.address) if source else None for source in self._sources)
-        self._headers = (headers, b"")
+        self._headers = (headers, gpu_headers)
         self._zero_s = zero_s
 
     async def read(self) -> None:
@@ -103,8 +128,8 @@ class Monitor:
             return
         model = self._sources[0].model.encode() if self._sources[0] else b""
         values: dict[str, float | None] = {name: _first(engine, names, model) for name, names in _ENGINE.items()}
-        memory = series(gpu, _GPU_MEMORY_MIB)
-        used = series(gpu, _GPU_UTILIZATION_PERCENT)
+        memory = gpu_series(gpu, _GPU_MEMORY_MIB)
+        used = gpu_series(gpu, _GPU_UTILIZATION_PERCENT)
         values["gpu_memory_used_bytes"] = sum(memory) * 1024 * 1024 if memory else None
         values["gpu_utilization"] = sum(used) / len(used) / 100 if used else None
         self.readings.append(ServerReading(at_s=at_s, **values))

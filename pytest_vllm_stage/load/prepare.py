@@ -10,6 +10,7 @@ from pytest_vllm_stage.errors import StageFailure
 from pytest_vllm_stage.load.driver import Job
 from pytest_vllm_stage.load.plan import Step
 from pytest_vllm_stage.load.prompts import Count, PromptMaker, body_of, prompt_maker
+from pytest_vllm_stage.secret import Secret
 from pytest_vllm_stage.serving.client import Client, RequestFailed
 
 #: A closed loop gets bodies for this many times the requests that the fastest lone answer allows.
@@ -47,6 +48,7 @@ def prepare(
     *,
     metrics_url: str | None = None,
     gpu_metrics_url: str | None = None,
+    gpu_metrics_token: Secret | None = None,
     facts: dict[str, Any] | None = None,
 ) -> Job:
     """Make the job of a step.
@@ -56,7 +58,8 @@ def prepare(
         client: The target's.
         maker: See `maker_for`.
         metrics_url: Where the engine's metrics are, if not at the target.
-        gpu_metrics_url: A DCGM exporter's page.
+        gpu_metrics_url: A DCGM exporter's page, or the root of a Prometheus.
+        gpu_metrics_token: Sent there as bearer token.
         facts: What makes runs comparable, and labels; goes into the measurement.
     """
     warmup = [body_of(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
@@ -71,6 +74,7 @@ def prepare(
         ca_file=client.target.ca_file,
         metrics_url=metrics_url,
         gpu_metrics_url=gpu_metrics_url,
+        gpu_metrics_token=gpu_metrics_token,
         facts=facts or {},
     )
 

@@ -54,9 +54,9 @@ def _driver(job: Job, watched: bool, errors: IO[bytes]) -> Iterator[subprocess.P
     )
     try:
         stdin = cast(BinaryIO, process.stdin)
-        key = job.api_key.reveal() if job.api_key else None
+        plain = [secret.reveal() if secret else None for secret in (job.api_key, job.gpu_metrics_token)]
         try:
-            stdin.write(frame(cast(Any, (replace(job, api_key=None), key, watched))))
+            stdin.write(frame(cast(Any, (replace(job, api_key=None, gpu_metrics_token=None), plain, watched))))
             stdin.flush()
         except BrokenPipeError:
             pass  # it died at once: following it shows why

@@ -8,11 +8,12 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pytest_vllm_stage.config import SAMPLES
 from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.load.plan import step_from_json
 from pytest_vllm_stage.load.samples import (
@@ -28,7 +29,7 @@ from pytest_vllm_stage.load.samples import (
 #: Raised when a field changes its meaning or goes; adding one does not raise it.
 SCHEMA_VERSION = 1
 SCHEMA = "vllm-stage/samples"
-SUFFIX = ".samples.jsonl.gz"
+SUFFIX = SAMPLES
 
 
 def write_measurement(measurement: Measurement, path: Path) -> None:
@@ -61,6 +62,21 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     if "token_times_s" in row:
         row["token_times_s"] = [round(value, 6) for value in row["token_times_s"]]
     return row
+
+
+def as_saved(measurement: Measurement) -> Measurement:
+    """The measurement as its file gives it back, so that numbers derived before and after are the same."""
+    return replace(
+        measurement,
+        samples=tuple(Sample(**_as_read(asdict(sample))) for sample in measurement.samples),
+        server=tuple(ServerReading(**_rounded(asdict(reading))) for reading in measurement.server),
+    )
+
+
+def _as_read(row: dict[str, Any]) -> dict[str, Any]:
+    failure = row["failure"]
+    row = _rounded(row)
+    return row | {"token_times_s": tuple(row["token_times_s"]), "failure": Failure(**failure) if failure else None}
 
 
 def read_measurement(path: Path) -> Measurement:

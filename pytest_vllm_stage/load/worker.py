@@ -120,8 +120,9 @@ def main() -> int:
     message = read_frame(sys.stdin.buffer)
     if message is None:
         return 1
-    job, api_key, watched = message
-    run_loop(_work(replace(job, api_key=Secret(api_key) if api_key else None), watched))
+    job, plain, watched = message
+    api_key, gpu_metrics_token = (Secret(text) if text else None for text in plain)
+    run_loop(_work(replace(job, api_key=api_key, gpu_metrics_token=gpu_metrics_token), watched))
     return 0
 
 

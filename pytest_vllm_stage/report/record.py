@@ -23,7 +23,8 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
     Returns:
         A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``settings`` with sources,
         ``versions``, ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``,
-        ``errors``, ``exit_status``.
+        ``errors``, ``exit_status``, ``benchmarks`` (a load step each), ``load_turns`` (what ran beside each),
+        ``capacities``.
     """
     events = read_events(journal_path)
     phases = [_without_kind(event) for event in events if event["kind"] == "phase"]
@@ -50,7 +51,32 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         "kept": _last(events, "kept") or None,
         "reused": _last(events, "reused").get("name"),
         "errors": [_without_kind(event) for event in events if event["kind"] == "error"],
+        "benchmarks": _benchmarks(events),
+        "load_turns": _load_turns(events),
+        "capacities": [_without_kind(event) for event in events if event["kind"] == "capacity"],
     }
+
+
+def _benchmarks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The load steps in the order measured; a later word on a step replaces the earlier one."""
+    return list({event["name"]: _without_kind(event) for event in events if event["kind"] == "benchmark"}.values())
+
+
+def _load_turns(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each time that a test had the endpoints to itself, and which other tests ran meanwhile: there must be none."""
+    turns = [_without_kind(event) for event in events if event["kind"] == "turn"]
+    return [
+        turn
+        | {
+            "beside": [
+                other["name"]
+                for other in turns
+                if other is not turn and other["began_at"] < turn["ended_at"] and turn["began_at"] < other["ended_at"]
+            ]
+        }
+        for turn in turns
+        if turn["alone"]
+    ]
 
 
 def _versions(events: list[dict[str, Any]]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_stage.report import slo_table
 from pytest_vllm_stage.report.record import counts
 
 
@@ -17,7 +18,7 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
     rows.append(("record", str(directory / "run.json")))
     if data["kept"]:
         rows += [("reuse", f"pytest suites/ {data['kept']['reuse']}"), ("remove", data["kept"]["remove"])]
-    return [f"{name:<9} {text}" for name, text in rows if text]
+    return [*slo_table.lines(data), *(f"{name:<9} {text}" for name, text in rows if text)]
 
 
 def _where(data: dict[str, Any]) -> str:

@@ -53,7 +53,8 @@ class Controller:
 
         self._flush()
         leftovers = finish.release(self._run, failed=exitstatus != 0)
-        status = _exit_status(int(exitstatus), self._run.shared.failures(), leftovers)
+        broken = finish.judge_load(self._run)
+        status = _exit_status(int(exitstatus), self._run.shared.failures(), [*leftovers, *broken])
         session.exitstatus = status or (1 if self._run.config.strict and finish.skipped(self._run) else 0)
         self._summary = finish.write_record(self._run, int(session.exitstatus), leftovers)
 

@@ -82,6 +82,13 @@ def skipped(run: Run) -> list[str]:
     return [f"{test['name']}: {test['reason']}" for test in tests if test["outcome"] == "skipped"]
 
 
+def judge_load(run: Run) -> list[str]:
+    """Judge the load steps of the run together; return a line for each that only this shows to be broken."""
+    from pytest_vllm_stage.session import steps
+
+    return _without_raising(run, "benchmarks", lambda: steps.finish(run))
+
+
 def write_record(run: Run, exit_status: int, leftovers: list[str]) -> list[str]:
     """Write run.json, JUnit and allure results from the journal; return the terminal's summary lines."""
     for line in leftovers:

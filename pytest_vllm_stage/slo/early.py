@@ -10,12 +10,15 @@ from pytest_vllm_stage.slo.decision import ALPHA, Outcome
 from pytest_vllm_stage.slo.gates import Risks, SequentialGate, is_sequential, misses_of
 from pytest_vllm_stage.slo.objectives import Objective
 
+#: No pass before this share of the plan: a queue that grows slowly looks healthy at first.
+PASS_NOT_BEFORE = 0.5
+
 
 class EarlyDecision:
     """A watcher for the driver; see `load.driver.Watcher`.
 
-    A step ends early when one objective is broken, or all are kept. Objectives on a rate of output, and an error rate
-    of 0, can only be kept over the whole step, so that with one of these a step never passes early.
+    A step ends early when one objective is broken, or, from its middle on, when all are kept. Objectives on a rate of
+    output, and an error rate of 0, can only be kept over the whole step: with one of these a step never passes early.
 
     Args:
         step: The plan.
@@ -36,6 +39,7 @@ class EarlyDecision:
         self._only_whole = len(self._gates) < len(objectives)
         self._enabled = step.decide_early and step.open_loop and bool(objectives)
         self._broken = False
+        self._least_for_pass = PASS_NOT_BEFORE * planned
 
     def __call__(self, sample: Sample) -> str | None:
         """Take a sample, in any order; ``fail`` or ``pass`` once that is certain."""
@@ -56,5 +60,5 @@ class EarlyDecision:
         certain = [gate.outcome for gate in self._gates if gate.certain]
         if self._broken or Outcome.FAIL in certain:
             return Outcome.FAIL.value
-        kept = not self._only_whole and len(certain) == len(self._gates)
+        kept = not self._only_whole and len(certain) == len(self._gates) and self._next >= self._least_for_pass
         return Outcome.PASS.value if kept else None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from asyncio import StreamReader, StreamWriter
 
+import pytest
+
 from pytest_vllm_stage.load.connections import address_of
-from pytest_vllm_stage.load.monitor import Monitor, Source
+from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
 from pytest_vllm_stage.load.samples import ServerReading
 from tests.unit.sim_engine import Handler, request_of, serving
 
@@ -36,11 +39,32 @@ def page(body: bytes, status: bytes = b"200 OK", seen: list[bytes] | None = None
     return serve
 
 
-async def readings(engine: Handler, gpu: Handler | None = None, times: int = 1) -> list[ServerReading]:
+#: As Prometheus 2 and 3 answer an instant query.
+PROMETHEUS = json.dumps(
+    {
+        "status": "success",
+        "data": {
+            "resultType": "vector",
+            "result": [
+                {"metric": {"__name__": name, "gpu": gpu}, "value": [1795521624.1, value]}
+                for name, gpu, value in [
+                    ("DCGM_FI_DEV_FB_USED", "0", "100"),
+                    ("DCGM_FI_DEV_FB_USED", "1", "300"),
+                    ("DCGM_FI_DEV_GPU_UTIL", "0", "50"),
+                ]
+            ],
+        },
+    }
+).encode()
+
+
+async def readings(
+    engine: Handler, gpu: Handler | None = None, times: int = 1, gpu_path: str = "/metrics"
+) -> list[ServerReading]:
     async with serving(engine) as engine_port, serving(gpu or page(b"")) as gpu_port:
         source = Source(address_of(f"http://127.0.0.1:{engine_port}"), model="m")
-        exporter = Source(address_of(f"http://127.0.0.1:{gpu_port}")) if gpu else None
-        monitor = Monitor(source, exporter, 0.0, b"authorization: Bearer k\r\n")
+        exporter = gpu_source(address_of(f"http://127.0.0.1:{gpu_port}{gpu_path}")) if gpu else None
+        monitor = Monitor(source, exporter, 0.0, b"authorization: Bearer k\r\n", b"authorization: Bearer g\r\n")
         for _ in range(times):
             await monitor.read()
         await monitor.close()
@@ -56,6 +80,20 @@ def test_an_engine_and_its_gpus_are_read() -> None:
     assert first.gpu_utilization == 0.5
     assert second.at_s > first.at_s
     assert all(b"GET /metrics HTTP/1.1" in request and b"Bearer k" in request for request in seen)
+
+
+def test_gpus_are_read_from_a_prometheus() -> None:
+    seen: list[bytes] = []
+    (only,) = asyncio.run(readings(page(ENGINE), page(PROMETHEUS, seen=seen), gpu_path="/thanos"))
+    assert (only.gpu_memory_used_bytes, only.gpu_utilization) == (400 * 1024 * 1024, 0.5)
+    assert seen[0].startswith(b"GET /thanos/api/v1/query?query=%7B__name__")
+    assert b"Bearer g" in seen[0]
+
+
+@pytest.mark.parametrize("answer", [b'{"status": "error"}', b'{"data": {"result": [1]}}', b"{", b"<html>"])
+def test_a_prometheus_that_knows_no_gpu_is_no_reading_of_one(answer: bytes) -> None:
+    (only,) = asyncio.run(readings(page(ENGINE), page(answer), gpu_path=""))
+    assert (only.gpu_memory_used_bytes, only.gpu_utilization) == (None, None)
 
 
 def test_what_is_not_there_is_not_zero() -> None:

@@ -45,5 +45,5 @@ def test_collecting_the_suites_needs_nothing() -> None:
     command = [sys.executable, "-m", "pytest", "suites", "--collect-only", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for suite in ("deployment", "inference"):
+    for suite in ("deployment", "inference", "slo"):
         assert f"suites/{suite}/" in done.stdout

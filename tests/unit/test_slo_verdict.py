@@ -363,3 +363,9 @@ def test_a_verdict_is_plain_data() -> None:
     assert text["schema_version"] == 1
     assert text["outcome"] == "fail"
     assert {gate["objective"] for gate in text["gates"]} == {"ttft_p90_ms", "error_rate", "output_tokens_per_s_min"}
+
+
+def test_no_step_passes_before_its_middle() -> None:
+    """However clear it looks: a queue that grows slowly takes a while to show."""
+    reason, seen = early([sample(i, i / 10) for i in range(600)], Objective("ttft_p50_ms", 500))
+    assert (reason, seen) == ("pass", 300)

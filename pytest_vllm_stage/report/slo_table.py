@@ -1,0 +1,89 @@
+"""The load steps of a run for the terminal: how long the answers took, with what confidence, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_PERCENTS = (50, 90, 99)
+_HEADER = ("step", "n", *(f"ttft P{percent} ms" for percent in _PERCENTS), "e2e P90 s", "tokens/s", "verdict")
+
+
+def lines(data: dict[str, Any]) -> list[str]:
+    """The table of a record, then a line for each objective's verdict; empty where no load step was measured.
+
+    A percentile stands with its two-sided 95 % confidence interval, or with the number of requests that one needs.
+    """
+    benchmarks = data["benchmarks"]
+    found = [capacity["text"] for capacity in data["capacities"]]
+    if not benchmarks:
+        return [*found, ""] if found else []
+    rows = [_HEADER, *(_row(benchmark) for benchmark in benchmarks)]
+    return [*_aligned(rows), *_reasons(benchmarks), *_remarks(data), *found, ""]
+
+
+def _row(benchmark: dict[str, Any]) -> tuple[str, ...]:
+    result = benchmark["result"]
+    percentiles, metrics = result["percentiles"], result["metrics"]
+    ttft = [_percentile(percentiles.get(f"ttft_p{percent}_ms")) for percent in _PERCENTS]
+    e2e = percentiles.get("e2e_latency_p90_s")
+    tokens_per_s = _number(metrics.get("output_tokens_per_s"))
+    count = f"{metrics['requests']}"
+    return (
+        benchmark["name"],
+        count,
+        *ttft,
+        _number(e2e["value"]) if e2e else "-",
+        tokens_per_s,
+        benchmark["outcome"].upper() if benchmark["outcome"] == "fail" else benchmark["outcome"],
+    )
+
+
+def _percentile(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    interval = found["ci95"]
+    confidence = f"{_number(interval[0])}-{_number(interval[1])}" if interval else f"needs {found['needs']}"
+    return f"{_number(found['value'])} [{confidence}]"
+
+
+def _number(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    last = len(widths) - 1
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i in (0, last) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _reasons(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Why, for each step that is not simply kept; what was promised, where several steps share it, once."""
+    promised = {", ".join(one["objectives"]) for one in benchmarks if one["objectives"]}
+    if len(promised) == 1:
+        yield f"promised  {promised.pop()}"
+    for one in benchmarks:
+        if one["outcome"] != "pass":
+            yield f"{one['name']}: {one['why']}"
+
+
+def _remarks(data: dict[str, Any]) -> Iterator[str]:
+    benchmarks, turns = data["benchmarks"], data["load_turns"]
+    saved_s = sum(one["saved_s"] for one in benchmarks)
+    if saved_s:
+        yield f"decided early: {saved_s:.0f} s of load saved"
+    if not any(one["gpu_metrics"] for one in benchmarks):
+        yield "GPU memory and utilisation: no source (--stage-gpu-metrics names one)"
+    blind = [one["name"] for one in benchmarks if not one["engine_metrics"]]
+    if blind:
+        yield f"the engine's own metrics could not be read in {', '.join(blind)}"
+    for turn in turns:
+        if turn["beside"]:
+            yield f"NOT ALONE: {', '.join(turn['beside'][:3])} ran beside {turn['name']}"

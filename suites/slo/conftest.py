@@ -1,0 +1,16 @@
+"""A capacity is searched only when asked for: it takes several steps a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.session.run import RUN
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the search out of an ordinary run."""
+    if collection_path.name != "test_capacity.py":
+        return None
+    return config.stash[RUN].config.get("find_capacity") != "true" or None

@@ -1,0 +1,22 @@
+"""How much the model really carries, beside what the profile promises; only with --stage-find-capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.session.capacity import FoundCapacity
+
+
+@pytest.mark.load
+def test_the_promised_rate_is_within_capacity(
+    model_role: str, find_capacity: Callable[[str], FoundCapacity], record_property: Callable[[str, object], None]
+) -> None:
+    """A promise beyond what the server carries is broken on the first busy day."""
+    found = find_capacity(model_role)
+    record_property("capacity", found.text())
+    record_property("capacity.holds_requests_per_s", found.capacity.holds)
+    assert not found.broken, found.text()

@@ -1,0 +1,35 @@
+"""The promise: at each request rate and concurrency level the model keeps its objectives.
+
+Request rates up to the promised one must hold; one step above it is measured and shown as an observation. Rates are
+sent on a schedule that does not wait for the server, so that a stall is charged to every request that should have been
+sent; concurrency levels send when the last answer ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.session.plans import PlannedStep
+    from pytest_vllm_stage.session.steps import StepResult
+
+
+@pytest.mark.load
+def test_objectives(
+    load_step: PlannedStep,
+    measure_step: Callable[[PlannedStep], StepResult],
+    stage_config: StageConfig,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Whoever was promised this load gets answers in time; if not, the verdict says which objective broke, and why."""
+    result = measure_step(load_step)
+    for name, value in result.properties().items():
+        record_property(name, value)
+    if result.outcome == "fail" or (result.outcome in ("inconclusive", "invalid") and stage_config.strict):
+        pytest.fail(result.text(), pytrace=False)
+    if result.outcome in ("inconclusive", "invalid"):
+        pytest.skip(result.text())

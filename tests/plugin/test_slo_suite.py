@@ -1,0 +1,263 @@
+"""suites/slo against the simulated engine: verdicts, what they leave, whose turn it is, and results judged again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.unit.sim_engine import Sim, running_sim
+
+SUITES = Path(__file__).parents[2] / "suites"
+
+PROFILE = """
+name = "small"
+overlay = "overlay"
+namespace = "small"
+[models.quantized]
+inference_service = "sim"
+{model}
+[load]
+{load}
+duration_s = 2
+prompt_tokens = 64
+output_tokens = 4
+warmup_requests = 2
+[slo]
+{slo}
+"""
+#: Generous, so that this machine's load decides nothing.
+KEPT = "error_rate = 0\nttft_p50_ms = 10000"
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--ttft-ms", "10", "--itl-ms", "3") as engine:
+        yield engine
+
+
+@pytest.fixture
+def place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A folder with a small profile's overlay and no options of our own."""
+    for variable in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(variable, raising=False)
+    (pytester.path / "overlay").mkdir()
+    (pytester.path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
+    pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    return pytester
+
+
+def profile(place: pytest.Pytester, *, load: str = "rates = [20]", slo: str = KEPT, model: str = "") -> None:
+    (place.path / "small.toml").write_text(PROFILE.format(load=load, slo=slo, model=model))
+
+
+def run(place: pytest.Pytester, *options: str, suite: str = "slo", folder: str = "run") -> pytest.RunResult:
+    return place.runpytest_subprocess(
+        SUITES / suite, "-p", "no:cacheprovider", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml",
+        f"--stage-run-dir={place.path / folder}", *options, timeout=120,
+    )  # fmt: skip
+
+
+def endpoint(sim: Sim) -> tuple[str, ...]:
+    sim.faults()
+    return f"--stage-endpoint={sim.url}", "--stage-model=sim"
+
+
+def record(place: pytest.Pytester, folder: str = "run") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place.path / folder / "run.json").read_text())
+    return found
+
+
+def outcomes(place: pytest.Pytester, folder: str = "run") -> dict[str, str]:
+    return {one["name"]: one["outcome"] for one in record(place, folder)["benchmarks"]}
+
+
+def test_each_step_has_its_verdict_and_leaves_its_files(place: pytest.Pytester, sim: Sim) -> None:
+    profile(
+        place,
+        load="rates = [10, 20]\nconcurrencies = [2]",
+        slo=f"{KEPT}\n[slo.rate-20]\nttft_p50_ms = 0.001\n[slo.concurrency-2]\nttft_p99_ms = 10000",
+        # Closed loops answer as often as the server can, and 299 answers would be a pass.
+        model="[models.quantized.load]\noutput_tokens = 60",
+    )
+    result = run(place, *endpoint(sim))
+    result.assert_outcomes(passed=1, failed=1, skipped=1)
+    assert outcomes(place) == {
+        "endpoint-rate-10": "pass",
+        "endpoint-rate-20": "fail",
+        "endpoint-concurrency-2": "inconclusive",
+    }
+    result.stdout.fnmatch_lines(
+        [
+            "*endpoint-rate-20: fail: ttft_p50_ms <= 0.001: *, * misses of *",
+            "step  * n * ttft P50 ms * ttft P99 ms *tokens/s  verdict",
+            "endpoint-rate-10 * [[]*-*[]]* [[]needs 36[]] * pass",
+            "endpoint-rate-20 *FAIL",
+            "endpoint-concurrency-2: ttft_p99_ms <= 10000: *too few samples: a pass takes 299 at least*",
+            "GPU memory and utilisation: no source (--stage-gpu-metrics names one)",
+        ]
+    )
+    folder = place.path / "run" / "benchmarks"
+    with (folder / "benchmarks.csv").open() as file:
+        rows = {row["step"]: row for row in csv.DictReader(file)}
+    assert {name: row["outcome"] for name, row in rows.items()} == outcomes(place)
+    assert len(list(folder.glob("*.samples.jsonl.gz"))) == len(list(folder.glob("*.json"))) == 3
+    cases = ET.parse(place.path / "run" / "junit.xml").iter("testcase")  # noqa: S314 - our own file
+    properties = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
+    assert properties["test_objectives[endpoint-rate-20]"]["slo.outcome"] == "fail"
+    assert float(properties["test_objectives[endpoint-rate-10]"]["slo.ttft_p50_ms"] or "nan") > 0
+
+
+def test_what_stays_undecided_fails_a_strict_run(place: pytest.Pytester, sim: Sim) -> None:
+    profile(place, slo="ttft_p99_ms = 10000")
+    result = run(place, *endpoint(sim), "--stage-strict")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*endpoint-rate-20: inconclusive: *"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "says"),
+    [
+        ({"fault": "server_error", "share": 0.2}, "failed", "failed requests: * http_status"),
+        ({"fault": "error_in_stream", "share": 0.2}, "failed", "error_in_stream"),
+        ({"fault": "truncated_stream", "share": 0.2}, "failed", "truncated"),
+        ({"fault": "empty_answers"}, "failed", "failed requests: * no_tokens"),
+        ({"fault": "off_by_one_usage", "count": "prompt_tokens", "by": -32}, "skipped", "invalid: prompts were not as"),
+    ],
+    ids=lambda value: value["fault"] if isinstance(value, dict) else "",
+)
+def test_a_fault_is_named_by_the_suite(
+    place: pytest.Pytester, sim: Sim, fault: dict[str, Any], outcome: str, says: str
+) -> None:
+    profile(place)
+    options = endpoint(sim)
+    sim.faults(fault)
+    result = run(place, *options, "-rs")
+    sim.faults()
+    result.assert_outcomes(**{outcome: 1})
+    result.stdout.fnmatch_lines([f"*{says}*"])
+
+
+def test_promised_rates_must_hold_and_the_next_one_is_an_observation(place: pytest.Pytester, sim: Sim) -> None:
+    profile(place, slo="ttft_p50_ms = 0.001", model="rate_limit_requests_per_s = 10", load="rates = [5]")
+    result = run(place, *endpoint(sim))
+    assert outcomes(place) == {
+        "endpoint-rate-5": "fail",
+        "endpoint-rate-10": "fail",
+        "endpoint-rate-20": "observed",
+    }
+    result.assert_outcomes(failed=2, passed=1)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_nothing_runs_beside_a_step_and_load_comes_last(place: pytest.Pytester, sim: Sim, workers: str) -> None:
+    """Tests that reach the endpoint, and one that reads results, stand in an order that must change."""
+    profile(place, load="rates = [10, 20]", slo=f"{KEPT}\n[slo.rate-20]\nttft_p50_ms = 0.001")
+    place.makepyfile(
+        test_a="""
+        import pytest
+        @pytest.mark.after_load
+        def test_reads(stage_run):
+            folder = stage_run.directory / "benchmarks"
+            assert sorted(path.stem for path in folder.glob("*.json")) == ["endpoint-rate-10", "endpoint-rate-20"]
+        """,
+        test_z="""
+        import pytest
+        @pytest.mark.parametrize("i", range(40))
+        def test_asks(endpoint, i):
+            endpoint.chat("hello", max_tokens=3)
+        """,
+    )
+    result = run(place, *endpoint(sim), f"-n{workers}", str(place.path / "test_a.py"), str(place.path / "test_z.py"))
+    result.assert_outcomes(passed=42, failed=1)
+    assert outcomes(place) == {"endpoint-rate-10": "pass", "endpoint-rate-20": "fail"}
+    turns = record(place)["load_turns"]
+    assert len(turns) == 2
+    assert [turn["beside"] for turn in turns] == [[], []]
+    events = [json.loads(line) for line in (place.path / "run" / "journal.jsonl").read_text().splitlines()]
+    held = [event for event in events if event["kind"] == "turn"]
+    last_ordinary = max(event["ended_at"] for event in held if "test_asks" in event["name"])
+    (reader,) = [event for event in held if "test_reads" in event["name"]]
+    if workers == "0":
+        assert last_ordinary <= min(turn["began_at"] for turn in turns)
+    assert reader["began_at"] >= max(turn["ended_at"] for turn in turns)
+
+
+def test_a_second_run_at_the_same_endpoint_waits_its_turn(place: pytest.Pytester, sim: Sim) -> None:
+    profile(place)
+    options = endpoint(sim)
+    with ThreadPoolExecutor() as pool:
+        results = [pool.submit(run, place, *options, folder=folder) for folder in ("one", "two")]
+    for result in results:
+        result.result().assert_outcomes(passed=1)
+    (one,), (two,) = record(place, "one")["load_turns"], record(place, "two")["load_turns"]
+    assert one["ended_at"] <= two["began_at"] or two["ended_at"] <= one["began_at"]
+
+
+def test_saved_results_are_judged_again_without_any_endpoint(place: pytest.Pytester, sim: Sim) -> None:
+    profile(place, load="rates = [10, 20]")
+    run(place, *endpoint(sim)).assert_outcomes(passed=2)
+    again = run(place, f"--stage-results={place.path / 'run'}", folder="again")
+    again.assert_outcomes(passed=2)
+    first, second = (
+        {one["name"]: one["result"] for one in record(place, folder)["benchmarks"]} for folder in ("run", "again")
+    )
+    assert first == second
+    profile(place, slo="ttft_p50_ms = 0.001")
+    run(place, f"--stage-results={place.path / 'run'}", folder="stricter").assert_outcomes(failed=2)
+    other = run(place, f"--stage-results={place.path / 'run'}", "-rs", suite="inference", folder="other")
+    assert other.parseoutcomes().keys() == {"skipped"}
+    other.stdout.fnmatch_lines(["*needs a stage, and --stage-results judges saved samples alone*"])
+
+
+def test_results_that_are_none_are_refused(place: pytest.Pytester) -> None:
+    profile(place)
+    result = run(place, f"--stage-results={place.path / 'overlay'}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--stage-results: *overlay' has no samples (*.samples.jsonl.gz)*"])
+
+
+def test_the_capacity_is_searched_when_asked_for(place: pytest.Pytester) -> None:
+    """One sequence of 50 ms and three gaps of 3 ms serves about 17 requests a second."""
+    profile(place, model="rate_limit_requests_per_s = 100", slo="ttft_p50_ms = 200")
+    place.makepyfile(short="from pytest_vllm_stage.slo import capacity\ncapacity.SHORTEST_STEP_S = 1.5")
+    place.syspathinsert()
+    with running_sim("--ttft-ms", "50", "--itl-ms", "3", "--max-num-seqs", "1") as small:
+        result = run(place, *endpoint(small), "-k", "capacity", "--stage-find-capacity", "-p", "short")
+    result.assert_outcomes(failed=1, deselected=3)
+    (found,) = record(place)["capacities"]
+    assert found["breaks"] <= 100
+    result.stdout.fnmatch_lines(["*endpoint: capacity: *the profile promises 100"])
+
+
+def test_a_profile_without_load_says_so(place: pytest.Pytester, sim: Sim) -> None:
+    text = PROFILE.format(load="", slo="", model="").split("[load]")[0]
+    (place.path / "small.toml").write_text(text)
+    result = run(place, *endpoint(sim), "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*profile small plans no load: it has no*load*table*"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"slo": "ttft_p98_ms = 1"}, "small.toml: slo: ttft_p98_ms is no objective (did you mean ttft_p9"),
+        ({"slo": "[slo.rate-7]\nttft_p50_ms = 1"}, "slo.rate-7: is no planned step; valid: rate-20"),
+        ({"load": "ratse = [1]"}, "load: ratse is unknown (did you mean rates?)"),
+        ({"model": "[models.quantized.slo]\nerror_rate = 2"}, "models.quantized.slo: error_rate is a share"),
+        ({"model": "[models.quantized.load]\nduration_s = 0"}, "duration_s: must be a number above 0"),
+    ],
+    ids=["objective", "step", "load", "share", "duration"],
+)
+def test_a_wrong_table_is_refused_whatever_runs(place: pytest.Pytester, changes: dict[str, str], says: str) -> None:
+    profile(place, **changes)
+    result = run(place, "--stage-endpoint=http://127.0.0.1:9", suite="inference")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert says in result.stderr.str()
+    assert not (place.path / "run").exists()
