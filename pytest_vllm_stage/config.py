@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +14,8 @@ from pytest_vllm_stage.profile import Profile, load_profile
 
 #: What files with a load step's samples end with; `load.samples_file` writes them.
 SAMPLES = ".samples.jsonl.gz"
+#: Said wherever a result of the simulated engine is shown.
+SIMULATED_NOTICE = "a stand-in for vLLM answered: nothing here is a result of a model"
 
 Lookup = Callable[[str], str | None]
 
@@ -32,7 +34,7 @@ class StageConfig:
 
     Attributes:
         settings: Option name to its value and source.
-        profile: The parsed profile.
+        profile: The parsed profile; with the simulated engine, as `_simulated` changes it.
     """
 
     settings: Mapping[str, Setting]
@@ -63,6 +65,11 @@ class StageConfig:
         return not without and (self.cluster_kind == "local" or self.get("deploy") == "true")
 
     @property
+    def simulated(self) -> bool:
+        """The run deploys or attaches to the simulated engine."""
+        return self.text("engine") == "sim"
+
+    @property
     def endpoint(self) -> str | None:
         """The URL of a server that is validated without a cluster."""
         return self.get("endpoint")
@@ -86,7 +93,8 @@ class StageConfig:
         """One line for pytest's header: what was chosen, and by what."""
         chosen = [("profile", self.settings["profile"])]
         chosen += [(name, s) for name, s in self.settings.items() if s.source != "default" and name != "profile"]
-        return "vllm-stage: " + ", ".join(f"{name} {s.value} ({s.source})" for name, s in chosen)
+        line = "vllm-stage: " + ", ".join(f"{name} {s.value} ({s.source})" for name, s in chosen)
+        return f"{line}\nvllm-stage: SIMULATED: {SIMULATED_NOTICE}" if self.simulated else line
 
 
 def resolve(cli: Lookup, env: Mapping[str, str], ini: Lookup, rootdir: Path) -> StageConfig:
@@ -113,7 +121,7 @@ def resolve(cli: Lookup, env: Mapping[str, str], ini: Lookup, rootdir: Path) -> 
             settings[name] = Setting(_checked(BY_NAME[name], value, f"profile {profile.name}"), "profile")
     config = StageConfig(settings, profile)
     _check_agreement(config)
-    return config
+    return replace(config, profile=_simulated(profile, settings["engine"].source)) if config.simulated else config
 
 
 def _first(option: Option, layers: list[tuple[Callable[[Option], str], Lookup]]) -> Setting:
@@ -142,17 +150,37 @@ def _profile(setting: Setting, rootdir: Path) -> Profile:
         raise ConfigError(f"profile {setting.value!r} ({setting.source}): {error}") from None
 
 
+def _simulated(profile: Profile, source: str) -> Profile:
+    """The profile with the overlay ``NAME-sim`` beside its own, and descriptions that promise no model.
+
+    Raises:
+        ConfigError: there is no such overlay.
+    """
+    overlay = profile.overlay.with_name(f"{profile.overlay.name}-sim")
+    if not (overlay / "kustomization.yaml").is_file():
+        raise ConfigError(
+            f"{source}: profile {profile.name} cannot be simulated: there is no kustomization in {overlay.name} beside "
+            f"its overlay {profile.overlay.name}"
+        )
+    models = {
+        role: replace(model, description=f"simulated, in the place of: {model.description or model.inference_service}")
+        for role, model in profile.models.items()
+    }
+    return replace(profile, overlay=overlay, models=models)
+
+
 def _check_agreement(config: StageConfig) -> None:
     """Refuse options that contradict each other, before anything is made."""
     given = {name: s.source for name, s in config.settings.items() if s.source not in ("default", "profile")}
     if config.endpoint:
         _check_endpoint(config.endpoint, config.settings["endpoint"].source)
-        for name in ("cluster", "context", "deploy", "reuse", "keep", "namespace"):
+        for name in ("cluster", "context", "deploy", "engine", "reuse", "keep", "namespace"):
             if name in given:
                 source = config.settings["endpoint"].source
                 raise ConfigError(f"{source} validates a server without a cluster: it cannot go with {given[name]}")
     elif "model" in given:
         raise ConfigError(f"{given['model']} goes with --stage-endpoint; a stage's models are named by its profile")
+    _check_engine(config)
     if config.text("cluster") == "local" and config.get("context"):
         context, cluster = (config.settings[name].source for name in ("context", "cluster"))
         raise ConfigError(f"{context} names a cluster, but {cluster} asks for a local one")
@@ -185,6 +213,16 @@ def _check_load(config: StageConfig, given: Mapping[str, str]) -> None:
     for name in ("endpoint", "context", "deploy", "reuse", "keep", "find_capacity"):
         if name in given:
             raise ConfigError(f"{source['results']} measures nothing: it cannot go with {given[name]}")
+
+
+def _check_engine(config: StageConfig) -> None:
+    if not config.simulated or (config.cluster_kind == "local" and not config.endpoint):
+        return
+    settings = config.settings
+    other = next(settings[name].source for name in ("endpoint", "context", "cluster") if settings[name].value)
+    raise ConfigError(
+        f"{settings['engine'].source}: engine sim needs a cluster that the run itself makes: it cannot go with {other}"
+    )
 
 
 def _check_endpoint(url: str, source: str) -> None:

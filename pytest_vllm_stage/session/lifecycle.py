@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.config import StageConfig
@@ -12,6 +13,9 @@ from pytest_vllm_stage.errors import ConfigError, StageError
 from pytest_vllm_stage.session import kept
 from pytest_vllm_stage.session.run import Run
 from pytest_vllm_stage.stage.facts import StageFacts
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.engine.environment import EngineEnvironment
 
 #: A machine carries one local cluster at a time: a second run says who holds it, and waits so long for its turn.
 BUSY_WAIT_S = 600.0
@@ -55,7 +59,6 @@ def make_cluster(run: Run) -> ClusterFacts:
 def _make_local_cluster(run: Run) -> ClusterFacts:
     """Build what is missing, then start the one-node Kubernetes with the engine and its weights mounted into it."""
     from pytest_vllm_stage.cluster import local
-    from pytest_vllm_stage.engine import environment, weights
 
     journal = run.journal
     with journal.phase("step: packages"):
@@ -66,14 +69,9 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
     with journal.phase("step: components"):
         local.components.ensure(journal)
     with journal.phase("step: engine"):
-        engine = environment.ensure(journal)
-        variants = weights.ensure(journal, engine)
+        engine, weights = _engine(run)
         journal.event("versions", "engine", **engine.versions)
-    mounts = {
-        "engine": engine.prefix,
-        "python": engine.base_prefix,
-        "weights": next(iter(variants.values())).parent,
-    }
+    mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": weights}
     with journal.phase("step: cluster"):
         facts = local.start(
             run_id=run.run_id,
@@ -86,8 +84,28 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
     return facts
 
 
+def _engine(run: Run) -> tuple[EngineEnvironment, Path]:
+    """The engine that the run's pods start, and the folder with a folder of weights for each model."""
+    if run.config.simulated:
+        from pytest_vllm_stage.engine import simulated
+
+        return simulated.ensure(run.journal)
+    from pytest_vllm_stage.engine import environment, weights
+
+    engine = environment.ensure(run.journal)
+    variants = weights.ensure(run.journal, engine)
+    return engine, next(iter(variants.values())).parent
+
+
 def make_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
-    """Come by the stage; `stage_of` is what others call."""
+    """Come by the stage, and note in the journal when a simulated engine serves it."""
+    facts = _come_by_stage(run, cluster)
+    if facts.simulated:
+        run.journal.event("simulated", facts.namespace)
+    return facts
+
+
+def _come_by_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
     from pytest_vllm_stage.stage import deploy, secrets
 
     config, journal = run.config, run.journal
@@ -113,6 +131,12 @@ def make_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
 def _attach_kept(run: Run) -> StageFacts:
     """The stage that an earlier run kept, if it is what this run's profile would deploy."""
     found = kept.find(run.config.text("reuse"))
+    kept_engine, wanted = found.fingerprint.get("engine", "vllm"), run.config.text("engine")
+    if kept_engine != wanted:
+        raise ConfigError(
+            f"--stage-reuse: run {found.run_id} kept a stage of engine {kept_engine}, and this run is for {wanted}",
+            hint=f"validate it as what it is (--stage-engine={kept_engine}), or deploy anew (without --stage-reuse)",
+        )
     differences = kept.differences(found.fingerprint, fingerprint(run.config, found.cluster.kubectl))
     if differences:
         listing = "\n  ".join(differences)
@@ -125,9 +149,9 @@ def _attach_kept(run: Run) -> StageFacts:
 
 
 def fingerprint(config: StageConfig, kubectl: str) -> dict[str, str]:
-    """What two stages must share to be the same: the profile's facts and every rendered manifest, field by field."""
+    """What two stages must share to be the same: engine, profile, and every rendered manifest, field by field."""
     from pytest_vllm_stage.stage import render
 
     facts = {f"profile.{key}": str(value) for key, value in config.profile.facts().items()}
-    facts["profile.namespace"] = config.namespace
+    facts |= {"profile.namespace": config.namespace, "engine": config.text("engine")}
     return facts | render.flatten(render.render(config.profile.overlay, kubectl))

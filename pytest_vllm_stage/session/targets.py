@@ -10,6 +10,7 @@ from pytest_vllm_stage.secret import Secret
 from pytest_vllm_stage.serving.client import Client, RequestFailed
 from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.session.run import Run
+from pytest_vllm_stage.sim import SERVER
 from pytest_vllm_stage.stage.facts import StageFacts
 
 #: The bearer token of the endpoints. It is an environment variable alone: a command line is there for all to read.
@@ -46,15 +47,15 @@ def of_endpoint(run: Run) -> dict[str, Target]:
     url = (run.config.endpoint or "").rstrip("/")
     run.journal.event("endpoint", url, model=run.config.get("model"))
     target = Target("endpoint", "", url, None, _api_key(), run.config.get("ca_file"))
-    model = run.shared.ensure("endpoint", lambda: _model_at(target, run.config.get("model")))
+    model = run.shared.ensure("endpoint", lambda: _model_at(target, run))
     return {"endpoint": dataclasses.replace(target, model=model)}
 
 
-def _model_at(target: Target, wanted: str | None) -> str:
-    """The model to check at a server that may serve several."""
-    client = Client(target)
+def _model_at(target: Target, run: Run) -> str:
+    """The model to check at a server that may serve several; a simulator, which says what it is, is noted."""
+    wanted, client = run.config.get("model"), Client(target)
     try:
-        served = [str(model["id"]) for model in client.models()]
+        models = client.models()
     except RequestFailed as error:
         raise EnvironmentUnfit(
             f"--stage-endpoint {target.base_url} does not answer: {error.message}",
@@ -62,6 +63,9 @@ def _model_at(target: Target, wanted: str | None) -> str:
         ) from None
     finally:
         client.close()
+    if any(model.get("owned_by") == SERVER for model in models):
+        run.journal.event("simulated", target.base_url)
+    served = [str(model["id"]) for model in models]
     names = ", ".join(served) or "no model"
     if wanted and wanted not in served:
         raise ConfigError(f"--stage-model={wanted}: {target.base_url} serves {names}")

@@ -18,6 +18,16 @@ from pytest_vllm_stage.sim.faults import Fault, make
 from pytest_vllm_stage.sim.http import Connection
 from pytest_vllm_stage.sim.settings import Settings
 
+#: Serving arguments of vLLM that a declaration may carry and that have no meaning without a model, with a value or not.
+_VLLM_VALUES = ("dtype", "gpu-memory-utilization", "kv-cache-memory-bytes", "tensor-parallel-size", "tool-call-parser")
+_VLLM_FLAGS = (
+    "disable-custom-all-reduce",
+    "enable-auto-tool-choice",
+    "enable-chunked-prefill",
+    "enable-prefix-caching",
+    "enforce-eager",
+)
+
 _HELP = {
     "model": "served model name",
     "max_model_len": "context length in tokens",
@@ -35,7 +45,7 @@ _HELP = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line: an option for each field of `Settings`."""
-    result = argparse.ArgumentParser(prog="python -m pytest_vllm_stage.sim", description=__doc__)
+    result = argparse.ArgumentParser(prog="python -m pytest_vllm_stage.sim", description=__doc__, allow_abbrev=False)
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     result.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one and says which")
     result.add_argument("--faults", type=Path, metavar="FILE", help="JSON list of faults to start with")
@@ -45,12 +55,43 @@ def parser() -> argparse.ArgumentParser:
         result.add_argument(
             option, type=kind, default=field.default, help=f"{_HELP[field.name]} (default: %(default)s)"
         )
+    _add_vllm_arguments(result)
     return result
+
+
+def _add_vllm_arguments(result: argparse.ArgumentParser) -> None:
+    """What lets a declaration for vLLM start the simulator as it is; anything else is refused, as vLLM does."""
+    group = result.add_argument_group("arguments of vLLM")
+    group.add_argument(
+        "--served-model-name",
+        metavar="NAME",
+        help="served model name; --model is then the folder of the weights, which must be there, and is not read",
+    )
+    for name in _VLLM_VALUES:
+        group.add_argument(f"--{name}", metavar="VALUE", help="no effect")
+    for name in _VLLM_FLAGS:
+        group.add_argument(f"--{name}", action="store_true", help="no effect")
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings that the command line gives."""
-    return Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)}
+    return Settings(**given | ({"model": arguments.served_model_name} if arguments.served_model_name else {}))
+
+
+def check_weights(arguments: argparse.Namespace) -> None:
+    """Hold the folder of weights to what vLLM asks of it first, where the arguments are vLLM's.
+
+    Raises:
+        ConfigError: there is no model in it.
+    """
+    if arguments.served_model_name is None:
+        return
+    folder = Path(arguments.model)
+    if not folder.is_dir():
+        raise ConfigError(f"model path {folder} does not exist")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model path {folder} does not hold a model: there is no config.json")
 
 
 def faults_of(path: Path | None) -> list[Fault]:
@@ -87,12 +128,13 @@ async def serve(arguments: argparse.Namespace, faults: list[Fault]) -> None:
 
 
 def main() -> int:
-    """Run; 2 when the command line is wrong, 1 when the address cannot be had."""
+    """Run; 2 when the command line or what it names is wrong, 1 when the address cannot be had."""
     arguments = parser().parse_args()
     try:
         faults = faults_of(arguments.faults)
+        check_weights(arguments)
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 2
     try:
         asyncio.run(serve(arguments, faults))

@@ -18,7 +18,7 @@ from pytest_vllm_stage.secret import Secret
 from pytest_vllm_stage.stage import addresses, client, conditions, diagnose, drift, objects, render
 from pytest_vllm_stage.stage import secrets as secret_values
 from pytest_vllm_stage.stage.apply import Ownership, apply
-from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
+from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts, TargetFacts
 from pytest_vllm_stage.stage.look import Condition, View
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.wait import wait_for_all
@@ -58,13 +58,22 @@ def deploy(
     with client.connection(cluster, namespace) as kube:
         try:
             _bring_about(View(kube, cluster, namespace), manifests, profile, Ownership.of_run(run_id), values, journal)
-            targets = _targets(kube, cluster, namespace, profile)
+            services = _services(kube, namespace, profile)
+            targets = _targets(kube, cluster, namespace, services)
             _await_answers(targets, profile.waits_s["first_answer_s"], journal)
         except StageFailure:
             diagnose.collect(cluster, namespace, diagnostics)
             raise
         minio_url = addresses.of_minio(kube, cluster, namespace)
-    return StageFacts(namespace, run_id, owned=True, targets=targets, minio_url=minio_url, deployed_at=time.time())
+    return StageFacts(
+        namespace,
+        run_id,
+        owned=True,
+        targets=targets,
+        minio_url=minio_url,
+        deployed_at=time.time(),
+        simulated=_simulated(services),
+    )
 
 
 def _bring_about(
@@ -90,8 +99,10 @@ def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Jou
         EnvironmentUnfit: the cluster or its servers are not reached from here.
     """
     with client.connection(cluster, namespace) as kube:
-        targets = _targets(kube, cluster, namespace, profile)
-        facts = StageFacts(namespace, "", False, targets, addresses.of_minio(kube, cluster, namespace))
+        services = _services(kube, namespace, profile)
+        targets = _targets(kube, cluster, namespace, services)
+        minio_url = addresses.of_minio(kube, cluster, namespace)
+    facts = StageFacts(namespace, "", False, targets, minio_url, simulated=_simulated(services))
     journal.event("attached", namespace, targets=[target.base_url for target in facts.targets])
     return facts
 
@@ -122,8 +133,9 @@ def conditions_of(wave: Sequence[Object], waits_s: Mapping[str, float]) -> list[
     ]
 
 
-def _targets(kube: Client, cluster: ClusterFacts, namespace: str, profile: Profile) -> tuple[TargetFacts, ...]:
-    found = []
+def _services(kube: Client, namespace: str, profile: Profile) -> dict[str, Object]:
+    """Role to the live InferenceService."""
+    found = {}
     for role, model in profile.models.items():
         service = objects.get(kube, "InferenceService", model.inference_service, namespace)
         if service is None:
@@ -131,10 +143,25 @@ def _targets(kube: Client, cluster: ClusterFacts, namespace: str, profile: Profi
                 f"inferenceservice/{model.inference_service} (role {role}) does not exist in namespace {namespace}",
                 hint=f"kubectl -n {namespace} get inferenceservices; is --stage-namespace right?",
             )
+        found[role] = service
+    return found
+
+
+def _simulated(services: Mapping[str, Object]) -> bool:
+    """Some model is labelled as simulated; one is enough, since numbers of a run are compared with each other."""
+    labels = [service["metadata"].get("labels") or {} for service in services.values()]
+    return any(found.get(SIMULATED_LABEL) == "true" for found in labels)
+
+
+def _targets(
+    kube: Client, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
+) -> tuple[TargetFacts, ...]:
+    found = []
+    for role, service in services.items():
         runtime = objects.get(kube, "ServingRuntime", drift.runtime_name(service), namespace)
         length = max_model_len(drift.demand(service, runtime).args) if runtime else None
         url = addresses.of_model(kube, cluster, namespace, service)
-        found.append(TargetFacts(role, model.inference_service, url, length))
+        found.append(TargetFacts(role, objects.name_of(service), url, length))
     return tuple(found)
 
 

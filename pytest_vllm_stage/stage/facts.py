@@ -6,6 +6,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+#: Carried by the objects of a simulated engine, and by its pods, with the value ``true``.
+SIMULATED_LABEL = "vllm-stage/simulated"
+
 
 @dataclass(frozen=True)
 class TargetFacts:
@@ -35,6 +38,8 @@ class StageFacts:
         targets: Its target models.
         minio_url: Root of MinIO's S3 API as reached from here; None where the stage has none.
         deployed_at: Seconds since the epoch; None when it was there before.
+        simulated: A simulated engine serves at least one target: no number of this stage is a model's, and none may be
+            published as one.
     """
 
     namespace: str
@@ -43,6 +48,7 @@ class StageFacts:
     targets: tuple[TargetFacts, ...]
     minio_url: str | None = None
     deployed_at: float | None = None
+    simulated: bool = False
 
     def to_json(self) -> str:
         """One JSON object."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllm_stage.sim import SERVER as SIMULATOR
 from pytest_vllm_stage.stage import drift, health
 
 if TYPE_CHECKING:
+    from pytest_vllm_stage.serving.client import Client
+    from pytest_vllm_stage.stage.facts import StageFacts
     from pytest_vllm_stage.stage.look import View
 
     Object = dict[str, Any]
@@ -93,6 +96,21 @@ def test_live_runtime_is_the_declared_one(
     )
     assert not lines, health.message(
         f"servingruntime/{name} is not as declared", lines, f"{kubectl} get servingruntime {name} -o yaml"
+    )
+
+
+def test_engine_is_the_declared_one(stage: StageFacts, endpoint: Client) -> None:
+    """A model answers where one is declared; the simulated engine, which names itself, only where it is declared.
+
+    A stand-in that stays behind answers every check of form, and every number about it is about no model.
+    """
+    owners = sorted({str(card.get("owned_by")) for card in endpoint.models()})
+    assert owners, f"{endpoint.target.base_url} lists no model\n  next: curl {endpoint.target.base_url}/v1/models"
+    is_simulated = SIMULATOR in owners
+    assert is_simulated == stage.simulated, (
+        f"{endpoint.target.model} is {'' if is_simulated else 'not '}served by a simulated engine, the declaration is "
+        f"{'' if stage.simulated else 'not '}of one: its models are owned by {', '.join(owners)}\n"
+        f"  next: curl {endpoint.target.base_url}/v1/models"
     )
 
 

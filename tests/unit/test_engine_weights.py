@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "model.safetensors").chmod(0o600)
     (folder / "config.json").write_text("{}")
     (folder / "sub" / "a.txt").write_text("a")
-    weights._write_manifest(folder, "a.gguf of somewhere 1.0")
+    weights.write_manifest(folder, "w4a16", "a.gguf of somewhere 1.0")
     return folder
 
 

@@ -125,6 +125,7 @@ def test_counts_take_the_worst_outcome_of_a_test() -> None:
 def test_junit_says_what_is_wrong_in_the_message(tmp_path: Path) -> None:
     data = {
         "run_id": "r",
+        "simulated": True,
         "started_at": 0,
         "versions": {"vllm": "1"},
         "tests": [
