@@ -72,7 +72,7 @@ def deploy(
         targets=targets,
         minio_url=minio_url,
         deployed_at=time.time(),
-        simulated=_simulated(services),
+        simulated=is_simulated(services),
     )
 
 
@@ -102,7 +102,7 @@ def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Jou
         services = _services(kube, namespace, profile)
         targets = _targets(kube, cluster, namespace, services)
         minio_url = addresses.of_minio(kube, cluster, namespace)
-    facts = StageFacts(namespace, "", False, targets, minio_url, simulated=_simulated(services))
+    facts = StageFacts(namespace, "", False, targets, minio_url, simulated=is_simulated(services))
     journal.event("attached", namespace, targets=[target.base_url for target in facts.targets])
     return facts
 
@@ -147,7 +147,7 @@ def _services(kube: Client, namespace: str, profile: Profile) -> dict[str, Objec
     return found
 
 
-def _simulated(services: Mapping[str, Object]) -> bool:
+def is_simulated(services: Mapping[str, Object]) -> bool:
     """Some model is labelled as simulated; one is enough, since numbers of a run are compared with each other."""
     labels = [service["metadata"].get("labels") or {} for service in services.values()]
     return any(found.get(SIMULATED_LABEL) == "true" for found in labels)

@@ -87,6 +87,12 @@ def test_a_bad_value_is_refused_with_source_and_valid_values(profile: str, optio
         ({"endpoint": "h:8000"}, ["--stage-endpoint", "http[s]://"]),
         ({"endpoint": "http://u:p@h"}, ["VLLM_STAGE_API_KEY"]),
         ({"model": "m"}, ["--stage-model", "--stage-endpoint"]),
+        ({"engine": "sim", "endpoint": "http://h"}, ["--stage-engine", "--stage-endpoint"]),
+        ({"engine": "vllm", "endpoint": "http://h"}, ["--stage-engine", "--stage-endpoint"]),
+        ({"engine": "sim", "context": "c"}, ["--stage-engine", "cluster that the run itself makes", "--stage-context"]),
+        ({"engine": "sim", "context": "c", "deploy": "true"}, ["--stage-engine", "--stage-context"]),
+        ({"engine": "sim", "cluster": "kubeconfig", "reuse": "r"}, ["--stage-engine", "--stage-cluster"]),
+        ({"engine": "sim"}, ["--stage-engine", "profile small cannot be simulated", "overlay-sim"]),
         ({"ca_file": "no-such-file"}, ["--stage-ca-file", "no-such-file"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -117,6 +123,27 @@ def test_an_existing_cluster_is_only_read_unless_told(
 ) -> None:
     config = settings(profile, cli)
     assert (config.cluster_kind, config.deploys) == (kind, deploys)
+
+
+def test_the_simulated_engine_has_an_overlay_of_its_own_and_is_described_as_what_it_is(
+    profile: str, tmp_path: Path
+) -> None:
+    assert (settings(profile).simulated, settings(profile).profile.overlay.name) == (False, "overlay")
+    (tmp_path / "overlay-sim").mkdir()
+    (tmp_path / "overlay-sim" / "kustomization.yaml").write_text("resources: []\n")
+    config = settings(profile, {"engine": "sim"})
+    assert (config.simulated, config.deploys) == (True, True)
+    assert config.profile.overlay == tmp_path / "overlay-sim"
+    assert config.profile.models["full"].description.startswith("simulated, ")
+    assert "SIMULATED" in config.header()
+    assert "SIMULATED" not in settings(profile).header()
+
+
+def test_an_engine_that_the_profile_chose_does_not_pass_for_a_real_one(profile: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(PROFILE + 'engine = "sim"\n')
+    with pytest.raises(ConfigError, match=r"^profile: engine sim needs .* --stage-endpoint$"):
+        settings(profile, {"endpoint": "http://h"})
 
 
 def test_roles_come_from_the_profile_or_are_the_endpoint(profile: str) -> None:

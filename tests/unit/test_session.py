@@ -142,6 +142,7 @@ def test_junit_says_what_is_wrong_in_the_message(tmp_path: Path) -> None:
     assert failure is not None
     assert failure.get("message") == "the stream was ? buffered"
     assert failed.find("properties/property[@name='rate']") is not None
+    assert suite.find("properties/property[@name='simulated'][@value='true']") is not None
     assert skipped.find("skipped") is not None
 
 

@@ -114,6 +114,27 @@ def test_the_openai_client_drives_it(url: str) -> None:
             create(**asked, max_tokens=0)
 
 
+def test_the_openai_client_sees_the_faults_of_requests_and_of_streams(client: Client, url: str) -> None:
+    asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": FACT}], "temperature": 0}
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
+        create: Any = api.chat.completions.create
+        client.raw("PUT", "/sim/faults", json=["server_error"])
+        with pytest.raises(openai.InternalServerError, match="The engine is overloaded") as refused:
+            create(**asked)
+        assert refused.value.status_code == 503
+        client.raw("PUT", "/sim/faults", json=[{"fault": "error_in_stream", "after_tokens": 2}])
+        texts: list[str] = []
+        with pytest.raises(openai.APIError):
+            texts.extend(chunk.choices[0].delta.content or "" for chunk in create(**asked, stream=True))
+        assert texts
+        assert ANSWER.startswith("".join(texts))
+        client.raw("PUT", "/sim/faults", json=["truncated_stream"])
+        with pytest.raises(openai.APIConnectionError):
+            list(create(**asked, stream=True))
+        client.raw("PUT", "/sim/faults", json=[])
+        assert create(**asked).choices[0].message.content == ANSWER
+
+
 @pytest.mark.parametrize(
     ("change", "status", "param"),
     [
@@ -289,6 +310,44 @@ def test_it_starts_with_faults_and_ends_on_a_signal(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "")
+
+
+#: As the declarations of the stage have them.
+VLLM_ARGUMENTS = (
+    "--served-model-name=name",
+    "--max-model-len=300",
+    "--max-num-seqs=3",
+    "--dtype=auto",
+    "--gpu-memory-utilization=0.70",
+    "--tensor-parallel-size=4",
+    "--enable-prefix-caching",
+    "--enable-chunked-prefill",
+    "--disable-custom-all-reduce",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
+)
+
+
+def test_it_starts_with_the_arguments_of_a_declaration_for_vllm(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with start(f"--model={tmp_path}", *VLLM_ARGUMENTS) as process:
+        with Client(Target("sim", "name", url_of(process))) as client:
+            assert [(card["id"], card["max_model_len"]) for card in client.models()] == [("name", 300)]
+            assert client.raw("GET", "/sim/settings").json()["max_num_seqs"] == 3
+        process.terminate()
+
+
+def test_a_served_name_needs_weights_and_no_other_argument_is_swallowed(tmp_path: Path) -> None:
+    for arguments, said in [
+        ((f"--model={tmp_path}/nowhere", *VLLM_ARGUMENTS), f"error: model path {tmp_path}/nowhere does not exist"),
+        ((f"--model={tmp_path}", *VLLM_ARGUMENTS), f"error: model path {tmp_path} does not hold a model: "),
+        (("--max-num-seq=3",), "unrecognized arguments: --max-num-seq=3"),
+    ]:
+        with start(*arguments) as process:
+            _, errors = process.communicate(timeout=30)
+        assert process.returncode == 2
+        assert said in errors
+        assert "Traceback" not in errors
 
 
 def test_a_port_that_is_taken_is_one_line(url: str) -> None:

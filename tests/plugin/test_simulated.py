@@ -1,0 +1,111 @@
+"""A simulated engine is called one wherever a run shows or keeps a result, and its kept stage passes for no other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.config import resolve
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.session import kept, lifecycle
+from pytest_vllm_stage.session.run import Identity, Run
+from pytest_vllm_stage.stage import deploy
+from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts
+
+SUITE = "def test_it(stage): pass"
+
+
+@pytest.fixture
+def simulated_place(place: pytest.Pytester) -> pytest.Pytester:
+    (place.path / "overlay-sim").mkdir()
+    (place.path / "overlay-sim" / "kustomization.yaml").write_text("resources: []\n")
+    place.makepyfile(SUITE)
+    return place
+
+
+@pytest.fixture
+def simulator() -> Iterator[str]:
+    command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--ttft-ms=1", "--itl-ms=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+        process.terminate()
+
+
+def said(folder: Path) -> list[Any]:
+    """What the record, JUnit and allure say."""
+    record = json.loads((folder / "run.json").read_text())
+    root = ET.parse(folder / "junit.xml").getroot()  # noqa: S314 - our own file
+    junit = root.find("testsuite/properties/property[@name='simulated']")
+    assert junit is not None
+    environment = (folder / "allure-results" / "environment.properties").read_text().splitlines()
+    results = [json.loads(path.read_text()) for path in (folder / "allure-results").glob("*-result.json")]
+    assert results, "allure has no result: nothing could be tagged"
+    tagged = all({"name": "tag", "value": "simulated"} in result["labels"] for result in results)
+    allure = next(line.partition("=")[2] for line in environment if line.startswith("simulated="))
+    return [record["simulated"], junit.get("value"), allure, tagged]
+
+
+def run_of(engine: str, folder: Path) -> Run:
+    """A run that reuses the newest kept stage."""
+    settings = {"profile": "small.toml", "engine": engine, "reuse": "latest"}
+    unset: dict[str, str] = {}
+    identity = Identity("r", str(folder / engine), 1)
+    return Run(identity, lambda: resolve(settings.get, {}, unset.get, folder), lambda _line: None)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_run_with_the_simulated_engine_says_so_everywhere(simulated_place: pytest.Pytester, workers: str) -> None:
+    result = simulated_place.runpytest_subprocess("--stage-engine=sim", "--stage-run-dir=here", "-n", workers)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["vllm-stage: SIMULATED: a stand-in for vLLM answered:*", "SIMULATED a stand-in for vLLM answered:*"]
+    )
+    assert said(simulated_place.path / "here") == [True, "true", "true", True]
+
+
+def test_a_run_with_vllm_does_not(simulated_place: pytest.Pytester) -> None:
+    result = simulated_place.runpytest_subprocess("--stage-run-dir=here")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*SIMULATED*")
+    assert said(simulated_place.path / "here") == [False, "false", "false", False]
+
+
+def test_a_simulator_behind_an_endpoint_is_found_out(place: pytest.Pytester, simulator: str) -> None:
+    place.makepyfile("def test_it(endpoint): assert endpoint.models()")
+    result = place.runpytest_subprocess(f"--stage-endpoint={simulator}", "--stage-run-dir=here", "-n", "2")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["SIMULATED a stand-in for vLLM answered:*"])
+    assert said(place.path / "here") == [True, "true", "true", True]
+
+
+@pytest.mark.parametrize(("kept_as", "wanted"), [("sim", "vllm"), ("vllm", "sim")])
+def test_a_kept_stage_of_another_engine_is_refused(
+    simulated_place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kept_as: str, wanted: str
+) -> None:
+    monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(simulated_place.path / "cache"))
+    cluster = ClusterFacts("local", "/k", "c", "v1", "kubectl", True, True, "/state")
+    runs = {engine: run_of(engine, simulated_place.path) for engine in ("sim", "vllm")}
+    monkeypatch.setattr("pytest_vllm_stage.stage.render.render", lambda overlay, kubectl: [])
+    stage = StageFacts("small", "r", True, (), simulated=kept_as == "sim")
+    kept.note(kept.Kept("r", cluster, stage, lifecycle.fingerprint(runs[kept_as].config, "kubectl")))
+    assert lifecycle.make_stage(runs[kept_as], cluster) == stage
+    with pytest.raises(ConfigError, match=f"kept a stage of engine {kept_as}, and this run is for {wanted}") as refused:
+        lifecycle.make_stage(runs[wanted], cluster)
+    assert f"--stage-engine={kept_as}" in refused.value.hint
+
+
+def test_a_stage_is_simulated_when_one_of_its_services_says_so() -> None:
+    real: dict[str, Any] = {"metadata": {"name": "a"}}
+    other: dict[str, Any] = {"metadata": {"name": "b", "labels": {SIMULATED_LABEL: "true"}}}
+    assert not deploy.is_simulated({"full": real})
+    assert deploy.is_simulated({"full": real, "quantized": other})
+    assert StageFacts.from_json(StageFacts("n", "r", True, (), simulated=True).to_json()).simulated is True
