@@ -11,7 +11,7 @@ import pytest
 
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.engine import environment, weights
+from pytest_vllm_stage.engine import environment, simulated
 from pytest_vllm_stage.errors import WaitFailed
 from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.paths import fixtures_dir
@@ -48,12 +48,12 @@ patches:
 
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory) -> tuple[environment.EngineEnvironment, Path]:
-    """The engine, and a folder of weights that has one altered variant more."""
+    """The engine, and a folder of made-up weights, which no fault lets it read, that has one altered variant more."""
     engine = environment.ensure(SILENT)
-    made = weights.ensure(SILENT, engine)
+    _, made = simulated.ensure(SILENT)
     folder = tmp_path_factory.mktemp("weights")
-    shutil.copytree(made[MODEL], folder / MODEL)
-    shutil.copytree(made[MODEL], folder / "altered")
+    shutil.copytree(made / MODEL, folder / MODEL)
+    shutil.copytree(made / MODEL, folder / "altered")
     flip_a_byte(folder / "altered" / "model.safetensors")
     return engine, folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.paths import fixtures_dir
 from pytest_vllm_stage.profile import load_profile
+from pytest_vllm_stage.sim import __main__ as sim_program
 from pytest_vllm_stage.stage import drift, health, objects, render, secrets
+from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
 from pytest_vllm_stage.stage.objects import Object
 
 pytestmark = pytest.mark.real
-OVERLAYS = ("local", "openshift")
+OVERLAYS = ("local", "local-sim", "openshift")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,30 @@ def test_the_openshift_overlay_carries_the_references_numbers(rendered: dict[str
     sizes = {c["metadata"]["name"]: c["spec"]["resources"]["requests"]["storage"]
              for c in render.of_kind(manifests, "PersistentVolumeClaim")}  # fmt: skip
     assert (sizes["model-mistral-24b"], sizes["model-mistral-24b-quantized"]) == ("120Gi", "40Gi")
+
+
+def test_the_simulated_stage_is_the_local_one_with_another_program(rendered: dict[str, list[Object]]) -> None:
+    """Names, ports, volumes and downloads are kept; every difference is the engine's, and is labelled."""
+    real, simulated = (render.flatten(rendered[name]) for name in ("local", "local-sim"))
+    differing = {field for field in real.keys() | simulated.keys() if real.get(field) != simulated.get(field)}
+    labels = {field for field in differing if field.endswith(f" metadata.labels.{SIMULATED_LABEL}")}
+    assert {field.split(" ")[0] for field in labels} == {field.split(" ")[0] for field in differing} | {
+        f"{kind}-{model}"
+        for kind in ("Job/download", "PersistentVolumeClaim/model")
+        for model in ("smollm2-135m", "smollm2-135m-quantized")
+    }
+    container = r"ServingRuntime/vllm spec\.containers\[0\]\.(command|args|env|readinessProbe|livenessProbe)\b.*"
+    model = r"InferenceService/\S+ spec\.predictor\.model\.(args|resources)\b.*"
+    assert [field for field in differing - labels if not re.fullmatch(f"{container}|{model}", field)] == []
+    for service in render.of_kind(rendered["local"], "InferenceService"):
+        declared = service["spec"]["predictor"]["model"]["args"]
+        own = one(rendered["local-sim"], "InferenceService", objects.name_of(service))["spec"]["predictor"]["model"]
+        assert own["args"][: len(declared)] == declared
+        runtime = one(rendered["local-sim"], "ServingRuntime", "vllm")
+        parsed = sim_program.parser().parse_args(drift.demand(service, runtime).args)
+        assert (parsed.served_model_name, parsed.max_model_len, parsed.max_num_seqs) == (
+            objects.name_of(service), 2048, 8,
+        )  # fmt: skip
 
 
 def test_a_download_runs_where_its_model_will(rendered: dict[str, list[Object]]) -> None:

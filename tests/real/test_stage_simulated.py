@@ -1,0 +1,135 @@
+"""The local stage with the simulated engine: every suite green, labelled down to its pods, planted faults caught."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.target import Target
+from pytest_vllm_stage.session import kept
+from pytest_vllm_stage.stage import client, objects
+from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).parents[2]
+SILENT = Journal()
+RUN_S = 600
+
+
+class Outcome(NamedTuple):
+    """A pytest run that ended."""
+
+    status: int
+    output: str
+    record: dict[str, Any]
+
+    def tests(self, outcome: str) -> list[dict[str, Any]]:
+        return [test for test in self.record["tests"] if test["outcome"] == outcome]
+
+
+def run(directory: Path, *arguments: str) -> Outcome:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--stage-run-dir={directory}", *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=RUN_S
+    )
+    return Outcome(done.returncode, done.stdout + done.stderr, json.loads((directory / "run.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    """The run that makes the stage and keeps it."""
+    wait_until(
+        "no other run has a cluster",
+        lambda: Observation(local.running() == [], "one is in use"),
+        timeout_s=300,
+        journal=SILENT,
+        error=EnvironmentUnfit,
+    )
+    directory = tmp_path_factory.mktemp("runs") / "first"
+    outcome = run(directory, "suites", "--stage-engine=sim", "--stage-keep=always", "--stage-strict", "-n", "2")
+    yield outcome
+    # A run that failed before its stage was there has ended its cluster itself.
+    if outcome.record["kept"]:
+        state_dir = kept.find(outcome.record["run_id"]).cluster.state_dir
+        assert state_dir
+        assert local.stop(state_dir, SILENT) == []
+
+
+@pytest.fixture
+def stage(first: Outcome) -> kept.Kept:
+    assert first.record["kept"], first.output
+    return kept.find(first.record["run_id"])
+
+
+@pytest.fixture
+def models(stage: kept.Kept) -> Iterator[dict[str, Client]]:
+    targets = stage.stage.targets
+    clients = {t.role: Client(Target(t.role, t.inference_service, t.base_url, t.max_model_len)) for t in targets}
+    yield clients
+    for one in clients.values():
+        one.raw("PUT", "/sim/faults", json=[])
+        one.close()
+
+
+def test_every_suite_is_green_and_nothing_is_skipped(first: Outcome) -> None:
+    assert first.status == 0, first.output
+    assert len(first.tests("passed")) == len(first.record["tests"]) > 80
+
+
+def test_it_is_called_simulated_down_to_its_pods(first: Outcome, stage: kept.Kept) -> None:
+    assert first.record["simulated"] is True
+    assert stage.stage.simulated is True
+    assert first.record["kept"]["reuse"].endswith(" --stage-engine=sim")
+    assert first.record["versions"].keys() >= {"simulated-engine", "kserve"}
+    with client.connection(stage.cluster, stage.stage.namespace) as kube:
+        pods = objects.listed(kube, "Pod", stage.stage.namespace, {SIMULATED_LABEL: "true"})
+    assert {pod["metadata"]["labels"]["serving.kserve.io/inferenceservice"] for pod in pods} == {
+        target.inference_service for target in stage.stage.targets
+    }
+
+
+def test_the_declaration_decides_size_and_pace(models: dict[str, Client]) -> None:
+    settings = {role: one.raw("GET", "/sim/settings").json() for role, one in models.items()}
+    for role, one in models.items():
+        assert (settings[role]["model"], settings[role]["max_num_seqs"]) == (one.target.model, 8)
+        assert settings[role]["max_model_len"] == one.target.max_model_len == 2048
+    assert settings["quantized"]["itl_ms"] < settings["full"]["itl_ms"]
+    assert settings["quantized"]["ttft_ms"] < settings["full"]["ttft_ms"]
+
+
+def test_a_planted_fault_fails_the_checks_of_its_model_alone(
+    stage: kept.Kept, models: dict[str, Client], tmp_path: Path
+) -> None:
+    """One request in ten answered 503: of some hundred requests not to hit one would be a chance of 1 to 100 000."""
+    reuse = ("suites/inference", f"--stage-reuse={stage.run_id}", "--stage-engine=sim")
+    models["quantized"].raw("PUT", "/sim/faults", json=[{"fault": "server_error", "status": 503, "share": 0.1}])
+    faulty = run(tmp_path / "faulty", *reuse)
+    assert faulty.status == 1, faulty.output
+    assert faulty.tests("failed")
+    assert all("[quantized" in test["name"] for test in faulty.tests("failed")), faulty.output
+    assert any("503" in test["reason"] for test in faulty.tests("failed")), faulty.output
+    models["quantized"].raw("PUT", "/sim/faults", json=[])
+    healed = run(tmp_path / "healed", *reuse)
+    assert healed.status == 0, healed.output
+    assert healed.record["simulated"] is True
+
+
+def test_a_run_for_vllm_does_not_take_it(stage: kept.Kept, tmp_path: Path) -> None:
+    refused = run(tmp_path / "refused", "suites/inference", "-m", "smoke", f"--stage-reuse={stage.run_id}")
+    assert refused.status == 1
+    assert "kept a stage of engine sim, and this run is for vllm" in refused.output
+    assert refused.tests("passed") == []
