@@ -122,6 +122,7 @@ def test_the_simulated_stage_is_the_local_one_with_another_program(rendered: dic
     real, simulated = (render.flatten(rendered[name]) for name in ("local", "local-sim"))
     differing = {field for field in real.keys() | simulated.keys() if real.get(field) != simulated.get(field)}
     labels = {field for field in differing if field.endswith(f" metadata.labels.{SIMULATED_LABEL}")}
+    assert {simulated.get(field) for field in labels} == {"true"}
     assert {field.split(" ")[0] for field in labels} == {field.split(" ")[0] for field in differing} | {
         f"{kind}-{model}"
         for kind in ("Job/download", "PersistentVolumeClaim/model")

@@ -344,7 +344,10 @@ def test_a_served_name_needs_weights_and_no_other_argument_is_swallowed(tmp_path
         (("--max-num-seq=3",), "unrecognized arguments: --max-num-seq=3"),
     ]:
         with start(*arguments) as process:
-            _, errors = process.communicate(timeout=30)
+            try:
+                _, errors = process.communicate(timeout=30)
+            finally:
+                process.kill()
         assert process.returncode == 2
         assert said in errors
         assert "Traceback" not in errors
