@@ -18,7 +18,7 @@ from pytest_vllm_stage.load.samples import Measurement
 from pytest_vllm_stage.load.samples_file import SUFFIX, as_saved, read_measurement
 from pytest_vllm_stage.secret import Secret
 from pytest_vllm_stage.serving.client import Client, RequestFailed
-from pytest_vllm_stage.session import plans
+from pytest_vllm_stage.session import plans, targets
 from pytest_vllm_stage.session.plans import PlannedStep
 from pytest_vllm_stage.session.run import Run
 from pytest_vllm_stage.slo.artifacts import read_measurements, write_csv, write_step
@@ -113,12 +113,17 @@ def _drive(run: Run, job: Job, watcher: Watcher | None) -> Measurement:
 
 
 def facts_of(run: Run, client: Client) -> dict[str, Any]:
-    """What labels a measurement: the run, the server's own version, and where it is."""
+    """What labels a measurement: the run, the server's own version, and whether a stand-in answered."""
     try:
         version = client.version()
     except RequestFailed:
-        version = ""
-    return {"run_id": run.run_id, "engine_version": version, "profile": run.config.profile.name}
+        version = ""  # a gateway need not show it
+    return {
+        "run_id": run.run_id,
+        "profile": run.config.profile.name,
+        "engine_version": version,
+        "simulated": targets.is_simulated(client.models()),
+    }
 
 
 def saved_steps(config: StageConfig) -> list[tuple[PlannedStep, Path]]:

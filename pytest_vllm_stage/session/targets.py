@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
 from pytest_vllm_stage.secret import Secret
@@ -51,6 +52,11 @@ def of_endpoint(run: Run) -> dict[str, Target]:
     return {"endpoint": dataclasses.replace(target, model=model)}
 
 
+def is_simulated(models: list[dict[str, Any]]) -> bool:
+    """The server is the simulated engine, as its list of models says."""
+    return any(model.get("owned_by") == SERVER for model in models)
+
+
 def _model_at(target: Target, run: Run) -> str:
     """The model to check at a server that may serve several; a simulator, which says what it is, is noted."""
     wanted, client = run.config.get("model"), Client(target)
@@ -63,7 +69,7 @@ def _model_at(target: Target, run: Run) -> str:
         ) from None
     finally:
         client.close()
-    if any(model.get("owned_by") == SERVER for model in models):
+    if is_simulated(models):
         run.journal.event("simulated", target.base_url)
     served = [str(model["id"]) for model in models]
     names = ", ".join(served) or "no model"
