@@ -74,7 +74,7 @@ async def run_step(
     loop_lag = LoopLag()
     pool = Pool(address_of(job.base_url, job.ca_file))
     await pool.resolve()
-    await _warm_up(job, pool)
+    await warm_up(job, pool)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -104,18 +104,17 @@ def _bearer(token: Secret | None) -> bytes:
     return f"authorization: Bearer {token.reveal()}\r\n".encode() if token else b""
 
 
-async def _warm_up(job: Job, pool: Pool) -> None:
+async def warm_up(job: Job, pool: Pool) -> list[Sample]:
     """Send the warm-up, a few at a time, and wait for it; its failures are the step's to show."""
     waiting = list(enumerate(job.warmup_bodies))
-    left = len(waiting)
+    samples: list[Sample] = []
     done = asyncio.Event()
 
-    def finished(_sample: Sample) -> None:
-        nonlocal left
-        left -= 1
+    def finished(sample: Sample) -> None:
+        samples.append(sample)
         if waiting:
             start()
-        elif left == 0:
+        elif len(samples) == len(job.warmup_bodies):
             done.set()
 
     def start() -> None:
@@ -124,10 +123,11 @@ async def _warm_up(job: Job, pool: Pool) -> None:
         Exchange(outgoing, index, body, now_s).start(now_s)
 
     outgoing = Outgoing(job.step, pool, _head(job), time.perf_counter(), finished)
-    for _ in range(min(job.step.concurrency or 4, left)):
+    for _ in range(min(job.step.concurrency or 4, len(waiting))):
         start()
-    if left:
+    if job.warmup_bodies:
         await done.wait()
+    return samples
 
 
 class _Run:
@@ -156,7 +156,7 @@ class _Run:
         self._stop: EarlyStop | None = None
         self._all_done = asyncio.Event()
         self._timer = Timer(self._loop, self._due)
-        self._monitor = _monitor(job, self._zero_s)
+        self._monitor = monitor_of(job, self._zero_s)
 
     async def carry_out(self) -> Measurement:
         """Run it to the last answer."""
@@ -275,7 +275,8 @@ class _Run:
         )
 
 
-def _monitor(job: Job, zero_s: float) -> Monitor:
+def monitor_of(job: Job, zero_s: float) -> Monitor:
+    """Reads the engine of a job, and its GPUs where an exporter is named."""
     engine = address_of(job.metrics_url or job.base_url, job.ca_file)
     gpu = gpu_source(address_of(job.gpu_metrics_url, job.ca_file)) if job.gpu_metrics_url else None
     return Monitor(

@@ -98,8 +98,8 @@ class Metrics:
         achieved_over_offered: Rate at which requests were really sent over the planned rate; None for closed loops.
         lag_p99_ms: How late requests were sent, P99.
         arrival_cv: Coefficient of variation of the gaps between sends: 0 constant, 1 Poisson; None for closed loops.
-        stalls: Number of stalls; see `find_stalls`.
-        longest_stall_s: The longest one; 0 without any.
+        stalls: Number of stalls; see `find_stalls`. None where not every token's time is known.
+        longest_stall_s: The longest one; 0 without any, None where stalls are not known.
         stalled_at_s: When each began.
         tokens_per_event: Tokens in one event of the stream; above 1 the gaps are of events, not of tokens.
     """
@@ -119,8 +119,8 @@ class Metrics:
     achieved_over_offered: float | None
     lag_p99_ms: float | None
     arrival_cv: float | None
-    stalls: int
-    longest_stall_s: float
+    stalls: int | None
+    longest_stall_s: float | None
     stalled_at_s: tuple[float, ...]
     tokens_per_event: float | None
 
@@ -182,8 +182,9 @@ def summarise(samples: Sequence[Sample], step: Step, *, limits_s: Mapping[str, f
     span_s = max((sample.end_s for sample in samples), default=0.0) - start_s
     output = sum(sample.tokens for sample in right)
     prompt = sum(sample.prompt_tokens or sample.expected_prompt_tokens for sample in right)
-    stalls = find_stalls(samples)
-    events = sum(len(sample.token_times_s) for sample in right)
+    all_timed = all(sample.every_token_timed for sample in samples)
+    stalls = find_stalls(samples) if all_timed else ()
+    events = sum(len(sample.token_times_s) for sample in right) if all_timed else 0
     return Metrics(
         step=step.id,
         requests=len(samples),
@@ -200,8 +201,8 @@ def summarise(samples: Sequence[Sample], step: Step, *, limits_s: Mapping[str, f
         achieved_over_offered=achieved_over_offered(samples, step),
         lag_p99_ms=_lag_p99_ms(samples),
         arrival_cv=_arrival_cv(samples) if step.open_loop else None,
-        stalls=len(stalls),
-        longest_stall_s=max((stall.duration_s for stall in stalls), default=0.0),
+        stalls=len(stalls) if all_timed else None,
+        longest_stall_s=max((stall.duration_s for stall in stalls), default=0.0) if all_timed else None,
         stalled_at_s=tuple(stall.start_s for stall in stalls),
         tokens_per_event=_per(output, events) if events else None,
     )
@@ -224,7 +225,9 @@ def latency_s(name: str, sample: Sample) -> float | None:
 
 
 def gaps_s(sample: Sample) -> list[float]:
-    """The gaps between the tokens of one answer; a failed one counts as if every gap were +inf."""
+    """The gaps between the tokens of one answer, none where they are not known; of a failed one all are +inf."""
+    if not sample.every_token_timed:
+        return []
     if sample.failure is not None:
         return [math.inf] * max(1, sample.expected_output_tokens - 1)
     times = sample.token_times_s

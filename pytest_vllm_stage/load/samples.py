@@ -57,6 +57,8 @@ class Sample:
         prompt_digest: Short digest of the request's body.
         output_digest: Short digest of the answer's text.
         resent: Its keep-alive connection was dead and it went out once more on a new one.
+        every_token_timed: False where the driver keeps only the first and the last token's time (GuideLLM): then
+            ``token_times_s`` holds these two, and the gaps between tokens and the stalls are not known.
     """
 
     step: str
@@ -76,6 +78,7 @@ class Sample:
     prompt_digest: str = ""
     output_digest: str = ""
     resent: bool = False
+    every_token_timed: bool = True
 
     @property
     def first_token_s(self) -> float | None:

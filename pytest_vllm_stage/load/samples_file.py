@@ -168,6 +168,7 @@ def _check_end(row: _Row, samples: int, server: int) -> None:
 
 
 def _sample(row: _Row) -> Sample:
+    row.data.setdefault("every_token_timed", True)  # files from before the field have all times
     values = {name: row.take(name, check) for name, check in _SAMPLE.items()}
     values["token_times_s"] = tuple(values["token_times_s"])
     if values["failure"] is not None:
@@ -247,4 +248,5 @@ _SAMPLE: dict[str, Callable[[Any], str | None]] = {
     "prompt_digest": _text,
     "output_digest": _text,
     "resent": _flag,
+    "every_token_timed": _flag,
 }

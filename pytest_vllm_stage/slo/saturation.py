@@ -129,5 +129,10 @@ def kendall_tau(values: Sequence[float]) -> float:
 def _capacity(measurement: Measurement, until_s: float) -> float:
     """Requests a second that the tokens of the second half amount to; smoother than counting ends."""
     half_s = until_s / 2
-    tokens = sum(half_s < at <= until_s for sample in measurement.samples for at in sample.token_times_s)
+    tokens = sum(
+        sample.tokens / len(sample.token_times_s)
+        for sample in measurement.samples
+        for at in sample.token_times_s
+        if half_s < at <= until_s
+    )
     return tokens / half_s / measurement.step.output_tokens if half_s > 0 else 0.0

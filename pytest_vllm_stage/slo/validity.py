@@ -194,7 +194,7 @@ def _engine(measurement: Measurement) -> Iterator[Finding]:
 
 
 def _stalls(metrics: Metrics) -> Iterator[Finding]:
-    if not metrics.stalls:
+    if not metrics.stalls or metrics.longest_stall_s is None:
         return
     starts = metrics.stalled_at_s
     every = [b - a for a, b in pairwise(starts)]

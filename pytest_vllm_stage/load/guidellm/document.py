@@ -1,0 +1,91 @@
+"""A JSON document that knows where each of its values lies, so that what is wrong is named by its place."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytest_vllm_stage.errors import ConfigError
+
+
+class Node:
+    """A value of a document.
+
+    Args:
+        where: File and place, for example ``report.json: benchmarks[0].metrics``.
+        value: The value.
+    """
+
+    def __init__(self, where: str, value: Any) -> None:
+        self.where = where
+        self.value = value
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raise ConfigError with the place."""
+        raise ConfigError(f"{self.where.rstrip()} {problem}", hint="give the JSON report of a GuideLLM 0.8 run")
+
+    def child(self, *names: str) -> Node:
+        """The value under these keys, one below the other; refused where one is missing."""
+        node = self
+        for name in names:
+            if not isinstance(node.value, dict):
+                node.refuse("must be an object")
+            if name not in node.value:
+                node.refuse(f"has no {name!r}")
+            node = Node(f"{node.where}{'' if node.where.endswith(': ') else '.'}{name}", node.value[name])
+        return node
+
+    def items(self) -> Iterator[Node]:
+        """The elements of a list; null counts as an empty one."""
+        if not isinstance(self.value, list | None):
+            self.refuse(f"must be a list, not {str(self.value)[:40]!r}")
+        for index, value in enumerate(self.value or ()):
+            yield Node(f"{self.where}[{index}]", value)
+
+    def number(self) -> float:
+        """A finite number."""
+        if (number := self.number_or_none()) is None:
+            self.refuse("must be a number, not null")
+        return number
+
+    def number_or_none(self) -> float | None:
+        """A finite number, or null."""
+        value = self.value
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self.refuse(f"must be a number, not {str(value)[:40]!r}")
+        return value
+
+    def count_or_none(self) -> int | None:
+        """A whole number from 0, or null."""
+        number = self.number_or_none()
+        if number is None:
+            return None
+        if number != int(number) or number < 0:
+            self.refuse(f"must be a whole number from 0, not {number!r}")
+        return int(number)
+
+    def text(self) -> str:
+        """A text; null counts as an empty one."""
+        if not isinstance(self.value, str | None):
+            self.refuse(f"must be a text, not {str(self.value)[:40]!r}")
+        return self.value or ""
+
+
+def read_document(path: Path) -> Node:
+    """The whole document.
+
+    Raises:
+        ConfigError: the file is missing or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must be a JSON object")
+    return Node(f"{path}: ", value)

@@ -1,0 +1,30 @@
+"""Runs a command, and ends it with all that it started when this process's stdin closes.
+
+    python keeper.py PROGRAM ARGUMENT...
+
+A parent that is killed cannot end what it started; its end of the pipe closes all the same. GuideLLM's worker processes
+would otherwise wait for ever for one that is gone. Runs as a plain script, so that it needs nothing of this package.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+
+def main() -> int:
+    """The command's exit status, 128 and its number for a signal."""
+    command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    ended = os.pidfd_open(command.pid)
+    ready, _, _ = select.select([ended, sys.stdin], [], [])
+    if ended not in ready:
+        os.killpg(0, signal.SIGKILL)  # the parent made a process group of this process, which ends with it
+    status = command.wait()
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Has a step carried out by GuideLLM in processes of its own.
+
+The warm-up is ours, and so are the readings of the engine. GuideLLM sends a fixed number of requests and waits for all:
+its time limit would cancel those in flight, the slow ones. Its first requests load modules and come some 20 ms late, so
+that a few more go out in front, which are no samples.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_vllm_stage.engine import environment as engine_environment
+from pytest_vllm_stage.engine.environment import EngineEnvironment
+from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.load.connections import Pool, address_of
+from pytest_vllm_stage.load.driver import PROGRESS_INTERVAL_S, Job, Watcher, monitor_of, warm_up
+from pytest_vllm_stage.load.guidellm import keeper
+from pytest_vllm_stage.load.guidellm.reading import read_report
+from pytest_vllm_stage.load.guidellm.scenario import REPORT, SCENARIO, turned, write_scenario
+from pytest_vllm_stage.load.guidellm.usage import GroupUsage
+from pytest_vllm_stage.load.plan import Step
+from pytest_vllm_stage.load.samples import Measurement, Sample, ServerReading
+
+#: Importing torch, making its processes, and at the end its statistics, on a machine that is busy with the engine too.
+AROUND_S = 180.0
+#: A closed loop whose answers become this many times slower than its warm-up's is still awaited.
+_SLOWER = 5.0
+_LOOK_INTERVAL_S = 0.2
+_SHOWN_CHARACTERS = 2000
+#: Its interpreter's own settings: one worker process, nothing from a hub, no output that a terminal would redraw.
+_SETTINGS = {
+    "GUIDELLM__MAX_WORKER_PROCESSES": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "COLUMNS": "200",
+}
+
+
+def measure(
+    job: Job, journal: Journal, *, watcher: Watcher | None = None, environment: EngineEnvironment | None = None
+) -> Measurement:
+    """Carry out one step by GuideLLM; the journal gets a phase and a progress line about every five seconds.
+
+    Args:
+        job: What to do. A closed loop needs a warm-up, which tells how many requests its duration amounts to.
+        journal: Where progress goes.
+        watcher: Sees each sample when the step is over: GuideLLM cannot be told to stop.
+        environment: Where GuideLLM is installed; default: the engine's, made if it is not there.
+
+    Raises:
+        ConfigError: the step or its bodies are nothing that GuideLLM can carry out.
+        EnvironmentUnfit: GuideLLM ended without a report, or did not end in time; says what it wrote last.
+    """
+    installed = environment or engine_environment.ensure(journal)
+    with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts:
+        facts["driver"] = f"guidellm {installed.versions['guidellm']}"
+        with tempfile.TemporaryDirectory(prefix="guidellm-") as folder:
+            measurement = asyncio.run(_Run(job, journal, installed, Path(folder)).carry_out())
+        facts["requests"] = len(measurement.samples)
+        facts["failed"] = sum(sample.failure is not None for sample in measurement.samples)
+    if watcher is not None:
+        for sample in measurement.samples:
+            watcher(sample)
+    return measurement
+
+
+def requests_of(step: Step, warmup: Sequence[Sample], bodies: int) -> int:
+    """How many requests to send: rate times duration, or what so many users make in the duration.
+
+    Args:
+        step: The plan.
+        warmup: Samples of the warm-up, sent by as many users.
+        bodies: How many prompts there are.
+
+    Raises:
+        ConfigError: a closed loop without a warm-up.
+    """
+    if step.planned_requests is not None:
+        return min(bodies, step.planned_requests)
+    if not warmup:
+        raise ConfigError(
+            f"step {step.id}: warmup_requests: is 0; GuideLLM ends a closed loop after a number of requests, which the "
+            f"warm-up's latency has to tell"
+        )
+    answered = [sample.end_s - sample.scheduled_s for sample in warmup if sample.failure is None]
+    users = step.concurrency or 1
+    wanted = users * step.duration_s / statistics.median(answered) if answered else users
+    return min(bodies, max(users, round(wanted)))
+
+
+@dataclass
+class _Run:
+    """One step under way."""
+
+    job: Job
+    journal: Journal
+    environment: EngineEnvironment
+    folder: Path
+
+    async def carry_out(self) -> Measurement:
+        """Warm up, let GuideLLM send, and read what it wrote."""
+        job, step = self.job, self.job.step
+        warmup = await self._warm_up()
+        count = requests_of(step, warmup, len(job.bodies))
+        lead_in = [turned(body) for body in job.warmup_bodies[: step.concurrency or 1]]
+        write_scenario(job, [*lead_in, *job.bodies[:count]], self.folder)
+        monitor = monitor_of(job, time.perf_counter())
+        clock_ahead_s = time.time() - time.perf_counter()
+        zero = time.time()
+        reading = asyncio.get_running_loop().create_task(monitor.run())
+        try:
+            with self._guidellm() as process:
+                usage = GroupUsage(process.pid)
+                await self._follow(process, usage, monitor.readings)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await monitor.read()
+            await monitor.close()
+        self._check(process)
+        measurement = read_report(self.folder / REPORT, step, lead_in=len(lead_in), facts=job.facts)
+        return self._completed(measurement, monitor.readings, zero, usage, count)
+
+    async def _warm_up(self) -> list[Sample]:
+        pool = Pool(address_of(self.job.base_url, self.job.ca_file))
+        try:
+            await pool.resolve()
+            return await warm_up(self.job, pool)
+        finally:
+            await pool.close()
+
+    @contextmanager
+    def _guidellm(self) -> Iterator[subprocess.Popen[bytes]]:
+        """GuideLLM's processes, in a group of their own; whatever ends the block ends them."""
+        command = [
+            sys.executable,
+            "-I",
+            str(Path(keeper.__file__)),
+            str(self.environment.python),
+            "-P",
+            "-m",
+            "guidellm",
+        ]
+        command += ["run", "--config", str(self.folder / SCENARIO), "--disable-console-interactive"]
+        with (self.folder / "output").open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,  # it reads settings from a .env in its folder
+                env=environ_of(self.job.ca_file, self.folder),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.stdin:
+                process.stdin.close()
+
+    async def _follow(
+        self, process: subprocess.Popen[bytes], usage: GroupUsage, readings: Sequence[ServerReading]
+    ) -> None:
+        """Wait for the end, saying how long it takes and what the engine does."""
+        step = self.job.step
+        longest_s = step.duration_s * (1 if step.open_loop else _SLOWER) + step.request_timeout_s + AROUND_S
+        started_s = said_s = time.monotonic()
+        while process.poll() is None:
+            usage.look()
+            now_s = time.monotonic()
+            if now_s - started_s > longest_s:
+                raise EnvironmentUnfit(
+                    f"GuideLLM did not end step {step.id} within {longest_s:.0f} s\n  it wrote: {self._wrote()}"
+                )
+            if now_s - said_s >= PROGRESS_INTERVAL_S:
+                said_s = now_s
+                self.journal.say(progress(step, now_s - started_s, readings))
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    def _check(self, process: subprocess.Popen[bytes]) -> None:
+        if process.returncode or not (self.folder / REPORT).exists():
+            raise EnvironmentUnfit(
+                f"GuideLLM ended step {self.job.step.id} without a report (exit status {process.returncode})\n"
+                f"  it wrote: {self._wrote()}"
+            )
+
+    def _wrote(self) -> str:
+        text = (self.folder / "output").read_text(errors="replace").strip()[-_SHOWN_CHARACTERS:]
+        key = self.job.api_key.reveal() if self.job.api_key else ""
+        return (text.replace(key, "***") if key else text) or "nothing"
+
+    def _completed(
+        self, measurement: Measurement, readings: Sequence[ServerReading], zero: float, usage: GroupUsage, count: int
+    ) -> Measurement:
+        """Add what GuideLLM does not know: the engine's readings, its own CPU time, and whether requests are missing."""
+        start = measurement.started_at
+        wall_s = max(sample.end_s for sample in measurement.samples)
+        shifted = [replace(reading, at_s=reading.at_s + zero - start) for reading in readings]
+        before = [reading for reading in shifted if reading.at_s <= 0][-1:]
+        client = replace(measurement.client, cpu_s=usage.between(start, start + wall_s), wall_s=wall_s)
+        ran_out = {"prompts_ran_out": True} if len(measurement.samples) < count else {}
+        return replace(
+            measurement,
+            client=client,
+            server=(*before, *(reading for reading in shifted if reading.at_s > 0)),
+            facts={**measurement.facts, **ran_out},
+        )
+
+
+def environ_of(ca_file: str | None, folder: Path) -> dict[str, str]:
+    """GuideLLM's environment: none of the user's settings of it, no proxy, and the authorities that we trust too."""
+    kept = {
+        name: value
+        for name, value in engine_environment.clean_environ().items()
+        if not name.startswith("GUIDELLM") and not name.lower().endswith("_proxy")
+    }
+    trusted = ca_file or ssl.get_default_verify_paths().cafile
+    authorities = {"SSL_CERT_FILE": str(Path(trusted).resolve())} if trusted else {}
+    return kept | _SETTINGS | authorities | {"HF_HOME": str(folder / "hub")}
+
+
+def progress(step: Step, elapsed_s: float, readings: Sequence[ServerReading]) -> str:
+    """One line for people."""
+    last = readings[-1] if readings else None
+    engine = ""
+    if last is not None and last.running is not None:
+        engine = f", engine runs {last.running:g}, {last.waiting or 0:g} wait"
+    return f"{step.id}: GuideLLM since {elapsed_s:.0f} s, for a step of {step.duration_s:g} s{engine}"
