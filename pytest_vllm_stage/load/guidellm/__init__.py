@@ -1,12 +1,13 @@
-"""GuideLLM 0.8.1 as a second load driver, and its report as a measurement.
+"""GuideLLM 0.8.1 as a second load driver, and its report as a way in and out.
 
-`measure` carries a step out with it, `read_report` makes a measurement of what it wrote. GuideLLM runs from the engine's
-environment; nothing here imports it.
+`measure` carries a step out with it, `read_report` makes a measurement of what it wrote, `write_report` makes a report
+that GuideLLM itself loads. GuideLLM runs from the engine's environment; nothing here imports it.
 """
 
 from __future__ import annotations
 
 from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.load.guidellm.run import measure
+from pytest_vllm_stage.load.guidellm.writing import write_report
 
-__all__ = ["measure", "read_report"]
+__all__ = ["measure", "read_report", "write_report"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pytest_vllm_stage.load.samples import Failure
+from pytest_vllm_stage.load.samples import FAILURES, Failure
 
 _SHOWN_CHARACTERS = 300
 _STATUS = re.compile(r"^HTTPStatusError\([\"'].*?'(\d{3})[ ']")
@@ -28,6 +28,9 @@ def failure_of(error: str, tokens: int) -> Failure:
         error: ``info.error`` of the request.
         tokens: Token events that came before; a connection that broke after some left a truncated answer.
     """
+    own, _, text = error.partition(": ")
+    if own in FAILURES:  # a report that `write_report` wrote
+        return Failure(own, text)
     kind = next((kind for pattern, kind in _KINDS if re.match(pattern, error, re.DOTALL)), "protocol")
     if kind == "connection" and tokens:
         kind = "truncated"

@@ -23,6 +23,8 @@ from pytest_vllm_stage.load.samples import ClientFacts, Failure, Measurement, Sa
 
 #: Of the report's schema; GuideLLM 0.8 writes it.
 VERSION = 2
+#: In reports that `write_report` wrote: when a request was sent, beside GuideLLM's own times.
+SENT = "vllm_stage_sent"
 _STATUSES = ("successful", "errored", "incomplete")
 
 
@@ -121,7 +123,8 @@ def _rows(benchmark: Node, step: Step) -> list[_Row]:
 
 def _row(node: Node, status: str, step: Step) -> _Row:
     times = node.child("info", "timings")
-    taken_up, sent = (times.child(name).number_or_none() for name in ("resolve_start", "request_start"))
+    taken_up = times.child("resolve_start").number_or_none()
+    sent = times.child(SENT if SENT in times.value else "request_start").number_or_none()
     end = times.child("request_end").number_or_none()
     end = times.child("resolve_end").number() if end is None else end
     target = times.child("targeted_start").number() if step.open_loop else taken_up

@@ -119,7 +119,6 @@ class _Run:
         lead_in = [turned(body) for body in job.warmup_bodies[: step.concurrency or 1]]
         write_scenario(job, [*lead_in, *job.bodies[:count]], self.folder)
         monitor = monitor_of(job, time.perf_counter())
-        clock_ahead_s = time.time() - time.perf_counter()
         zero = time.time()
         reading = asyncio.get_running_loop().create_task(monitor.run())
         try:
@@ -209,7 +208,7 @@ class _Run:
     def _completed(
         self, measurement: Measurement, readings: Sequence[ServerReading], zero: float, usage: GroupUsage, count: int
     ) -> Measurement:
-        """Add what GuideLLM does not know: the engine's readings, its own CPU time, and whether requests are missing."""
+        """Add what GuideLLM does not know: the engine's readings, its own CPU time, whether requests are missing."""
         start = measurement.started_at
         wall_s = max(sample.end_s for sample in measurement.samples)
         shifted = [replace(reading, at_s=reading.at_s + zero - start) for reading in readings]

@@ -64,7 +64,7 @@ def _scenario(job: Job, fields: dict[str, Any], requests: int, folder: Path) -> 
         backend["api_key"] = job.api_key.reveal()
     spec = {
         "backend": backend,
-        "profile": _profile(step),
+        "profile": profile_of(step),
         "constraints": [{"kind": "max_requests", "count": requests}],
         "data": [{"kind": "json_file", "path": str(folder / PROMPTS), "load_kwargs": {"split": "train"}}],
         "seed": {"kind": "static", "value": step.seed},
@@ -73,7 +73,8 @@ def _scenario(job: Job, fields: dict[str, Any], requests: int, folder: Path) -> 
     return {"metadata": {"labels": {"step": step.id}}, "spec": spec}
 
 
-def _profile(step: Step) -> dict[str, Any]:
+def profile_of(step: Step) -> dict[str, Any]:
+    """GuideLLM's profile of a step's load."""
     if not step.open_loop:
         return {"kind": "concurrent", "streams": [step.concurrency]}
     return {"kind": "constant" if step.arrivals == CONSTANT else "poisson", "rate": [step.request_rate]}

@@ -1,0 +1,69 @@
+"""Distributions in GuideLLM's form: nearest-rank percentiles of what was answered, apart from what failed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from pytest_vllm_stage.load.samples import Sample
+
+#: Percentile name to its share in thousandths, so that ranks are computed in integers.
+_PERCENTILES = {
+    "p001": 1,
+    "p01": 10,
+    "p05": 50,
+    "p10": 100,
+    "p25": 250,
+    "p50": 500,
+    "p75": 750,
+    "p90": 900,
+    "p95": 950,
+    "p99": 990,
+    "p999": 999,
+}
+
+#: What a sample adds to a distribution: any number of values, none where it has none.
+ValuesOf = Callable[[Sample], Iterable[float]]
+
+
+def breakdown(values_of: ValuesOf, answered: Sequence[Sample], failed: Sequence[Sample]) -> dict[str, Any]:
+    """One distribution a status, and one over all; a count of 0 is GuideLLM's way to say that there is none."""
+    good = [value for sample in answered for value in values_of(sample)]
+    bad = [value for sample in failed for value in values_of(sample)]
+    return {
+        "successful": summary(good),
+        "errored": summary(bad),
+        "incomplete": summary([]),
+        "total": summary([*good, *bad]),
+    }
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """The statistics of values."""
+    ordered = sorted(values)
+    n = len(ordered)
+    mean = statistics.fmean(ordered) if n else 0.0
+    deviation = statistics.pstdev(ordered, mean) if n else 0.0
+    percentiles: Mapping[str, float] = {
+        name: ordered[max(1, math.ceil(share * n / 1000)) - 1] if n else 0.0 for name, share in _PERCENTILES.items()
+    }
+    return {
+        "mean": mean,
+        "median": percentiles["p50"],
+        "mode": statistics.mode(ordered) if n else 0.0,
+        "variance": deviation**2,
+        "std_dev": deviation,
+        "min": ordered[0] if n else 0.0,
+        "max": ordered[-1] if n else 0.0,
+        "count": n,
+        "total_sum": math.fsum(ordered),
+        "percentiles": percentiles,
+    }
+
+
+def steady(value: float) -> dict[str, Any]:
+    """A rate over the whole step, of which no distribution is drawn: every statistic is the rate itself."""
+    one = summary([value])
+    return {"successful": one, "errored": summary([]), "incomplete": summary([]), "total": one}
