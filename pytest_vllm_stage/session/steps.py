@@ -11,6 +11,7 @@ from pytest_vllm_stage.config import StageConfig
 from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.load import prepare, process
 from pytest_vllm_stage.load.driver import Job, Watcher
+from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.load.metrics import Metrics, json_number
 from pytest_vllm_stage.load.plan import Step
 from pytest_vllm_stage.load.prompts import PromptMaker
@@ -32,6 +33,8 @@ GPU_METRICS_TOKEN_VARIABLE = "VLLM_STAGE_GPU_METRICS_TOKEN"  # noqa: S105 - its 
 #: What an observation is called where a verdict would stand.
 OBSERVED = "observed"
 FOLDER = "benchmarks"
+#: Each step once more, as a report that GuideLLM's users can read with their tools.
+GUIDELLM_SUFFIX = ".guidellm.json"
 
 
 def folder_of(run: Run) -> Path:
@@ -109,6 +112,10 @@ def _gpu_metrics_token() -> Secret | None:
 
 
 def _drive(run: Run, job: Job, watcher: Watcher | None) -> Measurement:
+    if run.config.text("load_driver") == "guidellm":
+        from pytest_vllm_stage.load import guidellm
+
+        return guidellm.measure(job, run.journal)
     return process.measure(job, run.journal, watcher=watcher)
 
 
@@ -151,6 +158,7 @@ def conclude(run: Run, planned: PlannedStep, measurement: Measurement, gates: in
     """Judge a measurement, write its files, and put the result into the journal."""
     metrics, verdict = judge(measurement, planned.objectives, gates=gates)
     write_step(folder_of(run), measurement, metrics, verdict)
+    write_report(measurement, folder_of(run) / f"{planned.step.id}{GUIDELLM_SUFFIX}")
     result = StepResult(planned, metrics, verdict)
     note(run, result, measurement)
     return result

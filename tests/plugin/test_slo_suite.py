@@ -107,7 +107,10 @@ def test_each_step_has_its_verdict_and_leaves_its_files(place: pytest.Pytester, 
     with (folder / "benchmarks.csv").open() as file:
         rows = {row["step"]: row for row in csv.DictReader(file)}
     assert {name: row["outcome"] for name, row in rows.items()} == outcomes(place)
-    assert len(list(folder.glob("*.samples.jsonl.gz"))) == len(list(folder.glob("*.json"))) == 3
+    for kind in ("samples.jsonl.gz", "json", "guidellm.json"):
+        assert sorted(path.name for path in folder.iterdir() if path.name.split(".", 1)[1] == kind) == [
+            f"{name}.{kind}" for name in sorted(outcomes(place))
+        ]
     cases = ET.parse(place.path / "run" / "junit.xml").iter("testcase")  # noqa: S314 - our own file
     properties = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
     assert properties["test_objectives[endpoint-rate-20]"]["slo.outcome"] == "fail"
@@ -165,7 +168,7 @@ def test_nothing_runs_beside_a_step_and_load_comes_last(place: pytest.Pytester, 
         @pytest.mark.after_load
         def test_reads(stage_run):
             folder = stage_run.directory / "benchmarks"
-            assert sorted(path.stem for path in folder.glob("*.json")) == ["endpoint-rate-10", "endpoint-rate-20"]
+            assert len(list(folder.glob("*.guidellm.json"))) == 2
         """,
         test_z="""
         import pytest
