@@ -1,0 +1,164 @@
+"""Which load steps a profile plans, what is promised of each, and what a run says of all its steps together."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.config import StageConfig, resolve
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.journal import read_events
+from pytest_vllm_stage.load.samples import Measurement
+from pytest_vllm_stage.session import plans, steps
+from pytest_vllm_stage.session.run import Identity, Run
+from pytest_vllm_stage.slo.artifacts import read_result, write_step
+from pytest_vllm_stage.slo.verdict import judge
+from tests.unit.made_samples import open_step, with_ttfts
+
+PROFILE = """
+name = "small"
+overlay = "overlay"
+namespace = "small"
+[models.quantized]
+inference_service = "q"
+rate_limit_requests_per_s = 5
+[models.quantized.slo]
+ttft_p50_ms = 300
+[models.quantized.slo.rate-5]
+ttft_p50_ms = 400
+e2e_latency_p50_s = 9
+[models.full]
+inference_service = "f"
+[models.full.load]
+rates = [1, 4]
+concurrencies = [2]
+[models.full.slo]
+error_rate = false
+[load]
+rates = [1]
+duration_s = 2
+prompt_tokens = 64
+output_tokens = 16
+[slo]
+error_rate = 0
+ttft_p50_ms = 500
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StageConfig:
+    return made(tmp_path, PROFILE)
+
+
+def made(tmp_path: Path, text: str, **cli: str) -> StageConfig:
+    (tmp_path / "overlay").mkdir(exist_ok=True)
+    (tmp_path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
+    (tmp_path / "small.toml").write_text(text)
+    given = {"profile": "small.toml", **cli}
+    return resolve(given.get, {}, lambda _name: None, tmp_path)
+
+
+def run_of(config: StageConfig, tmp_path: Path) -> Run:
+    return Run(Identity("20261124-101010-abcd", str(tmp_path / "run"), 1), lambda: config, lambda _line: None)
+
+
+def test_the_promised_rate_is_measured_and_one_above_it_is_an_observation(config: StageConfig) -> None:
+    planned = plans.steps_of(config, "run")
+    assert [(one.step.id, one.observation) for one in planned] == [
+        ("quantized-rate-1", False),
+        ("quantized-rate-5", False),
+        ("quantized-rate-10", True),
+        ("full-rate-1", False),
+        ("full-rate-4", False),
+        ("full-concurrency-2", False),
+    ]
+    assert [one.step.model for one in planned] == ["q"] * 3 + ["f"] * 3
+
+
+def test_inner_promises_override_outer_ones_and_false_takes_one_away(config: StageConfig) -> None:
+    texts = {one.step.id: [o.text() for o in one.objectives] for one in plans.steps_of(config, "run")}
+    assert texts["quantized-rate-1"] == ["error_rate <= 0", "ttft_p50_ms <= 300"]
+    assert texts["quantized-rate-5"] == ["e2e_latency_p50_s <= 9", "error_rate <= 0", "ttft_p50_ms <= 400"]
+    assert texts["full-rate-1"] == ["ttft_p50_ms <= 500"]
+    assert plans.gates_of(plans.steps_of(config, "run")) == 2 + 3 + 3
+
+
+def test_a_run_has_prompts_of_its_own_unless_a_seed_is_given(tmp_path: Path, config: StageConfig) -> None:
+    one, other = (plans.steps_of(config, run_id)[0].step.seed for run_id in ("a", "b"))
+    assert one != other
+    given = made(tmp_path, PROFILE, load_seed="7")
+    assert {plans.steps_of(given, run_id)[0].step.seed for run_id in ("a", "b")} == {7}
+
+
+def test_only_whole_steps_where_they_are_asked_for(tmp_path: Path, config: StageConfig) -> None:
+    assert all(one.step.decide_early for one in plans.steps_of(config, "run"))
+    whole = made(tmp_path, PROFILE, full_duration="true")
+    assert not any(one.step.decide_early for one in plans.steps_of(whole, "run"))
+
+
+def test_a_plain_server_has_the_promises_of_the_model_that_is_named(tmp_path: Path) -> None:
+    config = made(tmp_path, PROFILE, endpoint="http://127.0.0.1:9", model="q")
+    planned = plans.steps_of(config, "run")
+    assert [one.step.id for one in planned] == ["endpoint-rate-1", "endpoint-rate-5", "endpoint-rate-10"]
+    assert [o.text() for o in planned[0].objectives] == ["error_rate <= 0", "ttft_p50_ms <= 300"]
+    unnamed = made(tmp_path, PROFILE, endpoint="http://127.0.0.1:9")
+    assert [one.step.id for one in plans.steps_of(unnamed, "run")] == ["endpoint-rate-1"]
+
+
+@pytest.mark.parametrize(
+    ("step_id", "model", "objectives", "observation"),
+    [
+        ("quantized-rate-5", "q", 3, False),
+        ("quantized-rate-10", "q", 2, True),
+        ("endpoint-rate-5", "q", 3, False),
+        ("endpoint-rate-5", "other", 2, False),
+        ("full-rate-1", "f", 1, False),
+    ],
+)
+def test_a_saved_step_is_held_against_the_profile_of_now(
+    config: StageConfig, step_id: str, model: str, objectives: int, observation: bool
+) -> None:
+    rate = float(step_id.rsplit("-", 1)[1])
+    planned = plans.saved(config, open_step(rate, id=step_id, model=model))
+    assert (len(planned.objectives), planned.observation) == (objectives, observation)
+
+
+def test_a_step_table_without_its_step_is_refused(tmp_path: Path) -> None:
+    config = made(tmp_path, PROFILE.replace("slo.rate-5", "slo.rate-6"))
+    with pytest.raises(ConfigError, match=r"models\.quantized\.slo\.rate-6: is no planned step; valid: rate-1, rate-5"):
+        plans.check(config)
+
+
+def measured(step_id: str, slow: int, requests: int = 18) -> Measurement:
+    """So many answers over an objective of 500 ms."""
+    made = with_ttfts([0.9] * slow + [0.1] * (requests - slow), id=step_id)
+    return replace(made, samples=tuple(replace(sample, step=step_id) for sample in made.samples))
+
+
+def test_what_one_step_alone_cannot_show_the_run_as_a_whole_does(tmp_path: Path) -> None:
+    """13 misses of 18 have p = 0.048: undecided at half of 5 %, a fail once the other step has failed by itself."""
+    text = PROFILE.split("[models.quantized]")[0] + (
+        '[models.full]\ninference_service = "f"\n[slo]\nttft_p50_ms = 500\n'
+        "[load]\nrates = [1, 2]\nduration_s = 9\nprompt_tokens = 64\noutput_tokens = 16\n"
+    )
+    run = run_of(made(tmp_path, text), tmp_path)
+    objectives = plans.objectives_of(run.config, "full")
+    for one in (measured("full-rate-1", 18), measured("full-rate-2", 13)):
+        write_step(steps.folder_of(run), one, *judge(one, objectives, gates=2))
+    before = read_result(steps.folder_of(run) / "full-rate-2.json")
+    assert before["verdict"]["outcome"] == "inconclusive"
+    (changed,) = steps.finish(run)
+    assert "full-rate-2: fail: " in changed
+    assert "broken by Holm's rule" in changed
+    assert read_result(steps.folder_of(run) / "full-rate-2.json")["verdict"]["outcome"] == "fail"
+    with (steps.folder_of(run) / "benchmarks.csv").open() as file:
+        assert [row["outcome"] for row in csv.DictReader(file)] == ["fail", "fail"]
+    (event,) = [event for event in read_events(run.journal_path) if event["kind"] == "benchmark"]
+    assert (event["name"], event["outcome"]) == ("full-rate-2", "fail")
+
+
+def test_a_run_without_load_has_nothing_to_say_of_it(tmp_path: Path, config: StageConfig) -> None:
+    assert steps.finish(run_of(config, tmp_path)) == []
