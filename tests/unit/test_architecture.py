@@ -18,7 +18,7 @@ LAYERS = (
     ("registry", "storage"),
     ("slo",),
     ("load",),
-    ("sim", "serving"),
+    ("sim", "serving", "registry_standin"),
     ("stage",),
     ("engine", "cluster"),
     ("config",),
