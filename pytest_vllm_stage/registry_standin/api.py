@@ -8,12 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib import resources as package_files
 from typing import Any
 
 from pytest_vllm_stage.registry_standin import SERVER
 from pytest_vllm_stage.registry_standin import faults as f
 from pytest_vllm_stage.registry_standin.exchange import JSON_TYPE, NOT_FOUND, Request, Response, as_json, as_text
+from pytest_vllm_stage.registry_standin.openapi import description
 from pytest_vllm_stage.registry_standin.refusal import Refusal, bad_request, database_error
 from pytest_vllm_stage.registry_standin.resources import Registry
 from pytest_vllm_stage.registry_standin.routes import Call, route_of
@@ -94,8 +94,7 @@ class Api:
         except Refusal as refusal:
             return as_json(refusal.body(), refusal.status)
         except sqlite3.Error as error:
-            refusal = database_error(f"{error}")
-            return as_json(refusal.body(), refusal.status)
+            return as_json(database_error(str(error)).body(), 500)
 
     def _record(self, request: Request, status: int) -> None:
         self.log.append(
@@ -131,8 +130,3 @@ class Api:
     def _health(self) -> Response:
         lost = f.of_type(self.faults, f.LostDatabase)
         return as_text(f"{SERVER}: no database" if lost else f"{SERVER}: ok", 503 if lost else 200)
-
-
-def description() -> bytes:
-    """The OpenAPI description of what is served."""
-    return package_files.files(__package__).joinpath("openapi.json").read_bytes()

@@ -18,7 +18,7 @@ from pytest_vllm_stage.registry_standin.exchange import TEXT_TYPE, Request, Resp
 MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 64 * 1024 * 1024
 #: How long answers that are on their way may take when the server ends.
-GRACE_S = 5.0
+GRACE_S = 2.0
 
 
 class WrongRequest(Exception):
