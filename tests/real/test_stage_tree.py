@@ -14,6 +14,7 @@ from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.paths import fixtures_dir
 from pytest_vllm_stage.profile import load_profile
+from pytest_vllm_stage.registry_standin import __main__ as registry_program
 from pytest_vllm_stage.sim import __main__ as sim_program
 from pytest_vllm_stage.stage import drift, health, objects, render, secrets
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
@@ -46,7 +47,8 @@ def test_images_are_pinned_labels_agree_and_secrets_are_declared(
     manifests = rendered[overlay]
     assert drift.unpinned(manifests) == []
     assert drift.labels(manifests) == []
-    assert len(drift.images(manifests)) == 5
+    # One more where the stage brings its own Model Registry.
+    assert len(drift.images(manifests)) == (5 if overlay == "openshift" else 6)
     declared = {objects.name_of(s): list(s["stringData"]) for s in render.of_kind(manifests, "Secret")}
     references = health.secret_references(manifests)
     assert health.of_secrets(references, declared) == []
@@ -140,6 +142,27 @@ def test_the_simulated_stage_is_the_local_one_with_another_program(rendered: dic
         assert (parsed.served_model_name, parsed.max_model_len, parsed.max_num_seqs) == (
             objects.name_of(service), 2048, 8,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("overlay", ["local", "local-sim"])
+def test_the_model_registry_of_the_local_stage_is_a_labelled_stand_in(
+    rendered: dict[str, list[Object]], overlay: str
+) -> None:
+    deployment, service = (one(rendered[overlay], kind, "model-registry") for kind in ("Deployment", "Service"))
+    assert [item["metadata"]["labels"]["vllm-stage/stand-in"] for item in (deployment, service)] == ["true", "true"]
+    pod = deployment["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert [port["port"] for port in service["spec"]["ports"]] == [8080]
+    (container,) = pod["spec"]["containers"]
+    assert container["command"][1:] == ["-m", "pytest_vllm_stage.registry_standin"]
+    parsed = registry_program.parser().parse_args(container["args"])
+    assert (parsed.host, parsed.port, parsed.api) == ("0.0.0.0", 8080, "both")  # noqa: S104 - in a pod
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert any(parsed.database.startswith(f"{path}/") for path in mounted)
+
+
+def test_where_the_platform_has_a_model_registry_none_is_deployed(rendered: dict[str, list[Object]]) -> None:
+    assert not [item for item in rendered["openshift"] if objects.name_of(item) == "model-registry"]
 
 
 def test_a_download_runs_where_its_model_will(rendered: dict[str, list[Object]]) -> None:

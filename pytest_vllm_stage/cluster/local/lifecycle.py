@@ -43,6 +43,7 @@ def start(
         run_id: The run that it is for.
         lifeline_pid: The cluster ends when this process does, unless it is kept.
         mounts: Name to folder of this machine; pods' hostPath volumes see it read-only at ``/mnt/vllm-stage/NAME``.
+            So they see this package, as ``package``, for the stand-ins in it.
         journal: Takes the phases and waits.
         wait_s: Seconds to wait while another cluster is in use on this machine.
 
@@ -161,7 +162,7 @@ def _mounts(layout: Layout, mounts: dict[str, Path]) -> tuple[Mount, ...]:
     for name, target in SHADOWED.items():
         (shadows / name).mkdir(parents=True)
         planned.append(Mount(str(shadows / name), str(target), read_only=False))
-    seen = {"volumes": layout.volumes, **mounts}
+    seen = {"volumes": layout.volumes, "package": PACKAGE, **mounts}
     for name, source in seen.items():
         (shadows / "mnt" / name).mkdir()
         planned.append(Mount(str(source), str(SHADOWED["mnt"] / name), read_only=name != "volumes"))

@@ -1,0 +1,123 @@
+"""The registry stand-in in a pod of the local cluster: it gets ready, answers, keeps its entries and ends as told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.engine import simulated
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.paths import fixtures_dir
+from pytest_vllm_stage.registry_standin import SERVER
+from pytest_vllm_stage.registry_standin.api import PREFIXES
+from pytest_vllm_stage.stage import client, conditions, objects, render, teardown
+from pytest_vllm_stage.stage.apply import Ownership, apply
+from pytest_vllm_stage.stage.look import View
+from pytest_vllm_stage.stage.wait import wait_for_all
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+pytestmark = pytest.mark.real
+
+SILENT = Journal()
+NAMESPACE = "registry-alone"
+NAME = "model-registry"
+MODELS = PREFIXES["v1alpha3"] + "/registered_models"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterFacts]:
+    engine, weights = simulated.ensure(SILENT)
+    mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": weights}
+    facts = local.start(run_id="registry", lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=900)
+    yield facts
+    assert facts.state_dir
+    assert local.stop(facts.state_dir, SILENT) == []
+
+
+@pytest.fixture(scope="module")
+def view(cluster: ClusterFacts) -> Iterator[View]:
+    """The namespace, with the registry of the local overlay alone in it, Available."""
+    overlay = render.render(fixtures_dir() / "overlays" / "local", cluster.kubectl)
+    kept = [item for item in overlay if item["kind"] == "Namespace" or objects.name_of(item) == NAME]
+    assert [item["kind"] for item in kept] == ["Namespace", "Service", "Deployment"]
+    with client.connection(cluster, NAMESPACE) as kube:
+        view = View(kube, cluster, NAMESPACE)
+        for wave in render.waves(render.in_namespace(kept, NAMESPACE)):
+            apply(kube, wave, NAMESPACE, Ownership.of_run("registry"), {})
+        wait_for_all(view, [conditions.DeploymentAvailable(NAME, 120)], SILENT)
+        yield view
+    assert teardown.teardown(cluster, NAMESPACE, "registry", {"teardown_s": 120}, SILENT) == []
+
+
+@pytest.fixture(scope="module")
+def registry(view: View) -> Iterator[httpx.Client]:
+    service = view.get("Service", NAME)
+    assert service is not None
+    with httpx.Client(base_url=f"http://{service['spec']['clusterIP']}:8080", timeout=10) as registry:
+        wait_for_answer(registry)
+        yield registry
+
+
+def wait_for_answer(registry: httpx.Client) -> None:
+    """Ready is told before every Service rule is in place."""
+
+    def look() -> Observation:
+        try:
+            return Observation(registry.get("/readyz/health").status_code == 200, "answers")
+        except httpx.TransportError as error:
+            return Observation(False, repr(error))
+
+    wait_until("the registry answers", look, timeout_s=60, journal=SILENT, error=EnvironmentUnfit)
+
+
+def kubectl(cluster: ClusterFacts, *arguments: str) -> str:
+    command = [cluster.kubectl, "--kubeconfig", str(cluster.kubeconfig), "--context", cluster.context, "-n", NAMESPACE]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def pod_of(view: View) -> objects.Object:
+    (pod,) = view.listed("Pod", {"app.kubernetes.io/name": NAME})
+    return pod
+
+
+def test_it_answers_at_its_service_and_names_itself(registry: httpx.Client) -> None:
+    answer = registry.post(MODELS, json={"name": "m"})
+    assert (answer.status_code, answer.headers["server"]) == (201, SERVER)
+    assert registry.get(f"{PREFIXES['v1']}/registered_models/{answer.json()['id']}").json() == answer.json()
+    assert registry.get("/").text == "404 page not found\n"
+
+
+def test_it_needs_no_privilege_and_says_what_it_is_in_its_log(cluster: ClusterFacts, view: View) -> None:
+    pod = pod_of(view)
+    assert pod["metadata"]["labels"]["vllm-stage/stand-in"] == "true"
+    context = pod["spec"]["containers"][0]["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert (context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, True)
+    assert "a stand-in for the Model Registry" in kubectl(cluster, "logs", f"deployment/{NAME}")
+
+
+def test_what_is_registered_outlives_its_container(cluster: ClusterFacts, view: View, registry: httpx.Client) -> None:
+    """Its process ends on SIGTERM with exit code 0, the kubelet starts another one, and that one has the entries."""
+    before = registry.get(MODELS).json()["items"]
+    assert before
+    kubectl(cluster, "exec", f"deployment/{NAME}", "--", "/bin/sh", "-c", "kill -TERM 1")
+
+    def look() -> Observation:
+        (status,) = pod_of(view)["status"]["containerStatuses"]
+        done = status["restartCount"] == 1 and status["ready"]
+        return Observation(done, f"{status['restartCount']} restarts, {'ready' if status['ready'] else 'not ready'}")
+
+    wait_until("its container is started again", look, timeout_s=120, journal=SILENT, error=EnvironmentUnfit)
+    ended = pod_of(view)["status"]["containerStatuses"][0]["lastState"]["terminated"]
+    assert (ended["exitCode"], ended["reason"]) == (0, "Completed")
+    wait_for_answer(registry)
+    assert registry.get(MODELS).json()["items"] == before
