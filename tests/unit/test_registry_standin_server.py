@@ -92,6 +92,11 @@ def test_every_fault_can_be_asked_for_by_its_name(standin: Standin) -> None:
     assert [fault["fault"] for fault in shown] == list(FAULTS)
 
 
+def test_readme_names_every_fault() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert [name for name in FAULTS if f"`{name}`" not in readme] == []
+
+
 def test_a_fault_hits_the_requests_that_it_names() -> None:
     fault = Fault(method="PATCH", path="model_versions", after=1, requests=2)
     asked = [("PATCH", "/model_versions/1")] * 5
