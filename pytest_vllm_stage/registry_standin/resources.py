@@ -89,12 +89,13 @@ class Registry:
         return self._store.insert(entity)
 
     def patch(self, entity: Entity, given: Given) -> Entity:
-        """Change an entity.
+        """Change an entity. One that cannot be read back cannot be changed either, so it stays spoiled.
 
         Raises:
-            Refusal: Its new external id is taken.
+            Refusal: Its new external id is taken, or it cannot be read.
         """
         self._check_database()
+        self.show(entity)
         change(entity, given)
         return entity if f.of_type(self._faults, f.DropPatches) else self._store.update(entity)
 

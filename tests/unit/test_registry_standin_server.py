@@ -202,6 +202,9 @@ def test_connections_stay_and_bodies_may_be_chunked(process_url: str, client: ht
     two = f"GET {MODELS} HTTP/1.1\r\nhost: x\r\n\r\nGET {MODELS}/1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     received = exchange(process_url, two.encode())
     assert received.count(b"HTTP/1.1 200 OK") == 2
+    head = exchange(process_url, b"HEAD /nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 404 Not Found")
+    assert head.endswith(b"\r\n\r\n")
     head = exchange(process_url, f"HEAD {MODELS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
     assert head.startswith(b"HTTP/1.1 405 Method Not Allowed")
     assert head.endswith(b"\r\n\r\n")
