@@ -110,9 +110,10 @@ class Registry:
         parent_id = id_of(parent, "parent resource") if parent else None
         self._check_database()
         where = _of(kinds)
-        if name and (parent_id is not None or not kinds[0].prefixed):
-            stored_name = name if parent_id is None else f"{parent_id}:{name}"
-            where &= Clause("pg_like(?, entity.stored_name)", [stored_name])
+        if name and parent_id is not None:
+            where &= _child(kinds, name, parent_id)
+        elif name and not kinds[0].prefixed:
+            where &= Clause("pg_like(?, entity.stored_name)", [name])
         elif external_id:
             where &= Clause("entity.external_id = ?", [external_id])
             if parent_id is not None:
@@ -224,11 +225,16 @@ def through_the_filter(kinds: Kinds, query: Mapping[str, str], _parent_id: int) 
     return where
 
 
-def by_stored_name(_kinds: Kinds, query: Mapping[str, str], parent_id: int) -> Clause:
-    """Name as a LIKE pattern behind the parent's id, and external id."""
-    where = Clause("1")
+def by_stored_name(kinds: Kinds, query: Mapping[str, str], parent_id: int) -> Clause:
+    """Name as a LIKE pattern, else external id."""
     if query.get("name"):
-        where &= Clause("pg_like(?, entity.stored_name)", [f"{parent_id}:{query['name']}"])
+        return _child(kinds, query["name"], parent_id)
     if query.get("externalId"):
-        where &= Clause("entity.external_id = ?", [query["externalId"]])
-    return where
+        return Clause("entity.external_id = ?", [query["externalId"]])
+    return Clause("1")
+
+
+def _child(kinds: Kinds, name: str, parent_id: int) -> Clause:
+    """A name as a pattern among one parent's children; of an artifact's name the last part is enough."""
+    before = "%" if kinds[0].artifact_type else parent_id
+    return Clause("pg_like(?, entity.stored_name) AND entity.parent_id = ?", [f"{before}:{name}", parent_id])

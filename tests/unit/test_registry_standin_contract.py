@@ -420,6 +420,15 @@ def test_a_document_and_a_model_of_one_name_hide_each_other(standin: Standin) ->
         assert standin.get("model_artifact", **bad).status == standin.get("artifact", **bad).status == 400
 
 
+def test_the_last_part_of_an_artifacts_name_is_enough_and_of_a_versions_is_not(standin: Standin) -> None:
+    version = standin.version("1", "a:b")
+    artifact = standin.artifact(version["id"], "c:d")
+    assert standin.get("artifact", name="d", parentResourceId=version["id"]).json == artifact
+    assert standin.get(f"model_versions/{version['id']}/artifacts", name="d").names == ["c:d"]
+    assert standin.get("model_version", name="b", parentResourceId="1").status == 404
+    assert standin.get("model_version", name="a:b", parentResourceId="1").json == version
+
+
 def test_artifacts_of_no_version_may_share_a_name(standin: Standin) -> None:
     ids = [standin.made("model_artifacts", name="a")["id"] for _ in range(2)]
     made = standin.made("artifacts", name="a", artifactType="model-artifact")

@@ -148,8 +148,8 @@ def test_a_poisoned_property_is_stored_and_spoils_every_list(standin: Standin) -
     assert standin.get("registered_model", name="sick").status == 400
     assert standin.get("registered_models").status == 400
     assert standin.get("registered_models", pageSize="1").names == ["healthy"]
-    for body in ({}, {"customProperties": {}}):
-        assert standin.patch("registered_models/2", body).status == 400
+    assert standin.patch("registered_models/2", {}).status == 400
+    assert standin.patch("registered_models/2", {"customProperties": {}}).status == 400
     standin.model("well")
     assert standin.patch("registered_models/3", {"customProperties": {"p": string("mlmd-struct::x")}}).status == 500
     assert standin.get("registered_models/3").status == 400
