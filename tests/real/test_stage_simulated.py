@@ -27,6 +27,8 @@ pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
 SILENT = Journal()
 RUN_S = 600
+#: Those that are about the stage and its answers; load steps take minutes and are tested on simulators of their own.
+SUITES = ("suites/deployment", "suites/inference")
 
 
 class Outcome(NamedTuple):
@@ -60,7 +62,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         error=EnvironmentUnfit,
     )
     directory = tmp_path_factory.mktemp("runs") / "first"
-    outcome = run(directory, "suites", "--stage-engine=sim", "--stage-keep=always", "--stage-strict", "-n", "2")
+    outcome = run(directory, *SUITES, "--stage-engine=sim", "--stage-keep=always", "--stage-strict", "-n", "2")
     yield outcome
     # A run that failed before its stage was there has ended its cluster itself.
     if outcome.record["kept"]:
