@@ -13,6 +13,7 @@ from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 
 MINIO = "minio"
+REGISTRY = "model-registry"
 CONNECT_TIMEOUT_S = 3.0
 
 
@@ -53,6 +54,14 @@ def of_minio(kube: Client, cluster: ClusterFacts, namespace: str) -> str | None:
     if objects.get(kube, "Service", MINIO, namespace) is None:
         return None
     url = _of_service(kube, namespace, MINIO, "9000")
+    return url if cluster.reaches_services or answers(url) else None
+
+
+def of_registry(kube: Client, cluster: ClusterFacts, namespace: str) -> str | None:
+    """Root URL of the Model Registry's REST API, or None where the stage has none that is reached from here."""
+    if objects.get(kube, "Service", REGISTRY, namespace) is None:
+        return None
+    url = _of_service(kube, namespace, REGISTRY, "8080")
     return url if cluster.reaches_services or answers(url) else None
 
 

@@ -1,0 +1,62 @@
+"""Which revision of an InferenceService answers: what results are of, and what they are stale against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_vllm_stage.errors import StageFailure
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.look import View
+from pytest_vllm_stage.stage.objects import Object
+
+_KNATIVE_LABEL = "serving.knative.dev/revision"
+_SERVICE_LABEL = "serving.kserve.io/inferenceservice"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What runs.
+
+    Attributes:
+        name: Knative's revision, or in Standard mode the ReplicaSet, whose name changes with the pods' template.
+        created_at: When it was made, as Kubernetes writes times; empty where that is not known.
+    """
+
+    name: str
+    created_at: str
+
+
+def running(view: View, service: Object) -> Revision:
+    """The one revision whose pods are Ready.
+
+    Raises:
+        StageFailure: none is, or several are, so that nobody can say which one answers.
+    """
+    name = objects.name_of(service)
+    pods = view.listed("Pod", {_SERVICE_LABEL: name})
+    ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
+    found = {_of_pod(pod) for pod in ready}
+    if len(found) == 1:
+        revision, owner = found.pop()
+        made = view.get("ReplicaSet", owner) if owner else None
+        return Revision(revision, str(made["metadata"].get("creationTimestamp", "")) if made else "")
+    latest = _latest(service)
+    if not found and latest:
+        return Revision(latest, "")  # scaled to zero: the next request starts it
+    several = ", ".join(sorted(revision for revision, _ in found)) or "none"
+    raise StageFailure(
+        f"inferenceservice/{name}: revisions with Ready pods: {several}; one is due",
+        hint=f"kubectl -n {view.namespace} get pods -l {_SERVICE_LABEL}={name}",
+    )
+
+
+def _of_pod(pod: Object) -> tuple[str, str]:
+    """The revision's name, and the ReplicaSet."""
+    meta = pod["metadata"]
+    owner = next((ref["name"] for ref in meta.get("ownerReferences") or [] if ref.get("kind") == "ReplicaSet"), "")
+    return (meta.get("labels") or {}).get(_KNATIVE_LABEL) or owner or objects.name_of(pod), owner
+
+
+def _latest(service: Object) -> str:
+    components = (service.get("status") or {}).get("components") or {}
+    return str((components.get("predictor") or {}).get("latestReadyRevision") or "")
