@@ -80,6 +80,11 @@ class StageConfig:
         return self.get("strict") == "true"
 
     @property
+    def publishes(self) -> bool:
+        """The run publishes what it measured; a stage that it did not deploy is left alone unless told otherwise."""
+        return self.text("publish") == "always" or (self.text("publish") == "auto" and self.deploys)
+
+    @property
     def namespace(self) -> str:
         """The stage's namespace."""
         return self.get("namespace") or self.profile.namespace
@@ -121,6 +126,7 @@ def resolve(cli: Lookup, env: Mapping[str, str], ini: Lookup, rootdir: Path) -> 
             settings[name] = Setting(_checked(BY_NAME[name], value, f"profile {profile.name}"), "profile")
     config = StageConfig(settings, profile)
     _check_agreement(config)
+    _check_registry_url(config)
     return replace(config, profile=_simulated(profile, settings["engine"].source)) if config.simulated else config
 
 
@@ -223,6 +229,15 @@ def _check_engine(config: StageConfig) -> None:
     raise ConfigError(
         f"{settings['engine'].source}: engine sim needs a cluster that the run itself makes: it cannot go with {other}"
     )
+
+
+def _check_registry_url(config: StageConfig) -> None:
+    url, source = config.get("registry_url"), config.settings["registry_url"].source
+    parts = urlsplit(url or "http://none")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        raise ConfigError(f"{source}: {url!r} is no URL of a server; valid: http[s]://host[:port]")
+    if parts.username or parts.password:
+        raise ConfigError(f"{source}: put the token into VLLM_STAGE_REGISTRY_TOKEN, not into the URL")
 
 
 def _check_endpoint(url: str, source: str) -> None:

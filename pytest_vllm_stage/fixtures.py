@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.cluster.facts import ClusterFacts
     from pytest_vllm_stage.config import StageConfig
     from pytest_vllm_stage.load.prompts import PromptMaker
+    from pytest_vllm_stage.registry.api import Registry
     from pytest_vllm_stage.serving.client import Client
     from pytest_vllm_stage.serving.target import Target
     from pytest_vllm_stage.session.capacity import FoundCapacity
     from pytest_vllm_stage.session.plans import PlannedStep
+    from pytest_vllm_stage.session.publication import Publication
     from pytest_vllm_stage.session.steps import StepResult
     from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage.storage.bucket import Bucket
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
@@ -193,3 +196,41 @@ def _telling(work: Callable[[Asked], Found]) -> Callable[[Asked], Found]:
         return found[0]
 
     return telling
+
+
+@pytest.fixture(scope="session")
+def model_registry(
+    stage_run: Run, cluster: ClusterFacts, stage: StageFacts, kube: lightkube.Client, declared: list[dict[str, Any]]
+) -> Iterator[Registry]:
+    """A connection to the Model Registry, the stage's or that of --stage-registry-url; skips where there is none."""
+    from pytest_vllm_stage.session import publication
+    from pytest_vllm_stage.stage import addresses, render
+
+    with told():
+        url = publication.registry_url(stage_run, kube, cluster)
+    if url is None and render.named(declared, "Service", addresses.REGISTRY) is None:
+        pytest.skip("there is no Model Registry: the stage declares none, and --stage-registry-url names none")
+    with told():
+        registry = publication.connect_registry(stage_run, kube, cluster)
+    yield registry
+    registry.close()
+
+
+@pytest.fixture(scope="session")
+def results_bucket(stage_run: Run, stage: StageFacts, kube: lightkube.Client) -> Bucket:
+    """The bucket of benchmark results, with the stage's credentials."""
+    from pytest_vllm_stage.session.publication import connect_bucket
+
+    with told():
+        return connect_bucket(stage_run, kube, stage)
+
+
+@pytest.fixture
+def publication(
+    stage_run: Run, cluster: ClusterFacts, stage: StageFacts, model_registry: Registry, model_role: str
+) -> Publication:
+    """What this run published of one model; published by the first test that asks, after the load steps."""
+    from pytest_vllm_stage.session.publication import publication_of
+
+    with told():
+        return publication_of(stage_run, cluster, stage, model_role)

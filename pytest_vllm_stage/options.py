@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 CLUSTERS = ("auto", "local", "kubeconfig")
 ENGINES = ("vllm", "sim")
+PUBLISHES = ("auto", "always", "never")
 KEEPS = ("never", "on-failure", "always")
 LOAD_DRIVERS = ("builtin", "guidellm")
 
@@ -111,6 +112,19 @@ OPTIONS: tuple[Option, ...] = (
         "attach to a stage that an earlier run kept, by its run id or `latest`; deletes nothing",
         bare="latest",
         metavar="RUN-ID",
+    ),
+    Option(
+        "publish",
+        "whether load results are published to MinIO and the Model Registry: `auto` does where the run deployed the "
+        "stage, `always`, `never`",
+        default="auto",
+        choices=PUBLISHES,
+    ),
+    Option(
+        "registry_url",
+        "the Model Registry (http[s]://host[:port]), instead of the stage's service model-registry; its token comes "
+        "from the variable VLLM_STAGE_REGISTRY_TOKEN",
+        metavar="URL",
     ),
     Option(
         "strict",

@@ -48,6 +48,32 @@ class ModelProfile:
 
 
 @dataclass(frozen=True)
+class RegistryNames:
+    """Under which names a model's results are filed; an empty one is taken from the InferenceService's label.
+
+    Attributes:
+        model: The registered model.
+        version: Its version.
+    """
+
+    model: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class RegistryProfile:
+    """Where results go.
+
+    Attributes:
+        bucket: The bucket of results.
+        models: Role to names.
+    """
+
+    bucket: str = "test-results"
+    models: Mapping[str, RegistryNames] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Profile:
     """A parsed profile.
 
@@ -62,6 +88,7 @@ class Profile:
         source: The file it was read from.
         load: The ``load`` table of all models; empty where no load is planned.
         slo: The ``slo`` table of all models.
+        registry: Where results go.
     """
 
     name: str
@@ -74,6 +101,7 @@ class Profile:
     source: Path
     load: Mapping[str, Any] = field(default_factory=dict)
     slo: Mapping[str, Any] = field(default_factory=dict)
+    registry: RegistryProfile = field(default_factory=RegistryProfile)
 
     def facts(self) -> dict[str, Any]:
         """What makes two stages comparable, as flat fields: used to refuse reuse under another profile."""
@@ -114,8 +142,23 @@ def parse_profile(data: Mapping[str, Any], path: Path) -> Profile:
     waits.done()
     options = _options(table.table("options", optional=True))
     load, slo = (dict(table.table(key, optional=True).data) for key in ("load", "slo"))
+    registry = _registry(table.table("registry", optional=True), models)
     table.done()
-    return Profile(name, description, overlay, namespace, models, waits_s, options, path, load, slo)
+    return Profile(name, description, overlay, namespace, models, waits_s, options, path, load, slo, registry)
+
+
+def _registry(table: _Table, roles: Mapping[str, ModelProfile]) -> RegistryProfile:
+    bucket = table.text("bucket", "test-results")
+    models = table.table("models", optional=True)
+    names = {}
+    for role in models.data:
+        if role not in roles:
+            raise models.error(role, f"is no role; valid: {', '.join(roles)}")
+        entry = models.table(role)
+        names[role] = RegistryNames(entry.text("model", ""), entry.text("version", ""))
+        entry.done()
+    table.done()
+    return RegistryProfile(bucket, names)
 
 
 def _overlay(text: str, table: _Table) -> Path:

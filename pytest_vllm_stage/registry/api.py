@@ -31,6 +31,10 @@ class Unavailable(StageFailure):
     """The registry cannot answer now; it may in a moment."""
 
 
+class _GaveUp(StageFailure):
+    """The patience ended; never seen outside."""
+
+
 class Refused(StageFailure):
     """The registry understood a request and said no.
 
@@ -54,7 +58,7 @@ class Registry:
         token: Sent as a bearer token.
         ca_file: PEM file of the authorities that sign the server's certificate.
         trust_env: Proxies of the environment apply.
-        patience_s: How long to ask a server that cannot answer now.
+        patience_s: How long to ask a server that cannot answer now; `PATIENCE_S` by default.
     """
 
     def __init__(
@@ -65,11 +69,11 @@ class Registry:
         token: Secret | None = None,
         ca_file: str | None = None,
         trust_env: bool = True,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.journal = journal
-        self.patience_s = patience_s
+        self.patience_s = PATIENCE_S if patience_s is None else patience_s
         self._token = token
         self._api = ""
         verify = ssl.create_default_context(cafile=ca_file) if ca_file else True
@@ -112,23 +116,24 @@ class Registry:
             StageFailure: what ``act`` raised, or the registry stayed away; it names the last answer.
         """
         done: list[T] = []
+        last = ""
 
         def look() -> Observation:
+            nonlocal last
             try:
                 done.append(act())
             except Unavailable as error:
-                return Observation(False, error.message)
+                last = error.message
+                return Observation(False, last)
             return Observation(True, "answered")
 
-        wait_until(
-            what,
-            look,
-            timeout_s=self.patience_s,
-            journal=self.journal,
-            interval_s=0.5,
-            error=StageFailure,
-            hint=f"is the registry well? curl -i {self.url}/readyz/health; then run again: it goes on from there",
-        )
+        try:
+            wait_until(what, look, timeout_s=self.patience_s, journal=self.journal, interval_s=0.5, error=_GaveUp)
+        except _GaveUp:
+            raise StageFailure(
+                f"{last}\n  {what}: asked again for {self.patience_s:g} s",
+                hint=f"is the registry well? curl -i {self.url}/readyz/health",
+            ) from None
         return done[-1]
 
     def get(self, path: str, **query: str) -> Entity:

@@ -117,33 +117,3 @@ def of_age(properties: Mapping[str, Raw], revision: str, created_at: str) -> lis
     if created_at and measured < created_at:
         return [f"stale: the results of run {run} are of {measured}, revision {revision} was made at {created_at}"]
     return []
-
-
-def of_links(
-    labels: Mapping[str, str], model: Mapping[str, str], version: Mapping[str, str], service_name: str
-) -> list[str]:
-    """Labels of an InferenceService that name other entities than the ones that were found.
-
-    Args:
-        labels: Of the InferenceService.
-        model: The registered model's ``id`` and ``name``.
-        version: The version's ``id`` and ``name``.
-        service_name: For the lines.
-    """
-    entities = {"model": model, "version": version}
-    return [
-        f"inferenceservice/{service_name}: label {label} is {value!r}, and {kind} {entities[kind]['name']} of the "
-        f"registry has the {field} {entities[kind][field]!r}"
-        for label, value in labels.items()
-        for ending, kind, field in _LINKS
-        if label.endswith(ending) and value != entities[kind][field]
-    ]
-
-
-#: Endings of labels that link a service to the registry, whatever their domain: the entity and its field.
-_LINKS = (
-    ("/registered-model-id", "model", "id"),
-    ("/model-version-id", "version", "id"),
-    ("vllm-stage/model", "model", "name"),
-    ("vllm-stage/version", "version", "name"),
-)

@@ -189,9 +189,14 @@ def make(steps: Sequence[Step], source: Source) -> Results:
     if wrong:
         raise StageFailure(f"{where} are not published: " + "\n  ".join(wrong))
     started_at = min(step.measurement.started_at for step in steps)
-    timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_at))
+    timestamp = utc(started_at)
     observations = tuple(step.measurement.step.id for step in steps if step.verdict == OBSERVED)
     return Results(source, timestamp, provenance(source, timestamp) | numbers(steps), observations)
+
+
+def utc(at: float) -> str:
+    """Seconds since the epoch as Kubernetes writes times, so that they compare as texts."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 def provenance(source: Source, timestamp: str) -> dict[str, Value]:

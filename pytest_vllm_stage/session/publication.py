@@ -1,0 +1,181 @@
+"""A run's part in publishing: which results it has, whether it may publish them, and where to. Once a run and model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import lightkube
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.load.samples import Measurement
+from pytest_vllm_stage.registry import links, publication
+from pytest_vllm_stage.registry.api import TOKEN_VARIABLE, Registry
+from pytest_vllm_stage.registry.publication import Place, Published
+from pytest_vllm_stage.registry.results import DOCUMENT, OBSERVED, Source, Step, make, read_steps, utc
+from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.session.run import Run
+from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.stage import addresses, client, objects, revision, store
+from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.look import View
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.storage.bucket import Bucket
+from pytest_vllm_stage.storage.names import prefix_of, uri_of
+
+#: Where a run's load steps leave their files, under the run directory.
+BENCHMARKS = "benchmarks"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What this run published of a model.
+
+    Attributes:
+        role: The model's role.
+        own: This run's results; None where it published none.
+        skipped: Why it published none; empty otherwise.
+        completed: Earlier runs' publications that were cut short, and what became of them.
+    """
+
+    role: str
+    own: Published | None = None
+    skipped: str = ""
+    completed: tuple[Published, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Publication:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        own = Published(**data["own"]) if data["own"] else None
+        completed = tuple(Published(**entry) for entry in data["completed"])
+        return cls(data["role"], own, data["skipped"], completed)
+
+
+def publication_of(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Publication:
+    """What the run published of a model; the first process that asks publishes.
+
+    Raises:
+        StageError: it could not be published.
+    """
+    name = f"publication-{role}"
+    return Publication.from_json(run.shared.ensure(name, lambda: _publish(run, cluster, stage, role).to_json()))
+
+
+def registry_url(run: Run, kube: lightkube.Client, cluster: ClusterFacts) -> str | None:
+    """Root of the Model Registry; None where the stage has none that is reached from here."""
+    return run.config.get("registry_url") or addresses.of_registry(kube, cluster, run.config.namespace)
+
+
+def connect_registry(run: Run, kube: lightkube.Client, cluster: ClusterFacts) -> Registry:
+    """A connection to the Model Registry; whoever asks for it closes it.
+
+    Raises:
+        EnvironmentUnfit: there is none that is reached from here.
+    """
+    url = registry_url(run, kube, cluster)
+    if url is None:
+        raise EnvironmentUnfit(
+            f"namespace {run.config.namespace} has no Model Registry that is reached from here",
+            hint=f"name it: --stage-registry-url; or: kubectl -n {run.config.namespace} get service model-registry",
+        )
+    token = os.environ.get(TOKEN_VARIABLE)
+    return Registry(
+        url,
+        run.journal,
+        token=Secret(token) if token else None,
+        ca_file=run.config.get("ca_file"),
+        # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
+        trust_env=cluster.kind != "local",
+    )
+
+
+def connect_bucket(run: Run, kube: lightkube.Client, stage: StageFacts) -> Bucket:
+    """The bucket of results, with the stage's credentials.
+
+    Raises:
+        StageError: MinIO is not reached, or its Secret is not there.
+    """
+    minio = store.connect(stage, kube)
+    return Bucket(minio, run.config.profile.registry.bucket, store.address(stage), run.config.get("ca_file"))
+
+
+def names_of(run: Run, role: str, service: Object) -> links.Names:
+    """Model and version under which a role's results are filed; see `links.names_of`."""
+    said = run.config.profile.registry.models.get(role)
+    return links.names_of(service, said.model if said else "", said.version if said else "")
+
+
+def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Publication:
+    if not run.config.publishes:
+        setting = run.config.settings["publish"]
+        reason = f"this run publishes nothing: --stage-publish={setting.value} ({setting.source})"
+        return Publication(role, skipped=reason)
+    with _place(run, cluster, stage, role) as (view, place):
+        completed = tuple(publication.complete_earlier(place, run.run_id))
+        folder = run.directory / BENCHMARKS
+        name = objects.name_of(place.service)
+        steps = read_steps(folder, name, lambda one, outcome: outcome_of(run, role, one, outcome))
+        if not steps:
+            return Publication(role, skipped="this run has no load results of this model", completed=completed)
+        results = make(steps, _source(run, view, place, steps))
+        document = run.directory / "publication" / role / DOCUMENT
+        own = publication.publish(place, results, publication.files_of(folder, results, steps, document))
+    run.journal.event("published", role, **{**asdict(own), "others": None})
+    return Publication(role, own, completed=completed)
+
+
+@contextmanager
+def _place(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Iterator[tuple[View, Place]]:
+    namespace, name = run.config.namespace, run.config.profile.models[role].inference_service
+    with client.connection(cluster, namespace) as kube:
+        service = objects.get(kube, "InferenceService", name, namespace)
+        if service is None:
+            raise StageFailure(f"inferenceservice/{name} does not exist in namespace {namespace}")
+        names = names_of(run, role, service)
+        registry = connect_registry(run, kube, cluster)
+        try:
+            bucket = connect_bucket(run, kube, stage)
+            yield View(kube, cluster, namespace), Place(registry, bucket, names, service, run.journal)
+        finally:
+            registry.close()
+
+
+def outcome_of(run: Run, role: str, measurement: Measurement, outcome: str) -> str:
+    """A step's outcome; that of a rate beyond the promised one is an observation, unless it is invalid."""
+    promised = run.config.profile.models[role].rate_limit_requests_per_s
+    beyond = promised is not None and (measurement.step.request_rate or 0.0) > promised
+    return OBSERVED if beyond and outcome != Outcome.INVALID else outcome
+
+
+def _source(run: Run, view: View, place: Place, steps: list[Step]) -> Source:
+    """Where the numbers come from, once it is seen that the revision is older than they are.
+
+    Raises:
+        StageFailure: what runs now was made after the measurement began.
+    """
+    running = revision.running(view, place.service)
+    began = utc(min(step.measurement.started_at for step in steps))
+    if running.created_at and running.created_at > began:
+        raise StageFailure(
+            f"inferenceservice/{objects.name_of(place.service)}: revision {running.name} was made at "
+            f"{running.created_at}, after the measurement began ({began}): the results are of another revision"
+        )
+    names = place.names
+    return Source(
+        names.model,
+        names.version,
+        run.run_id,
+        run.config.namespace,
+        objects.name_of(place.service),
+        running.name,
+        uri_of(place.bucket.name, prefix_of(names.model, names.version, run.run_id)),
+    )

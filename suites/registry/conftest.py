@@ -1,0 +1,147 @@
+"""What is registered and stored of one model, read anew for each test: a check judges the state of now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vllm_stage.errors import StageError
+
+if TYPE_CHECKING:
+    import lightkube
+
+    from pytest_vllm_stage.cluster.facts import ClusterFacts
+    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.registry.api import Entity, Registry
+    from pytest_vllm_stage.registry.links import Names
+    from pytest_vllm_stage.registry.results import Results
+    from pytest_vllm_stage.session.publication import Publication
+    from pytest_vllm_stage.session.run import Run
+    from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage.stage.revision import Revision
+    from pytest_vllm_stage.storage.bucket import Bucket
+    from pytest_vllm_stage.storage.stored import Stored
+
+    Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Filed:
+    """A model and its version in the registry, as they are now.
+
+    Attributes:
+        model: The registered model.
+        version: Its version.
+        properties: The version's custom properties.
+    """
+
+    model: Entity
+    version: Entity
+    properties: dict[str, Any]
+
+
+@pytest.fixture
+def service(kube: lightkube.Client, stage: StageFacts, stage_config: StageConfig, model_role: str) -> Object:
+    """The model's InferenceService."""
+    from pytest_vllm_stage.stage import objects
+
+    name = stage_config.profile.models[model_role].inference_service
+    found = objects.get(kube, "InferenceService", name, stage.namespace)
+    assert found is not None, f"InferenceService {name} does not exist in namespace {stage.namespace}"
+    return found
+
+
+@pytest.fixture
+def names(stage_run: Run, service: Object, model_role: str) -> Names:
+    """Under which model and version its results are filed."""
+    from pytest_vllm_stage.session.publication import names_of
+
+    try:
+        return names_of(stage_run, model_role, service)
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture
+def filed(publication: Publication, model_registry: Registry, names: Names, stage: StageFacts) -> Filed:
+    """The model and version by their exact names; skips where this run's own stage has none since nothing was measured.
+
+    A stage that was there before must have them.
+    """
+    from pytest_vllm_stage.registry import entities
+
+    try:
+        model = entities.find_model(model_registry, names.model)
+        version = entities.find_version(model_registry, model, names.version) if model else None
+        others = [entity["name"] for entity in entities.versions(model_registry, model)] if model else []
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)
+    if model is None or version is None:
+        missing = f"model {names.model}" if model is None else f"version {names.version} of model {names.model}"
+        text = f"{missing} is not registered; versions there: {', '.join(others) or 'none'}"
+        if publication.own is None and stage.owned and not others:
+            pytest.skip(f"{text}: {publication.skipped}")
+        pytest.fail(f"{text}\n  next: {_url(model_registry)}", pytrace=False)
+    return Filed(model, version, dict(version.get("customProperties") or {}))
+
+
+@pytest.fixture
+def results_run(filed: Filed, publication: Publication) -> str:
+    """The run whose results the version carries; skips where nobody has published any."""
+    from pytest_vllm_stage.registry import properties
+    from pytest_vllm_stage.registry.values import text_of
+
+    run = text_of(filed.properties, properties.RUN)
+    ours = sorted(properties.ours(filed.properties))
+    if not ours and publication.own is None:
+        pytest.skip(f"version {filed.version['name']} carries no results: {publication.skipped}")
+    assert run, (
+        f"version {filed.version['name']} of model {filed.model['name']} has no text property {properties.RUN}; of "
+        f"results it has {', '.join(ours) or 'none'}"
+    )
+    return run
+
+
+@pytest.fixture
+def stored(filed: Filed, results_run: str, results_bucket: Bucket) -> Stored:
+    """What lies under the artifact URI of the version's results."""
+    from pytest_vllm_stage.registry import properties
+    from pytest_vllm_stage.registry.values import text_of
+    from pytest_vllm_stage.storage.stored import read
+
+    uri = text_of(filed.properties, properties.URI)
+    assert uri, f"the results of run {results_run} have no text property {properties.URI}"
+    try:
+        return read(results_bucket, uri)
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture
+def document(stored: Stored) -> Results:
+    """The results' document in the artifact."""
+    from pytest_vllm_stage.registry.publication import document_of
+
+    try:
+        return document_of(stored)
+    except StageError as error:
+        found = "; ".join(stored.findings)
+        pytest.fail(f"{error}\n  {found}" if found else str(error), pytrace=False)
+
+
+def _url(registry: Registry) -> str:
+    return f"curl {registry.url}/api/model_registry/{registry.api}/registered_models"
+
+
+@pytest.fixture
+def running(cluster: ClusterFacts, kube: lightkube.Client, stage: StageFacts, service: Object) -> Revision:
+    """The revision of the service that runs now."""
+    from pytest_vllm_stage.stage import revision
+    from pytest_vllm_stage.stage.look import View
+
+    try:
+        return revision.running(View(kube, cluster, stage.namespace), service)
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)

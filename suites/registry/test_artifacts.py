@@ -1,0 +1,35 @@
+"""Are the published results there, whole, unaltered and private?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_vllm_stage.errors import StageError
+from pytest_vllm_stage.stage import health
+from pytest_vllm_stage.storage.names import MANIFEST, parse_uri
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.storage.bucket import Bucket
+    from pytest_vllm_stage.storage.stored import Stored
+
+pytestmark = pytest.mark.after_load
+
+
+def test_artifact_uri_resolves_and_hashes_match(stored: Stored, results_run: str) -> None:
+    """Every file of the manifest is under the published URI, and its bytes have the size and SHA-256 noted there."""
+    lines = list(stored.findings)
+    assert not lines, health.message(f"results of run {results_run} in {stored.uri}", lines, f"mc ls -r {stored.uri}")
+    assert stored.contents, f"the manifest under {stored.uri} lists no file: nothing was checked"
+
+
+def test_results_are_private(stored: Stored, results_bucket: Bucket) -> None:
+    """Nobody lists or reads results without credentials, neither by the bucket's policy nor in fact."""
+    try:
+        openings = results_bucket.openings(parse_uri(stored.uri)[1] + MANIFEST)
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)
+    assert not openings, health.message(
+        f"bucket {results_bucket.name} is public", openings, f"mc anonymous set none STAGE/{results_bucket.name}"
+    )

@@ -1,0 +1,120 @@
+"""Is every published number the one that was measured, and of what runs now?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vllm_stage.errors import StageError
+from pytest_vllm_stage.registry import check, entities, properties
+from pytest_vllm_stage.registry.publish import SUPERSEDED
+from pytest_vllm_stage.registry.values import text_of
+from pytest_vllm_stage.stage import health
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.registry.api import Registry
+    from pytest_vllm_stage.registry.links import Names
+    from pytest_vllm_stage.registry.results import Results
+    from pytest_vllm_stage.session.publication import Publication
+    from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage.stage.revision import Revision
+    from pytest_vllm_stage.storage.bucket import Bucket
+    from pytest_vllm_stage.storage.stored import Stored
+    from suites.registry.conftest import Filed
+
+    Object = dict[str, Any]
+
+pytestmark = pytest.mark.after_load
+
+
+def test_results_of_this_run_are_published(publication: Publication, filed: Filed) -> None:
+    """What this run measured is what the version shows, unless a later run's results are there."""
+    if publication.own is None:
+        pytest.skip(publication.skipped)
+    run = text_of(filed.properties, properties.RUN)
+    if publication.own.state == SUPERSEDED:
+        pytest.skip(f"run {publication.own.note} measured later, and its results are there")
+    assert run == publication.own.run, (
+        f"version {filed.version['name']} shows the results of run {run or '(none)'}, this is {publication.own.run}"
+    )
+
+
+def test_published_numbers_equal_the_artifact(document: Results, filed: Filed, results_run: str) -> None:
+    """Every published number and text, its type and its run id are those of the artifact; none is missing.
+
+    A dashboard shows the registry; whoever doubts it opens the artifact. They must say the same.
+    """
+    assert document.values, f"the artifact of run {results_run} holds no number: nothing was compared"
+    lines = check.of_properties(document, filed.properties)
+    assert not lines, health.message(
+        f"version {filed.version['name']} of model {filed.model['name']} does not show what was measured",
+        lines,
+        f"run the publication again, or look at {document.source.uri}",
+    )
+
+
+def test_published_numbers_equal_the_samples(document: Results, stored: Stored) -> None:
+    """The artifact's numbers are derived anew from the samples beside them, one row a request, and are the same."""
+    lines = check.of_document(document, stored)
+    assert not lines, health.message("numbers do not follow from their samples", lines, f"look at {stored.uri}")
+
+
+def test_results_belong_here(document: Results, names: Names, stage: StageFacts, service: Object) -> None:
+    """The results under this version were measured on this version's service, not on another model's."""
+    lines = check.of_place(document, names.model, names.version, stage.namespace, service["metadata"]["name"])
+    assert not lines, "\n".join(lines)
+
+
+def test_results_are_of_what_runs_now(filed: Filed, results_run: str, running: Revision) -> None:
+    """The results are of the running revision: after a new image or new arguments the old numbers promise nothing."""
+    lines = check.of_age(filed.properties, running.name, running.created_at)
+    assert results_run
+    assert not lines, "\n".join(lines)
+
+
+def test_properties_fit_the_page(filed: Filed, results_run: str) -> None:
+    """The version has no more custom properties than its page shows; what does not fit is in the artifact."""
+    found = sorted(filed.properties)
+    assert results_run
+    assert len(found) <= properties.BUDGET, (
+        f"version {filed.version['name']} has {len(found)} custom properties, its page shows {properties.BUDGET}: "
+        f"{', '.join(found)}"
+    )
+
+
+def test_other_versions_are_untouched(publication: Publication, filed: Filed, model_registry: Registry) -> None:
+    """Publishing changed no property of another version of the model."""
+    if publication.own is None or publication.own.others is None:
+        pytest.skip(publication.skipped)
+    now = {entity["name"]: entity for entity in entities.versions(model_registry, filed.model)}
+    lines = []
+    for name, before in publication.own.others.items():
+        there = (now.get(name) or {}).get("customProperties") or {}
+        if text_of(there, properties.RUN) in ("", text_of(before, properties.RUN), publication.own.run):
+            changed = properties.unlike(before, there)
+            lines += [f"version {name}: {', '.join(changed)} changed during this run's publication"] if changed else []
+    assert not lines, "\n".join(lines)
+
+
+def test_no_publication_was_left_unfinished(
+    publication: Publication, names: Names, results_bucket: Bucket, results_run: str
+) -> None:
+    """Every run that uploaded results also published them.
+
+    A run that was killed leaves either a partial upload or results that the registry does not know; the next run that
+    publishes completes the latter, and this names what is left.
+    """
+    from pytest_vllm_stage.storage.stored import unfinished
+
+    assert results_run
+    try:
+        found = unfinished(results_bucket, names.model, names.version)
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)
+    broken = {one.run: one.note for one in publication.completed if one.state == "broken"}
+    words = {True: "uploaded and not published", False: "a partial upload: it was cut off"}
+    lines = [f"run {one.run}: {words[one.complete]} {broken.get(one.run, '')}".strip() for one in found]
+    assert not lines, health.message(
+        "publications were left unfinished", lines, f"mc ls -r STAGE/{results_bucket.name}/{names.model}"
+    )

@@ -1,0 +1,143 @@
+"""A real MinIO and the stand-in for the Model Registry, as processes on loopback, for tests of what talks to them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import urllib3
+from minio import Minio
+
+from pytest_vllm_stage.cluster.local import components
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.storage.bucket import Bucket
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+
+@dataclass(frozen=True)
+class MinioServer:
+    """A MinIO process.
+
+    Attributes:
+        url: Root of its S3 API.
+        access: Its root user.
+        secret: The password.
+    """
+
+    url: str
+    access: str
+    secret: str
+
+    def client(self, secret: str | None = None) -> Minio:
+        """A client; with another ``secret``, one whose credentials are no longer good."""
+        pool = urllib3.PoolManager(timeout=10, retries=urllib3.Retry(total=1, backoff_factor=0.1))
+        host = self.url.removeprefix("http://")
+        return Minio(host, self.access, secret or self.secret, secure=False, region="us-east-1", http_client=pool)
+
+    def new_bucket(self) -> Bucket:
+        """A bucket that nobody else uses."""
+        name = f"results-{uuid.uuid4().hex[:8]}"
+        self.client().make_bucket(name)
+        return Bucket(self.client(), name, self.url)
+
+
+@contextmanager
+def minio(folder: Path) -> Iterator[MinioServer]:
+    """MinIO over a folder, with credentials that this process made."""
+    program = components.ensure(Journal(), ["minio"])["minio"]
+    access, secret, port = secrets.token_hex(8), secrets.token_hex(16), _free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment = os.environ | {"MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret, "MINIO_BROWSER": "off"}
+    command = [str(program), "server", str(folder / "data"), f"--address=127.0.0.1:{port}"]
+    with _process(command, environment, folder / "minio.log"):
+        _await(f"{url}/minio/health/ready")
+        yield MinioServer(url, access, secret)
+
+
+@dataclass(frozen=True)
+class Standin:
+    """The stand-in's process.
+
+    Attributes:
+        url: Its root.
+    """
+
+    url: str
+
+    def reset(self) -> None:
+        """Forget everything."""
+        httpx.post(f"{self.url}/standin/reset", trust_env=False).raise_for_status()
+
+    def faults(self, *script: Any) -> None:
+        """Exchange its faults."""
+        httpx.put(f"{self.url}/standin/faults", json=list(script), trust_env=False).raise_for_status()
+
+    def writes(self) -> list[str]:
+        """The POSTs and PATCHes that it has seen, as ``PATCH model_versions/2``."""
+        log = httpx.get(f"{self.url}/standin/requests", trust_env=False).json()
+        return [f"{one['method']} {one['path'].split('/', 4)[4]}" for one in log if one["method"] in ("POST", "PATCH")]
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """A request of somebody else's."""
+        answer = httpx.request(method, f"{self.url}/api/model_registry/v1alpha3/{path}", json=body, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()
+
+    def set_properties(self, version_id: str, changes: dict[str, Any]) -> None:
+        """Change some properties and keep the rest; None takes one away."""
+        there = self.call("GET", f"model_versions/{version_id}")["customProperties"] | changes
+        kept = {name: raw for name, raw in there.items() if raw is not None}
+        self.call("PATCH", f"model_versions/{version_id}", {"customProperties": kept})
+
+
+@contextmanager
+def standin(folder: Path, api: str = "both") -> Iterator[Standin]:
+    """The stand-in over a new database."""
+    port = _free_port()
+    command = [sys.executable, "-m", "pytest_vllm_stage.registry_standin", f"--port={port}", f"--api={api}"]
+    with _process([*command, f"--database={folder / f'registry-{port}.db'}"], None, folder / f"standin-{port}.log"):
+        _await(f"http://127.0.0.1:{port}/readyz/health")
+        yield Standin(f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def _process(command: list[str], environment: dict[str, str] | None, log: Path) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _await(url: str) -> None:
+    def look() -> Observation:
+        try:
+            status = httpx.get(url, trust_env=False, timeout=2).status_code
+        except httpx.HTTPError as error:
+            return Observation(False, f"{type(error).__name__}: {error}")
+        return Observation(status == 200, f"HTTP {status}")
+
+    wait_until(f"GET {url}", look, timeout_s=30, journal=Journal(), interval_s=0.1, error=EnvironmentUnfit)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
