@@ -167,11 +167,10 @@ def refusals(steps: Sequence[Step], run: str) -> list[str]:
 
 def _refusals(measurement: Measurement, run: str) -> Iterator[str]:
     facts = measurement.facts
-    engine = str(facts.get("engine_version") or "")
-    if facts.get("simulated") or SIMULATED in engine:
+    if facts.get("simulated") or SIMULATED in str(facts.get("engine_version")):
         yield "is simulated: its numbers are no model's"
-    elif not engine:
-        yield "does not say which engine was measured (facts.engine_version)"
+    elif facts.get("simulated") is not False:
+        yield "does not say whether a simulated engine answered (facts.simulated)"
     if facts.get("run_id") != run:
         yield f"was measured by run {facts.get('run_id')!r}, not by {run}"
     if not any(sample.token_times_s for sample in measurement.samples):

@@ -18,6 +18,7 @@ from pytest_vllm_stage.registry.api import TOKEN_VARIABLE, Registry
 from pytest_vllm_stage.registry.publication import Place, Published
 from pytest_vllm_stage.registry.results import DOCUMENT, OBSERVED, Source, Step, make, read_steps, utc
 from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.session import plans, steps
 from pytest_vllm_stage.session.run import Run
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.stage import addresses, client, objects, revision, store
@@ -26,9 +27,6 @@ from pytest_vllm_stage.stage.look import View
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.storage.bucket import Bucket
 from pytest_vllm_stage.storage.names import prefix_of, uri_of
-
-#: Where a run's load steps leave their files, under the run directory.
-BENCHMARKS = "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -121,14 +119,15 @@ def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> P
         return Publication(role, skipped=reason)
     with _place(run, cluster, stage, role) as (view, place):
         completed = tuple(publication.complete_earlier(place, run.run_id))
-        folder = run.directory / BENCHMARKS
-        name = objects.name_of(place.service)
-        steps = read_steps(folder, name, lambda one, outcome: outcome_of(run, role, one, outcome))
-        if not steps:
+        measured = _steps(run, place.service)
+        if not measured:
             return Publication(role, skipped="this run has no load results of this model", completed=completed)
-        results = make(steps, _source(run, view, place, steps))
+        if stage.simulated:
+            raise StageFailure(f"the stage in namespace {stage.namespace} is simulated: its numbers are no model's")
+        results = make(measured, _source(run, view, place, measured))
         document = run.directory / "publication" / role / DOCUMENT
-        own = publication.publish(place, results, publication.files_of(folder, results, steps, document))
+        files = publication.files_of(steps.folder_of(run), results, measured, document)
+        own = publication.publish(place, results, files)
     run.journal.event("published", role, **{**asdict(own), "others": None})
     return Publication(role, own, completed=completed)
 
@@ -149,21 +148,26 @@ def _place(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Ite
             registry.close()
 
 
-def outcome_of(run: Run, role: str, measurement: Measurement, outcome: str) -> str:
-    """A step's outcome; that of a rate beyond the promised one is an observation, unless it is invalid."""
-    promised = run.config.profile.models[role].rate_limit_requests_per_s
-    beyond = promised is not None and (measurement.step.request_rate or 0.0) > promised
-    return OBSERVED if beyond and outcome != Outcome.INVALID else outcome
+def _steps(run: Run, service: Object) -> list[Step]:
+    """What this run measured of a service, with the verdicts that hold for the run as a whole."""
+    run.shared.ensure("judged", lambda: json.dumps(steps.finish(run)))
+
+    def outcome_of(measurement: Measurement, outcome: str) -> str:
+        """That of a rate beyond the promised one is an observation, unless it is invalid."""
+        observation = plans.saved(run.config, measurement.step).observation
+        return OBSERVED if observation and outcome != Outcome.INVALID else outcome
+
+    return read_steps(steps.folder_of(run), objects.name_of(service), outcome_of)
 
 
-def _source(run: Run, view: View, place: Place, steps: list[Step]) -> Source:
+def _source(run: Run, view: View, place: Place, measured: list[Step]) -> Source:
     """Where the numbers come from, once it is seen that the revision is older than they are.
 
     Raises:
         StageFailure: what runs now was made after the measurement began.
     """
     running = revision.running(view, place.service)
-    began = utc(min(step.measurement.started_at for step in steps))
+    began = utc(min(step.measurement.started_at for step in measured))
     if running.created_at and running.created_at > began:
         raise StageFailure(
             f"inferenceservice/{objects.name_of(place.service)}: revision {running.name} was made at "

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,24 +71,20 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results_of(place: Place, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Results:
-    made = steps(run=run)
-    moved = [
-        replace(step, measurement=replace(step.measurement, started_at=step.measurement.started_at + later_s))
-        for step in made
-    ]
     uri = f"s3://{place.bucket.name}/{SERVICE}/w4a16/{run}/"
-    return make(moved, replace(source(run=run, uri=uri), **changes))
+    return make(steps(run=run, later_s=later_s), replace(source(run=run, uri=uri), **changes))
 
 
-def files(folder: Path, results: Results) -> dict[str, Path]:
+def files(folder: Path, results: Results, later_s: float = 0.0) -> dict[str, Path]:
     run = results.source.run
-    benchmarks = write_folder(folder / run, [measured(rate_step(rate), run=run) for rate in (1.0, 5.0)])
+    measurements = [measured(rate_step(rate), run=run, later_s=later_s) for rate in (1.0, 5.0)]
+    benchmarks = write_folder(folder / run, measurements)
     return publication.files_of(benchmarks, results, steps(run=run), folder / f"{run}.json")
 
 
 def publish_run(place: Place, folder: Path, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Published:
     results = results_of(place, run, later_s, **changes)
-    return publication.publish(place, results, files(folder, results))
+    return publication.publish(place, results, files(folder, results, later_s))
 
 
 def version_of(place: Place) -> Entity:
@@ -191,9 +188,13 @@ def test_servers_of_either_version_are_published_to(
     assert [event["model registry API"] for event in versions] == [api]
 
 
-def test_a_server_that_is_no_registry_is_named(minio: servers.MinioServer, journal: Journal) -> None:
-    with pytest.raises(StageFailure, match=f"there is no Model Registry at {minio.url}: v1 answers 40"):
-        _ = Registry(minio.url, journal, trust_env=False, patience_s=0.5).api
+def test_a_server_that_is_no_registry_is_named(standin: servers.Standin, journal: Journal) -> None:
+    standin.faults({"fault": "unavailable", "status": 404})
+    registry = Registry(standin.url, journal, trust_env=False, patience_s=0.5)
+    with pytest.raises(StageFailure, match=f"no Model Registry at {standin.url}: v1 answers 404, v1alpha3 answers 404"):
+        _ = registry.api
+    registry.close()
+    standin.faults()
 
 
 def test_properties_of_others_stay_whatever_their_type(place: Place, tmp_path: Path, standin: servers.Standin) -> None:
@@ -276,7 +277,7 @@ def test_a_version_name_that_differs_from_the_label_is_refused(place: Place, tmp
 def test_labels_with_ids_of_another_version_are_refused(place: Place, tmp_path: Path) -> None:
     labels = LABELS | {"modelregistry.opendatahub.io/model-version-id": "77"}
     other = replace(place, service=made_service(SERVICE, labels=labels))
-    with pytest.raises(StageFailure, match="label modelregistry.opendatahub.io/model-version-id is '77'"):
+    with pytest.raises(StageFailure, match=r"label modelregistry\.opendatahub\.io/model-version-id is '77'"):
         publish_run(other, tmp_path)
 
 
@@ -284,7 +285,7 @@ def test_other_weights_under_one_version_are_refused(place: Place, tmp_path: Pat
     publish_run(place, tmp_path)
     other = replace(place, service=made_service(SERVICE, labels=LABELS, storageUri="pvc://elsewhere"))
     with pytest.raises(
-        StageFailure, match="registered with the weights pvc://model-.*the service loads pvc://elsewhere"
+        StageFailure, match=r"registered with the weights pvc://model-.*the service loads pvc://elsewhere"
     ):
         publish_run(other, tmp_path, LATER, 3600)
 
@@ -347,8 +348,9 @@ def test_a_refused_token_is_the_environments(
         (None, "asks for a token, and there is none in"),
         (Secret("old-token"), "refuses the token of"),
     ):
-        with pytest.raises(EnvironmentUnfit, match=f"{says} VLLM_STAGE_REGISTRY_TOKEN") as caught:
-            _ = Registry(standin.url, journal, token=token, trust_env=False).api
+        refused = pytest.raises(EnvironmentUnfit, match=f"{says} VLLM_STAGE_REGISTRY_TOKEN")
+        with closing(Registry(standin.url, journal, token=token, trust_env=False)) as registry, refused as caught:
+            _ = registry.api
         assert "old-token" not in str(caught.value)
     standin.faults()
 
@@ -398,7 +400,7 @@ def test_two_publishers_at_once_leave_the_later_run_whole_and_lose_nothing(
         standin.reset()
         runs = [(f"20261124-1{j}0000-{i}{j}{i}{j}", 3600.0 * j) for j in range(3)]
         errors = _at_once(
-            [partial(publish_run, _anew(place), tmp_path / f"{i}", run, at) for run, at in runs]
+            [partial(_publish_anew, place, tmp_path / f"{i}", run, at) for run, at in runs]
             + [partial(_write_carefully, standin, "colour", "blue")]
         )
         there = properties_of(place)
@@ -408,10 +410,11 @@ def test_two_publishers_at_once_leave_the_later_run_whole_and_lose_nothing(
         assert findings(place) == []
 
 
-def _anew(place: Place) -> Place:
-    """The same place through a connection of its own."""
+def _publish_anew(place: Place, folder: Path, run: str, later_s: float) -> None:
+    """Publish through a connection of its own."""
     registry = Registry(place.registry.url, Journal(), trust_env=False, patience_s=5.0)
-    return replace(place, registry=registry, journal=Journal())
+    publish_run(replace(place, registry=registry, journal=Journal()), folder, run, later_s)
+    registry.close()
 
 
 def _at_once(acts: list[Callable[[], Any]]) -> list[str]:
@@ -513,7 +516,7 @@ def test_a_spoilt_artifact_is_named_on_reading(
 ) -> None:
     publish_run(place, tmp_path)
     spoil(place.bucket, f"{SERVICE}/w4a16/{RUN}/")
-    assert findings(place)[0].startswith(line)
+    assert findings(place)[0].removeprefix("manifest.json: ").startswith(line)
 
 
 def alter(bucket: Bucket, key: str, old: bytes, new: bytes) -> None:
@@ -575,7 +578,7 @@ def test_a_killed_publication_is_completed_by_the_next_run(
     done = publication.complete_earlier(place, LATER)
     if not complete:
         assert [(one.run, one.state) for one in done] == [(RUN, "broken")]
-        assert "partial upload: 5 files and no manifest.json" in done[0].note
+        assert "partial upload: 6 files and no manifest.json" in done[0].note
         done = [publish_run(place, tmp_path)]  # the run itself, from its own directory
     assert [one.run for one in done] == [RUN]
     assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
@@ -585,7 +588,7 @@ def test_a_killed_publication_is_completed_by_the_next_run(
 def test_of_several_unfinished_runs_the_latest_is_seen(place: Place, tmp_path: Path) -> None:
     for run, at in ((RUN, 0.0), (LATER, 3600.0)):
         results = results_of(place, run, at)
-        upload.upload(place.bucket, SERVICE, "w4a16", run, files(tmp_path, results), place.journal)
+        upload.upload(place.bucket, SERVICE, "w4a16", run, files(tmp_path, results, at), place.journal)
     done = {one.run: (one.state, one.note) for one in publication.complete_earlier(place, "now")}
     assert done == {RUN: ("superseded", LATER), LATER: ("written", "")}
     assert text_of(properties_of(place), properties.RUN) == LATER

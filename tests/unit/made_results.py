@@ -22,7 +22,9 @@ SERVICE = "smollm2-135m-quantized"
 STARTED_AT = 1795514400.0
 
 
-def measured(step: LoadStep, *, ttft_s: float = 0.1, failures: int = 0, run: str = RUN, **facts: Any) -> Measurement:
+def measured(
+    step: LoadStep, *, ttft_s: float = 0.1, failures: int = 0, run: str = RUN, later_s: float = 0.0, **facts: Any
+) -> Measurement:
     """A step's measurement: ``n`` requests, of which the last few failed."""
     n = step.planned_requests or 40
     rate = step.request_rate or 10.0
@@ -32,8 +34,8 @@ def measured(step: LoadStep, *, ttft_s: float = 0.1, failures: int = 0, run: str
         else sample(i, i / rate, ttft_s=ttft_s + i / 10000, step=step.id)
         for i in range(n)
     ]
-    known = {"run_id": run, "engine_version": "0.32.0", "profile": "local"}
-    return replace(measurement(step, rows), started_at=STARTED_AT, facts=known | facts)
+    known = {"run_id": run, "engine_version": "0.32.0", "profile": "local", "simulated": False}
+    return replace(measurement(step, rows), started_at=STARTED_AT + later_s, facts=known | facts)
 
 
 def rate_step(rate: float, role: str = "quantized", service: str = SERVICE, duration_s: float = 40.0) -> LoadStep:

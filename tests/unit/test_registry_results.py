@@ -75,7 +75,7 @@ def test_promised_rates_come_first_then_observations_then_users() -> None:
     [
         ({"simulated": True}, "quantized-rate-5 is simulated"),
         ({"engine_version": "0.0.0+vllm-stage-sim"}, "quantized-rate-5 is simulated"),
-        ({"engine_version": ""}, "quantized-rate-5 does not say which engine was measured"),
+        ({"simulated": None}, "quantized-rate-5 does not say whether a simulated engine answered"),
         ({"run_id": "another"}, f"was measured by run 'another', not by {RUN}"),
         ({"failures": 200}, "quantized-rate-5 is vacuous: not one token came from 200 requests"),
     ],
