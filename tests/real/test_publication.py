@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -18,49 +18,22 @@ import pytest
 
 from pytest_vllm_stage.errors import EnvironmentUnfit, StageError, StageFailure
 from pytest_vllm_stage.journal import Journal, read_events
-from pytest_vllm_stage.registry import check, entities, properties, publication, publish
+from pytest_vllm_stage.registry import entities, properties, publication, publish
 from pytest_vllm_stage.registry.api import Entity, Registry
 from pytest_vllm_stage.registry.links import Names
-from pytest_vllm_stage.registry.publication import Place, Published
-from pytest_vllm_stage.registry.results import DOCUMENT, Results, make
+from pytest_vllm_stage.registry.publication import Place
+from pytest_vllm_stage.registry.results import DOCUMENT
 from pytest_vllm_stage.registry.values import encode, text_of
 from pytest_vllm_stage.secret import Secret
 from pytest_vllm_stage.storage import stored, upload
 from pytest_vllm_stage.storage.bucket import PART_BYTES, Bucket
 from pytest_vllm_stage.storage.names import MANIFEST, PUBLISHED
 from tests.real import servers
+from tests.real.publishing import LABELS, LATER, files, findings, properties_of, publish_run, results_of, version_of
 from tests.unit.made_objects import service as made_service
-from tests.unit.made_results import RUN, SERVICE, measured, rate_step, source, steps, write_folder
+from tests.unit.made_results import RUN, SERVICE
 
 pytestmark = pytest.mark.real
-
-LATER = "20261124-110000-bbbb"
-LABELS = {"vllm-stage/model": SERVICE, "vllm-stage/version": "w4a16"}
-
-
-@pytest.fixture(scope="module")
-def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.MinioServer]:
-    with servers.minio(tmp_path_factory.mktemp("minio")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Standin]:
-    with servers.standin(tmp_path_factory.mktemp("standin")) as server:
-        yield server
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "journal.jsonl")
-
-
-@pytest.fixture
-def place(minio: servers.MinioServer, standin: servers.Standin, journal: Journal) -> Iterator[Place]:
-    standin.reset()
-    registry = Registry(standin.url, journal, trust_env=False, patience_s=1.0)
-    yield Place(registry, minio.new_bucket(), Names(SERVICE, "w4a16"), made_service(SERVICE, labels=LABELS), journal)
-    registry.close()
 
 
 @pytest.fixture(autouse=True)
@@ -68,45 +41,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Watch what was written for a shorter time; still longer than anybody's window here."""
     monkeypatch.setattr(publish, "SETTLE_S", 0.3)
     monkeypatch.setattr(publish, "WINDOW_S", 0.2)
-
-
-def results_of(place: Place, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Results:
-    uri = f"s3://{place.bucket.name}/{SERVICE}/w4a16/{run}/"
-    return make(steps(run=run, later_s=later_s), replace(source(run=run, uri=uri), **changes))
-
-
-def files(folder: Path, results: Results, later_s: float = 0.0) -> dict[str, Path]:
-    run = results.source.run
-    measurements = [measured(rate_step(rate), run=run, later_s=later_s) for rate in (1.0, 5.0)]
-    benchmarks = write_folder(folder / run, measurements)
-    return publication.files_of(benchmarks, results, steps(run=run), folder / f"{run}.json")
-
-
-def publish_run(place: Place, folder: Path, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Published:
-    results = results_of(place, run, later_s, **changes)
-    return publication.publish(place, results, files(folder, results, later_s))
-
-
-def version_of(place: Place) -> Entity:
-    model = entities.find_model(place.registry, place.names.model)
-    assert model is not None
-    version = entities.find_version(place.registry, model, place.names.version)
-    assert version is not None
-    return version
-
-
-def properties_of(place: Place) -> dict[str, Any]:
-    return dict(version_of(place)["customProperties"])
-
-
-def findings(place: Place) -> list[str]:
-    """Everything that the checks say of what is published."""
-    there = properties_of(place)
-    found = stored.read(place.bucket, text_of(there, properties.URI))
-    if found.findings:
-        return list(found.findings)
-    results = publication.document_of(found)
-    return check.of_properties(results, there) + check.of_document(results, found)
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
@@ -417,7 +351,7 @@ def _publish_anew(place: Place, folder: Path, run: str, later_s: float) -> None:
     registry.close()
 
 
-def _at_once(acts: list[Callable[[], Any]]) -> list[str]:
+def _at_once(acts: Sequence[Callable[[], Any]]) -> list[str]:
     barrier, errors = threading.Barrier(len(acts)), []
 
     def run(act: Callable[[], Any]) -> None:

@@ -1,0 +1,42 @@
+"""Servers for tests of publishing; they start when a test asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.registry.api import Registry
+from pytest_vllm_stage.registry.links import Names
+from pytest_vllm_stage.registry.publication import Place
+from tests.real import servers
+from tests.real.publishing import LABELS
+from tests.unit.made_objects import service as made_service
+from tests.unit.made_results import SERVICE
+
+
+@pytest.fixture(scope="module")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.MinioServer]:
+    with servers.minio(tmp_path_factory.mktemp("minio")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Standin]:
+    with servers.standin(tmp_path_factory.mktemp("standin")) as server:
+        yield server
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal.jsonl")
+
+
+@pytest.fixture
+def place(minio: servers.MinioServer, standin: servers.Standin, journal: Journal) -> Iterator[Place]:
+    standin.reset()
+    registry = Registry(standin.url, journal, trust_env=False, patience_s=1.0)
+    yield Place(registry, minio.new_bucket(), Names(SERVICE, "w4a16"), made_service(SERVICE, labels=LABELS), journal)
+    registry.close()
