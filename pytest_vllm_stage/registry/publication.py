@@ -7,7 +7,7 @@ without the mark is a publication that the next run completes, from any machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,15 @@ def _mark(place: Place, published: Published) -> None:
         place.bucket.put(key, (json.dumps(data) + "\n").encode(), "application/json")
 
 
-def complete_earlier(place: Place, own_run: str) -> list[Published]:
-    """Finish what earlier runs uploaded and did not come to publish; only the latest of them is seen in the registry.
+def complete_earlier(
+    place: Place, own_run: str, left_by: Callable[[str], Mapping[str, Path] | None] = lambda run: None
+) -> list[Published]:
+    """Finish what earlier runs did not come to publish; only the latest of them is seen in the registry.
+
+    Args:
+        place: Where.
+        own_run: The run that does it, which is no earlier one.
+        left_by: What an earlier run meant to upload, name to local file; None where that is not known here.
 
     Returns:
         One entry for each run that was not finished, broken ones included: those are left as they are.
@@ -193,6 +200,9 @@ def complete_earlier(place: Place, own_run: str) -> list[Published]:
             continue
         uri = uri_of(place.bucket.name, found.prefix)
         try:
+            files = None if found.complete else left_by(found.run)
+            if files is not None:
+                upload.upload(place.bucket, place.names.model, place.names.version, found.run, files, place.journal)
             pending.append(_whole(place, uri))
         except StageError as error:
             place.journal.event("publish", "broken", uri=uri, reason=error.message)
@@ -235,12 +245,16 @@ def document_of(found: stored.Stored) -> Results:
     return documents.parse(content, f"{found.uri}{DOCUMENT}")
 
 
-def files_of(folder: Path, results: Results, steps: list[documents.Step], document: Path) -> dict[str, Path]:
-    """What is uploaded: the document, each step's two files, and the table of the run."""
-    document.parent.mkdir(parents=True, exist_ok=True)
-    partial = document.with_suffix(".partial")
+def write_document(results: Results, path: Path) -> None:
+    """Write the document, whole or not at all, before anything is uploaded: it says what is to be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
     partial.write_bytes(results.to_bytes())
-    partial.replace(document)
+    partial.replace(path)
+
+
+def files_of(folder: Path, steps: Sequence[documents.Step], document: Path) -> dict[str, Path]:
+    """What is uploaded: the document, each step's two files, and the table of the run."""
     found = {DOCUMENT: document}
     for step in steps:
         for ending in (SUFFIX, ".json"):

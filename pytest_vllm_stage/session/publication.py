@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import lightkube
 
@@ -117,17 +118,17 @@ def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> P
         setting = run.config.settings["publish"]
         reason = f"this run publishes nothing: --stage-publish={setting.value} ({setting.source})"
         return Publication(role, skipped=reason)
+    if stage.simulated:
+        return Publication(role, skipped="the stage is simulated: its numbers are no model's, and are never published")
     with _place(run, cluster, stage, role) as (view, place):
-        completed = tuple(publication.complete_earlier(place, run.run_id))
+        completed = tuple(publication.complete_earlier(place, run.run_id, lambda one: _left_by(run, one, role, place)))
         measured = _steps(run, place.service)
         if not measured:
             return Publication(role, skipped="this run has no load results of this model", completed=completed)
-        if stage.simulated:
-            raise StageFailure(f"the stage in namespace {stage.namespace} is simulated: its numbers are no model's")
         results = make(measured, _source(run, view, place, measured))
-        document = run.directory / "publication" / role / DOCUMENT
-        files = publication.files_of(steps.folder_of(run), results, measured, document)
-        own = publication.publish(place, results, files)
+        document = _document(run.directory, role)
+        publication.write_document(results, document)
+        own = publication.publish(place, results, publication.files_of(steps.folder_of(run), measured, document))
     run.journal.event("published", role, **{**asdict(own), "others": None})
     return Publication(role, own, completed=completed)
 
@@ -158,6 +159,21 @@ def _steps(run: Run, service: Object) -> list[Step]:
         return OBSERVED if observation and outcome != Outcome.INVALID else outcome
 
     return read_steps(steps.folder_of(run), objects.name_of(service), outcome_of)
+
+
+def _document(directory: Path, role: str) -> Path:
+    return directory / "publication" / role / DOCUMENT
+
+
+def _left_by(run: Run, earlier: str, role: str, place: Place) -> Mapping[str, Path] | None:
+    """What an earlier run meant to upload, where its directory is still beside this run's; None where it is not."""
+    directory = run.directory.parent / earlier
+    document = _document(directory, role)
+    if not document.is_file():
+        return None
+    folder = directory / steps.FOLDER
+    measured = read_steps(folder, objects.name_of(place.service), lambda measurement, outcome: outcome)
+    return publication.files_of(folder, measured, document)
 
 
 def _source(run: Run, view: View, place: Place, measured: list[Step]) -> Source:

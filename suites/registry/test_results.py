@@ -116,5 +116,7 @@ def test_no_publication_was_left_unfinished(
     words = {True: "uploaded and not published", False: "a partial upload: it was cut off"}
     lines = [f"run {one.run}: {words[one.complete]} {broken.get(one.run, '')}".strip() for one in found]
     assert not lines, health.message(
-        "publications were left unfinished", lines, f"mc ls -r STAGE/{results_bucket.name}/{names.model}"
+        "publications were left unfinished",
+        lines,
+        f"mc ls -r STAGE/{results_bucket.name}/{found[0].prefix if found else ''}, and remove what nobody completes",
     )

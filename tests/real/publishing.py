@@ -27,7 +27,9 @@ def files(folder: Path, results: Results, later_s: float = 0.0) -> dict[str, Pat
     run = results.source.run
     measurements = [measured(rate_step(rate), run=run, later_s=later_s) for rate in (1.0, 5.0)]
     benchmarks = write_folder(folder / run, measurements)
-    return publication.files_of(benchmarks, results, steps(run=run), folder / f"{run}.json")
+    document = folder / f"{run}.json"
+    publication.write_document(results, document)
+    return publication.files_of(benchmarks, steps(run=run), document)
 
 
 def publish_run(place: Place, folder: Path, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Published:
