@@ -29,6 +29,8 @@ from pytest_vllm_stage.storage.bucket import Bucket
 from pytest_vllm_stage.storage.names import PUBLISHED, uri_of
 
 BROKEN = "broken"
+#: A step's report in GuideLLM's own form, where there is one.
+GUIDELLM_SUFFIX = ".guidellm.json"
 
 
 @dataclass(frozen=True)
@@ -254,11 +256,11 @@ def write_document(results: Results, path: Path) -> None:
 
 
 def files_of(folder: Path, steps: Sequence[documents.Step], document: Path) -> dict[str, Path]:
-    """What is uploaded: the document, each step's two files, and the table of the run."""
+    """What is uploaded: the document, the files of each step, and the table of the run."""
     found = {DOCUMENT: document}
     for step in steps:
         for ending in (SUFFIX, ".json"):
             name = step.measurement.step.id + ending
             found[name] = folder / name
-    table = folder / CSV_NAME
-    return found | ({table.name: table} if table.is_file() else {})
+    also = [CSV_NAME, *(step.measurement.step.id + GUIDELLM_SUFFIX for step in steps)]
+    return found | {name: folder / name for name in also if (folder / name).is_file()}
