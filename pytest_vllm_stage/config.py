@@ -234,10 +234,10 @@ def _check_engine(config: StageConfig) -> None:
 def _check_registry_url(config: StageConfig) -> None:
     url, source = config.get("registry_url"), config.settings["registry_url"].source
     parts = urlsplit(url or "http://none")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-        raise ConfigError(f"{source}: {url!r} is no URL of a server; valid: http[s]://host[:port]")
     if parts.username or parts.password:
         raise ConfigError(f"{source}: put the token into VLLM_STAGE_REGISTRY_TOKEN, not into the URL")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        raise ConfigError(f"{source}: {url!r} is no URL of a server; valid: http[s]://host[:port]")
 
 
 def _check_endpoint(url: str, source: str) -> None:

@@ -156,3 +156,24 @@ def test_the_header_shows_values_with_sources(profile: str) -> None:
     assert "namespace mine (--stage-namespace)" in header
     assert "keep on-failure (profile)" in header
     assert "cluster" not in header
+
+
+def test_only_a_stage_that_the_run_deployed_is_published_to_unless_told(profile: str) -> None:
+    attached = {"cluster": "kubeconfig", "context": "c"}
+    assert settings(profile).publishes
+    assert not settings(profile, attached).publishes
+    assert settings(profile, attached | {"publish": "always"}).publishes
+    assert not settings(profile, {"publish": "never"}).publishes
+
+
+@pytest.mark.parametrize("url", ["registry:8080", "ftp://registry", "http://registry/api/model_registry", "http://"])
+def test_a_registry_url_that_is_no_servers_is_refused(profile: str, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"--stage-registry-url: .* is no URL of a server"):
+        settings(profile, {"registry_url": url})
+
+
+@pytest.mark.parametrize("url", ["http://u:sesame@registry:8080", "ftp://u:sesame@registry"])
+def test_a_token_in_the_registry_url_is_not_repeated(profile: str, url: str) -> None:
+    with pytest.raises(ConfigError, match="put the token into VLLM_STAGE_REGISTRY_TOKEN") as caught:
+        settings(profile, {"registry_url": url})
+    assert "sesame" not in str(caught.value)

@@ -70,3 +70,25 @@ def test_a_mistake_is_refused_by_the_keys_name(parse: Any, change: dict[str, Any
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match=r"no profile 'nope'; valid: .*local"):
         load_profile("nope", Path())
+
+
+def test_where_results_go_has_a_default_and_is_overridden_by_role(parse: Any) -> None:
+    assert parse(minimal()).registry.bucket == "test-results"
+    found = parse(
+        minimal() | {"registry": {"bucket": "b", "models": {"full": {"model": "m", "version": "v"}}}}
+    ).registry
+    assert (found.bucket, found.models["full"].model, found.models["full"].version) == ("b", "m", "v")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"buckets": "b"}, "registry.buckets: is unknown; valid keys: bucket, models"),
+        ({"models": {"quant": {}}}, "registry.models.quant: is no role; valid: full"),
+        ({"models": {"full": {"name": "m"}}}, "registry.models.full.name: is unknown; valid keys: model, version"),
+    ],
+)
+def test_a_wrong_registry_table_is_refused_by_its_key(parse: Any, table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(minimal() | {"registry": table})
+    assert message in str(caught.value)

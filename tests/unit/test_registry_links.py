@@ -1,0 +1,136 @@
+"""Names, links and ages: which model and version results belong to, and everything that disagrees about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.errors import ConfigError, StageFailure
+from pytest_vllm_stage.registry import check, entities, links, properties, publication
+from pytest_vllm_stage.registry.links import Names
+from pytest_vllm_stage.registry.values import encode
+from pytest_vllm_stage.storage.stored import Stored
+from tests.unit.made_objects import service
+from tests.unit.made_results import RUN, SERVICE, made
+
+LABELS = {"vllm-stage/model": "m", "vllm-stage/version": "w4a16"}
+MODEL, VERSION = {"id": "1", "name": "m"}, {"id": "2", "name": "w4a16"}
+
+
+def test_names_come_from_the_labels_or_from_the_profile() -> None:
+    assert links.names_of(service(labels=LABELS)) == Names("m", "w4a16")
+    assert links.names_of(service(), "m", "w4a16") == Names("m", "w4a16")
+    assert links.names_of(service(labels=LABELS), "m", "w4a16") == Names("m", "w4a16")
+
+
+def test_a_label_that_contradicts_the_profile_is_refused_with_both_names() -> None:
+    with pytest.raises(StageFailure) as caught:
+        links.names_of(service(labels=LABELS | {"vllm-stage/version": "quant-w4a16"}), "m", "quantized-w4a16")
+    assert "labelled vllm-stage/version=quant-w4a16" in caught.value.message
+    assert "'quantized-w4a16'" in caught.value.message
+
+
+def test_a_service_without_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"inferenceservice/m has no label vllm-stage/version.*names no version"):
+        links.names_of(service(labels={"vllm-stage/model": "m"}))
+
+
+@pytest.mark.parametrize("name", ["", " m", "50%", "a\\b", "m\n", "m" * 241])
+def test_names_that_cannot_be_found_again_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError):
+        entities.check_name(name, "model name")
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "line"),
+    [
+        ("vllm-stage/version", "w4", "has the name 'w4a16'"),
+        ("vllm-stage/model", "n", "has the name 'm'"),
+        ("modelregistry.opendatahub.io/registered-model-id", "9", "model m of the registry has the id '1'"),
+        ("modelregistry.kubeflow.org/model-version-id", "9", "version w4a16 of the registry has the id '2'"),
+    ],
+)
+def test_every_label_that_links_is_compared(label: str, value: str, line: str) -> None:
+    labels = LABELS | {
+        "modelregistry.opendatahub.io/registered-model-id": "1",
+        "modelregistry.kubeflow.org/model-version-id": "2",
+        "app": "x",
+    }
+    assert links.disagreements(service(labels=labels), MODEL, VERSION) == []
+    (found,) = links.disagreements(service(labels=labels | {label: value}), MODEL, VERSION)
+    assert f"label {label} is {value!r}" in found
+    assert line in found
+
+
+def version(name: str, **changes: str) -> dict[str, Any]:
+    values = {properties.SERVICE: SERVICE, properties.REVISION: "r1", properties.RUN: RUN} | changes
+    return {"name": name, "customProperties": {key: encode(value) for key, value in values.items()}}
+
+
+def test_a_revision_under_two_names_is_found() -> None:
+    versions = [version("w4a16"), version("quant"), version("old", benchmark_revision="r0"), {"name": "empty"}]
+    (line,) = links.same_under_another_name(versions, "w4a16", SERVICE, "r1")
+    assert line.startswith("version 'quant' of the model holds results of inferenceservice/")
+    assert links.same_under_another_name(versions, "w4a16", "another", "r1") == []
+
+
+def raw(**changes: Any) -> dict[str, Any]:
+    return {name: encode(value) for name, value in (dict(made().values) | changes).items()}
+
+
+def test_results_of_now_are_not_stale() -> None:
+    revision = made().source.revision
+    assert check.of_age(raw(), revision, "2026-11-24T09:59:59Z") == []
+    assert check.of_age(raw(), revision, "") == []
+
+
+def test_stale_results_are_named_with_run_and_revision() -> None:
+    (line,) = check.of_age(raw(), "another", "")
+    assert line.startswith(
+        f"stale: the results of run {RUN} (2026-11-24T10:00:00Z) are of revision '{SERVICE}-predictor"
+    )
+    (line,) = check.of_age(raw(), made().source.revision, "2026-11-24T10:00:01Z")
+    assert line.endswith("was made at 2026-11-24T10:00:01Z")
+
+
+def test_what_was_cut_by_the_budget_is_not_missed_and_what_had_room_is() -> None:
+    results = made(1.0, 5.0, 10.0)
+    foreign = {f"build-{i}": encode("x") for i in range(4)}
+    wanted = properties.within_budget(results.values, foreign, "v")
+    full = properties.merged(foreign, wanted)
+    assert check.of_properties(results, full) == []
+    with_room = {name: value for name, value in full.items() if name != "build-0"}
+    lines = check.of_properties(results, with_room)
+    assert lines
+    assert all("is not published" in line for line in lines)
+
+
+def test_provenance_is_missed_whether_there_is_room_or_not() -> None:
+    results = made()
+    crowded = {f"build-{i}": encode("x") for i in range(30)} | raw()
+    del crowded[properties.RUN]
+    assert check.of_properties(results, crowded) == [f"benchmark_test_run is not published ({RUN!r} in the artifact)"]
+
+
+def test_results_of_elsewhere_are_named_field_by_field() -> None:
+    results = made()
+    assert check.of_place(results, SERVICE, "w4a16", "vllm-stage", SERVICE) == []
+    assert len(check.of_place(results, "n", "v", "other", "s")) == 4
+
+
+def test_a_document_without_its_samples_does_not_pass() -> None:
+    lines = check.of_document(made(), Stored("s3://b/p/", None, {}, ()))
+    assert lines == [f"results of {SERVICE} by run {RUN} are not published: there is no step"]
+
+
+def test_what_is_archived_is_named() -> None:
+    lines = publication.archived(MODEL | {"state": "ARCHIVED"}, VERSION | {"state": "LIVE"})
+    assert lines == ["model m is ARCHIVED in the registry"]
+
+
+def test_a_later_run_sorts_after_an_earlier_one() -> None:
+    results = made()
+    later = replace(results, timestamp="2026-11-24T10:00:01Z", source=replace(results.source, run="0"))
+    assert later.age_key > results.age_key
