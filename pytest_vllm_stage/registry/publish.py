@@ -2,9 +2,9 @@
 
 The server has no lock, and a PATCH replaces every property. Publishers that work as this one does never lose anything
 to each other: each writes within `WINDOW_S` of its reading, and looks again until `SETTLE_S` after its writing, which
-is longer, so that whoever was overwritten by an older reading sees it and writes again. A publisher that writes blindly
-is survived as well; what it writes in the milliseconds between a reading and a writing here is lost, and cannot be
-seen.
+is longer, so that whoever was overwritten by an older reading sees it and writes again (as long as the server carries
+out a PATCH within the difference). A publisher that writes blindly is survived as well; what it writes in the
+milliseconds between a reading and a writing here is lost, and cannot be seen.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -326,6 +327,33 @@ def test_a_blind_write_over_ours_is_seen_and_both_are_kept(
     registry.close()
 
 
+class HeldUp(Registry):
+    """A registry whose answers, once ``act`` is set, arrive late the first time: somebody acts meanwhile."""
+
+    act: Callable[[], Any] | None = None
+
+    def get(self, path: str, **query: str) -> Entity:
+        answer = super().get(path, **query)
+        if self.act is not None and path.startswith("model_versions/") and "customProperties" in answer:
+            act, self.act = self.act, None
+            act()
+            threading.Event().wait(publish.WINDOW_S + 0.05)
+        return answer
+
+
+def test_a_publisher_that_was_held_up_reads_again_before_it_writes(
+    place: Place, tmp_path: Path, standin: servers.Standin
+) -> None:
+    """What was read may be old by then: sent back, it would undo what others wrote meanwhile."""
+    registry = HeldUp(standin.url, place.journal, trust_env=False)
+    version = entities.ensure_version(registry, entities.ensure_model(registry, SERVICE, ""), "w4a16")
+    registry.act = lambda: standin.set_properties(version["id"], {"colour": encode("blue")})
+    publish_run(replace(place, registry=registry), tmp_path)
+    assert text_of(properties_of(place), "colour") == "blue"
+    assert findings(place) == []
+    registry.close()
+
+
 def test_two_publishers_at_once_leave_the_later_run_whole_and_lose_nothing(
     place: Place, tmp_path: Path, standin: servers.Standin
 ) -> None:
@@ -344,9 +372,17 @@ def test_two_publishers_at_once_leave_the_later_run_whole_and_lose_nothing(
         assert findings(place) == []
 
 
+class Slow(Registry):
+    """A registry that is reached slowly, so that publishers really come between each other's reading and writing."""
+
+    def patch(self, path: str, body: Entity) -> Entity:
+        threading.Event().wait(random.uniform(0.0, 0.08))
+        return super().patch(path, body)
+
+
 def _publish_anew(place: Place, folder: Path, run: str, later_s: float) -> None:
     """Publish through a connection of its own."""
-    registry = Registry(place.registry.url, Journal(), trust_env=False, patience_s=5.0)
+    registry = Slow(place.registry.url, Journal(), trust_env=False, patience_s=5.0)
     publish_run(replace(place, registry=registry, journal=Journal()), folder, run, later_s)
     registry.close()
 
