@@ -18,7 +18,7 @@ import pytest
 
 from pytest_vllm_stage.registry import properties
 from pytest_vllm_stage.registry.publication import Place
-from pytest_vllm_stage.registry.values import encode
+from pytest_vllm_stage.registry.values import encode, text_of
 from pytest_vllm_stage.storage import stored, upload
 from pytest_vllm_stage.storage.names import PUBLISHED
 from tests.real import servers
@@ -104,6 +104,10 @@ objects.get = lambda kube, kind, name, namespace=None: OBJECTS.get((kind, name))
 objects.listed = lambda kube, kind, namespace=None, labels=None, fields=None: [POD] if kind == "Pod" else []
 render.render = lambda overlay, kubectl: []
 
+if WORLD["dies"]:
+    import os, signal
+    publication.to_registry = lambda place, results: os.kill(os.getpid(), signal.SIGKILL)
+
 if WORLD["touches"]:
     import httpx
     really = publication.publish
@@ -162,6 +166,7 @@ class World:
             "service": SERVICE, "labels": LABELS, "model": {}, "revision": REVISION, "facts": {}, "owned": True,
             "created_at": "2026-11-24T09:00:00Z", "access": self.minio.access, "secret": self.minio.secret,
             "minio_url": self.minio.url, "registry_url": self.standin.url, "measures": False, "touches": "",
+            "dies": False,
         }  # fmt: skip
         return known | self.changes
 
@@ -180,7 +185,7 @@ class World:
         )  # fmt: skip
         output = result.stdout.str()
         failed = set(re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", output, re.MULTILINE))
-        return failed, output, result.parseoutcomes()
+        return failed, output, result.parseoutcomes() if result.ret >= 0 else {}
 
     def set(self, changes: dict[str, Any]) -> None:
         """Change properties of the version."""
@@ -461,6 +466,29 @@ def test_a_publication_that_the_registry_cut_off_is_completed_by_the_next_run(wo
     assert not failed, output
     assert outcomes == {"passed": len(ALL) - 2, "skipped": 2}, output
     assert stored.unfinished(world.place.bucket, SERVICE, "w4a16") == []
+
+
+def test_a_run_that_is_killed_between_upload_and_publication_is_completed_by_the_next(world: World) -> None:
+    world.options, world.changes = [], {"measures": True, "dies": True}
+    _, output, outcomes = world.run()
+    assert outcomes == {}, output
+    (left,) = stored.unfinished(world.place.bucket, SERVICE, "w4a16")
+    assert left.complete
+    assert world.standin.writes() == []
+    world.changes = {"measures": False}
+    failed, output, outcomes = world.run()
+    assert not failed, output
+    assert outcomes == {"passed": len(ALL) - 2, "skipped": 2}, output
+    assert text_of(properties_of(world.place), properties.RUN) == left.run
+
+
+def test_workers_publish_once(world: World) -> None:
+    world.options, world.changes = ["-n", "2"], {"measures": True}
+    failed, output, outcomes = world.run()
+    assert not failed, output
+    assert outcomes == {"passed": len(ALL)}, output
+    writes = world.standin.writes()
+    assert [write.split()[0] for write in writes] == ["POST", "POST", "POST", "PATCH"], writes
 
 
 def test_a_change_to_another_version_during_the_publication_is_named(world: World) -> None:
