@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vllm_stage.errors import StageError
-from pytest_vllm_stage.registry import check, entities, properties
-from pytest_vllm_stage.registry.publish import SUPERSEDED
-from pytest_vllm_stage.registry.values import text_of
+from pytest_vllm_stage.registry import check, properties
 from pytest_vllm_stage.stage import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.registry.api import Registry
     from pytest_vllm_stage.registry.links import Names
     from pytest_vllm_stage.registry.results import Results
     from pytest_vllm_stage.session.publication import Publication
@@ -26,18 +23,6 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 pytestmark = pytest.mark.after_load
-
-
-def test_results_of_this_run_are_published(publication: Publication, filed: Filed) -> None:
-    """What this run measured is what the version shows, unless a later run's results are there."""
-    if publication.own is None:
-        pytest.skip(publication.skipped)
-    run = text_of(filed.properties, properties.RUN)
-    if publication.own.state == SUPERSEDED:
-        pytest.skip(f"run {publication.own.note} measured later, and its results are there")
-    assert run == publication.own.run, (
-        f"version {filed.version['name']} shows the results of run {run or '(none)'}, this is {publication.own.run}"
-    )
 
 
 def test_published_numbers_equal_the_artifact(document: Results, filed: Filed, results_run: str) -> None:
@@ -81,20 +66,6 @@ def test_properties_fit_the_page(filed: Filed, results_run: str) -> None:
         f"version {filed.version['name']} has {len(found)} custom properties, its page shows {properties.BUDGET}: "
         f"{', '.join(found)}"
     )
-
-
-def test_other_versions_are_untouched(publication: Publication, filed: Filed, model_registry: Registry) -> None:
-    """Publishing changed no property of another version of the model."""
-    if publication.own is None or publication.own.others is None:
-        pytest.skip(publication.skipped)
-    now = {entity["name"]: entity for entity in entities.versions(model_registry, filed.model)}
-    lines = []
-    for name, before in publication.own.others.items():
-        there = (now.get(name) or {}).get("customProperties") or {}
-        if text_of(there, properties.RUN) in ("", text_of(before, properties.RUN), publication.own.run):
-            changed = properties.unlike(before, there)
-            lines += [f"version {name}: {', '.join(changed)} changed during this run's publication"] if changed else []
-    assert not lines, "\n".join(lines)
 
 
 def test_no_publication_was_left_unfinished(

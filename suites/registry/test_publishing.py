@@ -1,0 +1,44 @@
+"""Did this run's publication do what it should, and nothing else? Only where the run publishes (--stage-publish)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_vllm_stage.registry import entities, properties
+from pytest_vllm_stage.registry.publish import SUPERSEDED
+from pytest_vllm_stage.registry.values import text_of
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.registry.api import Registry
+    from pytest_vllm_stage.session.publication import Publication
+    from suites.registry.conftest import Filed
+
+pytestmark = pytest.mark.after_load
+
+
+def test_results_of_this_run_are_published(publication: Publication, filed: Filed) -> None:
+    """What this run measured is what the version shows, unless a later run's results are there."""
+    if publication.own is None:
+        pytest.skip(publication.skipped)
+    run = text_of(filed.properties, properties.RUN)
+    if publication.own.state == SUPERSEDED:
+        pytest.skip(f"run {publication.own.note} measured later, and its results are there")
+    assert run == publication.own.run, (
+        f"version {filed.version['name']} shows the results of run {run or '(none)'}, this is {publication.own.run}"
+    )
+
+
+def test_other_versions_are_untouched(publication: Publication, filed: Filed, model_registry: Registry) -> None:
+    """Publishing changed no property of another version of the model."""
+    if publication.own is None or publication.own.others is None:
+        pytest.skip(publication.skipped)
+    now = {entity["name"]: entity for entity in entities.versions(model_registry, filed.model)}
+    lines = []
+    for name, before in publication.own.others.items():
+        there = (now.get(name) or {}).get("customProperties") or {}
+        if text_of(there, properties.RUN) in ("", text_of(before, properties.RUN), publication.own.run):
+            changed = properties.unlike(before, there)
+            lines += [f"version {name}: {', '.join(changed)} changed during this run's publication"] if changed else []
+    assert not lines, "\n".join(lines)
