@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
+from itertools import chain, count, repeat
 from zlib import crc32
 
-from pytest_vllm_stage.sim.tokenizer import split
+from pytest_vllm_stage.sim.tokenizer import END, split
 
 CAPITALS = {
     "France": "Paris",
@@ -65,6 +65,19 @@ def continuation_of(prompt: str, key: int) -> Iterator[bytes]:
     if begun:
         return iter(split(f" {CAPITALS[begun[1]]}."))
     return words(key, range(LEAST_WORDS + key % MORE_WORDS), plain=prompt.isascii())
+
+
+def copied(prompt: str) -> Iterator[bytes] | None:
+    """The rest of the latest earlier line that begins as the prompt's last line does, again and again.
+
+    Any language model goes on with a pattern that it has just seen; None where there is none.
+    """
+    *earlier, begun = prompt.replace(END.decode(), "\n").split("\n")
+    line = next((line for line in reversed(earlier) if line.startswith(begun) and line != begun), None)
+    if not begun or line is None:
+        return None
+    again = split(f"{line}\n")
+    return chain(split(f"{line.removeprefix(begun)}\n"), chain.from_iterable(repeat(again)))
 
 
 def more_words(key: int, *, plain: bool) -> Iterator[bytes]:

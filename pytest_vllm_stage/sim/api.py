@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -13,19 +14,19 @@ from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.sim import SERVER, tokenizer, wire
 from pytest_vllm_stage.sim.engine import Engine, Job
 from pytest_vllm_stage.sim.faults import CUT, Event, Fault, make
-from pytest_vllm_stage.sim.generation import generate
+from pytest_vllm_stage.sim.generation import Generated, generate
 from pytest_vllm_stage.sim.http import JSON_TYPE, Reply, Request
 from pytest_vllm_stage.sim.parameters import (
     Kind,
     Parameters,
-    Refusal,
     check_types,
-    malformed,
     messages_of,
     parameters_of,
     parse_json,
     pieces_of,
+    rendered,
 )
+from pytest_vllm_stage.sim.refusal import Refusal, malformed
 from pytest_vllm_stage.sim.settings import Settings
 
 #: What ``/version`` says; no vLLM has a version like it.
@@ -43,6 +44,8 @@ class Api:
         self.faults: list[Fault] = []
         self._dice = random.Random(settings.seed)  # noqa: S311 - which request a fault hits, no secret
         self._served = 0
+        #: vLLM's own variable for the key that clients must send.
+        self._key = os.environ.get("VLLM_API_KEY", "")
         self._started_at = int(time.time())
         self._routes: dict[tuple[str, str], Route] = {
             ("POST", "/v1/chat/completions"): lambda request, reply: self._generate("chat", request, reply),
@@ -50,9 +53,9 @@ class Api:
             ("GET", "/v1/models"): self._models,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
-            ("GET", "/health"): lambda _, reply: reply.send(200, b""),
+            ("GET", "/health"): self._health,
             ("GET", "/ping"): lambda _, reply: reply.send(200, b""),
-            ("GET", "/version"): lambda _, reply: reply.send_json({"version": VERSION, "simulated": True}),
+            ("GET", "/version"): self._version,
             ("GET", "/metrics"): self._metrics,
             ("POST", "/reset_prefix_cache"): self._reset_prefix_cache,
             ("GET", "/sim/settings"): lambda _, reply: reply.send_json(dataclasses.asdict(self.settings)),
@@ -65,6 +68,11 @@ class Api:
 
     def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request, now or when the engine has done it."""
+        for fault in self.faults:
+            fault.on_reply(reply)
+        if self._key and request.path.startswith("/v1/") and not self._has_key(request):
+            reply.send_json({"error": "Unauthorized"}, 401)
+            return
         route = self._routes.get((request.method, request.path))
         if route is None:
             known = request.path in self._paths
@@ -74,6 +82,11 @@ class Api:
             route(request, reply)
         except Refusal as refusal:
             self._refuse(refusal, reply)
+
+    def _has_key(self, request: Request) -> bool:
+        """The request carries the key, or a fault lets it pass."""
+        given = request.headers.get("authorization", "")
+        return given == f"Bearer {self._key}" or any(fault.lets_pass(given) for fault in self.faults)
 
     def set_faults(self, faults: list[Fault]) -> None:
         """Exchange the active faults."""
@@ -114,33 +127,45 @@ class Api:
         """Decide the whole answer, and hand the engine the job of letting it out in time."""
         for fault in faults:
             fault.on_parameters(parameters)
-        generated = generate(parameters, self.settings.seed, self._served)
-        for fault in faults:
-            fault.on_generated(generated, parameters)
-        usage = wire.usage_of(parameters, generated)
+        choices = [self._generated(parameters, index, faults) for index in range(parameters.n)]
+        usage = wire.usage_of(parameters, choices)
         for fault in faults:
             fault.on_usage(usage)
         job = Job(
             who.id,
             parameters.prompt,
-            len(generated.pieces),
+            max(len(generated.pieces) for generated in choices),
             _ignore,
-            generated.finish_reason,
+            choices[0].finish_reason,
             received_at,
             sum(fault.extra_s() for fault in faults),
             tuple(fault.name for fault in faults),
         )
-        reply.on_disconnect = lambda: self.engine.abort(job)
+        reply.on_disconnect = lambda: self._gone(job, faults)
         if parameters.stream:
-            emissions = wire.emissions_of(who, parameters, generated, usage)
+            emissions = wire.emissions_of(who, parameters, choices, usage)
             job.on_token = self._streamer(job, _changed(emissions, faults) if faults else emissions, reply)
             reply.start_stream()
         else:
-            answer = wire.answer_body(who, parameters, generated, usage)
+            answer = wire.answer_body(who, parameters, choices, usage)
             for fault in faults:
                 fault.on_answer(answer)
             job.on_token = _sender(answer, job.tokens - 1, reply)
         self.engine.submit(job)
+
+    def _generated(self, parameters: Parameters, index: int, faults: Sequence[Fault]) -> Generated:
+        """One choice; each has a seed of its own."""
+        seed = None if parameters.seed is None else parameters.seed + index
+        own = dataclasses.replace(parameters, seed=seed) if index else parameters
+        generated = generate(own, self.settings.seed, self._served + (index << 32))
+        for fault in faults:
+            fault.on_generated(generated, parameters)
+        return generated
+
+    def _gone(self, job: Job, faults: Sequence[Fault]) -> None:
+        """The client went away; unless a fault keeps that from the engine, the request ends."""
+        if all(fault.on_disconnect() for fault in faults):
+            self.engine.abort(job)
 
     def _streamer(self, job: Job, emissions: Sequence[bytes | None], reply: Reply) -> Callable[[int], None]:
         """Sends each token's events when it leaves; nothing at all, which is None, is a cut."""
@@ -188,17 +213,18 @@ class Api:
         if isinstance(body.get("prompt"), str):
             pieces = tokenizer.split(body["prompt"])
         elif body.get("messages") is not None:
-            pieces = tokenizer.render(messages_of(body))
+            pieces = rendered(body, messages_of(body))
         else:
             raise malformed("missing", "body.prompt", "Field required")
-        reply.send_json(
-            {
-                "count": len(pieces),
-                "max_model_len": self.settings.max_model_len,
-                "tokens": [tokenizer.token_id(piece) for piece in pieces],
-                "token_strs": [piece.decode("latin-1") for piece in pieces] if body.get("return_token_strs") else None,
-            }
-        )
+        answer = {
+            "count": len(pieces),
+            "max_model_len": self.settings.max_model_len,
+            "tokens": [tokenizer.token_id(piece) for piece in pieces],
+            "token_strs": [piece.decode("latin-1") for piece in pieces] if body.get("return_token_strs") else None,
+        }
+        for fault in self.faults:
+            fault.on_tokens(answer)
+        reply.send_json(answer)
 
     def _detokenize(self, request: Request, reply: Reply) -> None:
         body = _body(request)
@@ -206,10 +232,25 @@ class Api:
         numbers = body.get("tokens")
         if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
             raise malformed("list_type", "body.tokens", "Input should be a list of integers")
-        reply.send_json({"prompt": b"".join(pieces_of(numbers, "tokens")).decode(errors="replace")})
+        answer = {"prompt": b"".join(pieces_of(numbers, "tokens")).decode(errors="replace")}
+        for fault in self.faults:
+            fault.on_tokens(answer)
+        reply.send_json(answer)
+
+    def _health(self, _request: Request, reply: Reply) -> None:
+        statuses = [fault.health_status for fault in self.faults if fault.health_status != 200]
+        reply.send(statuses[0] if statuses else 200, b"")
+
+    def _version(self, _request: Request, reply: Reply) -> None:
+        body: dict[str, Any] = {"version": VERSION, "simulated": True}
+        for fault in self.faults:
+            fault.on_version(body)
+        reply.send_json(body)
 
     def _metrics(self, _request: Request, reply: Reply) -> None:
         text = self.engine.stats.exposition(self.engine)
+        for fault in self.faults:
+            text = fault.on_metrics(text)
         reply.send(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
     def _reset_prefix_cache(self, _request: Request, reply: Reply) -> None:

@@ -17,7 +17,9 @@ from pytest_vllm_stage.errors import ConfigError
 if TYPE_CHECKING:
     from pytest_vllm_stage.sim.engine import Engine
     from pytest_vllm_stage.sim.generation import Generated
-    from pytest_vllm_stage.sim.parameters import Parameters, Refusal
+    from pytest_vllm_stage.sim.http import Reply
+    from pytest_vllm_stage.sim.parameters import Parameters
+    from pytest_vllm_stage.sim.refusal import Refusal
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Fault:
     """
 
     name: ClassVar[str] = ""
+    #: What ``/health`` answers while the fault is on.
+    health_status: ClassVar[int] = 200
 
     share: float = 1.0
 
@@ -90,6 +94,27 @@ class Fault:
 
     def on_stream(self, events: list[Event]) -> None:
         """Change a stream's events; one that is `CUT` drops the connection."""
+
+    def on_reply(self, reply: Reply) -> None:
+        """Change how a response is sent: its connection, its headers."""
+
+    def on_disconnect(self) -> bool:
+        """The client went away: whether the engine hears of it."""
+        return True
+
+    def lets_pass(self, authorization: str) -> bool:
+        """Whether a request without the right key is served."""
+        return False
+
+    def on_tokens(self, body: dict[str, Any]) -> None:
+        """Change an answer of ``/tokenize`` or ``/detokenize``."""
+
+    def on_metrics(self, text: str) -> str:
+        """Change the exposition."""
+        return text
+
+    def on_version(self, body: dict[str, Any]) -> None:
+        """Change what ``/version`` says."""
 
     def extra_s(self) -> float:
         """Seconds added before the first token."""

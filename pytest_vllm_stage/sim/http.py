@@ -24,7 +24,7 @@ EVENT_STREAM_TYPE = "text/event-stream; charset=utf-8"
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _STREAM_HEAD = (
-    f"HTTP/1.1 200 OK\r\nserver: {SERVER}\r\ncontent-type: {EVENT_STREAM_TYPE}\r\ntransfer-encoding: chunked\r\n\r\n"
+    f"HTTP/1.1 200 OK\r\nserver: {SERVER}\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n"
 ).encode()
 
 
@@ -48,20 +48,26 @@ class Reply:
 
     Attributes:
         on_disconnect: Called once when the client goes away before the answer's end.
+        stream_type: Content type of a stream.
+        json_type: Content type of everything else that is given none.
+        closes: The connection ends with the response.
     """
 
-    __slots__ = ("_connection", "on_disconnect", "streaming")
+    __slots__ = ("_connection", "closes", "json_type", "on_disconnect", "stream_type", "streaming")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.on_disconnect: Callable[[], None] | None = None
+        self.stream_type = EVENT_STREAM_TYPE
+        self.json_type = JSON_TYPE
+        self.closes = False
         self.streaming = False
 
-    def send(self, status: int, body: bytes, content_type: str = JSON_TYPE) -> None:
+    def send(self, status: int, body: bytes, content_type: str = "") -> None:
         """Send a whole response."""
         head = (
             f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\nserver: {SERVER}\r\n"
-            f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"content-type: {content_type or self.json_type}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         self._connection.write(head.encode() + body)
         self._end()
@@ -73,7 +79,7 @@ class Reply:
     def start_stream(self) -> None:
         """Send the head of an event stream."""
         self.streaming = True
-        self._connection.write(_STREAM_HEAD)
+        self._connection.write(_STREAM_HEAD % self.stream_type.encode())
 
     def write(self, data: bytes) -> None:
         """Send a piece of the stream, now."""
@@ -91,7 +97,7 @@ class Reply:
 
     def _end(self) -> None:
         self.on_disconnect = None
-        self._connection.answered()
+        self._connection.answered(closes=self.closes)
 
 
 Handler = Callable[[Request, Reply], None]
@@ -137,10 +143,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def answered(self) -> None:
-        """The answer in progress is complete: the next request may start."""
+    def answered(self, *, closes: bool = False) -> None:
+        """The answer in progress is complete: the next request may start, unless the connection ends with it."""
         self._reply = None
-        if self._close_after:
+        if self._close_after or closes:
             self.close()
         elif self._buffer and self._transport is not None:
             asyncio.get_running_loop().call_soon(self._resume)

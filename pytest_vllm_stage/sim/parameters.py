@@ -4,46 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from http import HTTPStatus
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pytest_vllm_stage.sim import tokenizer
+from pytest_vllm_stage.sim.guided import Guide, guide_of, has_tools
+from pytest_vllm_stage.sim.refusal import Refusal, impossible, malformed
 
 Kind = Literal["chat", "completion"]
 
 MAX_STOPS = 4
-
-
-class Refusal(Exception):
-    """A request that is not served.
-
-    Attributes:
-        status: The HTTP status.
-        message: What the caller should change.
-        kind: The error's ``type``.
-        param: The field at fault.
-    """
-
-    def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.kind, self.param = status, message, kind, param
-
-    def body(self) -> dict[str, Any]:
-        """The error object as vLLM sends it."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
-        return {"error": error}
-
-
-def impossible(message: str, param: str, value: Any = None) -> Refusal:
-    """A field has a value that cannot be."""
-    return Refusal(400, f"{message} (parameter={param}, value={value})", "BadRequestError", param)
-
-
-def malformed(kind: str, where: str, message: str) -> Refusal:
-    """The body does not have the shape of a request."""
-    text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{where}', 'msg': '{message}'}}"
-    return Refusal(400, text, HTTPStatus.BAD_REQUEST.phrase, where)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -71,7 +41,12 @@ class Parameters:
         prompt: The pieces of the whole prompt.
         question: The text that decides the answer: the last message, or the prompt.
         limit: The most tokens that may be generated.
+        greedy: The likeliest token is taken every time: by the temperature, or since nothing else is left to draw.
+        penalised: Some penalty changes what is likely.
+        bias: Piece to what is added to its score; only what forbids or forces a token has an effect here.
+        stop_pieces: Tokens that end the answer.
         top_logprobs: How many alternatives are reported a token; None reports no logprobs.
+        prompt_logprobs: The same for the tokens of the prompt.
     """
 
     kind: Kind
@@ -87,6 +62,15 @@ class Parameters:
     seed: int | None = None
     return_token_ids: bool = False
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    n: int = 1
+    greedy: bool = False
+    penalised: bool = False
+    bias: Mapping[bytes, float] = field(default_factory=dict)
+    stop_pieces: frozenset[bytes] = frozenset()
+    include_stop: bool = False
+    guide: Guide | None = None
+    has_tools: bool = False
 
 
 _INTEGER, _NUMBER, _TEXT, _SWITCH = "integer", "number", "string", "boolean"
@@ -113,17 +97,31 @@ _FIELDS: Mapping[str, str] = {
     "return_token_ids": _SWITCH,
     "stream_options": "dictionary",
     "top_logprobs": _INTEGER,
+    "prompt_logprobs": _INTEGER,
+    "top_k": _INTEGER,
+    "min_p": _NUMBER,
+    "frequency_penalty": _NUMBER,
+    "presence_penalty": _NUMBER,
+    "repetition_penalty": _NUMBER,
+    "logit_bias": "dictionary",
+    "stop_token_ids": "list",
+    "include_stop_str_in_output": _SWITCH,
+    "add_generation_prompt": _SWITCH,
+    "continue_final_message": _SWITCH,
 }
+#: Field to its least value, whether that itself is allowed, and its greatest.
+_RANGES: Mapping[str, tuple[float, bool, float]] = {
+    "temperature": (0.0, True, 2.0),
+    "top_p": (0.0, False, 1.0),
+    "min_p": (0.0, True, 1.0),
+    "frequency_penalty": (-2.0, True, 2.0),
+    "presence_penalty": (-2.0, True, 2.0),
+    "repetition_penalty": (0.0, False, 2.0),
+}
+#: A score raised by so much wins, and one lowered by so much loses, against whatever the model prefers.
+_DECIDING_BIAS = 50.0
 #: What vLLM can do and this engine refuses, so that nobody takes its absence for an answer.
-_UNSUPPORTED = (
-    "tools",
-    "response_format",
-    "structured_outputs",
-    "echo",
-    "suffix",
-    "use_beam_search",
-    "prompt_logprobs",
-)
+_UNSUPPORTED = ("echo", "suffix", "use_beam_search")
 
 
 def check_types(body: Mapping[str, Any]) -> None:
@@ -167,13 +165,22 @@ def parameters_of(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Pa
         stop=_stop(body),
         stream=bool(body.get("stream")),
         include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
-        temperature=_temperature(body),
+        temperature=_in_range(body, "temperature", 1.0),
         seed=body.get("seed"),
         return_token_ids=bool(body.get("return_token_ids")),
         top_logprobs=_top_logprobs(body, kind),
+        prompt_logprobs=_prompt_logprobs(body),
+        n=_least(body, "n", 1, 1),
+        greedy=_greedy(body),
+        penalised=_penalised(body),
+        bias=_bias(body),
+        stop_pieces=frozenset(pieces_of(body.get("stop_token_ids") or [], "stop_token_ids")),
+        include_stop=bool(body.get("include_stop_str_in_output")),
+        guide=guide_of(body),
+        has_tools=has_tools(body),
     )
-    if _least(body, "n", 1, 1) != 1:
-        raise impossible("the simulated engine gives one choice", "n", body["n"])
+    if parameters.n > 1 and parameters.temperature == 0:
+        raise impossible(f"n must be 1 when using greedy sampling, got {parameters.n}.", "n", parameters.n)
     if parameters.min_tokens > parameters.limit:
         raise impossible(
             f"min_tokens must be less than or equal to max_tokens={parameters.limit}.", "min_tokens", body["min_tokens"]
@@ -183,7 +190,20 @@ def parameters_of(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Pa
 
 def _chat_prompt(body: Mapping[str, Any]) -> tuple[list[bytes], str]:
     messages = messages_of(body)
-    return tokenizer.render(messages), tokenizer.content_of(messages[-1])
+    return rendered(body, messages), tokenizer.content_of(messages[-1])
+
+
+def rendered(body: Mapping[str, Any], messages: list[Mapping[str, Any]]) -> list[bytes]:
+    """The pieces of a conversation, up to where the body says that the model goes on.
+
+    Raises:
+        Refusal: it should go on in two places.
+    """
+    asks, goes_on = body.get("add_generation_prompt") is not False, bool(body.get("continue_final_message"))
+    if asks and goes_on:
+        message = "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
+        raise impossible(message, "continue_final_message", True)
+    return tokenizer.render(messages, asks=asks, goes_on=goes_on)
 
 
 def messages_of(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -228,6 +248,8 @@ def pieces_of(numbers: list[Any], name: str) -> list[bytes]:
     Raises:
         Refusal: one is the id of no token.
     """
+    if not all(type(number) is int for number in numbers):
+        raise malformed("int_type", f"body.{name}", "Input should be a valid integer")
     try:
         return [tokenizer.piece_of(number) for number in numbers]
     except tokenizer.UnknownToken as error:
@@ -240,14 +262,9 @@ def _limit(body: Mapping[str, Any], kind: Kind, prompt_tokens: int, max_model_le
     limit = _least(body, name, 1, room if kind == "chat" else min(16, room))
     if limit > max_model_len:
         raise impossible(f"{name}={limit} cannot be greater than max_model_len={max_model_len}.", name, limit)
-    if limit > room or room < 1:
-        raise impossible(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {limit} output "
-            f"tokens and your prompt contains {prompt_tokens} input tokens.",
-            "input_tokens",
-            prompt_tokens,
-        )
-    return limit
+    if room < 1:
+        raise impossible(f"{name} must be at least 1, got {room}.", name, room)
+    return min(limit, room)
 
 
 def _least(body: Mapping[str, Any], name: str, least: int, default: int) -> int:
@@ -259,11 +276,47 @@ def _least(body: Mapping[str, Any], name: str, least: int, default: int) -> int:
     return int(value)
 
 
-def _temperature(body: Mapping[str, Any]) -> float:
-    value = body.get("temperature")
-    if value is not None and value < 0:
-        raise impossible(f"temperature must be non-negative, got {float(value)}.", "temperature", float(value))
-    return 1.0 if value is None else float(value)
+def _in_range(body: Mapping[str, Any], name: str, default: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    least, included, most = _RANGES[name]
+    if not least <= value <= most or (value == least and not included):
+        raise impossible(f"{name} must be in {'[' if included else '('}{least:g}, {most:g}], got {value}.", name, value)
+    return float(value)
+
+
+def _greedy(body: Mapping[str, Any]) -> bool:
+    """Only the likeliest token is left to be drawn."""
+    top_k = body.get("top_k") or 0
+    if top_k < -1:
+        raise impossible(f"top_k must be 0 (disable), or at least 1, got {top_k}.", "top_k", top_k)
+    tiny = 1e-3
+    return (
+        _in_range(body, "temperature", 1.0) < tiny
+        or top_k == 1
+        or _in_range(body, "top_p", 1.0) < tiny
+        or _in_range(body, "min_p", 0.0) == 1.0
+    )
+
+
+def _penalised(body: Mapping[str, Any]) -> bool:
+    neutral = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    return [_in_range(body, name, value) for name, value in neutral.items()] != list(neutral.values())
+
+
+def _bias(body: Mapping[str, Any]) -> dict[bytes, float]:
+    bias = body.get("logit_bias") or {}
+    numbers = [int(number) if number.isdecimal() else 0 for number in bias]
+    pieces = zip(pieces_of(numbers, "logit_bias"), bias.values(), strict=True)
+    return {piece: float(value) for piece, value in pieces if abs(value) >= _DECIDING_BIAS}
+
+
+def _prompt_logprobs(body: Mapping[str, Any]) -> int | None:
+    count = body.get("prompt_logprobs")
+    if count is not None and not 0 <= count <= 20:
+        raise impossible("`prompt_logprobs` must be a positive value or -1.", "prompt_logprobs", count)
+    return count
 
 
 def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:

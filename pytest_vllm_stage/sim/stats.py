@@ -69,7 +69,11 @@ class Stats:
     def exposition(self, engine: Engine) -> str:
         """The text of ``/metrics``."""
         labels = f'engine="0",model_name="{engine.settings.model}"'
-        lines: list[str] = []
+        size = engine.settings.block_size
+        lines = [
+            "# TYPE vllm:cache_config_info gauge",
+            f'vllm:cache_config_info{{engine="0",enable_prefix_caching="True",block_size="{size}"}} 1.0',
+        ]
         for name, value in (
             ("vllm:num_requests_running", engine.running),
             ("vllm:num_requests_waiting", engine.waiting),

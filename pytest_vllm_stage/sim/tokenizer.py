@@ -66,12 +66,20 @@ def decode(numbers: Iterable[int]) -> str:
     return b"".join(piece_of(number) for number in numbers).decode(errors="replace")
 
 
-def render(messages: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """The pieces of a conversation in ChatML, up to where the assistant speaks next."""
+def render(messages: Sequence[Mapping[str, Any]], *, asks: bool = True, goes_on: bool = False) -> list[bytes]:
+    """The pieces of a conversation in ChatML.
+
+    Args:
+        messages: The conversation.
+        asks: End where the assistant speaks next.
+        goes_on: Leave the last message open, so that the assistant goes on with it.
+    """
     pieces: list[bytes] = []
     for message in messages:
         pieces += [START, *split(f"{message['role']}\n{content_of(message)}"), END, b"\n"]
-    return [*pieces, START, *split("assistant\n")]
+    if goes_on:
+        return pieces[:-2]
+    return [*pieces, START, *split("assistant\n")] if asks else pieces
 
 
 def content_of(message: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ class LeakedStop(Fault):
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Add it."""
-        generated.texts[-1] += generated.stop_reason or ""
+        generated.texts[-1] += generated.stop_reason if isinstance(generated.stop_reason, str) else ""
 
 
 @fault("always_stop")

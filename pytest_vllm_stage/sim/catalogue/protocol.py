@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_vllm_stage.sim.faults import Fault, fault
-from pytest_vllm_stage.sim.parameters import Refusal
+from pytest_vllm_stage.sim.refusal import Refusal
 
 _PAGE = b"<html><head><title>Bad Gateway</title></head><body><center><h1>nginx</h1></center></body></html>"
 
