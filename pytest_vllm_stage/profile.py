@@ -24,6 +24,22 @@ DEFAULT_WAITS_S = {
 }
 
 
+#: What a check may need of a model or of its server's flags, and a profile may say that it cannot do.
+CAPABILITIES = (
+    "auto_tools",
+    "continue_final_message",
+    "logprobs",
+    "lossless_tokenizer",
+    "metrics",
+    "prompt_logprobs",
+    "structured_outputs",
+    "token_ids",
+    "tools",
+)
+#: Texts by which a model is made to call a tool, for the parsers that read them; see `ModelProfile.tool_format`.
+TOOL_FORMATS = ("hermes",)
+
+
 @dataclass(frozen=True)
 class ModelProfile:
     """One target model.
@@ -36,6 +52,11 @@ class ModelProfile:
         cost_per_hour_usd: Price of its node; None where it has none.
         load: Its ``load`` table, which overrides the profile's; `load.tables` reads it.
         slo: Its ``slo`` table, which overrides the profile's; `slo.objectives` reads it.
+        reference: File under ``fixtures/prompts/references`` (without ``.json``), or beside the profile (with it), of
+            recorded answers and scores; None where nothing is recorded.
+        tool_format: One of `TOOL_FORMATS` for a model too small to call a tool by itself, which is then made to; None
+            for one that does when asked.
+        cannot: Capability to the reason why this model or its server lacks it; the checks that need it are skipped.
     """
 
     role: str
@@ -45,6 +66,13 @@ class ModelProfile:
     cost_per_hour_usd: float | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
     slo: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    tool_format: str | None = None
+    cannot: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Fields of a model that say how it is checked, not what it is.
+_OF_CHECKS = ("role", "reference", "tool_format", "cannot")
 
 
 @dataclass(frozen=True)
@@ -110,8 +138,14 @@ class Profile:
             for role, model in self.models.items()
             for key, value in vars(model).items()
             if key not in ("role", "load", "slo")
+            if key not in _OF_CHECKS
         }
         return {"name": self.name, "overlay": self.overlay.name, "namespace": self.namespace, **models}
+
+    def model_of(self, role: str, served_name: str) -> ModelProfile | None:
+        """The model of a role, or of a server that serves it under its name; None where the profile knows neither."""
+        named = (model for model in self.models.values() if model.inference_service == served_name)
+        return self.models.get(role) or next(named, None)
 
 
 def load_profile(name: str, rootdir: Path) -> Profile:
@@ -177,9 +211,19 @@ def _model(role: str, table: _Table) -> ModelProfile:
         cost_per_hour_usd=table.number("cost_per_hour_usd"),
         load=dict(table.table("load", optional=True).data),
         slo=dict(table.table("slo", optional=True).data),
+        reference=table.text("reference", "") or None,
+        tool_format=table.one_of("tool_format", TOOL_FORMATS),
+        cannot=_cannot(table.table("cannot", optional=True)),
     )
     table.done()
     return model
+
+
+def _cannot(table: _Table) -> dict[str, str]:
+    for key in table.data:
+        if key not in CAPABILITIES:
+            raise table.error(key, f"is no capability; valid: {', '.join(CAPABILITIES)}")
+    return {key: table.text(key) for key in table.data}
 
 
 def _options(table: _Table) -> dict[str, str]:
@@ -213,6 +257,12 @@ class _Table:
         if not isinstance(value, str) or (not value and default is None):
             raise self.error(key, "must be a text that is not empty" if value is not None else "is missing")
         return value
+
+    def one_of(self, key: str, valid: tuple[str, ...]) -> str | None:
+        value = self._take(key)
+        if value is not None and value not in valid:
+            raise self.error(key, f"is {value!r}; valid: {', '.join(valid)}")
+        return value if isinstance(value, str) else None
 
     def number(self, key: str, default: float | None = None) -> float | None:
         value = self._take(key)

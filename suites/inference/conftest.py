@@ -1,8 +1,19 @@
-"""What the checks of this folder say to a model."""
+"""What the checks of this folder say to a model, and what they may ask of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import pytest
+
+from pytest_vllm_stage.profile import CAPABILITIES, ModelProfile
+from pytest_vllm_stage.serving.client import Client
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.config import StageConfig
+
+Needs = Callable[..., None]
 
 
 @pytest.fixture
@@ -13,3 +24,23 @@ def counting() -> str:
     rounding of a batch, even where the server promises nothing for close calls.
     """
     return "Write the numbers from 1 to 100, separated by commas."
+
+
+@pytest.fixture
+def model_profile(endpoint: Client, stage_config: StageConfig) -> ModelProfile | None:
+    """What the profile says of the model under check; None where it does not know it."""
+    return stage_config.profile.model_of(endpoint.target.role, endpoint.target.model)
+
+
+@pytest.fixture
+def needs(model_profile: ModelProfile | None) -> Needs:
+    """Skips a check where the profile says that the model or its server cannot do what the check needs, and why."""
+
+    def need(*capabilities: str) -> None:
+        for capability in capabilities:
+            assert capability in CAPABILITIES, f"{capability} is no capability; valid: {', '.join(CAPABILITIES)}"
+            reason = model_profile.cannot.get(capability) if model_profile else None
+            if model_profile and reason:
+                pytest.skip(f"{model_profile.inference_service} cannot do {capability}: {reason}")
+
+    return need

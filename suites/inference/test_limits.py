@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.client import COMPLETIONS, Client
+
+Needs = Callable[..., None]
+
+#: Tokens over what is left that a request asks for, at the end of the context.
+OVER = 12
 
 
 @pytest.mark.parametrize("limit_name", ["max_tokens", "max_completion_tokens"])
@@ -65,3 +72,62 @@ def test_stop_ends_the_answer_before_the_stop_text(endpoint: Client, counting: s
     streamed = endpoint.stream_chat(counting, temperature=0, max_tokens=20, stop=[stop]).read()
     assert streamed.text == expected, f"streamed with stop={stop!r}: {streamed.text!r}\nuntil there: {expected!r}"
     assert list(streamed.finish_reasons) == ["stop"], f"ended by its stop text, it says {streamed.finish_reasons}"
+
+
+def test_a_stop_text_is_found_across_tokens(endpoint: Client, counting: str, needs: Needs) -> None:
+    """A stop text that begins in one token and ends in the next one stops the answer, right before it.
+
+    A server that compares token by token finds only short stop texts, and sends their beginning before it knows.
+    """
+    needs("logprobs")
+    parameters = {"temperature": 0, "max_tokens": 16}
+    free = endpoint.chat(counting, **parameters, logprobs=True, top_logprobs=1)
+    tokens = [entry["token"] for entry in free.choice["logprobs"]["content"]]
+    ends = [len("".join(tokens[:place])) for place in range(1, len(tokens))]
+    borders = [end for end in ends if end > 2 and free.text.find(free.text[end - 1 : end + 1]) == end - 1]
+    assert borders, f"no border of two tokens in {tokens} makes a stop text of its own"
+    stop, expected = free.text[borders[0] - 1 : borders[0] + 1], free.text[: borders[0] - 1]
+    plain = endpoint.chat(counting, **parameters, stop=stop)
+    streamed = endpoint.stream_chat(counting, **parameters, stop=stop).read()
+    for what, said in (("plain", plain.text), ("streamed", streamed.text)):
+        assert said == expected, f"{what} with stop={stop!r}, across two tokens: {said!r}; until there: {expected!r}"
+
+
+def test_a_stop_token_ends_the_answer(endpoint: Client, counting: str, needs: Needs) -> None:
+    """A token of ``stop_token_ids`` ends the answer, does not show, and is named as the reason.
+
+    Agents stop at special tokens that have no text; dropped, the model talks on past the end of its turn.
+    """
+    needs("token_ids")
+    parameters = {"temperature": 0, "max_tokens": 12, "return_token_ids": True}
+    ids = endpoint.chat(counting, **parameters).choice["token_ids"]
+    stop = ids[4]
+    made = ids.index(stop) + 1
+    answer = endpoint.chat(counting, **parameters, stop_token_ids=[stop])
+    said = answer.usage.completion_tokens
+    assert said == made, f"stop token {stop} is token {made} of the answer, which went on to {said}: {answer.text!r}"
+    assert answer.finish_reason == "stop", f"ended by its stop token, the answer says {answer.finish_reason!r}"
+    assert answer.choice.get("stop_reason") == stop, f"stopped by {stop}, it says {answer.choice.get('stop_reason')!r}"
+
+
+def test_the_whole_context_can_be_used(endpoint: Client) -> None:
+    """A prompt of one token less than ``max_model_len`` is answered by one token; one of the whole length is refused.
+
+    Users fill the context that they were promised to the last token; off by one, the longest documents fail. An answer
+    never runs over the end either: it is cut there, or the request is refused.
+    """
+    limit = endpoint.tokenize("x").max_model_len
+    assert limit, "/tokenize states no max_model_len"
+    (token, *_) = endpoint.tokenize(" word", add_special_tokens=False).ids
+    full = endpoint.completion([token] * (limit - 1), max_tokens=1, temperature=0).usage
+    assert (full.prompt_tokens, full.completion_tokens) == (limit - 1, 1), f"{limit - 1} and 1 tokens gave {full}"
+    body = endpoint.completion_body([token] * limit, max_tokens=1)
+    over = endpoint.raw("POST", COMPLETIONS, json=body)
+    assert over.status_code in (400, 413, 422), (
+        f"a prompt of {limit} tokens, with no room for an answer, was answered {over.status_code}: {over.text[:200]}"
+    )
+    body = endpoint.completion_body([token] * (limit - 1), max_tokens=OVER, temperature=0, ignore_eos=True)
+    beyond = endpoint.raw("POST", COMPLETIONS, json=body)
+    total = beyond.json()["usage"]["total_tokens"] if beyond.status_code == 200 else 0
+    assert beyond.status_code in (200, 400, 422), f"an answer over the context's end: {beyond.status_code}"
+    assert total <= limit, f"prompt and answer have {total} tokens, in a context of {limit}"

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 
 from pytest_vllm_stage.serving.answers import DONE
-from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.client import CHAT, Client
 from pytest_vllm_stage.serving.pace import pace_of
+from pytest_vllm_stage.serving.together import settled
+
+Needs = Callable[..., None]
+
+#: Characters of two, three and four bytes, which tokens cut in the middle.
+MANY_BYTES = "Grüße, 你好 🙂🙃 — naïve ✓"
+#: Pieces of a stream after which its client goes away.
+READ_BEFORE_LEAVING = 6
 
 #: A hop that buffers does so every time; a busy machine does not hold a stream back three times running.
 PACE_ATTEMPTS = 3
@@ -97,3 +108,69 @@ def test_a_stream_carries_usage_when_asked(endpoint: Client) -> None:
     streamed = plain.of(chunk)
     assert streamed == plain, f"streamed: {streamed}, plain: {plain}"
     assert not unasked.usage_chunks, "usage was not asked for, and came"
+
+
+def test_a_stream_is_framed_as_events(endpoint: Client) -> None:
+    """Every line of the body is a field or a comment, every event ends with an empty line, and all of it is UTF-8.
+
+    Browsers and clients of other languages are less forgiving than ours: a line that is none is dropped with its text.
+    """
+    body = endpoint.chat_body("Say hello.", temperature=0, max_tokens=6, stream=True)
+    raw = endpoint.raw("POST", CHAT, json=body).content
+    text = raw.decode("utf-8", errors="replace")
+    assert "\ufffd" not in text, f"the stream is no UTF-8: {raw[:200]!r}"
+    lines = text.splitlines()
+    known = ("data:", "event:", "id:", "retry:", ":")
+    odd = [line for line in lines if line and not line.startswith(known)]
+    assert not odd, f"lines that are no field of an event: {odd[:3]}"
+    assert text.endswith(("\n\n", "\r\n\r\n")), f"the last event is not ended by an empty line: {text[-60:]!r}"
+    crowded = [one for one, more in pairwise(lines) if one.startswith("data:") and more.startswith("data:")]
+    assert not crowded, f"no empty line follows {crowded[0][:120]!r}"
+
+
+def test_characters_are_never_cut(endpoint: Client, needs: Needs) -> None:
+    """A text of characters of many bytes, to which the answer is held, comes whole, streamed or not.
+
+    Tokens end inside characters: a server or relay that decodes token by token puts replacement signs before everybody
+    who does not write English.
+    """
+    needs("structured_outputs")
+    parameters = {"temperature": 0, "max_tokens": 80, "structured_outputs": {"choice": [MANY_BYTES]}}
+    plain = endpoint.chat("Say something.", **parameters).text
+    assert plain == MANY_BYTES, f"held to {MANY_BYTES!r}, the answer is {plain!r}"
+    streamed = endpoint.stream_chat("Say something.", **parameters).read()
+    assert streamed.text == MANY_BYTES, f"held to {MANY_BYTES!r}, the stream says {streamed.text!r}"
+
+
+def test_a_client_that_goes_away_frees_its_slot(endpoint: Client, counting: str, needs: Needs) -> None:
+    """When a client leaves a long stream, the server stops generating it, long before it would have ended.
+
+    Users close their windows: a server that generates on for nobody is full of answers that nobody reads. How long it
+    would have taken follows from the server's own pace; half of that is the deadline.
+    """
+    needs("metrics")
+    room = (endpoint.tokenize("x").max_model_len or 2048) - endpoint.tokenize(messages=counting).count - 8
+
+    def state() -> tuple[float, float]:
+        metrics, model = endpoint.metrics(), {"model_name": endpoint.target.model}
+        aborted = metrics.value("vllm:request_success", finished_reason="abort", **model)
+        return metrics.value("vllm:num_requests_running", **model), aborted
+
+    running_before, aborted_before = state()
+    arrivals: list[float] = []
+    with endpoint.stream_chat(counting, temperature=0, max_tokens=room, ignore_eos=True) as stream:
+        for event in stream:
+            arrivals.append(event.arrived_at)
+            if len(arrivals) == READ_BEFORE_LEAVING:
+                break
+    assert len(arrivals) == READ_BEFORE_LEAVING, f"a stream of {room} tokens ended after {len(arrivals)} events"
+    would_take_s = (arrivals[-1] - arrivals[1]) / (READ_BEFORE_LEAVING - 2) * room
+
+    def freed() -> bool:
+        running, aborted = state()
+        return running <= running_before or aborted > aborted_before
+
+    assert settled(freed, would_take_s / 2), (
+        f"{would_take_s / 2:.1f} s after its client left, a stream of {would_take_s:.1f} s still runs: "
+        f"running {state()[0]:g}, before it {running_before:g}"
+    )

@@ -1,0 +1,34 @@
+"""Many requests at once, and waiting for what a server does after an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Asked = TypeVar("Asked")
+Got = TypeVar("Got")
+
+#: Seconds between two looks.
+LOOK_EVERY_S = 0.05
+
+
+def together(do: Callable[[Asked], Got], items: Iterable[Asked], *, at_once: int) -> list[Got]:
+    """What ``do`` gives for each item, in the items' order, with up to ``at_once`` running at the same time.
+
+    Raises:
+        Exception: what the first item that failed raised, after all have ended.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(do, items))
+
+
+def settled(look: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether ``look`` becomes true within ``timeout_s``; it is asked at least twice."""
+    until = time.monotonic() + timeout_s
+    while not look():
+        if time.monotonic() > until:
+            return look()
+        time.sleep(LOOK_EVERY_S)
+    return True

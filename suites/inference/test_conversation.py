@@ -1,0 +1,85 @@
+"""The model sees the conversation: every turn of it, the system prompt too, and whatever a user may write.
+
+That it was seen is proven by what any model does, however small: going on with a pattern that stands in the turn. A
+pattern that was dropped on the way cannot be gone on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.patterns import Pattern, pattern
+from pytest_vllm_stage.serving.properties import TEXTS, examples
+
+Needs = Callable[..., None]
+
+PLACES = ("system", "first-question", "earlier-answer", "last-question")
+ROLES = ("system", "user", "assistant", "user")
+FILLER = ("You answer briefly.", "Name a colour.", "Blue.", "Name another one.")
+
+
+def goes_on(endpoint: Client, shown: Pattern, place: int) -> str:
+    """What the model says after a pattern's word, in a dialogue whose turn at ``place`` shows the pattern."""
+    texts = [*FILLER[:place], shown.lines(4).strip(), *FILLER[place + 1 :]]
+    messages = [{"role": role, "content": text} for role, text in zip(ROLES, texts, strict=True)]
+    messages.append({"role": "assistant", "content": shown.word})
+    parameters = {"add_generation_prompt": False, "continue_final_message": True, "temperature": 0, "max_tokens": 6}
+    return endpoint.chat(messages, **parameters).text
+
+
+@pytest.mark.parametrize("place", range(len(PLACES)), ids=PLACES)
+def test_every_turn_reaches_the_model(endpoint: Client, needs: Needs, place: int) -> None:
+    """The answer goes on with the pattern that stands in this turn, and with another one when another one stands there.
+
+    A dropped system prompt, a history cut to its last turn, or an answer cached by the last message alone give fluent
+    answers to another conversation.
+    """
+    needs("continue_final_message")
+    for shown in (pattern(5), pattern(40)):
+        said = goes_on(endpoint, shown, place)
+        assert said.startswith(shown.answer), (
+            f"the {PLACES[place]} says {shown.line!r} four times; {shown.word!r} went on with {said!r}: it was not seen"
+        )
+
+
+def test_conversations_are_counted_and_seen_whole(endpoint: Client, needs: Needs) -> None:
+    """However a conversation grows, with any text in any turn, the engine sees it as the template renders it.
+
+    Turns are added and answers asked for in every order; each time the engine's own prompt is the template's rendering,
+    the usage counts it, the answer keeps within its limit, and nothing that was said is lost.
+    """
+    needs("token_ids")
+
+    class Conversation(RuleBasedStateMachine):
+        """A dialogue that grows."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[dict[str, str]] = []
+
+        @initialize(text=st.none() | TEXTS)
+        def system(self, text: str | None) -> None:
+            self.messages = [{"role": "system", "content": text}] if text else []
+
+        @rule(text=TEXTS, limit=st.integers(1, 3))
+        def asks(self, text: str, limit: int) -> None:
+            self.messages.append({"role": "user", "content": text})
+            answer = endpoint.chat(self.messages, temperature=0, max_tokens=limit, return_token_ids=True)
+            due = endpoint.tokenize(messages=self.messages)
+            seen = answer.body.get("prompt_token_ids")
+            assert seen == list(due.ids), f"the engine did not see {self.messages} as the template renders it: {seen}"
+            usage = answer.usage
+            assert usage.prompt_tokens == due.count, f"usage says {usage.prompt_tokens} prompt tokens of {due.count}"
+            made = usage.completion_tokens
+            assert 1 <= made <= limit, f"max_tokens={limit} gave {made} tokens: {answer.text!r}"
+            rendered = endpoint.detokenize(seen)
+            lost = [turn["content"] for turn in self.messages if turn["content"].strip() not in rendered]
+            assert not lost, f"not in the prompt that the engine saw: {lost}"
+            self.messages.append({"role": "assistant", "content": answer.text or "..."})
+
+    run_state_machine_as_test(Conversation, settings=examples(4, steps=4))

@@ -1,0 +1,136 @@
+"""Users do not meet: many requests at once, one after the other or given up leave each answer what it is alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pytest_vllm_stage.serving.answers import StreamedAnswer
+from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.patterns import Pattern, pattern
+from pytest_vllm_stage.serving.together import settled, together
+
+Needs = Callable[..., None]
+
+#: Requests sent at a time; more wait in the server's queue, which is part of the matter.
+AT_ONCE = 12
+#: Lines of a prompt that is longer than two blocks of any usual prefix cache: 128 tokens each in vLLM on a CPU.
+MANY_LINES = 50
+FAIRNESS_ATTEMPTS = 3
+
+
+def check(asked: Pattern, said: str, others: list[Pattern]) -> None:
+    """The answer is the pattern's own; where it is another one's, say whose."""
+    if said.startswith(asked.answer):
+        return
+    whose = [other.line for other in others if said.startswith(other.answer)]
+    told = f", which is the answer to {whose[0]!r}: answers are mixed up" if whose else ""
+    pytest.fail(f"{asked.line!r} was shown, and went on with {said!r}{told}")
+
+
+def test_answers_asked_at_once_are_each_their_own(endpoint: Client) -> None:
+    """Of thirty-six requests, twelve at a time, whole and streamed in turn, each gets the answer to its own prompt.
+
+    Cross-talk puts one user's data on another's screen. Every prompt's answer is certain and unlike all others.
+    """
+    asked = [pattern(place) for place in range(3 * AT_ONCE)]
+
+    def ask(place: int) -> str:
+        parameters = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+        if place % 2:
+            return endpoint.stream_completion(asked[place].prompt(), **parameters).read().text
+        return endpoint.completion(asked[place].prompt(), **parameters).text
+
+    said = together(ask, range(len(asked)), at_once=AT_ONCE)
+    for one, text in zip(asked, said, strict=True):
+        check(one, text, asked)
+
+
+def test_an_answer_belongs_to_its_parameters(endpoint: Client) -> None:
+    """The same prompt with other parameters is another request: the limit, the stop text and the draw are its own.
+
+    A cache that knows requests by their prompt alone gives the second user the first one's settings.
+    """
+    shown = pattern(3)
+    prompt, number = shown.prompt(), shown.answer
+    whole = endpoint.completion(prompt, temperature=0, max_tokens=6, ignore_eos=True)
+    check(shown, whole.text, [])
+    short = endpoint.completion(prompt, temperature=0, max_tokens=2, ignore_eos=True)
+    assert short.usage.completion_tokens == 2, f"max_tokens=2 after max_tokens=6 gave {short.usage.completion_tokens}"
+    stopped = endpoint.completion(prompt, temperature=0, max_tokens=6, stop=number[-1])
+    assert stopped.text == number.partition(number[-1])[0], f"with stop={number[-1]!r} it said {stopped.text!r}"
+    story = "Here is a story that nobody has heard yet:"
+    endpoint.completion(story, temperature=0, max_tokens=8)
+    drawn = {endpoint.completion(story, temperature=2.0, max_tokens=8, seed=seed).text for seed in range(3)}
+    assert len(drawn) > 1, f"three seeds at temperature 2 after a greedy answer all gave {drawn.pop()!r}"
+
+
+def test_a_cached_prefix_changes_no_answer(endpoint: Client, needs: Needs) -> None:
+    """A long prompt is answered the same cold and from the prefix cache, and another beginning is not mixed up.
+
+    The cache hands one user's computed prompt to the next: keyed wrongly, it hands over the content too. Where the
+    server says that the cache is on, it must have been hit, or this proves nothing.
+    """
+    first, other = pattern(7), pattern(8)
+    same_word = Pattern(first.word, other.number)
+    parameters = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    for shown in (first, same_word, first, same_word):
+        said = endpoint.completion(shown.prompt(MANY_LINES), **parameters).text
+        check(shown, said, [first, same_word])
+    mixed = first.lines(MANY_LINES // 2) + other.lines(MANY_LINES // 2)
+    for shown in (other, first, other):
+        check(shown, endpoint.completion(mixed + shown.word, **parameters).text, [first, other])
+    needs("metrics")
+    metrics = endpoint.metrics()
+    if metrics.series("vllm:cache_config_info", enable_prefix_caching="True"):
+        hits = metrics.value("vllm:prefix_cache_hits", model_name=endpoint.target.model)
+        assert hits > 0, "prefix caching is on, the same long prompts came again, and vllm:prefix_cache_hits is 0"
+
+
+def test_requests_that_are_given_up_leave_no_trace(endpoint: Client, needs: Needs) -> None:
+    """After twenty-four streams, all left after their first event, the next answer is right and no slot stays taken.
+
+    It is what an impatient crowd, or a client with a short timeout and retries, does to a server every day.
+    """
+    needs("metrics")
+
+    def state() -> tuple[float, float]:
+        metrics, model = endpoint.metrics(), endpoint.target.model
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+        return tuple(metrics.value(name, model_name=model) for name in names)  # type: ignore[return-value]
+
+    before = state()
+
+    def give_up(place: int) -> None:
+        with endpoint.stream_completion(pattern(place).prompt(), max_tokens=1000, ignore_eos=True) as stream:
+            next(iter(stream))
+
+    together(give_up, range(2 * AT_ONCE), at_once=AT_ONCE)
+    shown = pattern(9)
+    check(shown, endpoint.completion(shown.prompt(), temperature=0, max_tokens=6, ignore_eos=True).text, [])
+    free = settled(lambda: all(now <= then for now, then in zip(state(), before, strict=True)), 10.0)
+    assert free, f"after {2 * AT_ONCE} given-up streams, running and waiting are {state()}; before them {before}"
+
+
+def test_streams_that_run_together_all_move(endpoint: Client) -> None:
+    """Of four streams asked for together, each gives its first piece while another one is still being given.
+
+    A server that serves one user after the other, or lets one starve, makes everybody but one wait for whole answers.
+    What is asked is only that each overlaps with one other, so that any limit of two or more slots will do.
+    """
+
+    def read(place: int) -> StreamedAnswer:
+        return endpoint.stream_completion(pattern(place).prompt(), temperature=0, max_tokens=40, ignore_eos=True).read()
+
+    alone: list[str] = []
+    for _ in range(FAIRNESS_ATTEMPTS):
+        spans = [(one.deltas[0].arrived_at, one.deltas[-1].arrived_at) for one in together(read, range(4), at_once=4)]
+        alone = [
+            pattern(place).word
+            for place, (first, last) in enumerate(spans)
+            if not any(first < end and start < last for at, (start, end) in enumerate(spans) if at != place)
+        ]
+        if not alone:
+            return
+    pytest.fail(f"of four streams asked for together, {', '.join(alone)} ran alone, {FAIRNESS_ATTEMPTS} times running")

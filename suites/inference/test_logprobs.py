@@ -1,0 +1,92 @@
+"""Log probabilities are probabilities, of the tokens that were said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.patterns import pattern
+
+Needs = Callable[..., None]
+
+#: Probabilities are computed in 32 bits or fewer.
+ROUNDING = 1e-3
+#: What a batch's rounding may move a log probability by, in nats; seen are 0.02.
+BATCH_ROUNDING_NATS = 0.25
+TOP = 5
+ASKED = {"temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": TOP}
+STORY = "Tell me a story."
+
+
+def checked(entries: Any) -> list[dict[str, Any]]:
+    """The entries of a chat's logprobs, each of which must be a proper one."""
+    assert isinstance(entries, dict), f"logprobs were asked for, and are {entries!r}"
+    content: list[dict[str, Any]] = entries.get("content") or []
+    assert content, "logprobs were asked for, and none came"
+    for entry in content:
+        top = entry["top_logprobs"]
+        values = [one["logprob"] for one in top]
+        assert len(top) == TOP, f"{TOP} alternatives were asked for, {len(top)} came for {entry['token']!r}"
+        assert values == sorted(values, reverse=True), f"the alternatives are not in order: {values}"
+        total = sum(map(math.exp, values))
+        assert total <= 1 + ROUNDING, f"the probabilities of {len(values)} alternatives sum to {total:.3f}"
+        taken = [one["logprob"] for one in top if one["token"] == entry["token"]]
+        assert taken, f"{entry['token']!r} was taken at temperature 0, and is not among its {TOP} likeliest"
+        assert abs(taken[0] - entry["logprob"]) < ROUNDING, f"{entry['token']!r} has two scores: {entry}"
+    return content
+
+
+def test_logprobs_are_sane(endpoint: Client, needs: Needs) -> None:
+    """The alternatives of each token are in order, sum to at most one, and have the chosen token among them.
+
+    Classifiers, confidence scores and evaluations are computed from these numbers alone.
+    """
+    needs("logprobs")
+    answer = endpoint.chat(STORY, **ASKED)
+    content = checked(answer.choice.get("logprobs"))
+    made = answer.usage.completion_tokens
+    assert len(content) == made, f"{made} tokens were made, {len(content)} have logprobs"
+    said = bytes(byte for entry in content for byte in entry["bytes"] or b"").decode(errors="replace")
+    assert said.startswith(answer.text), f"the tokens of the logprobs spell {said!r}, the answer is {answer.text!r}"
+
+
+def test_streamed_logprobs_are_the_plain_ones(endpoint: Client, counting: str, needs: Needs) -> None:
+    """In a stream the same tokens come with the same logprobs, each with its piece of text."""
+    needs("logprobs")
+    plain = checked(endpoint.chat(counting, **ASKED).choice.get("logprobs"))
+    chunks = endpoint.stream_chat(counting, **ASKED).read().chunks
+    found = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice.get("logprobs")]
+    streamed = [entry for one in found for entry in checked(one)]
+    tokens = [[entry["token"] for entry in entries] for entries in (plain, streamed)]
+    assert tokens[0] == tokens[1], f"plain logprobs are of {tokens[0]}, streamed ones of {tokens[1]}"
+    moved = max(abs(one["logprob"] - other["logprob"]) for one, other in zip(plain, streamed, strict=True))
+    assert moved < BATCH_ROUNDING_NATS, f"plain and streamed logprobs differ by {moved:.2f}"
+
+
+def test_completion_logprobs_are_sane(endpoint: Client, needs: Needs) -> None:
+    """The same for ``/v1/completions``, whose logprobs have another shape: one list a field."""
+    needs("logprobs")
+    answer = endpoint.completion(pattern(2).prompt(), temperature=0, max_tokens=5, logprobs=3, ignore_eos=True)
+    scores = answer.choice.get("logprobs")
+    assert isinstance(scores, dict), f"logprobs were asked for, and are {scores!r}"
+    lengths = {field: len(scores[field]) for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
+    assert set(lengths.values()) == {5}, f"5 tokens were made; the logprobs have {lengths}"
+    said = "".join(scores["tokens"])
+    assert said == answer.text, f"the tokens of the logprobs spell {said!r}, the answer is {answer.text!r}"
+    for token, taken, top in zip(scores["tokens"], scores["token_logprobs"], scores["top_logprobs"], strict=True):
+        total = sum(map(math.exp, top.values()))
+        assert total <= 1 + ROUNDING, f"the probabilities of {len(top)} alternatives sum to {total:.3f}"
+        assert token in top, f"{token!r} was taken at temperature 0, and is not among its likeliest: {top}"
+        assert taken >= max(top.values()) - ROUNDING, f"{token!r} ({taken:.2f}) was taken before a likelier one: {top}"
+
+
+@pytest.mark.parametrize("path", ["chat", "completion"])
+def test_logprobs_come_only_when_asked_for(endpoint: Client, path: str) -> None:
+    """Without ``logprobs`` there are none: they make an answer twenty times as large."""
+    answer = endpoint.chat("Hello", max_tokens=2) if path == "chat" else endpoint.completion("Hello", max_tokens=2)
+    scores = answer.choice.get("logprobs")
+    assert not scores, f"logprobs were not asked for, and came: {str(scores)[:200]}"

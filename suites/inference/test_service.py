@@ -1,0 +1,131 @@
+"""The server around the model: alive, counted, guarded, and speaking HTTP as clients and proxies expect it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from pytest_vllm_stage.serving.client import CHAT, Client
+from pytest_vllm_stage.serving.patterns import pattern
+from pytest_vllm_stage.serving.together import settled, together
+
+Needs = Callable[..., None]
+
+#: Seconds that a server may take to count what it has served.
+COUNTING_TIMEOUT_S = 15.0
+#: Clocks differ, and time stamps in another unit differ by factors.
+CLOCK_TOLERANCE_S = timedelta(days=1).total_seconds()
+
+
+@pytest.mark.smoke
+def test_the_server_says_that_it_is_well_and_what_it_is(endpoint: Client) -> None:
+    """``/health`` is 200 and ``/version`` names a version.
+
+    Probes and load balancers take an unhealthy server out; a version that is not known makes no bug report useful.
+    """
+    endpoint.health()
+    version = endpoint.version()
+    assert version[:1].isdigit(), f"/version says {version!r}, which is no version"
+
+
+@pytest.mark.smoke
+def test_responses_are_of_their_content_type(endpoint: Client) -> None:
+    """Answers and errors are ``application/json``, streams ``text/event-stream``.
+
+    Clients choose their parser by it, proxies whether they may buffer, compress or cache.
+    """
+    body = endpoint.chat_body("Say hello.", max_tokens=1, temperature=0)
+    due = {
+        "an answer": (body, "application/json"),
+        "a stream": ({**body, "stream": True}, "text/event-stream"),
+        "an error": ({**body, "max_tokens": -1}, "application/json"),
+    }
+    for what, (sent, expected) in due.items():
+        said = endpoint.raw("POST", CHAT, json=sent).headers.get("content-type", "")
+        assert said.partition(";")[0].strip() == expected, f"{what} comes as {said!r}; {expected} is due"
+
+
+def test_created_is_the_time_of_the_answer(endpoint: Client) -> None:
+    """``created`` is in whole seconds since 1970, about now, and the same in all chunks of a stream.
+
+    Logs and bills are put in order by it; milliseconds or zero put them into another age.
+    """
+    body = endpoint.chat("Say hello.", max_tokens=1, temperature=0).body
+    chunks = endpoint.stream_chat("Say hello.", max_tokens=4, temperature=0).read().chunks
+    said = {chunk.get("created") for chunk in chunks}
+    assert len(said) == 1, f"the chunks of one stream were created at {sorted(map(str, said))}"
+    for created in (body.get("created"), *said):
+        assert type(created) is int, f"created is {created!r}, no whole number"
+        off_s = abs(created - time.time())
+        assert off_s < CLOCK_TOLERANCE_S, f"created is {created}: {off_s:.0f} s from now, which is {time.time():.0f}"
+
+
+def test_no_two_answers_share_an_id(endpoint: Client) -> None:
+    """Of twelve answers, asked for eight at a time, each has an id of its own.
+
+    Logs, traces and bills are joined by it: an id that comes again adds one user's tokens to another's.
+    """
+    answers = together(lambda i: endpoint.completion(pattern(i).prompt(), max_tokens=1), range(12), at_once=8)
+    ids = [answer.body.get("id") for answer in answers]
+    repeated = sorted({str(id_) for id_ in ids if ids.count(id_) > 1})
+    assert not repeated, f"{len(ids)} answers carry only {len(set(ids))} ids; these came more than once: {repeated}"
+
+
+@pytest.mark.smoke
+def test_the_metrics_count_what_is_served(endpoint: Client, needs: Needs) -> None:
+    """After one answer, ``/metrics`` has counted it: at least one request more, and at least its tokens.
+
+    Autoscaling, alerts and this project's own benchmark read these series; when they stand still, nobody is warned.
+    Others may use the server meanwhile, so more may be counted, never less.
+    """
+    needs("metrics")
+    before = endpoint.metrics()
+    usage = endpoint.completion(pattern(0).prompt(), temperature=0, max_tokens=5, ignore_eos=True).usage
+    due = {
+        "vllm:request_success": 1,
+        "vllm:prompt_tokens": usage.prompt_tokens,
+        "vllm:generation_tokens": usage.completion_tokens,
+    }
+
+    def lacking() -> dict[str, str]:
+        after, model = endpoint.metrics(), endpoint.target.model
+        counted = {name: after.value(name, model_name=model) - before.value(name, model_name=model) for name in due}
+        return {name: f"{counted[name]:g} of {due[name]}" for name in due if counted[name] < due[name]}
+
+    assert settled(lambda: not lacking(), COUNTING_TIMEOUT_S), f"served, but not counted in /metrics: {lacking()}"
+
+
+def test_a_request_without_the_key_is_refused(endpoint: Client) -> None:
+    """Where a key is configured, a request without it or with another one gives 401, and with it an answer.
+
+    A gateway that lets everybody through looks healthy until the bill comes.
+    """
+    if endpoint.target.api_key is None:
+        pytest.skip("no key is configured for this endpoint (VLLM_STAGE_API_KEY)")
+    with Client(dataclasses.replace(endpoint.target, api_key=None)) as anyone:
+        for what, headers in {"without a key": {}, "with a wrong key": {"authorization": "Bearer wrong"}}.items():
+            listing = anyone.raw("GET", "/v1/models", headers=headers)
+            answer = anyone.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=1), headers=headers)
+            for response in (listing, answer):
+                said = f"{response.request.url.path} answered {response.status_code} {what}"
+                assert response.status_code in (401, 403), f"{said}; 401 is due"
+    assert endpoint.models(), "with the key, /v1/models lists nothing"
+
+
+def test_a_connection_is_kept_for_the_next_request(endpoint: Client) -> None:
+    """Four requests one after the other, a stream among them, go over one connection.
+
+    A server that closes after each answer costs every request a new connection, over TLS two more round trips, and runs
+    a busy client out of ports.
+    """
+    body = endpoint.completion_body(pattern(0).prompt(), max_tokens=2, temperature=0)
+    used = []
+    with Client(endpoint.target) as fresh:
+        for stream in (False, True, False, True):
+            response = fresh.raw("POST", "/v1/completions", json={**body, "stream": stream})
+            used.append(response.extensions["network_stream"].get_extra_info("client_addr"))
+    assert len(set(used)) == 1, f"four requests one after the other took {len(set(used))} connections"

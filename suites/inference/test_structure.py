@@ -1,0 +1,231 @@
+"""Answers that programs read: guided output and tool calls are valid, complete and what was asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_vllm_stage.profile import ModelProfile
+from pytest_vllm_stage.serving.answers import Answer
+from pytest_vllm_stage.serving.client import CHAT, Client
+from pytest_vllm_stage.serving.properties import examples
+from pytest_vllm_stage.serving.schema import misfit
+from pytest_vllm_stage.serving.tools import Call, calls_of, streamed_calls
+
+Needs = Callable[..., None]
+
+#: Small and closed, so that a model that knows nothing still comes to an end.
+VALUES = st.sampled_from(
+    [
+        {"type": "boolean"},
+        {"enum": ["red", "green", "blue"]},
+        {"enum": ["Grüße", "你好"]},
+        {"type": "integer", "minimum": 0, "maximum": 9},
+        {"type": "string", "pattern": "^[a-c]{2,4}$"},
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
+    ]
+)
+OBJECTS = st.dictionaries(st.sampled_from(["name", "kind", "count"]), VALUES, min_size=1, max_size=2).map(
+    lambda of: {"type": "object", "properties": of, "required": sorted(of), "additionalProperties": False}
+)
+EXPRESSIONS = st.builds(
+    lambda head, count, tail: f"[{head}]{{{count}}}{tail}",
+    st.sampled_from(["a-f", "0-9", "A-Z_"]),
+    st.integers(1, 4),
+    st.sampled_from(["", "-[0-9]{2}", "(yes|no)", " ü!"]),
+)
+#: Between the parts of JSON a model may put white space without end: the limit may cut it, but not every time.
+ROOM = 120
+
+WEATHER: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Paris", "Rome", "Oslo"]},
+        "days": {"type": "integer", "enum": [1, 2, 3]},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+CLOCK: dict[str, Any] = {
+    "type": "object",
+    "properties": {"zone": {"type": "string", "enum": ["UTC", "CET"]}},
+    "required": ["zone"],
+    "additionalProperties": False,
+}
+SCHEMAS = {"get_weather": WEATHER, "get_time": CLOCK}
+QUESTION = "What is the weather in Rome for 2 days? Use a tool."
+DRAW: dict[str, Any] = {"temperature": 0, "max_tokens": ROOM}
+
+
+def test_an_answer_held_to_a_schema_fits_it(endpoint: Client, needs: Needs) -> None:
+    """For any of many small schemas, a complete answer is JSON that fits the schema.
+
+    Programs parse it without looking: one missing field is an exception in somebody else's code. An answer that its
+    limit cuts says so; it is not held to be complete, but not all may be cut.
+    """
+    needs("structured_outputs")
+    complete = []
+
+    @examples(6)
+    @given(OBJECTS)
+    def fits(schema: dict[str, Any]) -> None:
+        wanted = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
+        answer = endpoint.chat("Describe a thing as JSON.", response_format=wanted, **DRAW)
+        if answer.finish_reason == "length":
+            return
+        complete.append(answer)
+        problem = misfit(read(answer.text), schema, "the answer")
+        assert not problem, f"{problem}; it was held to {schema}"
+
+    fits()
+    assert complete, f"no answer held to a schema came to its end within {ROOM} tokens"
+
+
+def tools(*, strict: bool = True) -> list[dict[str, Any]]:
+    """The two tools; vLLM holds the arguments of strict ones to their schema."""
+    return [
+        {"type": "function", "function": {"name": name, "description": name, "strict": strict, "parameters": schema}}
+        for name, schema in SCHEMAS.items()
+    ]
+
+
+def read(text: str) -> Any:
+    """The JSON of an answer."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        return pytest.fail(f"held to a schema, the answer is no JSON ({error}): {text!r}")
+
+
+def test_an_answer_held_to_an_expression_matches_it(endpoint: Client, needs: Needs) -> None:
+    """For any of many regular expressions, the whole answer matches, drawn at a high temperature too."""
+    needs("structured_outputs")
+
+    @examples(8)
+    @given(EXPRESSIONS, st.sampled_from([0, 1.5]))
+    def matches(pattern: str, temperature: float) -> None:
+        asked = {"structured_outputs": {"regex": pattern}, "temperature": temperature, "max_tokens": 40, "seed": 1}
+        text = endpoint.chat("Say something.", **asked).text
+        assert re.fullmatch(pattern, text), f"held to {pattern!r}, the answer is {text!r}"
+
+    matches()
+
+
+def test_an_answer_held_to_a_choice_is_one(endpoint: Client, needs: Needs) -> None:
+    """The answer is one of the choices, whole or streamed, in chats and plain completions."""
+    needs("structured_outputs")
+    choices = ["violet", "orange", "white and black"]
+    asked = {"structured_outputs": {"choice": choices}, "temperature": 0, "max_tokens": 16}
+    said = {
+        "chat": endpoint.chat("Name a colour.", **asked).text,
+        "streamed chat": endpoint.stream_chat("Name a colour.", **asked).read().text,
+        "completion": endpoint.completion("My favourite colour is", **asked).text,
+    }
+    wrong = {what: text for what, text in said.items() if text not in choices}
+    assert not wrong, f"held to one of {choices}, the answers are {wrong}"
+
+
+def valid(calls: list[Call], what: str) -> Call:
+    """The one call, of a known tool, whose arguments fit its schema."""
+    assert len(calls) == 1, f"{what}: one tool call is due, {len(calls)} came"
+    (call,) = calls
+    assert call.name in SCHEMAS, f"{what}: the tool {call.name!r} was called; there are {sorted(SCHEMAS)}"
+    assert call.id, f"{what}: the call of {call.name} has no id to answer it by"
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError as error:
+        pytest.fail(f"{what}: the arguments of {call.name} are no JSON ({error}): {call.arguments!r}")
+    problem = misfit(arguments, SCHEMAS[call.name], f"{what}: {call.name}'s arguments")
+    assert not problem, problem
+    return call
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("named", [None, "get_time"], ids=["required", "named"])
+def test_a_tool_call_that_is_due_comes_and_is_valid(
+    endpoint: Client, needs: Needs, named: str | None, stream: bool
+) -> None:
+    """With ``tool_choice`` required or naming a tool, exactly one call comes, and its arguments fit the tool's schema.
+
+    An agent runs what it is told: a call that comes as text, of another tool, or with broken arguments ends it.
+    """
+    needs("tools")
+    choice = {"type": "function", "function": {"name": named}} if named else "required"
+    calls, reason = asked_for_calls(endpoint, stream, tool_choice=choice, tools=tools())
+    call = valid(calls, f"tool_choice {named or 'required'}")
+    assert named in (None, call.name), f"{named} was asked for by name, {call.name} was called"
+    # vLLM says "stop" after a named call, as OpenAI does.
+    due = ("tool_calls", "stop") if named else ("tool_calls",)
+    assert reason in due, f"after a tool call the finish reason is {reason!r}"
+
+
+def asked_for_calls(endpoint: Client, stream: bool, **asked: Any) -> tuple[list[Call], str | None]:
+    """The calls that a question brings about, and the finish reason."""
+    if stream:
+        streamed = endpoint.stream_chat(QUESTION, **{**DRAW, **asked}).read()
+        return streamed_calls(streamed), streamed.finish_reasons[-1] if streamed.finish_reasons else None
+    answer = endpoint.chat(QUESTION, **{**DRAW, **asked})
+    return calls_of(answer), answer.finish_reason
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_a_tool_call_by_the_models_own_choice_is_found(
+    endpoint: Client, needs: Needs, model_profile: ModelProfile | None, stream: bool
+) -> None:
+    """With ``tool_choice`` auto, the call that the model writes comes as a call, not as text.
+
+    A tool parser that does not fit the model leaves its call in the text, and agents stop working without any error. A
+    model too small to call a tool by itself is held to the text of a call, as its profile says.
+    """
+    needs("tools", "auto_tools")
+    asked: dict[str, Any] = {"tools": tools(strict=False), "tool_choice": "auto"}
+    if model_profile is None:
+        _skip_unless_it_may_call(endpoint, asked)
+    if model_profile and model_profile.tool_format == "hermes":
+        needs("structured_outputs")
+        call = {"name": "get_weather", "arguments": {"city": "Rome", "days": 2}}
+        asked["structured_outputs"] = {"choice": [f"<tool_call>\n{json.dumps(call)}\n</tool_call>"]}
+    calls, reason = asked_for_calls(endpoint, stream, **asked)
+    if model_profile is None and not calls:
+        pytest.skip(f"{endpoint.target.model} called no tool by itself, and no profile says how it can be made to")
+    found = valid(calls, "tool_choice auto")
+    arguments = json.loads(found.arguments)
+    assert (found.name, arguments) == ("get_weather", {"city": "Rome", "days": 2}), f"Rome for 2 days became {found}"
+    assert reason == "tool_calls", f"after a tool call the finish reason is {reason!r}"
+
+
+def _skip_unless_it_may_call(endpoint: Client, asked: dict[str, Any]) -> None:
+    """Of a server that no profile describes, its own word on its flags is taken."""
+    probe = endpoint.raw("POST", CHAT, json=endpoint.chat_body(QUESTION, max_tokens=1, **asked))
+    if probe.status_code == 400 and "--enable-auto-tool-choice" in probe.text:
+        pytest.skip(f"the server says that its flags do not allow it: {probe.json()['error']['message']}")
+
+
+def test_no_tool_is_called_where_none_may_be(endpoint: Client, needs: Needs) -> None:
+    """With ``tool_choice`` none, no call comes, however much the question asks for it."""
+    needs("tools")
+    calls, _ = asked_for_calls(endpoint, False, tools=tools(), tool_choice="none", max_tokens=24)
+    assert not calls, f"tool_choice none, and {calls[0].name} was called"
+
+
+def test_a_tools_result_reaches_the_model(endpoint: Client, needs: Needs) -> None:
+    """A call's result, sent back as a ``tool`` message, stands in the prompt of the next answer.
+
+    The round trip is what tools are for: a result that is dropped makes the model invent one.
+    """
+    needs("tools", "token_ids")
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": '{"zone": "UTC"}'}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "What time is it?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "It is 17:42 and sunny."},
+    ]
+    answer: Answer = endpoint.chat(messages, temperature=0, max_tokens=8, tools=tools(), return_token_ids=True)
+    seen = endpoint.detokenize(answer.body.get("prompt_token_ids") or [])
+    assert "17:42" in seen, f"the tool's result is not in the prompt that the engine saw: {seen!r}"

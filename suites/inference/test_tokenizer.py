@@ -1,0 +1,92 @@
+"""The tokenizer endpoints and the chat template are the model's own, and lose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+
+from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.patterns import pattern
+from pytest_vllm_stage.serving.properties import TEXTS, examples
+
+Needs = Callable[..., None]
+
+DIALOGUE = [
+    {"role": "system", "content": "You are a gardener called Ada."},
+    {"role": "user", "content": "Which tree grows in the yard?"},
+    {"role": "assistant", "content": "A walnut tree, 12 m high."},
+    {"role": "user", "content": "Since when? Antworte auf Deutsch: „früher“ ✓"},
+]
+
+
+def test_text_survives_the_tokenizer(endpoint: Client, needs: Needs) -> None:
+    """``/detokenize`` gives back what ``/tokenize`` was given, for any text, and the count is that of the ids.
+
+    Prompts of an exact length, and every count by which users pay, are made through these two; a tokenizer that loses a
+    character belongs to another model or lies behind a hop that recodes text.
+    """
+    needs("lossless_tokenizer")
+
+    @examples(40)
+    @given(TEXTS)
+    def survives(text: str) -> None:
+        tokens = endpoint.tokenize(text, add_special_tokens=False)
+        assert tokens.count == len(tokens.ids), f"{text!r}: count says {tokens.count}, {len(tokens.ids)} ids came"
+        back = endpoint.detokenize(tokens.ids) if tokens.ids else ""
+        assert back == text, f"{text!r} became {back!r} through {list(tokens.ids)}"
+
+    survives()
+
+
+def test_the_tokenizer_endpoint_is_the_engines(endpoint: Client, needs: Needs) -> None:
+    """A completion was made from exactly the ids that ``/tokenize`` gives, and those ids as a prompt give the same.
+
+    A tokenizer of another version makes counts that are right for short plain text, and wrong for the rest.
+    """
+    needs("token_ids")
+    text = f"Größe: 3 µm, 你好 🙂\n{pattern(1).prompt()}"
+    parameters = {"temperature": 0, "max_tokens": 5, "return_token_ids": True}
+    ids = list(endpoint.tokenize(text).ids)
+    for what, prompt in (("the text", text), ("its token ids", ids)):
+        answer = endpoint.completion(prompt, **parameters)
+        used = answer.choice.get("prompt_token_ids")
+        assert used == ids, f"from {what} the engine made the prompt {used}, /tokenize says {ids}"
+        due = pattern(1).answer
+        assert answer.text.startswith(due), f"{what}: {pattern(1).prompt()!r} went on with {answer.text!r}, not {due!r}"
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["asking", "as-it-is"])
+def test_the_chat_template_renders_every_turn(endpoint: Client, asks: bool) -> None:
+    """The conversation rendered by the template holds every turn's text once, and roles change the rendering.
+
+    A model asked without its template, or with that of another one, answers worse in ways that no status shows.
+    """
+    tokens = endpoint.tokenize(messages=DIALOGUE, add_generation_prompt=asks)
+    rendered = endpoint.detokenize(tokens.ids)
+    for turn in DIALOGUE:
+        times = rendered.count(turn["content"])
+        assert times == 1, f"{turn['role']}'s {turn['content']!r} is {times} times in the rendering {rendered!r}"
+    swapped = [{**turn, "role": "user" if turn["role"] == "assistant" else turn["role"]} for turn in DIALOGUE]
+    other = endpoint.raw("POST", "/tokenize", json={"model": endpoint.target.model, "messages": swapped})
+    same = other.status_code == 200 and other.json().get("tokens") == list(tokens.ids)
+    assert not same, "the rendering is the same whoever speaks: the roles are lost"
+
+
+def test_the_engine_answers_the_rendered_conversation(endpoint: Client, needs: Needs) -> None:
+    """A chat answer was made from the ids that the template renders, whole or streamed, from text or from text parts.
+
+    This is where a gateway that drops the system prompt, merges turns, trims text or flattens roles shows.
+    """
+    needs("token_ids")
+    due = list(endpoint.tokenize(messages=DIALOGUE).ids)
+    parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in DIALOGUE]
+    parameters = {"temperature": 0, "max_tokens": 1, "return_token_ids": True}
+    seen = {
+        "the conversation": endpoint.chat(DIALOGUE, **parameters).body.get("prompt_token_ids"),
+        "the conversation in parts": endpoint.chat(parts, **parameters).body.get("prompt_token_ids"),
+    }
+    for what, ids in seen.items():
+        said = endpoint.detokenize(ids) if ids else None
+        assert ids == due, f"the engine did not see {what} as the template renders it, but {said!r}"
