@@ -54,6 +54,8 @@ class ModelProfile:
         slo: Its ``slo`` table, which overrides the profile's; `slo.objectives` reads it.
         reference: File under ``fixtures/prompts/references`` (without ``.json``), or beside the profile (with it), of
             recorded answers and scores; None where nothing is recorded.
+        reference: File of recorded answers and scores; None where nothing is recorded. A profile names it by its stem
+            in ``fixtures/prompts/references``, or by its path beside the profile.
         tool_format: One of `TOOL_FORMATS` for a model too small to call a tool by itself, which is then made to; None
             for one that does when asked.
         cannot: Capability to the reason why this model or its server lacks it; the checks that need it are skipped.
@@ -67,6 +69,7 @@ class ModelProfile:
     load: Mapping[str, Any] = field(default_factory=dict)
     slo: Mapping[str, Any] = field(default_factory=dict)
     reference: str | None = None
+    reference: Path | None = None
     tool_format: str | None = None
     cannot: Mapping[str, str] = field(default_factory=dict)
 
@@ -212,11 +215,22 @@ def _model(role: str, table: _Table) -> ModelProfile:
         load=dict(table.table("load", optional=True).data),
         slo=dict(table.table("slo", optional=True).data),
         reference=table.text("reference", "") or None,
+        reference=_reference(table.text("reference", ""), table),
         tool_format=table.one_of("tool_format", TOOL_FORMATS),
         cannot=_cannot(table.table("cannot", optional=True)),
     )
     table.done()
     return model
+
+
+def _reference(text: str, table: _Table) -> Path | None:
+    if not text:
+        return None
+    known = fixtures_dir() / "prompts" / "references" / f"{text}.json"
+    path = known if not text.endswith(".json") else table.path.parent / text
+    if not path.is_file():
+        raise table.error("reference", f"there is no file {path.name} in {path.parent}")
+    return path.resolve()
 
 
 def _cannot(table: _Table) -> dict[str, str]:

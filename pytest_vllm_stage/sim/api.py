@@ -136,7 +136,8 @@ class Api:
             parameters.prompt,
             max(len(generated.pieces) for generated in choices),
             _ignore,
-            choices[0].finish_reason,
+            # The engine knows no tools: a call ends as any answer does.
+            "length" if choices[0].finish_reason == "length" else "stop",
             received_at,
             sum(fault.extra_s() for fault in faults),
             tuple(fault.name for fault in faults),

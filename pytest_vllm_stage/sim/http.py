@@ -24,7 +24,7 @@ EVENT_STREAM_TYPE = "text/event-stream; charset=utf-8"
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _STREAM_HEAD = (
-    f"HTTP/1.1 200 OK\r\nserver: {SERVER}\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n"
+    f"HTTP/1.1 200 OK\r\nserver: {SERVER}\r\ncontent-type: %b\r\n%btransfer-encoding: chunked\r\n\r\n"
 ).encode()
 
 
@@ -66,7 +66,7 @@ class Reply:
     def send(self, status: int, body: bytes, content_type: str = "") -> None:
         """Send a whole response."""
         head = (
-            f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\nserver: {SERVER}\r\n"
+            f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\nserver: {SERVER}\r\n{self._ending()}"
             f"content-type: {content_type or self.json_type}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         self._connection.write(head.encode() + body)
@@ -79,7 +79,7 @@ class Reply:
     def start_stream(self) -> None:
         """Send the head of an event stream."""
         self.streaming = True
-        self._connection.write(_STREAM_HEAD % self.stream_type.encode())
+        self._connection.write(_STREAM_HEAD % (self.stream_type.encode(), self._ending().encode()))
 
     def write(self, data: bytes) -> None:
         """Send a piece of the stream, now."""
@@ -94,6 +94,9 @@ class Reply:
         """Drop the connection in the middle of the answer, as a proxy's timeout does."""
         self.on_disconnect = None
         self._connection.close()
+
+    def _ending(self) -> str:
+        return "connection: close\r\n" if self.closes else ""
 
     def _end(self) -> None:
         self.on_disconnect = None
@@ -134,7 +137,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes, if somebody is there."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:

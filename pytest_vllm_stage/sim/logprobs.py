@@ -12,6 +12,7 @@ from pytest_vllm_stage.sim.tokenizer import END, token_id
 
 #: Each further alternative has half of what the one before it has, so that they add up to what the chosen one leaves.
 _STEP = math.log(2.0)
+_UNLIKELY = 3.0
 
 
 def of_answer(parameters: Parameters, generated: Generated, places: range) -> dict[str, Any] | None:
@@ -20,7 +21,10 @@ def of_answer(parameters: Parameters, generated: Generated, places: range) -> di
         return None
     pieces = [generated.pieces[place] for place in places]
     tokens = ["" if piece == END else piece.decode(errors="replace") for piece in pieces]
-    chosen = [_logprob(piece) for piece in pieces]
+    # What was drawn is the likeliest token only half of the time.
+    drawn = not (parameters.greedy or parameters.temperature == 0)
+    unlikely = [drawn and crc32(piece) % 2 == 0 for piece in pieces]
+    chosen = [_logprob(piece) - _UNLIKELY * less for piece, less in zip(pieces, unlikely, strict=True)]
     if parameters.kind == "chat":
         content = [
             {
@@ -45,16 +49,13 @@ def _logprob(piece: bytes) -> float:
 
 
 def _top(token: str, logprob: float, count: int) -> list[dict[str, Any]]:
+    """The chosen token and its alternatives, likeliest first; those of an unlikely one are likelier than itself."""
     rest = math.log1p(-math.exp(logprob))
-    others = [
-        {
-            "token": f" other{place}",
-            "logprob": min(rest - _STEP * place, logprob - 0.01 * place),
-            "bytes": list(f" other{place}".encode()),
-        }
-        for place in range(1, count)
-    ]
-    return [{"token": token, "logprob": logprob, "bytes": list(token.encode())}, *others][:count]
+    if logprob > -_UNLIKELY:
+        rest = min(rest, logprob)
+    scores = {token: logprob} | {f" other{place}": rest - _STEP * place for place in range(1, max(count, 2))}
+    best = sorted(scores.items(), key=lambda entry: -entry[1])[:count]
+    return [{"token": name, "logprob": value, "bytes": list(name.encode())} for name, value in best]
 
 
 def of_prompt(parameters: Parameters) -> list[dict[str, Any] | None] | None:

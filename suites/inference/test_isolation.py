@@ -66,11 +66,10 @@ def test_an_answer_belongs_to_its_parameters(endpoint: Client) -> None:
     assert len(drawn) > 1, f"three seeds at temperature 2 after a greedy answer all gave {drawn.pop()!r}"
 
 
-def test_a_cached_prefix_changes_no_answer(endpoint: Client, needs: Needs) -> None:
+def test_a_cached_prefix_changes_no_answer(endpoint: Client) -> None:
     """A long prompt is answered the same cold and from the prefix cache, and another beginning is not mixed up.
 
-    The cache hands one user's computed prompt to the next: keyed wrongly, it hands over the content too. Where the
-    server says that the cache is on, it must have been hit, or this proves nothing.
+    The cache hands one user's computed prompt to the next: keyed wrongly, it hands over the content too.
     """
     first, other = pattern(7), pattern(8)
     same_word = Pattern(first.word, other.number)
@@ -81,11 +80,24 @@ def test_a_cached_prefix_changes_no_answer(endpoint: Client, needs: Needs) -> No
     mixed = first.lines(MANY_LINES // 2) + other.lines(MANY_LINES // 2)
     for shown in (other, first, other):
         check(shown, endpoint.completion(mixed + shown.word, **parameters).text, [first, other])
+
+
+def test_a_prefix_cache_that_is_on_is_hit(endpoint: Client, needs: Needs) -> None:
+    """Where the server says that prefix caching is on, a long prompt that comes again hits it.
+
+    Without hits every turn of a long conversation is computed anew: right, slow and expensive. They also prove that the
+    check of cached answers looks at cached answers.
+    """
     needs("metrics")
-    metrics = endpoint.metrics()
-    if metrics.series("vllm:cache_config_info", enable_prefix_caching="True"):
-        hits = metrics.value("vllm:prefix_cache_hits", model_name=endpoint.target.model)
-        assert hits > 0, "prefix caching is on, the same long prompts came again, and vllm:prefix_cache_hits is 0"
+    metrics, model = endpoint.metrics(), endpoint.target.model
+    if not metrics.series("vllm:cache_config_info", enable_prefix_caching="True"):
+        pytest.skip("the server says that prefix caching is off")
+    before = metrics.value("vllm:prefix_cache_hits", model_name=model)
+    prompt = pattern(10).prompt(MANY_LINES)
+    for _ in range(2):
+        tokens = endpoint.completion(prompt, temperature=0, max_tokens=1).usage.prompt_tokens
+    hit = settled(lambda: endpoint.metrics().value("vllm:prefix_cache_hits", model_name=model) > before, 10.0)
+    assert hit, f"prefix caching is on, a prompt of {tokens} tokens came twice, and vllm:prefix_cache_hits did not move"
 
 
 def test_requests_that_are_given_up_leave_no_trace(endpoint: Client, needs: Needs) -> None:

@@ -82,7 +82,9 @@ def test_a_stop_text_is_found_across_tokens(endpoint: Client, counting: str, nee
     needs("logprobs")
     parameters = {"temperature": 0, "max_tokens": 16}
     free = endpoint.chat(counting, **parameters, logprobs=True, top_logprobs=1)
-    tokens = [entry["token"] for entry in free.choice["logprobs"]["content"]]
+    scores = free.choice.get("logprobs")
+    assert scores, f"logprobs were asked for, and are {scores!r}"
+    tokens = [entry["token"] for entry in scores["content"]]
     ends = [len("".join(tokens[:place])) for place in range(1, len(tokens))]
     borders = [end for end in ends if end > 2 and free.text.find(free.text[end - 1 : end + 1]) == end - 1]
     assert borders, f"no border of two tokens in {tokens} makes a stop text of its own"

@@ -35,7 +35,9 @@ def test_temperature_0_takes_the_likeliest_token(endpoint: Client, needs: Needs)
     """
     needs("logprobs")
     answer = endpoint.chat(STORY, temperature=0, max_tokens=12, logprobs=True, top_logprobs=2)
-    for entry in answer.choice["logprobs"]["content"]:
+    scores = answer.choice.get("logprobs")
+    assert scores, f"logprobs were asked for, and are {scores!r}"
+    for entry in scores["content"]:
         best = max(entry["top_logprobs"], key=lambda one: one["logprob"])
         assert entry["logprob"] >= best["logprob"], (
             f"temperature 0 took {entry['token']!r} ({entry['logprob']:.2f}) "

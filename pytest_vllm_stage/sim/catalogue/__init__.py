@@ -1,5 +1,15 @@
 """The faults that the simulated engine knows; importing this registers them all."""
 
-from pytest_vllm_stage.sim.catalogue import answers, protocol, streams, timing
+from pytest_vllm_stage.sim.catalogue import (
+    answers,
+    parameters,
+    prompts,
+    protocol,
+    service,
+    sharing,
+    streams,
+    structure,
+    timing,
+)
 
-__all__ = ["answers", "protocol", "streams", "timing"]
+__all__ = ["answers", "parameters", "prompts", "protocol", "service", "sharing", "streams", "structure", "timing"]

@@ -1,4 +1,4 @@
-"""Faults of time: an engine that freezes, starts slowly, or answers from a cache faster than it can think."""
+"""Faults of time: an engine that freezes, starts slowly, or keeps some requests waiting."""
 
 from __future__ import annotations
 

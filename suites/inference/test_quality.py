@@ -1,0 +1,99 @@
+"""The model is the one that it should be, and as good: its answers and scores are those that were recorded.
+
+Wrong weights, a broken quantisation or a kernel that computes badly give fluent text, with status 200 and in time.
+What a healthy server said is under ``fixtures/prompts/references``, with how it was recorded; the limits leave room for
+other batches and other kernels. A model without a recorded reference is skipped, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+
+import pytest
+
+from pytest_vllm_stage.profile import ModelProfile
+from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.reference import Reference, agreement, compare, texts
+from pytest_vllm_stage.serving.scores import Scores, score
+from pytest_vllm_stage.serving.target import Target
+
+Needs = Callable[..., None]
+
+
+@pytest.fixture
+def reference(endpoint: Client, model_profile: ModelProfile | None) -> Reference:
+    """The recorded reference of the model under check."""
+    if model_profile is None or model_profile.reference is None:
+        pytest.skip(f"no profile names a recorded reference of {endpoint.target.model}")
+    return Reference.read(model_profile.reference)
+
+
+def scored(endpoint: Client) -> dict[str, Scores]:
+    """The texts as this server scores them."""
+    return {name: score(endpoint, text) for name, text in texts().items()}
+
+
+def test_golden_answers_are_the_recorded_ones(endpoint: Client, reference: Reference) -> None:
+    """The answers to the golden prompts begin as the recorded ones do, over most of their length on average.
+
+    One answer may tip at a close call on other hardware; another model, or damaged weights, tip most of them.
+    """
+    asked = {"temperature": 0, "max_tokens": reference.golden_tokens}
+    said = {prompt: endpoint.chat(prompt, **asked).text for prompt in reference.golden}
+    agreements = {prompt: agreement(said[prompt], recorded) for prompt, recorded in reference.golden.items()}
+    mean, worst = fmean(agreements.values()), min(agreements, key=lambda prompt: agreements[prompt])
+    assert mean >= reference.least_agreement, (
+        f"the golden answers agree by {mean:.2f} on average, at least {reference.least_agreement} is due; "
+        f"to {worst!r} it said {said[worst]!r}, recorded is {reference.golden[worst][0]!r}"
+    )
+
+
+def test_the_perplexity_of_fixed_texts_is_the_recorded_one(
+    endpoint: Client, reference: Reference, needs: Needs
+) -> None:
+    """Each fixed text is as likely to the model as it was when recorded, within the reference's tolerance.
+
+    It sees what answers hide: a model that lost a little everywhere still answers easy questions right.
+    """
+    needs("prompt_logprobs")
+    for name, now in scored(endpoint).items():
+        then = reference.scores[name]
+        assert len(now.logprobs) == len(then.logprobs), (
+            f"text {name!r} has {len(now.logprobs) + 1} tokens, recorded are {len(then.logprobs) + 1}"
+        )
+        moved = fmean(now.logprobs) - fmean(then.logprobs)
+        assert abs(moved) <= reference.tolerance_nats, (
+            f"the perplexity of text {name!r} is {now.perplexity:.2f}, recorded is {then.perplexity:.2f}: "
+            f"{moved:+.3f} nats a token, {reference.tolerance_nats} are allowed"
+        )
+
+
+def test_the_quantised_model_agrees_with_the_full_one(
+    endpoint: Client, reference: Reference, needs: Needs, targets: dict[str, Target]
+) -> None:
+    """Over fixed texts, quantisation costs no more than it did, and both models mostly hold the same token likeliest.
+
+    The full model is asked where the stage serves it, and else its recorded scores are taken. A bound is broken only
+    where the whole confidence interval is beyond it.
+    """
+    needs("prompt_logprobs")
+    if reference.full is None:
+        pytest.skip(f"{reference.model} is no quantisation of another model")
+    full = targets.get("full")
+    if full is not None:
+        with Client(full) as whole:
+            against = scored(whole)
+    else:
+        against = dict(Reference.read(reference.full).scores)
+    try:
+        found = compare(against, scored(endpoint))
+    except ValueError:
+        pytest.fail("the full and the quantised model were scored on different tokens: they are no pair")
+    gap, same = found.gap_nats, found.same_token
+    assert gap.low <= reference.most_gap_nats, (
+        f"quantisation costs {gap} nats a token, {reference.most_gap_nats} are allowed"
+    )
+    assert same.high >= reference.least_same_token, (
+        f"the part of tokens that both models hold likeliest is {same}, at least {reference.least_same_token} is due"
+    )

@@ -1,0 +1,128 @@
+"""The scoreboard: ``python -m tests.defects`` plants every defect of the catalogue and prints who caught it.
+
+    python -m tests.defects                          every defect, then a summary
+    python -m tests.defects --only buffered_stream   some of them, with the whole message
+    python -m tests.defects --clean 200              so many runs on a healthy simulated engine: false alarms
+    python -m tests.defects --clean 20 --url URL     the same on a server that is there
+
+Exit code 1: a defect was not caught as the catalogue says, or there was a false alarm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tests.defects.catalogue import DEFECTS, Defect
+from tests.defects.oracle import says_something
+from tests.defects.runner import Outcome, run_suite, simulator
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the scoreboard."""
+
+    defect: Defect
+    outcome: Outcome
+    oracle_caught: bool
+
+    @property
+    def missed(self) -> list[str]:
+        """The checks that should have caught it, and the symptom if nobody named it."""
+        missed = sorted(self.defect.by - set(self.outcome.failed))
+        return missed if self.defect.says in self.outcome.output else [*missed, f"symptom {self.defect.says!r}"]
+
+    @property
+    def unexpected(self) -> list[str]:
+        """The checks that failed and should not have."""
+        return sorted(set(self.outcome.failed) - self.defect.by - self.defect.also)
+
+    def line(self) -> str:
+        """The row of the table."""
+        state = "MISSED" if self.missed else "UNEXPECTED" if self.unexpected else "caught"
+        oracle = "caught" if self.oracle_caught else "missed"
+        lines = (line for line in self.outcome.output.splitlines() if self.defect.says in line)
+        symptom = next(lines, "").removeprefix("E").strip()[:110]
+        return f"{self.defect.name:<44} {state:<10} {len(self.outcome.failed):>6}  {oracle:<6}  {symptom}"
+
+
+def plant(defect: Defect) -> Row:
+    """Run the oracle and the suite, each against an engine of its own with the defect."""
+    with simulator(defect.fault) as url:
+        caught = not says_something(url)
+    with simulator(defect.fault) as url:
+        return Row(defect, run_suite(url), caught)
+
+
+def scoreboard(names: list[str], jobs: int) -> int:
+    """Plant the defects and print the table."""
+    chosen = [defect for defect in DEFECTS if not names or defect.name in names or defect.fault in names]
+    say(f"{'defect':<44} {'suite':<10} {'checks':>6}  {'oracle':<6}  symptom")
+    rows = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for row in pool.map(plant, chosen):
+            rows.append(row)
+            say(row.line())
+            for word, what in (("missed", row.missed), ("unexpected", row.unexpected)):
+                say(*(f"    {word}: {one}: {row.outcome.failed.get(one, '')}" for one in what))
+            if names:
+                say(*(f"    {name}: {message}" for name, message in row.outcome.failed.items()))
+    wrong = [row for row in rows if row.missed or row.unexpected]
+    say(
+        f"{len(rows) - len(wrong)} of {len(rows)} defects are caught by exactly their checks, their symptom named; "
+        f"the plain oracle catches {sum(row.oracle_caught for row in rows)}"
+    )
+    return 1 if wrong or not rows else 0
+
+
+def clean_runs(count: int, url: str | None) -> int:
+    """Run the suite on a healthy server and count what fails."""
+    alarms: Counter[str] = Counter()
+    passed: Counter[tuple[int, int]] = Counter()
+    started = time.monotonic()
+    for place in range(count):
+        outcome = clean_run(url)
+        passed[outcome.passed, outcome.skipped] += 1
+        alarms.update(dict.fromkeys(outcome.failed, 1))
+        if outcome.failed:
+            say(f"run {place + 1}: FALSE ALARM {dict(outcome.failed)}")
+    say(f"{count} clean runs in {time.monotonic() - started:.0f} s, (passed, skipped): {dict(passed)}")
+    say(f"false alarms: {sum(alarms.values())} {dict(alarms) or ''}")
+    return 1 if alarms else 0
+
+
+def clean_run(url: str | None) -> Outcome:
+    """One run on the server that is there, or on a healthy engine of its own."""
+    if url:
+        return run_suite(url, profile=None, key="")
+    with simulator() as own:
+        return run_suite(own)
+
+
+def say(*lines: str) -> None:
+    """Print lines at once."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.defects", description=__doc__)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="plant these defects alone")
+    parser.add_argument("--clean", type=int, metavar="N", help="N runs on a healthy server instead")
+    parser.add_argument("--url", help="with --clean: a server that is there, whose model the profile local knows")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="defects planted at a time")
+    arguments = parser.parse_args()
+    if arguments.clean:
+        return clean_runs(arguments.clean, arguments.url)
+    return scoreboard(arguments.only, arguments.jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

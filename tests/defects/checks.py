@@ -1,0 +1,95 @@
+"""Short names for the checks of suites/inference, so that the catalogue can be read; a test proves that each exists."""
+
+from __future__ import annotations
+
+# test_answers
+FACT = "test_a_chat_answer_knows_a_fact"
+QUESTION = "test_answers_depend_on_the_question"
+NAMES = "test_a_chat_answer_names_what_it_is"
+COMPLETION = "test_a_completion_continues_its_prompt"
+# test_conversation
+TURNS = "test_every_turn_reaches_the_model"
+GROWING = "test_conversations_are_counted_and_seen_whole"
+# test_errors
+UNKNOWN_MODEL = "test_an_unknown_model_is_refused"
+BAD_JSON = "test_a_body_that_is_no_json_is_refused"
+BAD_FIELD = "test_a_field_that_cannot_be_is_refused_by_name"
+BAD_STRUCTURE = "test_a_structure_that_cannot_be_is_refused"
+OVER_LONG = "test_a_prompt_over_the_context_length_is_refused"
+RECOVERS = "test_the_server_answers_after_refusing"
+# test_isolation
+AT_ONCE = "test_answers_asked_at_once_are_each_their_own"
+PARAMETERS = "test_an_answer_belongs_to_its_parameters"
+CACHED = "test_a_cached_prefix_changes_no_answer"
+CACHE_HIT = "test_a_prefix_cache_that_is_on_is_hit"
+GIVEN_UP = "test_requests_that_are_given_up_leave_no_trace"
+ALL_MOVE = "test_streams_that_run_together_all_move"
+# test_limits
+MAX_TOKENS = "test_max_tokens_is_honoured"
+SAYS_LENGTH = "test_an_answer_cut_by_its_limit_says_length"
+SAYS_STOP = "test_an_answer_that_ends_by_itself_says_stop"
+STOP = "test_stop_ends_the_answer_before_the_stop_text"
+STOP_ACROSS = "test_a_stop_text_is_found_across_tokens"
+STOP_TOKEN = "test_a_stop_token_ends_the_answer"
+CONTEXT = "test_the_whole_context_can_be_used"
+# test_logprobs
+LOGPROBS = "test_logprobs_are_sane"
+LOGPROBS_STREAMED = "test_streamed_logprobs_are_the_plain_ones"
+LOGPROBS_COMPLETION = "test_completion_logprobs_are_sane"
+LOGPROBS_UNASKED = "test_logprobs_come_only_when_asked_for"
+# test_models
+LISTED = "test_the_served_model_is_listed"
+DECLARED = "test_the_context_length_is_the_declared_one"
+# test_properties
+ANY_REQUEST = "test_any_request_is_answered_as_it_asks"
+ANY_TEXT = "test_any_text_is_completed_by_its_own_tokens"
+# test_quality
+GOLDEN = "test_golden_answers_are_the_recorded_ones"
+PERPLEXITY = "test_the_perplexity_of_fixed_texts_is_the_recorded_one"
+QUANTISED = "test_the_quantised_model_agrees_with_the_full_one"
+# test_sampling
+GREEDY_AGAIN = "test_temperature_0_says_the_same_again"
+GREEDY_BEST = "test_temperature_0_takes_the_likeliest_token"
+DRAWS = "test_a_high_temperature_draws"
+SEED = "test_a_seed_repeats_the_draw"
+FILTER = "test_a_filter_that_leaves_one_token_is_greedy"
+N = "test_n_gives_so_many_answers"
+N_STREAMED = "test_n_answers_are_kept_apart_in_a_stream"
+MIN_TOKENS = "test_min_tokens_keeps_an_answer_going"
+BIAS = "test_a_bias_forbids_and_forces_tokens"
+PENALTY = "test_a_penalty_on_repetition_is_applied"
+# test_service
+WELL = "test_the_server_says_that_it_is_well_and_what_it_is"
+TYPES = "test_responses_are_of_their_content_type"
+CREATED = "test_created_is_the_time_of_the_answer"
+IDS = "test_no_two_answers_share_an_id"
+METRICS = "test_the_metrics_count_what_is_served"
+KEY = "test_a_request_without_the_key_is_refused"
+CONNECTION = "test_a_connection_is_kept_for_the_next_request"
+# test_streaming
+STREAM_EQUAL = "test_a_stream_says_what_the_plain_answer_says"
+STREAM_EQUAL_COMPLETION = "test_a_streamed_completion_says_what_the_plain_one_says"
+ARRIVES = "test_a_stream_arrives_while_it_is_generated"
+DONE = "test_a_stream_ends_with_done"
+ONE_PIECE = "test_a_stream_is_of_one_piece"
+STREAM_USAGE = "test_a_stream_carries_usage_when_asked"
+FRAMED = "test_a_stream_is_framed_as_events"
+CHARACTERS = "test_characters_are_never_cut"
+FREES_SLOT = "test_a_client_that_goes_away_frees_its_slot"
+# test_structure
+SCHEMA = "test_an_answer_held_to_a_schema_fits_it"
+EXPRESSION = "test_an_answer_held_to_an_expression_matches_it"
+CHOICE = "test_an_answer_held_to_a_choice_is_one"
+TOOL_DUE = "test_a_tool_call_that_is_due_comes_and_is_valid"
+TOOL_AUTO = "test_a_tool_call_by_the_models_own_choice_is_found"
+TOOL_NONE = "test_no_tool_is_called_where_none_may_be"
+TOOL_RESULT = "test_a_tools_result_reaches_the_model"
+# test_tokenizer
+SURVIVES = "test_text_survives_the_tokenizer"
+ENGINES_TOKENS = "test_the_tokenizer_endpoint_is_the_engines"
+TEMPLATE = "test_the_chat_template_renders_every_turn"
+RENDERED = "test_the_engine_answers_the_rendered_conversation"
+# test_usage
+PROMPT_CHAT = "test_prompt_tokens_of_a_chat_are_the_tokenizers"
+PROMPT_COMPLETION = "test_prompt_tokens_of_a_completion_are_the_tokenizers"
+COMPLETION_COUNT = "test_completion_tokens_are_the_tokens_generated"

@@ -1,0 +1,102 @@
+"""Runs the inference suite, unchanged, against a simulated engine with a fault, or against any server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+SUITE = ROOT / "suites" / "inference"
+PROFILE = Path(__file__).parent / "sim.toml"
+MODEL = "sim-model"
+#: The key that the simulated engine asks for; no secret.
+KEY = "sim-key"
+#: As fast as still leaves time between two tokens.
+PACE = ("--max-model-len", "2048", "--ttft-ms", "2", "--itl-ms", "2")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of the suite.
+
+    Attributes:
+        failed: Name of each check that failed to the first line of its message.
+        passed: How many passed.
+        skipped: How many were skipped.
+        output: All that pytest printed.
+    """
+
+    failed: Mapping[str, str]
+    passed: int
+    skipped: int
+    output: str
+
+
+@contextmanager
+def simulator(*faults: Any) -> Iterator[str]:
+    """A simulated engine of its own with these faults; gives its URL."""
+    command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--model", MODEL, *PACE]
+    environ = os.environ | {"VLLM_API_KEY": KEY}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            script(url, faults)
+            yield url
+        finally:
+            process.terminate()
+
+
+def script(url: str, faults: Sequence[Any]) -> None:
+    """Exchange a simulator's faults."""
+    request = urllib.request.Request(  # noqa: S310 - the simulator's own URL
+        f"{url}/sim/faults", json.dumps(faults).encode(), {"content-type": "application/json"}, method="PUT"
+    )
+    with urllib.request.urlopen(request) as response:  # noqa: S310
+        assert len(json.load(response)) == len(faults)
+
+
+def run_suite(url: str, *arguments: str, profile: Path | None = PROFILE, key: str = KEY) -> Outcome:
+    """Run the suite against a server, in a pytest and a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="vllm-stage-defects-") as place:
+        command = [
+            sys.executable, "-m", "pytest", str(SUITE), f"--stage-endpoint={url}", f"--stage-run-dir={place}/run",
+            "-p", "no:cacheprovider", "-rfE", "--tb=short", "-q", *arguments,
+        ]  # fmt: skip
+        command += [f"--stage-profile={profile}"] if profile else []
+        done = subprocess.run(command, cwd=ROOT, env=_environ(key), capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|skipped|failed|errors?)", output)}
+    assert counts, f"the suite did not run:\n{output}"
+    return Outcome(_failed(output), counts.get("passed", 0), counts.get("skipped", 0), output)
+
+
+def _environ(key: str) -> dict[str, str]:
+    """This environment without what would steer the inner pytest; the key, if any, for the suite."""
+    # Under CI pytest repeats whole messages in its short summary.
+    steering = ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER")
+    environ = {name: value for name, value in os.environ.items() if name not in steering}
+    return environ | ({"VLLM_STAGE_API_KEY": key} if key else {})
+
+
+def _failed(output: str) -> dict[str, str]:
+    """Each failed check with the first line of its own message."""
+    found: dict[str, str] = {}
+    names = list(dict.fromkeys(re.findall(r"^(?:FAILED|ERROR) \S*?::(\w+)", output, re.MULTILINE)))
+    sections = re.split(r"^_{3,} (?:ERROR at setup of )?(\w+)(?:\[.*\])? _{3,}$", output, flags=re.MULTILINE)
+    for name, section in zip(sections[1::2], sections[2::2], strict=True):
+        said = re.search(
+            r"^E\s+(?:\|\s*)?(?:\w+(?:\.\w+)*(?:Error|Failed|Broken|Exception): |Failed: )?(.+)$", section, re.MULTILINE
+        )
+        found.setdefault(name, said[1] if said else "")
+    return {name: found.get(name, "") for name in names}

@@ -1,0 +1,121 @@
+"""References of quality: read, compared, and wide enough that a healthy model is never outside."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.paths import fixtures_dir
+from pytest_vllm_stage.serving.client import Client, RequestFailed, Target
+from pytest_vllm_stage.serving.reference import Reference, agreement, compare, estimate, texts
+from pytest_vllm_stage.serving.scores import Scores, score
+
+REFERENCES = sorted((fixtures_dir() / "prompts" / "references").glob("*.json"))
+
+
+def client(body: dict[str, Any]) -> Client:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=body))
+    return Client(Target("t", "m", "http://server"), transport=transport)
+
+
+def scored_answer(**choice: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    return {"choices": [{"text": "x", "finish_reason": "length", **choice}], "usage": usage}
+
+
+def entry(logprob: float, rank: int) -> dict[str, Any]:
+    return {"logprob": logprob, "rank": rank, "decoded_token": "x"}
+
+
+def test_scores_are_those_of_the_prompts_own_tokens() -> None:
+    entries = [None, {"8": entry(-0.5, 1)}, {"9": entry(-2.5, 2), "4": entry(-0.1, 1)}]
+    found = score(client(scored_answer(prompt_token_ids=[7, 8, 9], prompt_logprobs=entries)), "text")
+    assert found == Scores([-0.5, -2.5], [8, 4])
+    assert math.isclose(found.perplexity, math.exp(1.5))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"prompt_token_ids": [7, 8, 9], "prompt_logprobs": None},
+        {"prompt_token_ids": [7, 8], "prompt_logprobs": [None]},
+        {"prompt_token_ids": [7, 8], "prompt_logprobs": [None, {"9": entry(-1, 1)}]},
+    ],
+)
+def test_a_token_without_a_score_is_an_error(choice: dict[str, Any]) -> None:
+    with pytest.raises(RequestFailed, match="prompt_logprobs"):
+        score(client(scored_answer(**choice)), "text")
+
+
+@pytest.mark.parametrize(
+    ("said", "recorded", "part"),
+    [("abcd", ["abcd"], 1), ("abXX", ["abcd"], 0.5), ("", ["abcd"], 0), ("abc", ["xyz", "ab"], 1), ("x", [""], 0)],
+)
+def test_agreement_is_the_common_beginning(said: str, recorded: list[str], part: float) -> None:
+    assert agreement(said, recorded) == part
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=80))
+def test_an_interval_holds_its_mean(values: list[float]) -> None:
+    found = estimate(values)
+    assert found.low - 1e-9 <= found.mean + 1.0
+    assert found.low <= found.high
+    assert min(values) - 1e-9 <= found.low
+    assert found.high <= max(values) + 1e-9
+
+
+def test_an_interval_is_as_wide_as_it_says() -> None:
+    dice = random.Random(1)
+    outside = 0
+    for _ in range(60):
+        found = estimate([dice.gauss(1.0, 2.0) for _ in range(300)])
+        outside += not found.low <= 1.0 <= found.high
+    assert outside <= 6, f"{outside} of 60 intervals of 98 % miss the true mean"
+
+
+def test_a_worse_model_is_told_from_an_equal_one() -> None:
+    dice = random.Random(2)
+    full = {"t": Scores([-dice.random() for _ in range(400)], list(range(400)))}
+    worse = {"t": Scores([value - 0.5 * dice.random() * 2 for value in full["t"].logprobs], [7, *range(1, 400)])}
+    equal, found = compare(full, full), compare(full, worse)
+    assert (equal.gap_nats.low, equal.gap_nats.high, equal.same_token.mean) == (0, 0, 1)
+    assert found.gap_nats.low > 0.3
+    assert found.same_token.mean == 399 / 400
+    with pytest.raises(ValueError, match="zip"):
+        compare(full, {"t": Scores([-1.0], [1])})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "m", "golden": {}, "scores": {}}'])
+def test_a_file_that_is_no_reference_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"r\.json is no recorded reference"):
+        Reference.read(path)
+
+
+@pytest.mark.parametrize("path", REFERENCES, ids=lambda path: path.stem)
+def test_what_is_recorded_is_complete_and_says_how_it_was_made(path: Path) -> None:
+    reference, data = Reference.read(path), json.loads(path.read_text())
+    assert set(reference.scores) == set(texts())
+    prompts = json.loads((fixtures_dir() / "prompts" / "golden.json").read_text())
+    assert list(reference.golden) == prompts
+    assert data["made_with"].startswith("record.py")
+    assert data["scores"]["spread_nats"] * 2 < reference.tolerance_nats < 0.2
+    if reference.full is not None:
+        found = compare(Reference.read(reference.full).scores, reference.scores)
+        assert found.gap_nats.high < reference.most_gap_nats
+        assert found.same_token.low > reference.least_same_token
+
+
+def _later() -> None:
+    assert len(REFERENCES) >= 2
