@@ -80,7 +80,7 @@ def test_an_answer_held_to_a_schema_fits_it(endpoint: Client, needs: Needs) -> N
         if answer.finish_reason == "length":
             return
         complete.append(answer)
-        problem = misfit(read(answer.text), schema, "the answer")
+        problem = misfit(read(answer.text, "held to a schema, the answer"), schema, "the answer")
         assert not problem, f"{problem}; it was held to {schema}"
 
     fits()
@@ -95,12 +95,14 @@ def tools(*, strict: bool = True) -> list[dict[str, Any]]:
     ]
 
 
-def read(text: str) -> Any:
-    """The JSON of an answer."""
+def read(text: str, what: str) -> Any:
+    """The JSON that a text should be."""
+    problem = ""
     try:
         return json.loads(text)
     except ValueError as error:
-        return pytest.fail(f"held to a schema, the answer is no JSON ({error}): {text!r}")
+        problem = f"{what} is no JSON ({error}): {text!r}"
+    return pytest.fail(problem)
 
 
 def test_an_answer_held_to_an_expression_matches_it(endpoint: Client, needs: Needs) -> None:
@@ -137,10 +139,7 @@ def valid(calls: list[Call], what: str) -> Call:
     (call,) = calls
     assert call.name in SCHEMAS, f"{what}: the tool {call.name!r} was called; there are {sorted(SCHEMAS)}"
     assert call.id, f"{what}: the call of {call.name} has no id to answer it by"
-    try:
-        arguments = json.loads(call.arguments)
-    except ValueError as error:
-        pytest.fail(f"{what}: the arguments of {call.name} are no JSON ({error}): {call.arguments!r}")
+    arguments = read(call.arguments, f"{what}: the text of {call.name}'s arguments")
     problem = misfit(arguments, SCHEMAS[call.name], f"{what}: {call.name}'s arguments")
     assert not problem, problem
     return call

@@ -53,6 +53,16 @@ def test_waits_default_and_are_overridden_one_by_one(parse: Any) -> None:
             {"models": {"full": {"inference_service": "x", "rate_limit_requests_per_s": -1}}},
             "models.full.rate_limit_requests_per_s: must be a number above 0, not -1",
         ),
+        (
+            {"models": {"full": {"inference_service": "x", "cannot": {"fly": "x"}}}},
+            "cannot.fly: is no capability; valid: ",
+        ),
+        ({"models": {"full": {"inference_service": "x", "cannot": {"tools": ""}}}}, "cannot.tools: must be a text"),
+        (
+            {"models": {"full": {"inference_service": "x", "tool_format": "x"}}},
+            "full.tool_format: is 'x'; valid: hermes",
+        ),
+        ({"models": {"full": {"inference_service": "x", "reference": "x"}}}, "reference: there is no file x.json in "),
         ({"waits": {"minio": 1}}, "waits.minio: is unknown; valid keys: "),
         ({"waits": {"minio_s": True}}, "waits.minio_s: must be a number above 0, not True"),
         ({"overlay": "nowhere"}, "overlay: there is no kustomization in fixtures/overlays/nowhere"),
@@ -92,3 +102,16 @@ def test_a_wrong_registry_table_is_refused_by_its_key(parse: Any, table: dict[st
     with pytest.raises(ConfigError) as caught:
         parse(minimal() | {"registry": table})
     assert message in str(caught.value)
+
+
+def test_a_model_is_known_by_its_role_or_its_served_name(parse: Any, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("{}")
+    cannot = {"tools": "no parser"}
+    one = {"inference_service": "one", "cannot": cannot, "tool_format": "hermes", "reference": "r.json"}
+    profile: Profile = parse(minimal() | {"models": {"full": one, "quantized": {"inference_service": "two"}}})
+    assert profile.model_of("full", "whatever") is profile.models["full"]
+    assert profile.model_of("endpoint", "two") is profile.models["quantized"]
+    assert profile.model_of("endpoint", "three") is None
+    full = profile.models["full"]
+    assert (full.cannot, full.tool_format, full.reference) == (cannot, "hermes", (tmp_path / "r.json").resolve())
+    assert not [key for key in profile.facts() if key.endswith(("cannot", "reference", "tool_format"))]

@@ -1,0 +1,73 @@
+"""Every defect of the catalogue is caught by the checks that are meant for it; the whole board is ``python -m tests.defects``.
+
+Here each defect meets the checks that must catch it; whether any other check fails too is the scoreboard's matter, and
+is looked at here for a few defects.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import pytest
+
+from pytest_vllm_stage.sim.faults import registry
+from tests.defects import checks
+from tests.defects.catalogue import DEFECTS, Defect
+from tests.defects.oracle import says_something
+from tests.defects.runner import SUITE, run_suite, simulator
+
+#: Faults of time are no faults of correctness; the last one is caught before any check runs.
+NO_DEFECTS = {"stall", "slow_start", "slow_requests", "wrong_model_listed"}
+#: One of each kind, and those whose effect is wide.
+LOOKED_AT_WHOLE = ("truncated_stream", "twice_begun", "ignored_temperature", "wrong_tool", "cross_talk", "recycled_ids")
+
+
+def names() -> set[str]:
+    """The check of each short name."""
+    return {value for name, value in vars(checks).items() if name.isupper()}
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+def test_a_defect_is_caught_and_its_symptom_named(defect: Defect) -> None:
+    with simulator(defect.fault) as url:
+        outcome = run_suite(url, "-k", " or ".join(sorted(defect.by)))
+    assert set(outcome.failed) == defect.by, f"missed: {defect.by - set(outcome.failed)}\n{outcome.output}"
+    assert defect.says in outcome.output, f"no message says {defect.says!r}:\n{outcome.output}"
+
+
+@pytest.mark.parametrize("name", LOOKED_AT_WHOLE)
+def test_what_a_defect_does_not_touch_stays_green(name: str) -> None:
+    (defect,) = (defect for defect in DEFECTS if defect.name == name)
+    with simulator(defect.fault) as url:
+        outcome = run_suite(url)
+    failed = set(outcome.failed)
+    assert defect.by <= failed <= defect.by | defect.also, f"{failed ^ defect.by}\n{outcome.output}"
+
+
+def test_a_healthy_engine_raises_no_alarm_and_answers_the_oracle() -> None:
+    with simulator() as url:
+        assert says_something(url)
+        outcome = run_suite(url)
+    assert not outcome.failed, outcome.output
+    assert outcome.skipped == 0, outcome.output
+    assert outcome.passed > 100
+
+
+def test_the_catalogue_knows_every_fault_and_every_check() -> None:
+    planted = {defect.fault if isinstance(defect.fault, str) else defect.fault["fault"] for defect in DEFECTS}
+    assert planted | NO_DEFECTS == set(registry())
+    assert [name for name, times in Counter(defect.name for defect in DEFECTS).items() if times > 1] == []
+    written = {
+        node.name
+        for path in SUITE.glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert names() == written
+
+
+def test_every_check_is_proven_by_a_defect() -> None:
+    proven = set().union(*(defect.by for defect in DEFECTS))
+    # Its defect is caught with a declared model: see tests/plugin/test_inference_suite.py.
+    assert names() - proven == {checks.LISTED}
