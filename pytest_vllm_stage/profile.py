@@ -52,8 +52,6 @@ class ModelProfile:
         cost_per_hour_usd: Price of its node; None where it has none.
         load: Its ``load`` table, which overrides the profile's; `load.tables` reads it.
         slo: Its ``slo`` table, which overrides the profile's; `slo.objectives` reads it.
-        reference: File under ``fixtures/prompts/references`` (without ``.json``), or beside the profile (with it), of
-            recorded answers and scores; None where nothing is recorded.
         reference: File of recorded answers and scores; None where nothing is recorded. A profile names it by its stem
             in ``fixtures/prompts/references``, or by its path beside the profile.
         tool_format: One of `TOOL_FORMATS` for a model too small to call a tool by itself, which is then made to; None
@@ -68,14 +66,13 @@ class ModelProfile:
     cost_per_hour_usd: float | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
     slo: Mapping[str, Any] = field(default_factory=dict)
-    reference: str | None = None
     reference: Path | None = None
     tool_format: str | None = None
     cannot: Mapping[str, str] = field(default_factory=dict)
 
 
 #: Fields of a model that say how it is checked, not what it is.
-_OF_CHECKS = ("role", "reference", "tool_format", "cannot")
+_OF_CHECKS = ("role", "load", "slo", "reference", "tool_format", "cannot")
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,6 @@ class Profile:
             f"models.{role}.{key}": value
             for role, model in self.models.items()
             for key, value in vars(model).items()
-            if key not in ("role", "load", "slo")
             if key not in _OF_CHECKS
         }
         return {"name": self.name, "overlay": self.overlay.name, "namespace": self.namespace, **models}
@@ -214,7 +210,6 @@ def _model(role: str, table: _Table) -> ModelProfile:
         cost_per_hour_usd=table.number("cost_per_hour_usd"),
         load=dict(table.table("load", optional=True).data),
         slo=dict(table.table("slo", optional=True).data),
-        reference=table.text("reference", "") or None,
         reference=_reference(table.text("reference", ""), table),
         tool_format=table.one_of("tool_format", TOOL_FORMATS),
         cannot=_cannot(table.table("cannot", optional=True)),

@@ -36,6 +36,7 @@ class Reference:
         full: File of the reference of the full model that this one is a quantisation of; None where it is none.
         most_gap_nats: What the quantisation may cost a token on average, against the full model.
         least_same_token: The part of the places where both hold the same token likeliest.
+        simulated: It was recorded from the simulated engine, for its own tests.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Reference:
     full: Path | None = None
     most_gap_nats: float = 0.0
     least_same_token: float = 0.0
+    simulated: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Reference:
@@ -68,6 +70,7 @@ class Reference:
                 path.parent / full["reference"] if full else None,
                 full.get("most_gap_nats", 0.0),
                 full.get("least_same_token", 0.0),
+                bool(data.get("simulated", False)),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is no recorded reference: {type(error).__name__}: {error}") from None

@@ -20,13 +20,19 @@ from pytest_vllm_stage.serving.target import Target
 
 Needs = Callable[..., None]
 
+#: What the simulated engine's version says.
+SIMULATED = "vllm-stage-sim"
+
 
 @pytest.fixture
 def reference(endpoint: Client, model_profile: ModelProfile | None) -> Reference:
     """The recorded reference of the model under check."""
     if model_profile is None or model_profile.reference is None:
         pytest.skip(f"no profile names a recorded reference of {endpoint.target.model}")
-    return Reference.read(model_profile.reference)
+    found = Reference.read(model_profile.reference)
+    if SIMULATED in endpoint.version() and not found.simulated:
+        pytest.skip("the engine is simulated: it has no model's answers and scores")
+    return found
 
 
 def scored(endpoint: Client) -> dict[str, Scores]:

@@ -1,4 +1,4 @@
-"""Every defect of the catalogue is caught by the checks that are meant for it; the whole board is ``python -m tests.defects``.
+"""Every defect of the catalogue is caught by the checks meant for it; the whole board is ``python -m tests.defects``.
 
 Here each defect meets the checks that must catch it; whether any other check fails too is the scoreboard's matter, and
 is looked at here for a few defects.

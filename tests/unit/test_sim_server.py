@@ -302,7 +302,7 @@ def test_no_fault_breaks_the_simulator_itself(client: Client, name: str, stream:
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ('["no_such_fault"]', "there is no fault 'no_such_fault'; valid: always_length, "),
+        ('["no_such_fault"]', "there is no fault 'no_such_fault'; valid: abandoned_answers_go_on, "),
         ('[{"fault": "stall", "seconds": 2}]', "fault stall has no parameter 'seconds'; valid: share, duration_s"),
         ('[{"fault": "stall", "every_s": "2"}]', "fault stall: every_s is '2'; it must be like 15.0"),
         ('{"fault": "stall"}', "a fault script is a list of faults, not dict"),
