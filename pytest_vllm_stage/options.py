@@ -128,7 +128,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "strict",
-        "a check that was skipped or stayed inconclusive fails the run",
+        "a check that was skipped or stayed inconclusive fails the run, unless it does not apply by declaration",
         default="false",
         flag=True,
     ),

@@ -12,6 +12,7 @@ from pytest_vllm_stage.options import OPTIONS, Option
 from pytest_vllm_stage.session.progress import Progress
 from pytest_vllm_stage.session.run import RUN, Identity, Run, new_run_id
 from pytest_vllm_stage.session.turns import Turns
+from pytest_vllm_stage.skips import DOES_NOT_APPLY
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.config import StageConfig
@@ -122,7 +123,7 @@ def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
     if found:
         metafunc.parametrize("load_step", found, ids=[planned.step.id for planned in found])
     else:
-        reason = f"profile {run.config.profile.name} plans no load: it has no [load] table"
+        reason = f"{DOES_NOT_APPLY}profile {run.config.profile.name} plans no load: it has no [load] table"
         metafunc.parametrize("load_step", [pytest.param(None, marks=pytest.mark.skip(reason=reason))], ids=["none"])
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_vllm_stage.profile import CAPABILITIES, ModelProfile
 from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.skips import does_not_apply
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.config import StageConfig
@@ -41,6 +42,6 @@ def needs(model_profile: ModelProfile | None) -> Needs:
             assert capability in CAPABILITIES, f"{capability} is no capability; valid: {', '.join(CAPABILITIES)}"
             reason = model_profile.cannot.get(capability) if model_profile else None
             if model_profile and reason:
-                pytest.skip(f"{model_profile.inference_service} cannot do {capability}: {reason}")
+                does_not_apply(f"{model_profile.inference_service} cannot do {capability}: {reason}")
 
     return need

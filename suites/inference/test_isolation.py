@@ -10,6 +10,7 @@ from pytest_vllm_stage.serving.answers import StreamedAnswer
 from pytest_vllm_stage.serving.client import Client
 from pytest_vllm_stage.serving.patterns import Pattern, pattern
 from pytest_vllm_stage.serving.together import settled, together
+from pytest_vllm_stage.skips import does_not_apply
 
 Needs = Callable[..., None]
 
@@ -91,7 +92,7 @@ def test_a_prefix_cache_that_is_on_is_hit(endpoint: Client, needs: Needs) -> Non
     needs("metrics")
     metrics, model = endpoint.metrics(), endpoint.target.model
     if not metrics.series("vllm:cache_config_info", enable_prefix_caching="True"):
-        pytest.skip("the server says that prefix caching is off")
+        does_not_apply("the server says that prefix caching is off")
     before = metrics.value("vllm:prefix_cache_hits", model_name=model)
     prompt = pattern(10).prompt(MANY_LINES)
     for _ in range(2):

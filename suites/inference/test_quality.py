@@ -17,6 +17,7 @@ from pytest_vllm_stage.serving.client import Client
 from pytest_vllm_stage.serving.reference import Reference, agreement, compare, texts
 from pytest_vllm_stage.serving.scores import Scores, score
 from pytest_vllm_stage.serving.target import Target
+from pytest_vllm_stage.skips import does_not_apply
 
 Needs = Callable[..., None]
 
@@ -85,7 +86,7 @@ def test_the_quantised_model_agrees_with_the_full_one(
     """
     needs("prompt_logprobs")
     if reference.full is None:
-        pytest.skip(f"{reference.model} is no quantisation of another model")
+        does_not_apply(f"{reference.model} is no quantisation of another model")
     full = targets.get("full")
     if full is not None:
         with Client(full) as whole:

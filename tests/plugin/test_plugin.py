@@ -193,3 +193,17 @@ def test_the_installed_plugin_is_this_checkout() -> None:
     import pytest_vllm_stage
 
     assert Path(pytest_vllm_stage.__file__).parent.parent == Path(__file__).parents[2], os.environ.get("VIRTUAL_ENV")
+
+
+def test_strict_lets_a_check_be_that_does_not_apply(place: pytest.Pytester) -> None:
+    place.makepyfile(
+        """
+        from pytest_vllm_stage.skips import does_not_apply
+
+        def test_a(stage):
+            does_not_apply("the profile says so")
+        """
+    )
+    result = place.runpytest_subprocess("--stage-strict", "-rs")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["SKIPPED * does not apply: the profile says so"])

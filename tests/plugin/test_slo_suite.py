@@ -242,9 +242,10 @@ def test_the_capacity_is_searched_when_asked_for(place: pytest.Pytester) -> None
 def test_a_profile_without_load_says_so(place: pytest.Pytester, sim: Sim) -> None:
     text = PROFILE.format(load="", slo="", model="").split("[load]")[0]
     (place.path / "small.toml").write_text(text)
-    result = run(place, *endpoint(sim), "-rs")
+    result = run(place, *endpoint(sim), "-rs", "--stage-strict")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*profile small plans no load: it has no*load*table*"])
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*does not apply: profile small plans no load: it has no*load*table*"])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ LAYERS = (
     ("engine", "cluster"),
     ("config",),
     ("profile",),
-    ("options", "waiting"),
+    ("options", "skips", "waiting"),
     ("journal", "paths", "secret"),
     ("errors", "__init__"),
 )
