@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pytest_vllm_stage.paths import PACKAGE
 from pytest_vllm_stage.registry_standin import SERVER
 from pytest_vllm_stage.registry_standin.api import PREFIXES
 from pytest_vllm_stage.registry_standin.faults import FAULTS, Fault, WrongScript, make
@@ -346,6 +348,19 @@ def test_a_wrong_command_line_is_told(arguments: tuple[str, ...], code: int, mes
     assert process.returncode == code
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_it_runs_with_nothing_but_python_and_its_own_modules(tmp_path: Path) -> None:
+    """As in a pod: no site-packages, and of this project only the package's first file and the stand-in."""
+    package = tmp_path / "pytest_vllm_stage"
+    shutil.copytree(PACKAGE / "registry_standin", package / "registry_standin")
+    shutil.copy(PACKAGE / "__init__.py", package)
+    command = [sys.executable, "-S", "-P", "-m", "pytest_vllm_stage.registry_standin", "--database", "registry.db"]
+    environ = {"PYTHONPATH": str(tmp_path), "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert httpx.post(url_of(process) + MODELS, json={"name": "m"}).status_code == 201
+        process.terminate()
+    assert process.returncode == 0
 
 
 def test_faults_can_be_there_from_the_start(tmp_path: Path) -> None:
