@@ -1,11 +1,13 @@
-"""How exact the load driver is, against the simulated engine's own record of every request.
+"""How exact the load driver and its peers are, against the simulated engine's own record of every request.
 
-    python tests/bench/bench_driver.py [--rates 10,100,400] [--seconds 10] [--repeats 3] [--ceiling] [--json FILE]
+    python -m tests.bench.bench_driver [--drivers ours,guidellm,aiperf] [--rates 10,100,400] [--seconds 10]
+                                       [--repeats 3] [--ceiling] [--json FILE]
 
 Columns: what the reported TTFT adds to the true one (P50, P99, over all requests of all repeats), the P99 of the send
-lag, failures, and the CPU time of a request. ``--ceiling`` doubles the rate until a step is no longer clean: a failure,
-lag P99 above 10 ms, or less than 99 % of the rate sent. Engine and driver share the machine's cores, so that the load
-of everything else belongs to the result; it is printed.
+lag, failures, and the CPU time of a request. ``--ceiling`` raises the rate until a step is no longer clean: a failure,
+lag P99 above 10 ms, or less than 99 % of the rate sent. The engine has one core and the driver, with all its processes,
+another, where the machine has two; what else runs on them belongs to the result, and the load is printed. The engine
+and our driver run at real-time priority where the kernel allows it; the peers run as they come.
 """
 
 from __future__ import annotations
@@ -23,70 +25,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.load.driver import Job
-from pytest_vllm_stage.load.metrics import summarise
 from pytest_vllm_stage.load.plan import CONSTANT, Step
-from pytest_vllm_stage.load.process import measure
 from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
 from pytest_vllm_stage.load.statistics import nearest_rank
+from tests.bench.drivers import DRIVERS, Driver
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
 CLEAN_LAG_MS = 10.0
 CLEAN_SENT_SHARE = 0.99
-
-
-@dataclass(frozen=True)
-class Row:
-    """One request as a driver reports it: the engine's id for it, and its TTFT."""
-
-    request_id: str
-    ttft_s: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a driver reports of one step; None where it does not know."""
-
-    rows: Sequence[Row]
-    requests: int
-    failed: int
-    lag_p99_ms: float | None
-    sent_share: float | None
-    cpu_s: float
-
-
-class Driver(Protocol):
-    """The seam for peers: something that carries a step out against a URL."""
-
-    name: str
-
-    def run(self, url: str, step: Step, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
-        """Carry the step out."""
-
-
-class OurDriver:
-    """`pytest_vllm_stage.load` in its own process."""
-
-    name = "pytest-vllm-stage"
-
-    def run(self, url: str, step: Step, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
-        """Carry the step out."""
-        measurement = measure(Job(step, url, bodies, warmup), Journal())
-        metrics = summarise(measurement.samples, step)
-        rows = [
-            Row(sample.response_id, sample.first_token_s - sample.scheduled_s)
-            for sample in measurement.samples
-            if sample.failure is None and sample.first_token_s is not None
-        ]
-        failed = sum(metrics.failed.values())
-        sent_share = metrics.achieved_over_offered
-        return Report(rows, metrics.requests, failed, metrics.lag_p99_ms, sent_share, measurement.client.cpu_s)
-
-
-DRIVERS: list[Driver] = [OurDriver()]
 
 
 @dataclass
@@ -142,8 +90,14 @@ class Engine:
 
 
 @contextmanager
-def running_engine(*options: str, realtime: bool) -> Iterator[Engine]:
-    """A simulated engine on a free port, with the driver's own priority where the kernel allows it."""
+def running_engine(*options: str, realtime: bool, apart: bool = False) -> Iterator[Engine]:
+    """A simulated engine on a free port, with the driver's own priority where the kernel allows it.
+
+    Args:
+        options: Of the engine's command line.
+        realtime: It runs before others.
+        apart: It has a core of its own, and this process with all that it starts another, where there are two.
+    """
     command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--max-num-seqs", "8192", "--itl-growth", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -153,6 +107,10 @@ def running_engine(*options: str, realtime: bool) -> Iterator[Engine]:
             raise RuntimeError(f"the engine did not start: {first!r}")
         if realtime:
             os.sched_setscheduler(process.pid, os.SCHED_FIFO, os.sched_param(1))
+        cores = sorted(os.sched_getaffinity(0))
+        if apart and len(cores) > 1:
+            os.sched_setaffinity(process.pid, cores[:1])
+            os.sched_setaffinity(0, cores[1:2])  # the drivers inherit it
         yield Engine(found[0])
     finally:
         process.terminate()
@@ -215,7 +173,7 @@ def table(lines: Sequence[Line]) -> str:
 def ceiling(engine: Engine, maker: PromptMaker, driver: Driver, seconds: float) -> list[Line]:
     """Rising rates until one is not clean in three tries: one try may meet somebody else's work on the machine."""
     lines = []
-    for rate in (200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000):
+    for rate in (50, 100, 150, 200, 300, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000):
         tries = 0
         while tries < 3:
             tries += 1
@@ -230,26 +188,29 @@ def ceiling(engine: Engine, maker: PromptMaker, driver: Driver, seconds: float) 
 def main() -> int:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--drivers", default=",".join(DRIVERS), help="which ones (default: %(default)s)")
     parser.add_argument("--rates", default="10,100,400")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ceiling", action="store_true", help="find the highest clean rate as well")
+    parser.add_argument("--ceiling-seconds", type=float, default=5.0)
     parser.add_argument("--normal-priority", action="store_true", help="leave the engine's priority as it is")
     parser.add_argument("--json", type=Path, help="write every line to this file")
     arguments = parser.parse_args()
-    rates = [float(rate) for rate in arguments.rates.split(",")]
+    rates = [float(rate) for rate in arguments.rates.split(",") if rate]
+    drivers = [DRIVERS[name]() for name in arguments.drivers.split(",")]
     lines: list[Line] = []
-    with running_engine(realtime=not arguments.normal_priority) as engine:
+    with running_engine(realtime=not arguments.normal_priority, apart=True) as engine:
         maker = prompt_maker(engine.count)
-        for driver in DRIVERS:
+        for driver in drivers:
             lines += [bench(engine, maker, driver, rate, arguments.seconds, arguments.repeats) for rate in rates]
-        print(table(lines))  # noqa: T201
+            print(table(lines), flush=True)  # noqa: T201
         if arguments.ceiling:
-            for driver in DRIVERS:
-                found = ceiling(engine, maker, driver, 5.0)
+            for driver in drivers:
+                found = ceiling(engine, maker, driver, arguments.ceiling_seconds)
                 lines += found
                 clean = [line.request_rate for line in found if line.clean]
-                print(f"\n{driver.name}: clean up to {max(clean, default=0):g} requests/s\n{table(found)}")  # noqa: T201
+                print(f"\n{driver.name}: clean up to {max(clean, default=0):g} requests/s\n{table(found)}", flush=True)  # noqa: T201
     load = statistics.fmean(os.getloadavg()[:2])
     print(f"\nload of the machine: {load:.1f} on {os.cpu_count()} cores")  # noqa: T201
     if arguments.json:

@@ -1,0 +1,187 @@
+"""What GuideLLM is told and in which environment, and that it ends with whoever started it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.guidellm import keeper
+from pytest_vllm_stage.load.guidellm.run import environ_of, progress, requests_of
+from pytest_vllm_stage.load.guidellm.scenario import PROMPTS, REPORT, SCENARIO, turned, write_scenario
+from pytest_vllm_stage.load.guidellm.usage import GroupUsage
+from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, POISSON, Step
+from pytest_vllm_stage.load.prompts import body_of
+from pytest_vllm_stage.load.samples import ServerReading
+from pytest_vllm_stage.secret import Secret
+from tests.unit.made_samples import failed, sample
+
+STEP = Step("quantized-rate-5", "m", CONSTANT, 60, 64, 16, request_rate=5.0, request_timeout_s=30, seed=7)
+USERS = replace(STEP, arrivals=CLOSED, request_rate=None, concurrency=4)
+
+
+def written(tmp_path: Path, step: Step, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The scenario's spec and the prompts' lines."""
+    bodies = [body_of(step, f"Text: number {i}") for i in range(3)]
+    write_scenario(Job(step, "http://host:8000", bodies, **changes), bodies, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / PROMPTS).read_text().splitlines()]
+    return json.loads((tmp_path / SCENARIO).read_text())["spec"], lines
+
+
+def test_the_requests_are_the_jobs_own(tmp_path: Path) -> None:
+    spec, lines = written(tmp_path, STEP)
+    assert lines == [{"messages": [{"role": "user", "content": f"Text: number {i}"}]} for i in range(3)]
+    body = json.loads(body_of(STEP, "x"))
+    sent = {"model": spec["backend"]["model"], "stream": True, "messages": body["messages"]}
+    assert sent | spec["backend"]["extras"]["body"] == body
+    assert spec["backend"]["request_format"] == "/v1/chat/completions"
+    assert spec["constraints"] == [{"kind": "max_requests", "count": 3}], "a time limit would cancel the slow ones"
+    assert spec["data"][0]["path"] == str(tmp_path / PROMPTS)
+    assert spec["outputs"] == [{"kind": "json", "path": str(tmp_path / REPORT)}]
+    assert (spec["backend"]["verify"], spec["backend"]["timeout"]) == (True, 30)
+
+
+def test_completions_are_sent_as_plain_prompts(tmp_path: Path) -> None:
+    spec, lines = written(tmp_path, replace(STEP, api="completions"))
+    assert lines == [{"prompt": f"Text: number {i}"} for i in range(3)]
+    assert spec["backend"]["request_format"] == "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("step", "profile"),
+    [
+        (STEP, {"kind": "constant", "rate": [5.0]}),
+        (replace(STEP, arrivals=POISSON), {"kind": "poisson", "rate": [5.0]}),
+        (USERS, {"kind": "concurrent", "streams": [4]}),
+    ],
+)
+def test_each_kind_of_load_has_its_profile(tmp_path: Path, step: Step, profile: dict[str, Any]) -> None:
+    spec, _ = written(tmp_path, step)
+    assert spec["profile"] == profile
+    assert spec["seed"]["value"] == 7
+
+
+def test_the_key_is_in_a_file_that_only_its_user_reads(tmp_path: Path) -> None:
+    spec, _ = written(tmp_path, STEP, api_key=Secret("sesame"))
+    assert spec["backend"]["api_key"] == "sesame"
+    assert stat.S_IMODE((tmp_path / SCENARIO).stat().st_mode) == 0o600
+    assert "sesame" not in (tmp_path / PROMPTS).read_text()
+
+
+def test_bodies_with_different_parameters_are_refused(tmp_path: Path) -> None:
+    bodies = [body_of(STEP, "a b"), body_of(replace(STEP, output_tokens=8), "c d")]
+    with pytest.raises(ConfigError, match="step quantized-rate-5: bodies: their parameters differ"):
+        write_scenario(Job(STEP, "http://host", bodies), bodies, tmp_path)
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_prompt_is_turned_round(api: str) -> None:
+    step = replace(STEP, api=api)
+    assert json.loads(turned(body_of(step, "Text: one two"))) == json.loads(body_of(step, "two one Text:"))
+
+
+def test_an_open_loop_sends_rate_times_duration() -> None:
+    assert requests_of(STEP, [], 300) == 300
+    assert requests_of(STEP, [], 1000) == 300
+
+
+def test_a_closed_loop_sends_what_its_users_make_in_the_duration() -> None:
+    warmup = [sample(i, 0.0, ttft_s=0.5, itl_s=0.1, tokens=16) for i in range(4)]
+    took_s = warmup[0].end_s
+    assert took_s == pytest.approx(2.0)
+    assert requests_of(USERS, warmup, 1000) == 4 * 60 / 2
+    assert requests_of(USERS, [*warmup, failed(4, 0.0)], 1000) == 4 * 60 / 2
+    assert requests_of(USERS, warmup, 50) == 50
+    assert requests_of(USERS, [failed(0, 0.0)], 1000) == 4, "nothing was answered, and the step shall show it"
+
+
+def test_a_closed_loop_needs_a_warm_up() -> None:
+    with pytest.raises(ConfigError, match="warmup_requests: is 0"):
+        requests_of(USERS, [], 1000)
+
+
+def test_the_users_own_settings_of_guidellm_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUIDELLM__SPEC__BACKEND__TARGET", "http://elsewhere")
+    monkeypatch.setenv("https_proxy", "http://proxy")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy")
+    environ = environ_of("ca.pem", tmp_path)
+    assert not [name for name in environ if name.lower().endswith("_proxy")]
+    assert [name for name in environ if name.startswith("GUIDELLM")] == ["GUIDELLM__MAX_WORKER_PROCESSES"]
+    assert environ["GUIDELLM__MAX_WORKER_PROCESSES"] == "1"
+    assert environ["SSL_CERT_FILE"] == str(Path("ca.pem").resolve())
+
+
+def test_progress_says_what_the_engine_does() -> None:
+    assert progress(STEP, 12.4, []) == "quantized-rate-5: GuideLLM since 12 s, for a step of 60 s"
+    assert progress(STEP, 12.4, [ServerReading(1, running=3, waiting=2)]).endswith("s, engine runs 3, 2 wait")
+
+
+def kept(code: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", keeper.__file__, sys.executable, "-c", code]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+
+
+def test_the_keeper_gives_the_commands_status() -> None:
+    with kept("raise SystemExit(7)") as process:
+        assert process.wait(30) == 7
+    with kept("import os; os.kill(os.getpid(), 9)") as process:
+        assert process.wait(30) == 128 + 9
+
+
+def test_all_that_the_command_started_ends_with_the_parents_pipe() -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with kept(code) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        grandchild = int(process.stdout.readline())
+        process.stdin.close()
+        process.wait(30)
+        deadline = time.monotonic() + 30
+        while _runs(grandchild) and time.monotonic() < deadline:
+            os.sched_yield()
+        assert not _runs(grandchild)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_cpu_time_is_taken_from_the_whole_group() -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "burn = 'import time\\nwhile time.process_time() < 0.3: pass'\n"
+        "subprocess.run([sys.executable, '-c', burn])\n"
+        "print(flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with kept(code) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        usage = GroupUsage(process.pid)
+        started = time.time()
+        usage.look()
+        process.stdout.readline()
+        usage.look()
+        ended = time.time()
+        whole, half = usage.between(started, ended), usage.between(started, (started + ended) / 2)
+        process.stdin.close()
+    assert whole >= 0.3
+    assert 0 < half < whole
