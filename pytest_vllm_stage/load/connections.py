@@ -173,14 +173,8 @@ class Pool:
         self.opened += 1
         return connection
 
-    def take(self) -> Connection | None:
-        """An idle connection that is not too old, and see to the reserve; None where there is none."""
-        connection = self.idle()
-        self.top_up()
-        return connection
-
     def idle(self) -> Connection | None:
-        """As `take`, without looking after the reserve."""
+        """An idle connection that is not too old; None where there is none."""
         now_s = time.perf_counter()
         while self._idle:
             connection = self._idle.pop()

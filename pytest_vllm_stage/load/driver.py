@@ -18,13 +18,14 @@ from pytest_vllm_stage.load.connections import Pool, address_of
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
 from pytest_vllm_stage.load.observe import LoopLag, Progress
-from pytest_vllm_stage.load.plan import Step
+from pytest_vllm_stage.load.plan import CONSTANT, Step
 from pytest_vllm_stage.load.samples import ClientFacts, EarlyStop, Measurement, Sample
 from pytest_vllm_stage.load.timer import Timer
 from pytest_vllm_stage.secret import Secret
 
 VERSION = "1"
 PROGRESS_INTERVAL_S = 5.0
+_UPKEEP_INTERVAL_S = 0.5
 #: From the end of the warm-up to the first request.
 _LEAD_S = 0.2
 
@@ -163,7 +164,7 @@ class _Run:
         expected_open = self._step.concurrency or min(64, max(4, round(self._step.request_rate or 1)))
         await self._pool.warm(expected_open)
         await self._monitor.read()
-        beside = [self._loop.create_task(work) for work in (self._monitor.run(), self._look_after())]
+        beside = [self._loop.create_task(work) for work in (self._monitor.run(self._quiet_s()), self._look_after())]
         self._loop_lag.restart()
         cpu_s = _cpu_s()
         self._timer.arm(max(self._zero_s, time.perf_counter()))
@@ -254,14 +255,23 @@ class _Run:
 
     async def _look_after(self) -> None:
         """See to the connections twice a second, and say how far the step is."""
-        said_s = self._zero_s
+        said_s, due_s = self._zero_s, self._quiet_s()
         while True:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            due_s += _UPKEEP_INTERVAL_S
             self._pool.upkeep()
             now_s = time.perf_counter()
             if now_s - said_s >= PROGRESS_INTERVAL_S:
                 said_s = now_s
                 self._say(self._progress(now_s).text(self._step))
+
+    def _quiet_s(self) -> float:
+        """When to begin with what is done beside the sending: half-way between two sends where they are regular.
+
+        What is done every second would else meet a request of a whole rate every time, and that request's latency.
+        """
+        rate = self._step.request_rate if self._step.arrivals == CONSTANT else None
+        return self._zero_s + (0.5 / rate if rate else 0.0)
 
     def _progress(self, now_s: float) -> Progress:
         last = self._monitor.readings[-1] if self._monitor.readings else None

@@ -88,11 +88,12 @@ class Exchange:
         loop = asyncio.get_running_loop()
         left_s = self._out.step.request_timeout_s - (now_s - self._scheduled_s)
         self._timeout = loop.call_later(max(0.0, left_s), self._timed_out)
-        connection = self._out.pool.take()
+        connection = self._out.pool.idle()
         if connection is None:
             self._out.pool.spawn(self._connect())
         else:
             self._send(connection)
+        self._out.pool.top_up()  # after the bytes are out: opening a spare one takes time
 
     @property
     def keep_alive(self) -> bool:

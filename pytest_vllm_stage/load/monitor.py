@@ -134,13 +134,17 @@ class Monitor:
         values["gpu_utilization"] = sum(used) / len(used) / 100 if used else None
         self.readings.append(ServerReading(at_s=at_s, **values))
 
-    async def run(self) -> None:
-        """Read once a second until cancelled."""
-        due_s = time.perf_counter()
+    async def run(self, first_s: float = 0.0) -> None:
+        """Read once a second until cancelled.
+
+        Args:
+            first_s: ``perf_counter`` of the first reading; default: now.
+        """
+        due_s = max(first_s, time.perf_counter())
         while True:
-            due_s += INTERVAL_S
             await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
             await self.read()
+            due_s += INTERVAL_S
 
     async def close(self) -> None:
         """Close the connections."""

@@ -18,8 +18,8 @@ LAYERS = (
     ("registry", "storage"),
     ("slo",),
     ("load",),
-    # Beside the other stand-in and the client: nothing but a process of its own is made of it, so nobody imports it, and
-    # it imports nobody, since a pod has no more than its modules.
+    # Beside the other stand-in and the client: only a process of its own is made of it, so nobody imports it, and it
+    # imports nobody, since a pod has no more than its modules.
     ("sim", "serving", "registry_standin"),
     ("stage",),
     ("engine", "cluster"),

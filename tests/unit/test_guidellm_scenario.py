@@ -46,8 +46,8 @@ def test_the_requests_are_the_jobs_own(tmp_path: Path) -> None:
     assert sent | spec["backend"]["extras"]["body"] == body
     assert spec["backend"]["request_format"] == "/v1/chat/completions"
     assert spec["constraints"] == [{"kind": "max_requests", "count": 3}], "a time limit would cancel the slow ones"
-    assert spec["data"][0]["path"] == str(tmp_path / PROMPTS)
-    assert spec["outputs"] == [{"kind": "json", "path": str(tmp_path / REPORT)}]
+    assert spec["data"][0]["path"] == PROMPTS
+    assert spec["outputs"] == [{"kind": "json", "path": REPORT}]
     assert (spec["backend"]["verify"], spec["backend"]["timeout"]) == (True, 30)
 
 

@@ -26,7 +26,7 @@ def write_scenario(job: Job, bodies: Sequence[bytes], folder: Path) -> None:
     Args:
         job: The step, the server and the secrets.
         bodies: The requests in order, each sent once; a file that ended early would silently end the run.
-        folder: Where the files go, and later the report.
+        folder: Where the files go, and later the report; GuideLLM must run in it, since their paths are relative.
     """
     lines = [json.loads(body) for body in bodies]
     with (folder / PROMPTS).open("w", encoding="utf-8") as file:
@@ -34,7 +34,7 @@ def write_scenario(job: Job, bodies: Sequence[bytes], folder: Path) -> None:
             file.write(json.dumps({name: line[name] for name in _PROMPT_FIELDS if name in line}) + "\n")
     scenario = folder / SCENARIO
     scenario.touch(mode=0o600)
-    scenario.write_text(json.dumps(_scenario(job, _common_fields(job.step, lines), len(lines), folder)))
+    scenario.write_text(json.dumps(_scenario(job, _common_fields(job.step, lines), len(lines))))
 
 
 def turned(body: bytes) -> bytes:
@@ -46,7 +46,7 @@ def turned(body: bytes) -> bytes:
     return json.dumps(fields).encode()
 
 
-def _scenario(job: Job, fields: dict[str, Any], requests: int, folder: Path) -> dict[str, Any]:
+def _scenario(job: Job, fields: dict[str, Any], requests: int) -> dict[str, Any]:
     step = job.step
     backend = {
         "kind": "openai_http",
@@ -66,9 +66,9 @@ def _scenario(job: Job, fields: dict[str, Any], requests: int, folder: Path) -> 
         "backend": backend,
         "profile": profile_of(step),
         "constraints": [{"kind": "max_requests", "count": requests}],
-        "data": [{"kind": "json_file", "path": str(folder / PROMPTS), "load_kwargs": {"split": "train"}}],
+        "data": [{"kind": "json_file", "path": PROMPTS, "load_kwargs": {"split": "train"}}],
         "seed": {"kind": "static", "value": step.seed},
-        "outputs": [{"kind": "json", "path": str(folder / REPORT)}],
+        "outputs": [{"kind": "json", "path": REPORT}],
     }
     return {"metadata": {"labels": {"step": step.id}}, "spec": spec}
 

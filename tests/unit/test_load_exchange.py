@@ -1,0 +1,69 @@
+"""What the driver does beside a request does not get into that request's way."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from pytest_vllm_stage.load.connections import Pool, address_of
+from pytest_vllm_stage.load.driver import Job, _Run
+from pytest_vllm_stage.load.exchange import Exchange, Outgoing
+from pytest_vllm_stage.load.observe import LoopLag
+from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, POISSON, Step
+
+STEP = Step("s", "sim", CONSTANT, 10, 64, 8, request_rate=10.0)
+
+
+class Recording:
+    """A pool and its only connection, which tell what is asked of them, in order."""
+
+    used = False
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def idle(self) -> Recording:
+        self.asked.append("idle")
+        return self
+
+    def send(self, data: bytes, carried: Any) -> float:
+        self.asked.append("send")
+        return 0.0
+
+    def top_up(self) -> None:
+        self.asked.append("top up")
+
+
+def test_a_request_goes_out_before_spare_connections_are_opened() -> None:
+    async def start() -> list[str]:
+        pool = Recording()
+        outgoing = Outgoing(STEP, cast(Pool, pool), b"", 0.0, lambda _sample: None)
+        Exchange(outgoing, 0, b"{}", 0.0).start(0.0)
+        return pool.asked
+
+    assert asyncio.run(start()) == ["idle", "send", "top up"]
+
+
+@pytest.mark.parametrize(
+    ("step", "after_s"),
+    [
+        (STEP, 0.05),
+        (replace(STEP, request_rate=0.5), 1.0),
+        (replace(STEP, arrivals=POISSON), 0.0),
+        (replace(STEP, arrivals=CLOSED, request_rate=None, concurrency=2), 0.0),
+    ],
+)
+def test_readings_fall_between_the_sends_of_a_regular_schedule(step: Step, after_s: float) -> None:
+    async def quiet_s() -> float:
+        lag = LoopLag()
+        run = _Run(Job(step, "http://localhost:1", [b"{}"]), Pool(address_of("http://localhost:1")), None, print, lag)
+        try:
+            return run._quiet_s() - run._zero_s
+        finally:
+            run._timer.close()
+            lag.stop()
+
+    assert asyncio.run(quiet_s()) == pytest.approx(after_s)
