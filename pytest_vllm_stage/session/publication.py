@@ -103,8 +103,9 @@ def connect_bucket(run: Run, kube: lightkube.Client, stage: StageFacts) -> Bucke
     Raises:
         StageError: MinIO is not reached, or its Secret is not there.
     """
-    minio = store.connect(stage, kube)
-    return Bucket(minio, run.config.profile.registry.bucket, store.address(stage), run.config.get("ca_file"))
+    ca_file = run.config.get("ca_file")
+    minio = store.connect(stage, kube, ca_file)
+    return Bucket(minio, run.config.profile.registry.bucket, store.address(stage), ca_file)
 
 
 def names_of(run: Run, role: str, service: Object) -> links.Names:

@@ -6,6 +6,7 @@ import base64
 from urllib.parse import urlsplit
 
 import httpx
+import urllib3
 from lightkube import Client
 from minio import Minio
 
@@ -16,10 +17,17 @@ from pytest_vllm_stage.stage.facts import StageFacts
 
 CREDENTIALS = "minio-credentials"
 TIMEOUT_S = 10.0
+_TIMEOUT = urllib3.Timeout(connect=TIMEOUT_S, read=60.0)
+_RETRIES = urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
 
 
-def connect(stage: StageFacts, kube: Client) -> Minio:
+def connect(stage: StageFacts, kube: Client, ca_file: str | None = None) -> Minio:
     """A client with the credentials of Secret ``minio-credentials``.
+
+    Args:
+        stage: The stage.
+        kube: Reads the Secret.
+        ca_file: PEM file of the authorities that sign MinIO's certificate.
 
     Raises:
         EnvironmentUnfit: the stage has no MinIO that is reached from here.
@@ -27,8 +35,10 @@ def connect(stage: StageFacts, kube: Client) -> Minio:
     """
     url = urlsplit(address(stage))
     access, secret = (credential(kube, stage.namespace, key) for key in ("accesskey", "secretkey"))
+    # The client's own pool waits five minutes for an answer, and asks five times.
+    pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=_RETRIES, ca_certs=ca_file)
     secure = url.scheme == "https"
-    return Minio(url.netloc, access.reveal(), secret.reveal(), secure=secure, region="us-east-1")
+    return Minio(url.netloc, access.reveal(), secret.reveal(), secure=secure, region="us-east-1", http_client=pool)
 
 
 def address(stage: StageFacts) -> str:
