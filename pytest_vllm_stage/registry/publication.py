@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.errors import StageError, StageFailure
+from pytest_vllm_stage.errors import EnvironmentUnfit, StageError, StageFailure
 from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.load.samples_file import SUFFIX
 from pytest_vllm_stage.registry import check, entities, links
@@ -102,18 +102,21 @@ def to_registry(place: Place, results: Results) -> Published:
     """Register what is missing, write the properties, and mark the run as published.
 
     Raises:
-        StageFailure: it could not be done; it names what was and says where the results wait.
+        StageError: it could not be done; it names what was and says where the results wait.
     """
     uri = results.source.uri
     with place.journal.phase(f"publish: registry {place.where}", run=results.source.run, uri=uri) as facts:
         try:
             published = place.registry.patiently(f"publish {place.where}", lambda: _register_and_write(place, results))
-        except StageFailure as error:
+        except StageError as error:
             head, *rest = error.message.splitlines()
-            text = "\n".join([f"run {results.source.run} is not published: {head}", *rest])
-            raise StageFailure(
-                f"{text}\n  its results are complete in {uri}", hint=error.hint or "run again: it goes on from there"
-            ) from None
+            lines = [
+                f"run {results.source.run} is not published: {head}",
+                *rest,
+                f"  its results are complete in {uri}",
+            ]
+            kind = EnvironmentUnfit if isinstance(error, EnvironmentUnfit) else StageFailure
+            raise kind("\n".join(lines), hint=error.hint or "run again: it goes on from there") from None
         facts["state"] = published.state
         _mark(place, published)
     return published

@@ -153,12 +153,13 @@ class Bucket:
         ]
 
     def _open_actions(self) -> list[str]:
-        try:
-            policy = json.loads(self.client.get_bucket_policy(self.name))
-        except S3Error as error:
-            if error.code in ("NoSuchBucketPolicy", "AccessDenied", "MethodNotAllowed", "NotImplemented"):
-                return []  # none, or not for these credentials to see: the requests below decide
-            raise self._failure(f"read the policy of bucket {self.name}", error) from None
+        with self.told(f"read the policy of bucket {self.name}"):
+            try:
+                policy = json.loads(self.client.get_bucket_policy(self.name))
+            except S3Error as error:
+                if error.code in ("NoSuchBucketPolicy", "AccessDenied", "MethodNotAllowed", "NotImplemented"):
+                    return []  # none, or not for these credentials to see: the requests of `openings` decide
+                raise
         actions = [
             action
             for statement in policy.get("Statement", [])

@@ -9,11 +9,14 @@ import pytest
 from pytest_vllm_stage.errors import StageError
 from pytest_vllm_stage.registry import check, properties
 from pytest_vllm_stage.stage import health
+from pytest_vllm_stage.storage.stored import Unfinished, unfinished
+from pytest_vllm_stage.waiting import Observation, wait_until
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.registry.links import Names
     from pytest_vllm_stage.registry.results import Results
     from pytest_vllm_stage.session.publication import Publication
+    from pytest_vllm_stage.session.run import Run
     from pytest_vllm_stage.stage.facts import StageFacts
     from pytest_vllm_stage.stage.revision import Revision
     from pytest_vllm_stage.storage.bucket import Bucket
@@ -23,6 +26,13 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 pytestmark = pytest.mark.after_load
+
+#: How long a publication that is under way may take, once its first file is there.
+FINISH_S = 5.0
+
+
+class StillThere(StageError):
+    """Something stayed unfinished."""
 
 
 def test_published_numbers_equal_the_artifact(document: Results, filed: Filed, results_run: str) -> None:
@@ -69,18 +79,25 @@ def test_properties_fit_the_page(filed: Filed, results_run: str) -> None:
 
 
 def test_no_publication_was_left_unfinished(
-    publication: Publication, names: Names, results_bucket: Bucket, results_run: str
+    publication: Publication, names: Names, results_bucket: Bucket, results_run: str, stage_run: Run
 ) -> None:
     """Every run that uploaded results also published them.
 
     A run that was killed leaves either a partial upload or results that the registry does not know; the next run that
     publishes completes the latter, and this names what is left.
     """
-    from pytest_vllm_stage.storage.stored import unfinished
-
     assert results_run
+    found: list[Unfinished] = []
+
+    def look() -> Observation:
+        found[:] = unfinished(results_bucket, names.model, names.version)
+        return Observation(not found, f"{len(found)} unfinished")
+
     try:
-        found = unfinished(results_bucket, names.model, names.version)
+        # Another run may be publishing right now.
+        wait_until("every publication finished", look, timeout_s=FINISH_S, journal=stage_run.journal, error=StillThere)
+    except StillThere:
+        pass  # told below, by run
     except StageError as error:
         pytest.fail(str(error), pytrace=False)
     broken = {one.run: one.note for one in publication.completed if one.state == "broken"}
