@@ -405,6 +405,22 @@ def test_sound_results_pass(world: World) -> None:
     assert outcomes == {"passed": len(ALL)}, output
 
 
+def test_a_list_that_gives_another_model_first_misleads_nothing(world: World) -> None:
+    for name in ("another-model", "x"):
+        world.standin.call("POST", "registered_models", {"name": name})
+    world.standin.faults({"fault": "other-first", "avoid": SERVICE})
+    world.options, world.changes = [], {"measures": True}
+    failed, output, _ = world.run()
+    assert not failed, output
+    models = world.standin.call("GET", "registered_models")["items"]
+    assert models[0]["name"] != SERVICE
+    versions = {
+        model["name"]: world.standin.call("GET", f"registered_models/{model['id']}/versions")["items"]
+        for model in models
+    }
+    assert {name: len(found) for name, found in versions.items()} == {"another-model": 0, "x": 0, SERVICE: 1}
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_caught_by_its_checks_and_no_other(world: World, name: str) -> None:
     fault = FAULTS[name]
