@@ -217,7 +217,16 @@ def complete_earlier(
         superseded = Published(results.source.run, results.source.uri, SUPERSEDED, pending[-1].source.run)
         _mark(place, superseded)
         done.append(superseded)
-    return done + [to_registry(place, results) for results in pending[-1:]]
+    return done + [_completed(place, results) for results in pending[-1:]]
+
+
+def _completed(place: Place, results: Results) -> Published:
+    """An earlier run's publication, now; what keeps it from being one does not keep this run from its own."""
+    try:
+        return to_registry(place, results)
+    except StageFailure as error:
+        place.journal.event("publish", "broken", uri=results.source.uri, reason=error.message)
+        return Published(results.source.run, results.source.uri, BROKEN, error.message)
 
 
 def _whole(place: Place, uri: str) -> Results:

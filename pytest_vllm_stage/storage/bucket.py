@@ -32,6 +32,8 @@ _CREDENTIALS = (
     "InvalidTokenId",
     "InvalidClientTokenId",
 )
+#: What somebody without credentials must be answered.
+_CLOSED = (401, 403)
 _SHA256 = "x-amz-meta-sha256"
 
 
@@ -149,7 +151,7 @@ class Bucket:
         return found + [
             f"GET {path} without credentials answers HTTP {status} instead of 403"
             for path in paths
-            if (status := self._anonymous_status(path)) != 403
+            if (status := self._anonymous_status(path)) not in _CLOSED
         ]
 
     def _open_actions(self) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_vllm_stage.errors import StageError
 from pytest_vllm_stage.registry import check, properties
+from pytest_vllm_stage.registry.publication import BROKEN
 from pytest_vllm_stage.stage import health
 from pytest_vllm_stage.storage.stored import Unfinished, unfinished
 from pytest_vllm_stage.waiting import Observation, wait_until
@@ -100,7 +101,7 @@ def test_no_publication_was_left_unfinished(
         pass  # told below, by run
     except StageError as error:
         pytest.fail(str(error), pytrace=False)
-    broken = {one.run: one.note for one in publication.completed if one.state == "broken"}
+    broken = {one.run: one.note for one in publication.completed if one.state == BROKEN}
     words = {True: "uploaded and not published", False: "a partial upload: it was cut off"}
     lines = [f"run {one.run}: {words[one.complete]} {broken.get(one.run, '')}".strip() for one in found]
     assert not lines, health.message(

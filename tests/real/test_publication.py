@@ -565,6 +565,22 @@ def test_of_several_unfinished_runs_the_latest_is_seen(place: Place, tmp_path: P
     assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
 
 
+def test_an_unfinished_run_that_cannot_be_published_does_not_hold_up_the_next(
+    place: Place, tmp_path: Path, standin: servers.Standin
+) -> None:
+    """Another version claims the revision of the earlier run; the next run measured another revision."""
+    results = results_of(place, revision="r0")
+    upload.upload(place.bucket, SERVICE, "w4a16", RUN, files(tmp_path, results), place.journal)
+    model = entities.ensure_model(place.registry, SERVICE, "")
+    other = entities.ensure_version(place.registry, model, "quant")
+    standin.set_properties(other["id"], {name: encode(value) for name, value in results.values.items()})
+    (left,) = publication.complete_earlier(place, LATER)
+    assert left.state == "broken"
+    assert "version 'quant' of the model holds results" in left.note
+    assert publish_run(place, tmp_path, LATER, 3600).state == "written"
+    assert [one.run for one in stored.unfinished(place.bucket, SERVICE, "w4a16")] == [RUN]
+
+
 def test_an_unfinished_run_that_was_altered_is_not_published(place: Place, tmp_path: Path) -> None:
     results = results_of(place)
     upload.upload(place.bucket, SERVICE, "w4a16", RUN, files(tmp_path, results), place.journal)
