@@ -212,12 +212,16 @@ def complete_earlier(
         except StageError as error:
             place.journal.event("publish", "broken", uri=uri, reason=error.message)
             done.append(Published(found.run, uri, BROKEN, error.message))
-    pending.sort(key=lambda results: results.age_key)
-    for results in pending[:-1]:
-        superseded = Published(results.source.run, results.source.uri, SUPERSEDED, pending[-1].source.run)
-        _mark(place, superseded)
-        done.append(superseded)
-    return done + [_completed(place, results) for results in pending[-1:]]
+    latest = ""
+    for results in sorted(pending, key=lambda results: results.age_key, reverse=True):
+        if latest:
+            published = Published(results.source.run, results.source.uri, SUPERSEDED, latest)
+            _mark(place, published)
+        else:
+            published = _completed(place, results)
+            latest = "" if published.state == BROKEN else published.run
+        done.append(published)
+    return done
 
 
 def _completed(place: Place, results: Results) -> Published:
