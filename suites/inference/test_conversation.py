@@ -20,14 +20,17 @@ Needs = Callable[..., None]
 
 PLACES = ("system", "first-question", "earlier-answer", "last-question")
 ROLES = ("system", "user", "assistant", "user")
+#: How often the pattern is shown, and how the answer begins that must go on with it.
+TIMES = 6
+BEGUN = "The list says:\n"
 FILLER = ("You answer briefly.", "Name a colour.", "Blue.", "Name another one.")
 
 
 def goes_on(endpoint: Client, shown: Pattern, place: int) -> str:
     """What the model says after a pattern's word, in a dialogue whose turn at ``place`` shows the pattern."""
-    texts = [*FILLER[:place], shown.lines(4).strip(), *FILLER[place + 1 :]]
+    texts = [*FILLER[:place], shown.lines(TIMES).strip(), *FILLER[place + 1 :]]
     messages = [{"role": role, "content": text} for role, text in zip(ROLES, texts, strict=True)]
-    messages.append({"role": "assistant", "content": shown.word})
+    messages.append({"role": "assistant", "content": BEGUN + shown.word})
     parameters = {"add_generation_prompt": False, "continue_final_message": True, "temperature": 0, "max_tokens": 6}
     return endpoint.chat(messages, **parameters).text
 
@@ -43,7 +46,8 @@ def test_every_turn_reaches_the_model(endpoint: Client, needs: Needs, place: int
     for shown in (pattern(5), pattern(40)):
         said = goes_on(endpoint, shown, place)
         assert said.startswith(shown.answer), (
-            f"the {PLACES[place]} says {shown.line!r} four times; {shown.word!r} went on with {said!r}: it was not seen"
+            f"the {PLACES[place]} says {shown.line!r} {TIMES} times; "
+            f"{shown.word!r} went on with {said!r}: it was not seen"
         )
 
 

@@ -72,15 +72,15 @@ def test_a_cached_prefix_changes_no_answer(endpoint: Client) -> None:
 
     The cache hands one user's computed prompt to the next: keyed wrongly, it hands over the content too.
     """
-    first, other = pattern(7), pattern(8)
+    first, other, another = pattern(7), pattern(8), pattern(11)
     same_word = Pattern(first.word, other.number)
     parameters = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
     for shown in (first, same_word, first, same_word):
         said = endpoint.completion(shown.prompt(MANY_LINES), **parameters).text
         check(shown, said, [first, same_word])
-    mixed = first.lines(MANY_LINES // 2) + other.lines(MANY_LINES // 2)
-    for shown in (other, first, other):
-        check(shown, endpoint.completion(mixed + shown.word, **parameters).text, [first, other])
+    for shown in (other, another, other):
+        said = endpoint.completion(first.lines(MANY_LINES) + shown.prompt(4), **parameters).text
+        check(shown, said, [first, other, another])
 
 
 def test_a_prefix_cache_that_is_on_is_hit(endpoint: Client, needs: Needs) -> None:

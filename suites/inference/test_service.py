@@ -130,6 +130,7 @@ def test_a_connection_is_kept_for_the_next_request(endpoint: Client) -> None:
     with Client(endpoint.target) as fresh:
         for stream in (False, True, False, True):
             response = fresh.raw("POST", COMPLETIONS, json={**body, "stream": stream})
+            assert response.status_code == 200, f"{COMPLETIONS} answered {response.status_code}: {response.text[:200]}"
             used.append(address(response))
     assert None not in used, "the server closed the connection after an answer"
     assert len(set(used)) == 1, f"four requests one after the other took {len(set(used))} connections"

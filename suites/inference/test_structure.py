@@ -41,7 +41,7 @@ EXPRESSIONS = st.builds(
     st.sampled_from(["", "-[0-9]{2}", "(yes|no)", " ü!"]),
 )
 #: Between the parts of JSON a model may put white space without end: the limit may cut it, but not every time.
-ROOM = 120
+ROOM = 100
 
 WEATHER: dict[str, Any] = {
     "type": "object",
@@ -72,7 +72,7 @@ def test_an_answer_held_to_a_schema_fits_it(endpoint: Client, needs: Needs) -> N
     needs("structured_outputs")
     complete = []
 
-    @examples(6)
+    @examples(5)
     @given(OBJECTS)
     def fits(schema: dict[str, Any]) -> None:
         wanted = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}

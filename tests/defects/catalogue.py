@@ -11,6 +11,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
+from tests.defects import checks
 from tests.defects.checks import (
     ALL_MOVE,
     ANY_REQUEST,
@@ -25,14 +26,17 @@ from tests.defects.checks import (
     CACHED,
     CHARACTERS,
     CHOICE,
+    COMPLETION,
     COMPLETION_COUNT,
     CONNECTION,
     CONTEXT,
     CREATED,
+    DECLARED,
     DONE,
     DRAWS,
     ENGINES_TOKENS,
     EXPRESSION,
+    FACT,
     FILTER,
     FRAMED,
     FREES_SLOT,
@@ -43,6 +47,7 @@ from tests.defects.checks import (
     GROWING,
     IDS,
     KEY,
+    LISTED,
     LOGPROBS,
     LOGPROBS_COMPLETION,
     LOGPROBS_STREAMED,
@@ -51,6 +56,7 @@ from tests.defects.checks import (
     METRICS,
     MIN_TOKENS,
     N_STREAMED,
+    NAMES,
     ONE_PIECE,
     OVER_LONG,
     PARAMETERS,
@@ -59,9 +65,11 @@ from tests.defects.checks import (
     PROMPT_CHAT,
     PROMPT_COMPLETION,
     QUANTISED,
+    QUESTION,
     RECOVERS,
     RENDERED,
     SAYS_LENGTH,
+    SAYS_STOP,
     SCHEMA,
     SEED,
     STOP,
@@ -116,112 +124,259 @@ EVERY_REFUSAL = {UNKNOWN_MODEL, BAD_JSON, BAD_FIELD, BAD_STRUCTURE, OVER_LONG, R
 PROMPTS = {PROMPT_CHAT, PROMPT_COMPLETION, ENGINES_TOKENS, RENDERED, GROWING, ANY_REQUEST, ANY_TEXT}
 GUIDED = {SCHEMA, EXPRESSION, CHOICE, CHARACTERS}
 
-DEFECTS: list[Defect] = []
+EVERY_CHECK = {value for name, value in vars(checks).items() if name.isupper()}
 
-
-def _add(fault: Any, by: Set[str], says: str, also: Set[str] = frozenset()) -> None:
-    DEFECTS.append(Defect(fault, by, says, also))
-
-
-# What is said, and how it ends.
-
-# On the way in: conversations and tokenizers.
 EVERY_PROMPT = {GROWING, ANY_REQUEST, RENDERED, PROMPT_CHAT}
-_add("ascii_prompts", {*PROMPTS, PERPLEXITY, QUANTISED}, "'german' has 61 tokens, recorded are 68")
-_add("control_characters_break", {GROWING, ANY_REQUEST, ANY_TEXT}, "answered 500")
-_add("dropped_system_prompt", {TURNS, GROWING, RENDERED, PROMPT_CHAT}, "the system says 'table 7906' four times")
-_add("flattened_roles", {GROWING, RENDERED, PROMPT_CHAT}, "did not see the conversation as the template renders it")
-_add("foreign_tokenizer", {*PROMPTS, SURVIVES}, "/tokenize says")
-_add("lossy_detokenizer", {GROWING, SURVIVES, TEMPLATE}, "became ''")
-_add(
-    "miscounted_tokens",
-    {PROMPT_CHAT, PROMPT_COMPLETION, GROWING, ANY_REQUEST, ANY_TEXT, SURVIVES},
-    "/tokenize counts 19 tokens and lists 18",
-)
-_add("roles_not_rendered", {*EVERY_PROMPT, TEMPLATE}, "the roles are lost")
-_add("short_memory", {TURNS, GROWING}, "the first-question says 'table 7906' four times")
-_add("twice_begun", {*PROMPTS, CONTEXT, GOLDEN, PERPLEXITY, QUANTISED}, "usage says 26 prompt tokens, /tokenize 25")
-
-# Parameters that are not passed on.
-_add(
-    "always_drawn",
-    {GREEDY_AGAIN, GREEDY_BEST, STREAM_EQUAL, STREAM_EQUAL_COMPLETION, GOLDEN, BAD_FIELD},
-    "though ' other1' (-0.74) was likelier",
-    also={MAX_TOKENS, STOP, STOP_ACROSS, STOP_TOKEN, LOGPROBS, LOGPROBS_STREAMED, LOGPROBS_COMPLETION, FILTER, BIAS},
-)
-_add("context_one_too_short", {CONTEXT}, "maximum context length is exceeded")
-_add("context_overrun", {CONTEXT}, "2047 and 1 tokens gave")
-_add("first_choice_counted", {N, ANY_REQUEST}, "three answers of 12 tokens are 12 in the usage")
-_add("ignored_bias", {BIAS}, "was forbidden by logit_bias -100, and came")
-_add("ignored_filters", {FILTER}, "the only token left gives")
-_add("ignored_min_tokens", {MIN_TOKENS}, "min_tokens=40 gave 10 tokens")
-_add("ignored_n", {N, N_STREAMED, ANY_REQUEST}, "n=3 gave 1 choices")
-_add("ignored_penalties", {PENALTY}, "{'frequency_penalty': 2.0} changed nothing")
-_add("ignored_seed", {SEED}, "no seed repeated its answer")
-_add("ignored_stop_tokens", {STOP_TOKEN}, "is token 5 of the answer, which went on to 12")
-_add("ignored_temperature", {DRAWS, SEED, N, PARAMETERS}, "four answers drawn at temperature 2 without a seed are all")
-_add("merged_choices", {N_STREAMED, ANY_REQUEST}, "n=2 streamed text under the indexes [0]")
-_add("one_seed_for_all", {DRAWS}, "four answers drawn at temperature 2 without a seed are all")
-_add("stop_found_in_one_token_only", {STOP_ACROSS, STOP}, "across two tokens")
-
-# Scores.
 ALL_LOGPROBS = {LOGPROBS, LOGPROBS_STREAMED, LOGPROBS_COMPLETION}
-_add("broken_quantisation", {PERPLEXITY, QUANTISED}, "quantisation costs 0.79")
-_add("foreign_logprobs", ALL_LOGPROBS, "is not among its 5 likeliest")
-_add("half_of_the_logprobs", ALL_LOGPROBS, "8 tokens were made, 4 have logprobs", also={STOP_ACROSS})
-_add("logprobs_unasked", {LOGPROBS_UNASKED}, "logprobs were not asked for, and came")
-_add("missing_logprobs", {*ALL_LOGPROBS, STOP_ACROSS, GREEDY_BEST}, "logprobs were asked for, and are None")
-_add("probabilities_for_logprobs", {*ALL_LOGPROBS, GREEDY_BEST}, "the probabilities of 5 alternatives sum to 6.4")
-_add("unsorted_logprobs", {LOGPROBS, LOGPROBS_STREAMED}, "the alternatives are not in order")
-
-# The server around the model.
-_add("answers_called_text", {TYPES}, "an answer comes as 'text/plain; charset=utf-8'")
-_add("any_key_will_do", {KEY}, "answered 200 with a wrong key; 401 is due")
-_add("closed_connections", {CONNECTION}, "the server closed the connection after an answer")
-_add("created_anew", {CREATED}, "the chunks of one stream were created at")
-_add("created_in_milliseconds", {CREATED}, "created is 1")
-_add("frozen_metrics", {METRICS, CACHE_HIT}, "served, but not counted in /metrics: {'vllm:request_success': '0 of 1'")
-_add("key_not_asked_for", {KEY}, "answered 200 without a key; 401 is due")
-_add("no_version", {WELL}, "/version says 'unknown'")
-_add("recycled_ids", {IDS}, "12 answers carry only 4 ids")
-_add("streams_called_json", {TYPES}, "a stream comes as 'application/json'")
-_add("uncounted_generation", {METRICS}, "{'vllm:generation_tokens': '0 of 5'}")
-_add("unhealthy", {WELL, RECOVERS}, "GET /health answered 503")
-
-# Requests that meet.
-_add("abandoned_answers_go_on", {FREES_SLOT}, "after its client left, a stream of", also={GIVEN_UP})
-_add(
-    "cache_ignores_parameters",
-    {PARAMETERS, MAX_TOKENS, STOP, STOP_ACROSS, STOP_TOKEN, SEED, DRAWS, N, MIN_TOKENS, BIAS, PENALTY},
-    "max_tokens=2 after max_tokens=6 gave 6",
-    also={COMPLETION_COUNT, EXPRESSION, SCHEMA, TOOL_AUTO, TOOL_DUE, LOGPROBS_COMPLETION, FILTER},
-)
-_add("confused_by_aborts", {GIVEN_UP}, "was shown, and went on with '######'")
-_add("cross_talk", {AT_ONCE}, "answers are mixed up")
-_add("one_at_a_time", {ALL_MOVE}, "of four streams asked for together, kiwi, lamp, river, stone ran alone")
-_add("prefix_cache_garbles", {CACHED}, "was shown, and went on with '######'")
-_add("prefix_cache_mixes_prompts", {CACHED}, "answers are mixed up")
-_add("prefix_cache_off", {CACHE_HIT}, "vllm:prefix_cache_hits did not move")
-
-# Answers that programs read.
-_add("another_tool", {TOOL_DUE}, "get_time was asked for by name, get_weather was called")
-_add("bad_structures_accepted", {BAD_STRUCTURE}, "answered 200, 400 or 422 is due")
-_add("characters_cut_in_streams", {CHARACTERS}, "the stream says 'Grü\ufffd")
-_add("cut_tool_arguments", {TOOL_DUE, TOOL_AUTO}, "the text of get_weather's arguments is no JSON")
-_add("dropped_tool_results", {TOOL_RESULT}, "the tool's result is not in the prompt")
-_add("forbidden_tool_call", {TOOL_NONE}, "tool_choice none, and get_time was called")
-_add("ignored_structure", {*GUIDED, TOOL_AUTO}, "held to one of ['violet', 'orange', 'white and black']")
-_add("lost_tool_piece", {TOOL_DUE, TOOL_AUTO}, "arguments is no JSON")
-_add("mangled_unicode", {CHARACTERS, EXPRESSION}, "the answer is 'GrÃ¼", also={SCHEMA})
-_add("structure_in_a_fence", GUIDED, "the answer is '```\\nGrüße")
-_add("tool_arguments_ignore_schema", {TOOL_DUE, TOOL_AUTO}, "arguments is {'anything': 1}")
-_add("tool_arguments_in_a_string", {TOOL_DUE, TOOL_AUTO}, "not of type object")
-_add("tool_call_says_stop", {TOOL_DUE, TOOL_AUTO}, "after a tool call the finish reason is 'stop'")
-_add("tool_call_without_id", {TOOL_DUE, TOOL_AUTO}, "has no id to answer it by")
-_add("tool_calls_as_text", {TOOL_DUE, TOOL_AUTO}, "one tool call is due, 0 came")
-_add("wrong_tool", {TOOL_DUE, TOOL_AUTO}, "the tool 'get_time_v2' was called")
-
-# Streams.
 EVERY_STREAMED = {*EVERY_STREAM, AT_ONCE, ALL_MOVE, ANY_REQUEST, CHOICE, LOGPROBS_STREAMED, TOOL_AUTO, TOOL_DUE}
-_add("bare_lines", {FRAMED}, "lines that are no field of an event: ['flushed 1 chunk']")
-_add("single_newlines", {*EVERY_STREAMED, FRAMED, FREES_SLOT}, "no empty line follows")
+
+DEFECTS = (
+    # What is said, how it ends, and how it is counted.
+    Defect(
+        "always_length",
+        {SAYS_STOP, STOP, STOP_TOKEN, SCHEMA, TOOL_AUTO, TOOL_DUE},
+        "ended after 8 of 256 tokens, the answer says 'length'",
+    ),
+    Defect("always_stop", {SAYS_LENGTH, TOOL_AUTO, TOOL_DUE}, "cut after 4 tokens, the answer says 'stop'"),
+    Defect("constant_id", {NAMES, IDS}, "two answers have the same id chatcmpl-0"),
+    Defect("dropped_turns", {TURNS, GROWING, RENDERED, PROMPT_CHAT}, "/tokenize 44"),
+    Defect(
+        "empty_answers",
+        {
+            *GUIDED,
+            FACT,
+            QUESTION,
+            COMPLETION,
+            RECOVERS,
+            GOLDEN,
+            MAX_TOKENS,
+            STOP,
+            STOP_ACROSS,
+            STREAM_EQUAL_COMPLETION,
+            ARRIVES,
+            ALL_MOVE,
+            AT_ONCE,
+            CACHED,
+            GIVEN_UP,
+            PARAMETERS,
+            ENGINES_TOKENS,
+            TURNS,
+            LOGPROBS_COMPLETION,
+            DRAWS,
+            N,
+            N_STREAMED,
+            PENALTY,
+            SEED,
+            TOOL_AUTO,
+            TOOL_DUE,
+        },
+        "no text came",
+    ),
+    Defect("hidden_overrun", {MAX_TOKENS, LOGPROBS, LOGPROBS_COMPLETION}, "18 tokens:"),
+    Defect(
+        "ignored_max_tokens",
+        {
+            MAX_TOKENS,
+            SAYS_LENGTH,
+            COMPLETION_COUNT,
+            GROWING,
+            ANY_REQUEST,
+            N,
+            PARAMETERS,
+            BIAS,
+            CONTEXT,
+            LOGPROBS_COMPLETION,
+        },
+        "max_tokens=6 gave 64 tokens",
+    ),
+    Defect("ignored_stop", {STOP, STOP_ACROSS, PARAMETERS}, "was ignored or leaked"),
+    Defect("leaked_stop", {STOP, STOP_ACROSS, PARAMETERS}, "was ignored or leaked"),
+    Defect(
+        "off_by_one_usage",
+        {COMPLETION_COUNT, ANY_REQUEST, CONTEXT, GROWING, LOGPROBS, METRICS, N, PARAMETERS, STOP_TOKEN},
+        "usage says 13 completion tokens, 12 were made",
+    ),
+    Defect(
+        {"fault": "off_by_one_usage", "count": "prompt_tokens"},
+        {PROMPT_CHAT, PROMPT_COMPLETION, GROWING, ANY_REQUEST, ANY_TEXT, CONTEXT},
+        "/tokenize",
+    ),
+    Defect({"fault": "off_by_one_usage", "count": "total_tokens", "by": -1}, {COMPLETION_COUNT}, "its parts sum to"),
+    Defect(
+        "stale_cache",
+        {QUESTION, AT_ONCE, PARAMETERS, DRAWS, SEED, TURNS, GOLDEN},
+        "answers are mixed up",
+        also={
+            *GUIDED,
+            ANY_REQUEST,
+            BIAS,
+            CACHED,
+            COMPLETION_COUNT,
+            CONTEXT,
+            ENGINES_TOKENS,
+            GIVEN_UP,
+            GROWING,
+            MAX_TOKENS,
+            LOGPROBS_COMPLETION,
+            MIN_TOKENS,
+            N,
+            PENALTY,
+            SAYS_LENGTH,
+            STOP,
+            STOP_ACROSS,
+            STOP_TOKEN,
+            TOOL_AUTO,
+            TOOL_DUE,
+        },
+    ),
+    Defect("trimmed_prompt", {PROMPT_CHAT, GROWING}, "/tokenize"),
+    Defect(
+        "wrong_answers",
+        {*GUIDED, FACT, QUESTION, COMPLETION, GOLDEN, STOP, STOP_ACROSS, LOGPROBS, TOOL_AUTO, TOOL_DUE},
+        "asked for the capital of France, the model said",
+    ),
+    Defect("wrong_model_name", {NAMES, ONE_PIECE}, "some-other-model"),
+    # Refusals and descriptions.
+    Defect("bad_fields_accepted", {BAD_FIELD, RECOVERS}, "answered 200, 400 or 422 is due"),
+    Defect("errors_are_200", EVERY_REFUSAL, "answered 200"),
+    Defect("errors_are_500", EVERY_REFUSAL, "answered 500, 404 is due"),
+    Defect("errors_are_pages", EVERY_REFUSAL, "404 without an error object"),
+    Defect("errors_say_nothing", {UNKNOWN_MODEL, BAD_FIELD, OVER_LONG}, "the error does not name"),
+    Defect("prompt_cut_to_fit", {OVER_LONG}, "answered 200, 400 or 413 or 422 is due"),
+    Defect(
+        "server_error",
+        EVERY_CHECK - {KEY, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED},
+        "answered 503",
+    ),
+    Defect("unknown_model_accepted", {UNKNOWN_MODEL}, "answered 200, 404 is due"),
+    Defect("wrong_context_length", {DECLARED}, "/tokenize says max_model_len 2048, /v1/models says 131072"),
+    # On the way in: conversations and tokenizers.
+    Defect("ascii_prompts", {*PROMPTS, PERPLEXITY, QUANTISED}, "'german' has 61 tokens, recorded are 68"),
+    Defect("four_bytes_break", {GROWING, ANY_REQUEST, ANY_TEXT, ENGINES_TOKENS, PROMPT_CHAT}, "answered 500"),
+    Defect("dropped_system_prompt", {TURNS, GROWING, RENDERED, PROMPT_CHAT}, "the system says 'table 7906' 6 times"),
+    Defect(
+        "flattened_roles", {GROWING, RENDERED, PROMPT_CHAT}, "did not see the conversation as the template renders it"
+    ),
+    Defect("foreign_tokenizer", {*PROMPTS, SURVIVES}, "/tokenize says"),
+    Defect("lossy_detokenizer", {GROWING, SURVIVES, TEMPLATE}, "became ''"),
+    Defect(
+        "miscounted_tokens",
+        {PROMPT_CHAT, PROMPT_COMPLETION, GROWING, ANY_REQUEST, ANY_TEXT, SURVIVES},
+        "/tokenize counts 19 tokens and lists 18",
+    ),
+    Defect("roles_not_rendered", {*EVERY_PROMPT, TEMPLATE}, "the roles are lost"),
+    Defect("short_memory", {TURNS, GROWING}, "the first-question says 'table 7906' 6 times"),
+    Defect(
+        "twice_begun", {*PROMPTS, CONTEXT, GOLDEN, PERPLEXITY, QUANTISED}, "usage says 26 prompt tokens, /tokenize 25"
+    ),
+    # Parameters that are not passed on.
+    Defect(
+        "always_drawn",
+        {GREEDY_AGAIN, GREEDY_BEST, STREAM_EQUAL, STREAM_EQUAL_COMPLETION, GOLDEN, BAD_FIELD},
+        "though ' other1' (-0.74) was likelier",
+        also={
+            MAX_TOKENS,
+            STOP,
+            STOP_ACROSS,
+            STOP_TOKEN,
+            LOGPROBS,
+            LOGPROBS_STREAMED,
+            LOGPROBS_COMPLETION,
+            FILTER,
+            BIAS,
+        },
+    ),
+    Defect("context_one_too_short", {CONTEXT}, "maximum context length is exceeded"),
+    Defect("context_overrun", {CONTEXT}, "2047 and 1 tokens gave"),
+    Defect("first_choice_counted", {N, ANY_REQUEST}, "three answers of 12 tokens are 12 in the usage"),
+    Defect("ignored_bias", {BIAS}, "was forbidden by logit_bias -100, and came"),
+    Defect("ignored_filters", {FILTER}, "the only token left gives"),
+    Defect("ignored_min_tokens", {MIN_TOKENS}, "min_tokens=40 gave 10 tokens"),
+    Defect("ignored_n", {N, N_STREAMED, ANY_REQUEST}, "n=3 gave 1 choices"),
+    Defect("ignored_penalties", {PENALTY}, "{'frequency_penalty': 2.0} changed nothing"),
+    Defect("ignored_seed", {SEED}, "no seed repeated its answer"),
+    Defect("ignored_stop_tokens", {STOP_TOKEN}, "is token 5 of the answer, which went on to 12"),
+    Defect(
+        "ignored_temperature",
+        {DRAWS, SEED, N, PARAMETERS},
+        "four answers drawn at temperature 2 without a seed are all",
+    ),
+    Defect("merged_choices", {N_STREAMED, ANY_REQUEST}, "n=2 streamed text under the indexes [0]"),
+    Defect("one_seed_for_all", {DRAWS}, "four answers drawn at temperature 2 without a seed are all"),
+    Defect("stop_found_in_one_token_only", {STOP_ACROSS, STOP}, "across two tokens"),
+    # Scores.
+    Defect("broken_quantisation", {PERPLEXITY, QUANTISED}, "quantisation costs 0.79"),
+    Defect("foreign_logprobs", ALL_LOGPROBS, "is not among its 5 likeliest"),
+    Defect("half_of_the_logprobs", ALL_LOGPROBS, "8 tokens were made, 4 have logprobs", also={STOP_ACROSS}),
+    Defect("logprobs_unasked", {LOGPROBS_UNASKED}, "logprobs were not asked for, and came"),
+    Defect("missing_logprobs", {*ALL_LOGPROBS, STOP_ACROSS, GREEDY_BEST}, "logprobs were asked for, and are None"),
+    Defect(
+        "probabilities_for_logprobs", {*ALL_LOGPROBS, GREEDY_BEST}, "the probabilities of 5 alternatives sum to 6.4"
+    ),
+    Defect("unsorted_logprobs", {LOGPROBS, LOGPROBS_STREAMED}, "the alternatives are not in order"),
+    # The server around the model.
+    Defect("answers_called_text", {TYPES}, "an answer comes as 'text/plain; charset=utf-8'"),
+    Defect("any_key_will_do", {KEY}, "answered 200 with a wrong key; 401 is due"),
+    Defect("closed_connections", {CONNECTION}, "the server closed the connection after an answer"),
+    Defect("created_anew", {CREATED}, "the chunks of one stream were created at"),
+    Defect("created_in_milliseconds", {CREATED}, "created is 1"),
+    Defect(
+        "frozen_metrics", {METRICS, CACHE_HIT}, "served, but not counted in /metrics: {'vllm:request_success': '0 of 1'"
+    ),
+    Defect("key_not_asked_for", {KEY}, "answered 200 without a key; 401 is due"),
+    Defect("no_version", {WELL}, "/version says 'unknown'"),
+    Defect("recycled_ids", {IDS}, "12 answers carry only 4 ids"),
+    Defect("streams_called_json", {TYPES}, "a stream comes as 'application/json'"),
+    Defect("uncounted_generation", {METRICS}, "{'vllm:generation_tokens': '0 of 5'}"),
+    Defect("unhealthy", {WELL, RECOVERS}, "GET /health answered 503"),
+    # Requests that meet.
+    Defect("abandoned_answers_go_on", {FREES_SLOT}, "after its client left, a stream of", also={GIVEN_UP}),
+    Defect(
+        "cache_ignores_parameters",
+        {PARAMETERS, MAX_TOKENS, STOP, STOP_ACROSS, STOP_TOKEN, SEED, DRAWS, N, MIN_TOKENS, BIAS, PENALTY},
+        "max_tokens=2 after max_tokens=6 gave 6",
+        also={COMPLETION_COUNT, EXPRESSION, SCHEMA, TOOL_AUTO, TOOL_DUE, LOGPROBS_COMPLETION, FILTER},
+    ),
+    Defect("confused_by_aborts", {GIVEN_UP}, "was shown, and went on with '######'"),
+    Defect("cross_talk", {AT_ONCE}, "answers are mixed up"),
+    Defect("one_at_a_time", {ALL_MOVE}, "of four streams asked for together, kiwi, lamp, river, stone ran alone"),
+    Defect("prefix_cache_garbles", {CACHED}, "was shown, and went on with '######'"),
+    Defect("prefix_cache_mixes_prompts", {CACHED}, "answers are mixed up"),
+    Defect("prefix_cache_off", {CACHE_HIT}, "vllm:prefix_cache_hits did not move"),
+    # Answers that programs read.
+    Defect("another_tool", {TOOL_DUE}, "get_time was asked for by name, get_weather was called"),
+    Defect("bad_structures_accepted", {BAD_STRUCTURE}, "answered 200, 400 or 422 is due"),
+    Defect("characters_cut_in_streams", {CHARACTERS}, "the stream says 'Grü\ufffd"),
+    Defect("cut_tool_arguments", {TOOL_DUE, TOOL_AUTO}, "the text of get_weather's arguments is no JSON"),
+    Defect("dropped_tool_results", {TOOL_RESULT}, "the tool's result is not in the prompt"),
+    Defect("forbidden_tool_call", {TOOL_NONE}, "tool_choice none, and get_time was called"),
+    Defect("ignored_structure", {*GUIDED, TOOL_AUTO}, "held to one of ['violet', 'orange', 'white and black']"),
+    Defect("lost_tool_piece", {TOOL_DUE, TOOL_AUTO}, "arguments is no JSON"),
+    Defect("mangled_unicode", {CHARACTERS, EXPRESSION}, "the answer is 'GrÃ¼", also={SCHEMA}),
+    Defect("structure_in_a_fence", GUIDED, "the answer is '```\\nGrüße"),
+    Defect("tool_arguments_ignore_schema", {TOOL_DUE, TOOL_AUTO}, "arguments is {'anything': 1}"),
+    Defect("tool_arguments_in_a_string", {TOOL_DUE, TOOL_AUTO}, "not of type object"),
+    Defect("tool_call_says_stop", {TOOL_DUE, TOOL_AUTO}, "after a tool call the finish reason is 'stop'"),
+    Defect("tool_call_without_id", {TOOL_DUE, TOOL_AUTO}, "has no id to answer it by"),
+    Defect("tool_calls_as_text", {TOOL_DUE, TOOL_AUTO}, "one tool call is due, 0 came"),
+    Defect("wrong_tool", {TOOL_DUE, TOOL_AUTO}, "the tool 'get_time_v2' was called"),
+    # Streams.
+    Defect("bare_lines", {FRAMED}, "lines that are no field of an event: ['flushed 1 chunk']"),
+    Defect("single_newlines", {*EVERY_STREAMED, FRAMED, FREES_SLOT}, "no empty line follows"),
+    Defect("block_buffered_stream", {ARRIVES}, "the stream was buffered in blocks: 40 deltas arrived in 3 bursts"),
+    Defect("buffered_stream", {ARRIVES}, "the stream was buffered: all 40 deltas arrived within"),
+    Defect("double_done", {DONE}, "[DONE] came 2 times"),
+    Defect("error_in_stream", EVERY_STREAMED, "carries an error inside its 200"),
+    Defect("foreign_chunk", {ONE_PIECE}, "the chunks of one stream carry 2 ids"),
+    Defect("lost_delta", STREAMED_TEXT, "streamed: "),
+    Defect("malformed_chunk", EVERY_STREAMED, "an event of the stream is no JSON"),
+    Defect("missing_done", {DONE}, "the stream ended without [DONE]"),
+    Defect("missing_role", {ONE_PIECE, N_STREAMED}, "the first delta gives the role None"),
+    Defect("missing_stream_usage", {STREAM_USAGE, ANY_REQUEST}, "usage was asked for, 0 chunks carry it"),
+    Defect("reordered_deltas", STREAMED_TEXT, "streamed: "),
+    Defect("repeated_delta", STREAMED_TEXT, "streamed: "),
+    Defect("silently_truncated_stream", STREAMED_TEXT, "streamed: "),
+    Defect("text_after_finish", {ONE_PIECE}, "text came after the finish reason"),
+    Defect("truncated_stream", EVERY_STREAMED, "was cut"),
+    Defect("usage_with_choices", {STREAM_USAGE}, "the usage chunk must have no choices"),
+)

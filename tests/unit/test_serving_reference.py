@@ -117,5 +117,5 @@ def test_what_is_recorded_is_complete_and_says_how_it_was_made(path: Path) -> No
         assert found.same_token.low > reference.least_same_token
 
 
-def _later() -> None:
+def test_there_are_references() -> None:
     assert len(REFERENCES) >= 2

@@ -68,14 +68,14 @@ class AsciiPrompts(Fault):
             holder[key] = holder[key].encode("ascii", "ignore").decode()
 
 
-@fault("control_characters_break")
-class ControlCharactersBreak(Fault):
-    """A prompt with a control character is a 500."""
+@fault("four_bytes_break")
+class FourBytesBreak(Fault):
+    """A prompt with a character of four bytes is a 500, as where a log is kept in a narrower encoding."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
         """Fail on it."""
-        if any(ord(character) < 32 and character not in "\n\t" for one, key in _texts(body) for character in one[key]):
-            raise Refusal(500, "invalid control character", "InternalServerError")
+        if any(ord(character) > 0xFFFF for one, key in _texts(body) for character in one[key]):
+            raise Refusal(500, "incorrect string value", "InternalServerError")
 
 
 @fault("twice_begun")
