@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,10 @@ from dataclasses import dataclass
 from tests.defects.catalogue import DEFECTS, Defect
 from tests.defects.oracle import says_something
 from tests.defects.runner import Outcome, run_suite, simulator
+
+
+#: Characters of a symptom that the table shows.
+SHOWN = 110
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Row:
     def missed(self) -> list[str]:
         """The checks that should have caught it, and the symptom if nobody named it."""
         missed = sorted(self.defect.by - set(self.outcome.failed))
-        return missed if self.defect.says in self.outcome.output else [*missed, f"symptom {self.defect.says!r}"]
+        named = any(self.defect.says in line for line in self.outcome.told)
+        return missed if named else [*missed, f"symptom {self.defect.says!r}"]
 
     @property
     def unexpected(self) -> list[str]:
@@ -46,8 +52,8 @@ class Row:
         """The row of the table."""
         state = "MISSED" if self.missed else "UNEXPECTED" if self.unexpected else "caught"
         oracle = "caught" if self.oracle_caught else "missed"
-        lines = (line for line in self.outcome.output.splitlines() if self.defect.says in line)
-        symptom = next(lines, "").removeprefix("E").strip()[:110]
+        symptom = next((line for line in self.outcome.told if self.defect.says in line), "")
+        symptom = re.sub(r"^[\w.]+: ", "", symptom)[:SHOWN]
         return f"{self.defect.name:<44} {state:<10} {len(self.outcome.failed):>6}  {oracle:<6}  {symptom}"
 
 

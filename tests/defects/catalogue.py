@@ -118,8 +118,23 @@ class Defect:
         )
 
 
-STREAMED_TEXT = {STREAM_EQUAL, STREAM_EQUAL_COMPLETION, STOP, STOP_ACROSS, CHARACTERS}
-EVERY_STREAM = {*STREAMED_TEXT, SAYS_LENGTH, ARRIVES, DONE, ONE_PIECE, STREAM_USAGE, CREATED, N_STREAMED}
+STREAMED_TEXT = {STREAM_EQUAL, STREAM_EQUAL_COMPLETION, STOP, CHARACTERS, AT_ONCE}
+#: Every check that reads a stream of more than three tokens as our client does.
+EVERY_STREAM = {
+    *STREAMED_TEXT,
+    SAYS_LENGTH,
+    ARRIVES,
+    DONE,
+    ONE_PIECE,
+    STREAM_USAGE,
+    CREATED,
+    N_STREAMED,
+    ALL_MOVE,
+    LOGPROBS_STREAMED,
+    TOOL_AUTO,
+    TOOL_DUE,
+    FREES_SLOT,
+}
 EVERY_REFUSAL = {UNKNOWN_MODEL, BAD_JSON, BAD_FIELD, BAD_STRUCTURE, OVER_LONG, RECOVERS}
 PROMPTS = {PROMPT_CHAT, PROMPT_COMPLETION, ENGINES_TOKENS, RENDERED, GROWING, ANY_REQUEST, ANY_TEXT}
 GUIDED = {SCHEMA, EXPRESSION, CHOICE, CHARACTERS}
@@ -128,7 +143,7 @@ EVERY_CHECK = {value for name, value in vars(checks).items() if name.isupper()}
 
 EVERY_PROMPT = {GROWING, ANY_REQUEST, RENDERED, PROMPT_CHAT}
 ALL_LOGPROBS = {LOGPROBS, LOGPROBS_STREAMED, LOGPROBS_COMPLETION}
-EVERY_STREAMED = {*EVERY_STREAM, AT_ONCE, ALL_MOVE, ANY_REQUEST, CHOICE, LOGPROBS_STREAMED, TOOL_AUTO, TOOL_DUE}
+EVERY_SHORT_STREAM = {*EVERY_STREAM, STOP_ACROSS, CHOICE, ANY_REQUEST}
 
 DEFECTS = (
     # What is said, how it ends, and how it is counted.
@@ -238,9 +253,9 @@ DEFECTS = (
     Defect("wrong_model_name", {NAMES, ONE_PIECE}, "some-other-model"),
     # Refusals and descriptions.
     Defect("bad_fields_accepted", {BAD_FIELD, RECOVERS}, "answered 200, 400 or 422 is due"),
-    Defect("errors_are_200", EVERY_REFUSAL, "answered 200"),
-    Defect("errors_are_500", EVERY_REFUSAL, "answered 500, 404 is due"),
-    Defect("errors_are_pages", EVERY_REFUSAL, "404 without an error object"),
+    Defect("errors_are_200", {*EVERY_REFUSAL, CONTEXT}, "answered 200"),
+    Defect("errors_are_500", {*EVERY_REFUSAL, CONTEXT}, "answered 500, 404 is due"),
+    Defect("errors_are_pages", {*EVERY_REFUSAL, TYPES}, "404 without an error object"),
     Defect("errors_say_nothing", {UNKNOWN_MODEL, BAD_FIELD, OVER_LONG}, "the error does not name"),
     Defect("prompt_cut_to_fit", {OVER_LONG}, "answered 200, 400 or 413 or 422 is due"),
     Defect(
@@ -362,21 +377,21 @@ DEFECTS = (
     Defect("wrong_tool", {TOOL_DUE, TOOL_AUTO}, "the tool 'get_time_v2' was called"),
     # Streams.
     Defect("bare_lines", {FRAMED}, "lines that are no field of an event: ['flushed 1 chunk']"),
-    Defect("single_newlines", {*EVERY_STREAMED, FRAMED, FREES_SLOT}, "no empty line follows"),
+    Defect("single_newlines", {*EVERY_SHORT_STREAM, FRAMED}, "no empty line follows"),
     Defect("block_buffered_stream", {ARRIVES}, "the stream was buffered in blocks: 40 deltas arrived in 3 bursts"),
-    Defect("buffered_stream", {ARRIVES}, "the stream was buffered: all 40 deltas arrived within"),
+    Defect("buffered_stream", {ARRIVES, ALL_MOVE}, "the stream was buffered: all 40 deltas arrived within"),
     Defect("double_done", {DONE}, "[DONE] came 2 times"),
-    Defect("error_in_stream", EVERY_STREAMED, "carries an error inside its 200"),
+    Defect("error_in_stream", EVERY_STREAM, "carries an error inside its 200"),
     Defect("foreign_chunk", {ONE_PIECE}, "the chunks of one stream carry 2 ids"),
-    Defect("lost_delta", STREAMED_TEXT, "streamed: "),
-    Defect("malformed_chunk", EVERY_STREAMED, "an event of the stream is no JSON"),
+    Defect("lost_delta", {*STREAMED_TEXT, LOGPROBS_STREAMED}, "streamed: "),
+    Defect("malformed_chunk", EVERY_SHORT_STREAM - {FREES_SLOT}, "an event of the stream is no JSON"),
     Defect("missing_done", {DONE}, "the stream ended without [DONE]"),
     Defect("missing_role", {ONE_PIECE, N_STREAMED}, "the first delta gives the role None"),
     Defect("missing_stream_usage", {STREAM_USAGE, ANY_REQUEST}, "usage was asked for, 0 chunks carry it"),
-    Defect("reordered_deltas", STREAMED_TEXT, "streamed: "),
-    Defect("repeated_delta", STREAMED_TEXT, "streamed: "),
-    Defect("silently_truncated_stream", STREAMED_TEXT, "streamed: "),
-    Defect("text_after_finish", {ONE_PIECE}, "text came after the finish reason"),
-    Defect("truncated_stream", EVERY_STREAMED, "was cut"),
+    Defect("reordered_deltas", {*STREAMED_TEXT, LOGPROBS_STREAMED}, "streamed: "),
+    Defect("repeated_delta", {*STREAMED_TEXT, LOGPROBS_STREAMED}, "streamed: "),
+    Defect("silently_truncated_stream", {*STREAMED_TEXT, STOP_ACROSS, CHOICE}, "streamed: "),
+    Defect("text_after_finish", {ONE_PIECE, LOGPROBS_STREAMED}, "text came after the finish reason"),
+    Defect("truncated_stream", {*EVERY_STREAM, FRAMED}, "was cut"),
     Defect("usage_with_choices", {STREAM_USAGE}, "the usage chunk must have no choices"),
 )

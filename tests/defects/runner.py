@@ -41,6 +41,11 @@ class Outcome:
     skipped: int
     output: str
 
+    @property
+    def told(self) -> list[str]:
+        """What a reader is told: the lines of the failures' messages, without the source that pytest shows."""
+        return [line[1:].strip() for line in self.output.splitlines() if line.startswith("E ")]
+
 
 @contextmanager
 def simulator(*faults: Any) -> Iterator[str]:

@@ -58,7 +58,7 @@ class PromptCutToFit(Fault):
         characters: What is left of it.
     """
 
-    characters: int = 256
+    characters: int = 4096
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
         """Cut it."""
