@@ -23,7 +23,6 @@ from tests.defects.catalogue import DEFECTS, Defect
 from tests.defects.oracle import says_something
 from tests.defects.runner import Outcome, run_suite, simulator
 
-
 #: Characters of a symptom that the table shows.
 SHOWN = 110
 
