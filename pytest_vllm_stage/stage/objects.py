@@ -35,6 +35,7 @@ _NAMESPACED = {
     "Route": ("route.openshift.io", "v1", "routes"),
     "InferenceService": ("serving.kserve.io", "v1beta1", "inferenceservices"),
     "ServingRuntime": ("serving.kserve.io", "v1alpha1", "servingruntimes"),
+    "Notebook": ("kubeflow.org", "v1", "notebooks"),
     "Pipeline": ("tekton.dev", "v1", "pipelines"),
     "Task": ("tekton.dev", "v1", "tasks"),
 }

@@ -47,8 +47,8 @@ def test_images_are_pinned_labels_agree_and_secrets_are_declared(
     manifests = rendered[overlay]
     assert drift.unpinned(manifests) == []
     assert drift.labels(manifests) == []
-    # One more where the stage brings its own Model Registry.
-    assert len(drift.images(manifests)) == (5 if overlay == "openshift" else 6)
+    # The sixth is the local stage's own Model Registry, and OpenShift's workbench.
+    assert len(drift.images(manifests)) == 6
     declared = {objects.name_of(s): list(s["stringData"]) for s in render.of_kind(manifests, "Secret")}
     references = health.secret_references(manifests)
     assert health.of_secrets(references, declared) == []

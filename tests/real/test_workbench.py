@@ -1,0 +1,326 @@
+"""The workbench's notebook, run from top to bottom on a measured run's artifacts in a real MinIO and the stand-in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.load import process as driver_process
+from pytest_vllm_stage.load.plan import CLOSED, CONSTANT
+from pytest_vllm_stage.load.plan import Step as LoadStep
+from pytest_vllm_stage.paths import fixtures_dir
+from pytest_vllm_stage.registry import publication, publish, results
+from pytest_vllm_stage.registry.api import Registry
+from pytest_vllm_stage.registry.links import Names
+from pytest_vllm_stage.registry.publication import Place
+from pytest_vllm_stage.registry.results import OBSERVED, Results, Source
+from pytest_vllm_stage.registry.values import encode
+from pytest_vllm_stage.slo.artifacts import write_csv, write_step
+from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.verdict import judge
+from pytest_vllm_stage.storage.bucket import Bucket
+from tests.real import servers
+from tests.real.workbench import environment
+from tests.real.workbench.page import Page
+from tests.unit.made_objects import service as made_service
+from tests.unit.made_results import RUN
+from tests.unit.sim_engine import running_sim
+
+pytestmark = pytest.mark.real
+
+NOTEBOOK = fixtures_dir() / "workbench" / "01-benchmark.ipynb"
+#: Role to model, version, and how fast the simulated engine is.
+MODELS = {
+    "quantized": ("smollm2-135m-quantized", "w4a16", ("--ttft-ms=12", "--itl-ms=4")),
+    "full": ("smollm2-135m", "bf16", ("--ttft-ms=20", "--itl-ms=8")),
+}
+#: One percentile of the objectives is kept by every step, the other by none.
+OBJECTIVES = {"rate-10": [Objective("ttft_p50_ms", 5000)], "rate-150": [Objective("ttft_p50_ms", 0.001)]}
+#: Requests past capacity fail at times, so that the highest percentiles are infinite.
+FAULTS = {"rate-150": {"fault": "server_error", "share": 0.2}}
+COSTS = {"QUANTIZED_COST_PER_HOUR_USD": "1", "FULL_COST_PER_HOUR_USD": "5"}
+
+
+def steps_of(role: str) -> list[LoadStep]:
+    """Two rates, of which one is far beyond capacity, and two users."""
+    calm = LoadStep(
+        f"{role}-rate-10", "sim", CONSTANT, 2.0, 64, 8, request_rate=10, warmup_requests=2, request_timeout_s=20
+    )
+    return [
+        calm,
+        replace(calm, id=f"{role}-rate-150", request_rate=150, duration_s=1.0),
+        replace(calm, id=f"{role}-concurrency-2", request_rate=None, concurrency=2, arrivals=CLOSED, duration_s=1.0),
+    ]
+
+
+def measure(role: str, folder: Path) -> None:
+    """Drive a simulated engine, and leave a run's files; what is measured says that it was simulated."""
+    model, _, pace = MODELS[role]
+    rows = []
+    with running_sim("--max-num-seqs=4", *pace) as sim:
+        for step in steps_of(role):
+            name = step.id.removeprefix(f"{role}-")
+            sim.faults(*([FAULTS[name]] if name in FAULTS else []))
+            facts = {"run_id": RUN, "profile": "local", "engine_version": "sim", "simulated": True}
+            job = sim.job(step, requests=step.planned_requests or 200, facts=facts)
+            measured = driver_process.measure(job, Journal())
+            measured = replace(measured, step=replace(step, model=model))
+            rows.append((measured, *judge(measured, OBJECTIVES.get(name, []))))
+    for row in rows:
+        write_step(folder, *row)
+    write_csv(folder, rows)
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The benchmarks folder of a run."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for role in MODELS:
+        measure(role, folder)
+    return folder
+
+
+def result_of(folder: Path, step: str) -> dict[str, Any]:
+    return dict(json.loads((folder / f"{step}.json").read_text()))
+
+
+@dataclass
+class Workbench:
+    """A stage's MinIO and registry with a run in them, and the notebook beside.
+
+    Attributes:
+        python: The workbench's interpreter.
+        minio: The store.
+        bucket: The bucket of results.
+        standin: The registry.
+        folder: Where the notebook runs.
+    """
+
+    python: Path
+    minio: servers.MinioServer
+    bucket: Bucket
+    standin: servers.Standin
+    folder: Path
+
+    def publish(self, role: str, benchmarks: Path) -> None:
+        """Publish a model's results as a run does, but for the refusal of simulated ones."""
+        model, version, _ = MODELS[role]
+        uri = f"s3://{self.bucket.name}/{model}/{version}/{RUN}/"
+        source = Source(model, version, RUN, "vllm-stage", model, f"{model}-predictor-1", uri)
+
+        def outcome_of(measurement: Any, outcome: str) -> str:
+            return OBSERVED if measurement.step.request_rate == 150 and outcome != "invalid" else outcome
+
+        steps = results.read_steps(benchmarks, model, outcome_of)
+        values = results.provenance(source, "2026-11-24T10:00:00Z") | results.numbers(steps)
+        observed = tuple(step.measurement.step.id for step in steps if step.verdict == OBSERVED)
+        made = Results(source, "2026-11-24T10:00:00Z", values, observed)
+        document = self.folder / role / "publication.json"
+        document.parent.mkdir()
+        document.write_bytes(made.to_bytes())
+        registry = Registry(self.standin.url, Journal(), trust_env=False)
+        labels = {"vllm-stage/model": model, "vllm-stage/version": version}
+        place = Place(registry, self.bucket, Names(model, version), made_service(model, labels=labels), Journal())
+        publication.publish(place, made, publication.files_of(benchmarks, steps, document))
+        registry.close()
+
+    def key(self, role: str, name: str) -> str:
+        """An object of a role's artifact."""
+        model, version, _ = MODELS[role]
+        return f"{model}/{version}/{RUN}/{name}"
+
+    def set_property(self, role: str, name: str, value: float | None) -> None:
+        """Change a property of a role's version behind the publisher's back; None takes it away."""
+        model = self.standin.call("GET", f"registered_model?name={MODELS[role][0]}")
+        version = self.standin.call("GET", f"registered_models/{model['id']}/versions")["items"][0]
+        self.standin.set_properties(version["id"], {name: None if value is None else encode(value)})
+
+    def run(self, **settings: str) -> Page:
+        """Run the notebook."""
+        given = {
+            "AWS_S3_ENDPOINT": self.minio.url,
+            "AWS_S3_BUCKET": self.bucket.name,
+            "AWS_ACCESS_KEY_ID": self.minio.access,
+            "AWS_SECRET_ACCESS_KEY": self.minio.secret,
+            "MODEL_REGISTRY_URL": self.standin.url,
+            "QUANTIZED_MODEL": MODELS["quantized"][0],
+            "FULL_MODEL": MODELS["full"][0],
+        }
+        made = environment.execute(self.python, NOTEBOOK, given | settings, self.folder)
+        text = made.read_text()
+        assert self.minio.secret not in text
+        assert self.minio.access not in text
+        return Page.read(made)
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    return environment.ensure(Journal())
+
+
+@pytest.fixture
+def workbench(
+    python: Path,
+    minio: servers.MinioServer,
+    standin: servers.Standin,
+    benchmarks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Workbench:
+    """A workbench in a stage where both models' results are published."""
+    monkeypatch.setattr(publish, "SETTLE_S", 0.3)
+    monkeypatch.setattr(publish, "WINDOW_S", 0.2)
+    standin.reset()
+    made = Workbench(python, minio, minio.new_bucket(), standin, tmp_path)
+    for role in MODELS:
+        made.publish(role, benchmarks)
+    return made
+
+
+def test_the_notebook_runs_from_top_to_bottom_and_compares_both_models(workbench: Workbench, benchmarks: Path) -> None:
+    page = workbench.run(**COSTS, QUANTIZED_PRECISION="W4A16", QUANTIZED_SIZE_GB="13", QUANTIZED_MEMORY_GB="24")
+    assert page.errors == {}
+    assert page.warnings == []
+    assert page.counts == list(range(1, len(page.counts) + 1))
+    assert page.pictures == ["ttft", "latency", "throughput", "cost"]
+    assert "48 properties compared, 0 differ" in page.text("checks")
+    assert "**Findings**: none" in page.text("checks")
+    assert page.rows("checks") == []
+    assert page.row("comparison", "precision") == ["precision", "W4A16", "not said"]
+    assert page.row("comparison", "model size") == ["model size", "13 GB", "not said"]
+    assert page.row("comparison", "cost per hour") == ["cost per hour", "1 USD", "5 USD"]
+    assert page.row("comparison", "GPU memory in use, most")[1:] == ["not measured"] * 2
+    for role in MODELS:
+        metrics = result_of(benchmarks, f"{role}-rate-10")["metrics"]["metrics"]
+        row = page.row("table", "10/s", role)
+        assert row[2:6] == ["pass", "20", "0", f"{metrics['ttft_p50_ms']:.3g}"], row
+        assert row[-2] == f"{metrics['output_tokens_per_s']:.3g}"
+        cost = float(COSTS[f"{role.upper()}_COST_PER_HOUR_USD"])
+        assert row[-1] == f"{metrics['output_tokens_per_s'] / cost:.3g}"
+        assert float(page.row("comparison", "... per USD/h")[1 + list(MODELS).index(role)].split(" ")[0]) > 0
+
+
+def test_a_load_beyond_the_promise_is_observed_and_what_was_never_answered_is_inf(
+    workbench: Workbench, benchmarks: Path
+) -> None:
+    page = workbench.run()
+    for role in MODELS:
+        metrics = result_of(benchmarks, f"{role}-rate-150")["metrics"]["metrics"]
+        assert metrics["ttft_p99_ms"] == "inf", "the planted failures did not come"
+        row = page.row("table", "150/s", role)
+        assert row[2] == "observed"
+        assert int(row[4]) == metrics["failed"] > 0
+        assert row[7] == "inf"
+    assert page.errors == {}
+
+
+def test_simulated_results_are_called_so_beside_the_numbers(workbench: Workbench) -> None:
+    page = workbench.run()
+    for cell in ("checks", "comparison"):
+        assert "SIMULATED" in page.text(cell), cell
+        assert "quantized and full" in page.text(cell)
+    assert page.row("comparison", "simulated") == ["simulated", "YES", "YES"]
+
+
+def test_without_a_cost_nothing_is_priced(workbench: Workbench) -> None:
+    page = workbench.run(FULL_COST_PER_HOUR_USD="5")
+    assert page.row("comparison", "cost per hour") == ["cost per hour", "no cost in the profile", "5 USD"]
+    assert page.row("table", "10/s", "quantized")[-1] == "-"
+    assert page.pictures == ["ttft", "latency", "throughput", "cost"]
+    page = workbench.run()
+    assert page.errors == {}
+    assert page.text("cost").count("no cost in the profile") == 3
+    assert page.pictures == ["ttft", "latency", "throughput"]
+
+
+def alter(workbench: Workbench) -> None:
+    """Exchange one digit of a result."""
+    key = workbench.key("quantized", "quantized-rate-10.json")
+    content = workbench.bucket.get(key)
+    assert content is not None
+    altered = content.replace(b'"requests": 20', b'"requests": 21')
+    assert altered != content
+    workbench.bucket.put(key, altered, "application/json")
+
+
+def truncate(workbench: Workbench) -> None:
+    key = workbench.key("quantized", "quantized-rate-10.json")
+    content = workbench.bucket.get(key)
+    assert content is not None
+    workbench.bucket.put(key, content[:100], "application/json")
+
+
+def remove(name: str) -> Callable[[Workbench], None]:
+    """Delete an object of the quantized model's artifact."""
+    return lambda w: w.minio.client().remove_object(w.bucket.name, w.key("quantized", name))
+
+
+PLANTED: dict[str, tuple[Callable[[Workbench], None], list[str]]] = {
+    "altered file": (alter, ["quantized: quantized-rate-10.json: was altered: its SHA-256 is not the one"]),
+    "truncated file": (truncate, ["quantized: quantized-rate-10.json: has 100 bytes, the manifest says"]),
+    "deleted file": (
+        remove("quantized-rate-10.json"),
+        ["quantized: quantized-rate-10.json: is missing: the manifest lists it"],
+    ),
+    "partial upload": (remove("manifest.json"), ["manifest.json is missing: nothing is there, or the upload was cut"]),
+    "missing property": (
+        lambda w: w.set_property("quantized", "benchmark_rate_10_ttft_p99", None),
+        ["1 findings", "quantized: benchmark_rate_10_ttft_p99: is missing in the registry"],
+    ),
+    "other number": (
+        lambda w: w.set_property("full", "benchmark_rate_10_throughput", 0.0),
+        ["1 findings", "full: benchmark_rate_10_throughput: in the registry differs from the artifact"],
+    ),
+    "number of nothing": (
+        lambda w: w.set_property("full", "benchmark_rate_99_throughput", 1.0),
+        ["full: benchmark_rate_99_throughput: is in the registry, and no readable file of the artifact has it"],
+    ),
+    "empty registry": (
+        lambda w: w.standin.reset(),
+        [
+            "quantized: registry: model smollm2-135m-quantized is not registered",
+            "full: registry: model smollm2-135m is not registered",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_is_not_as_it_must_be_is_listed_and_fails_the_last_cell_only(workbench: Workbench, name: str) -> None:
+    plant, says = PLANTED[name]
+    plant(workbench)
+    page = workbench.run(**COSTS)
+    assert list(page.errors) == ["end"], page.errors
+    for text in says:
+        assert text in page.errors["end"]
+    assert page.rows("checks"), "the findings are listed beside the numbers too"
+    if name in ("altered file", "truncated file", "deleted file"):
+        assert [row[1] for row in page.rows("table") if row[0] == "10/s"] == ["full"], "a broken file is not drawn"
+
+
+def test_a_number_that_is_not_known_is_shown_as_missing_and_not_as_0(
+    python: Path, minio: servers.MinioServer, standin: servers.Standin, benchmarks: Path, tmp_path: Path
+) -> None:
+    standin.reset()
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for path in benchmarks.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    result = result_of(folder, "full-rate-10")
+    result["metrics"]["metrics"] |= {"output_tokens_per_s": None, "ttft_p90_ms": None}
+    (folder / "full-rate-10.json").write_text(json.dumps(result))
+    workbench = Workbench(python, minio, minio.new_bucket(), standin, tmp_path)
+    for role in MODELS:
+        workbench.publish(role, folder)
+    page = workbench.run()
+    row = page.row("table", "10/s", "full")
+    assert (row[6], row[-1]) == ("-", "-"), row
+    # The registry has a throughput, which was made from the samples: the artifact does not bear it out.
+    assert list(page.errors) == ["end"]
+    assert "full: benchmark_rate_10_throughput: is in the registry, and no readable file" in page.errors["end"]
