@@ -307,6 +307,12 @@ def test_what_is_not_as_it_must_be_is_listed_and_fails_the_last_cell_only(workbe
         assert [row[1] for row in page.rows("table") if row[0] == "10/s"] == ["full"], "a broken file is not drawn"
 
 
+def test_credentials_that_minio_refuses_are_named(workbench: Workbench) -> None:
+    page = workbench.run(AWS_SECRET_ACCESS_KEY="not-the-secret")
+    assert list(page.errors) == ["end"], page.errors
+    assert page.errors["end"].count("cannot be read: An error occurred (SignatureDoesNotMatch)") == len(MODELS)
+
+
 def test_a_number_that_is_not_known_is_shown_as_missing_and_not_as_0(
     python: Path, minio: servers.MinioServer, standin: servers.Standin, benchmarks: Path, tmp_path: Path
 ) -> None:
