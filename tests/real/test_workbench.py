@@ -205,6 +205,8 @@ def test_the_notebook_runs_from_top_to_bottom_and_compares_both_models(workbench
     assert "48 properties compared, 0 differ" in page.text("checks")
     assert "**Findings**: none" in page.text("checks")
     assert page.rows("checks") == []
+    assert "NOT ALIKE" not in page.text("comparison")
+    assert page.row("comparison", "prompt/output tokens")[1:] == ["64/8", "64/8"]
     assert page.row("comparison", "precision") == ["precision", "W4A16", "not said"]
     assert page.row("comparison", "model size") == ["model size", "13 GB", "not said"]
     assert page.row("comparison", "cost per hour") == ["cost per hour", "1 USD", "5 USD"]
@@ -323,7 +325,7 @@ def test_credentials_that_minio_refuses_are_named(workbench: Workbench) -> None:
     assert page.errors["end"].count("cannot be read: An error occurred (SignatureDoesNotMatch)") == len(MODELS)
 
 
-def test_a_number_that_is_not_known_is_shown_as_missing_and_not_as_0(
+def test_a_number_that_is_not_known_is_shown_as_missing_and_not_as_0_and_other_lengths_are_told(
     python: Path, minio: servers.MinioServer, standin: servers.Standin, benchmarks: Path, tmp_path: Path
 ) -> None:
     standin.reset()
@@ -333,6 +335,7 @@ def test_a_number_that_is_not_known_is_shown_as_missing_and_not_as_0(
         (folder / path.name).write_bytes(path.read_bytes())
     result = result_of(folder, "full-rate-10")
     result["metrics"]["metrics"] |= {"output_tokens_per_s": None, "ttft_p90_ms": None}
+    result["step"]["output_tokens"] = 9
     (folder / "full-rate-10.json").write_text(json.dumps(result))
     workbench = Workbench(python, minio, minio.new_bucket(), standin, tmp_path)
     for role in MODELS:
@@ -340,6 +343,7 @@ def test_a_number_that_is_not_known_is_shown_as_missing_and_not_as_0(
     page = workbench.run()
     row = page.row("table", "10/s", "full")
     assert (row[6], row[-1]) == ("-", "-"), row
+    assert "NOT ALIKE</b>: at 10/s, prompt/output tokens are 64/8 and 64/9" in page.text("comparison")
     # The registry has a throughput, which was made from the samples: the artifact does not bear it out.
     assert list(page.errors) == ["end"]
     assert "full: benchmark_rate_10_throughput: is in the registry, and no readable file" in page.errors["end"]
