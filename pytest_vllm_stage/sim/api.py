@@ -74,6 +74,9 @@ class Api:
             reply.send_json({"error": "Unauthorized"}, 401)
             return
         route = self._routes.get((request.method, request.path))
+        if route is None and any(fault.knows_every_path for fault in self.faults):
+            reply.send(200, b"<html><body>Welcome</body></html>", "text/html")
+            return
         if route is None:
             known = request.path in self._paths
             reply.send_json({"detail": "Method Not Allowed" if known else "Not Found"}, 405 if known else 404)

@@ -56,6 +56,8 @@ class Fault:
     name: ClassVar[str] = ""
     #: What ``/health`` answers while the fault is on.
     health_status: ClassVar[int] = 200
+    #: Whether paths that there are not are answered.
+    knows_every_path: ClassVar[bool] = False
 
     share: float = 1.0
 

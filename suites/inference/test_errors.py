@@ -47,6 +47,17 @@ def test_an_unknown_model_is_refused(endpoint: Client, path: str, stream: bool) 
     assert UNKNOWN in message, f"the error does not name the model that was asked for: {message!r}"
 
 
+def test_a_path_or_method_that_is_none_is_refused(endpoint: Client) -> None:
+    """A path that there is not gives 404, and the wrong method on one that there is 405 (or 404).
+
+    A gateway that answers everything with 200, a page for people as a rule, hides every misspelt path from its callers.
+    """
+    due = {("GET", "/v1/no-such-path"): (404,), ("POST", "/v1/no-such-path"): (404, 405), ("GET", CHAT): (405, 404)}
+    for (method, path), statuses in due.items():
+        status = endpoint.raw(method, path, json={} if method == "POST" else None).status_code
+        assert status in statuses, f"{method} {path} answered {status}; {statuses[0]} is due"
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
 def test_a_body_that_is_no_json_is_refused(endpoint: Client, path: str) -> None:
     """A body cut in the middle gives 400 (or 422), not a 5xx and not a hanging connection.

@@ -20,6 +20,7 @@ from tests.defects.checks import (
     AT_ONCE,
     BAD_FIELD,
     BAD_JSON,
+    BAD_PATH,
     BAD_STRUCTURE,
     BIAS,
     CACHE_HIT,
@@ -150,7 +151,7 @@ DEFECTS = (
     Defect(
         "always_length",
         {SAYS_STOP, STOP, STOP_TOKEN, SCHEMA, TOOL_AUTO, TOOL_DUE},
-        "ended after 8 of 256 tokens, the answer says 'length'",
+        "of 256 tokens, the answer says 'length'",
     ),
     Defect("always_stop", {SAYS_LENGTH, TOOL_AUTO, TOOL_DUE}, "cut after 4 tokens, the answer says 'stop'"),
     Defect("constant_id", {NAMES, IDS}, "two answers have the same id chatcmpl-0"),
@@ -187,7 +188,7 @@ DEFECTS = (
         },
         "no text came",
     ),
-    Defect("hidden_overrun", {MAX_TOKENS, LOGPROBS, LOGPROBS_COMPLETION}, "18 tokens:"),
+    Defect("hidden_overrun", {MAX_TOKENS, LOGPROBS, LOGPROBS_COMPLETION, ANY_REQUEST}, "18 tokens:"),
     Defect(
         "ignored_max_tokens",
         {
@@ -213,14 +214,14 @@ DEFECTS = (
     ),
     Defect(
         {"fault": "off_by_one_usage", "count": "prompt_tokens"},
-        {PROMPT_CHAT, PROMPT_COMPLETION, GROWING, ANY_REQUEST, ANY_TEXT, CONTEXT},
+        {PROMPT_CHAT, PROMPT_COMPLETION, GROWING, ANY_REQUEST, ANY_TEXT, CONTEXT, METRICS},
         "/tokenize",
     ),
     Defect({"fault": "off_by_one_usage", "count": "total_tokens", "by": -1}, {COMPLETION_COUNT}, "its parts sum to"),
     Defect(
         "stale_cache",
         {QUESTION, AT_ONCE, PARAMETERS, DRAWS, SEED, TURNS, GOLDEN},
-        "answers are mixed up",
+        "asked about Japan, the model said 'The capital of France is Paris.'",
         also={
             *GUIDED,
             ANY_REQUEST,
@@ -252,6 +253,7 @@ DEFECTS = (
     ),
     Defect("wrong_model_name", {NAMES, ONE_PIECE}, "some-other-model"),
     # Refusals and descriptions.
+    Defect("any_path_answers", {BAD_PATH}, "/v1/no-such-path answered 200; 404 is due"),
     Defect("bad_fields_accepted", {BAD_FIELD, RECOVERS}, "answered 200, 400 or 422 is due"),
     Defect("errors_are_200", {*EVERY_REFUSAL, CONTEXT}, "answered 200"),
     Defect("errors_are_500", {*EVERY_REFUSAL, CONTEXT}, "answered 500, 404 is due"),
@@ -350,7 +352,7 @@ DEFECTS = (
         "cache_ignores_parameters",
         {PARAMETERS, MAX_TOKENS, STOP, STOP_ACROSS, STOP_TOKEN, SEED, DRAWS, N, MIN_TOKENS, BIAS, PENALTY},
         "max_tokens=2 after max_tokens=6 gave 6",
-        also={COMPLETION_COUNT, EXPRESSION, SCHEMA, TOOL_AUTO, TOOL_DUE, LOGPROBS_COMPLETION, FILTER},
+        also={ANY_REQUEST, COMPLETION_COUNT, EXPRESSION, SCHEMA, TOOL_AUTO, TOOL_DUE, LOGPROBS_COMPLETION, FILTER},
     ),
     Defect("confused_by_aborts", {GIVEN_UP}, "was shown, and went on with '######'"),
     Defect("cross_talk", {AT_ONCE}, "answers are mixed up"),

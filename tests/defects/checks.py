@@ -12,6 +12,7 @@ TURNS = "test_every_turn_reaches_the_model"
 GROWING = "test_conversations_are_counted_and_seen_whole"
 # test_errors
 UNKNOWN_MODEL = "test_an_unknown_model_is_refused"
+BAD_PATH = "test_a_path_or_method_that_is_none_is_refused"
 BAD_JSON = "test_a_body_that_is_no_json_is_refused"
 BAD_FIELD = "test_a_field_that_cannot_be_is_refused_by_name"
 BAD_STRUCTURE = "test_a_structure_that_cannot_be_is_refused"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_vllm_stage.sim.faults import Fault, fault
 from pytest_vllm_stage.sim.refusal import Refusal
@@ -26,6 +26,13 @@ class ServerError(Fault):
     def refuse(self) -> Refusal | None:
         """Refuse."""
         return Refusal(self.status, "The engine is overloaded.", "ServiceUnavailableError")
+
+
+@fault("any_path_answers")
+class AnyPathAnswers(Fault):
+    """A gateway answers every path with a page."""
+
+    knows_every_path: ClassVar[bool] = True
 
 
 @fault("unknown_model_accepted")
