@@ -7,6 +7,7 @@ other batches and other kernels. A model without a recorded reference is skipped
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from statistics import fmean
 
@@ -17,6 +18,7 @@ from pytest_vllm_stage.serving.client import Client
 from pytest_vllm_stage.serving.reference import Reference, agreement, compare, texts
 from pytest_vllm_stage.serving.scores import Scores, score
 from pytest_vllm_stage.serving.target import Target
+from pytest_vllm_stage.serving.together import together
 from pytest_vllm_stage.skips import does_not_apply
 
 Needs = Callable[..., None]
@@ -36,8 +38,9 @@ def reference(endpoint: Client, model_profile: ModelProfile | None) -> Reference
     return found
 
 
+@functools.cache
 def scored(endpoint: Client) -> dict[str, Scores]:
-    """The texts as this server scores them."""
+    """The texts as this server scores them; asked for once a run, as two checks look at them."""
     return {name: score(endpoint, text) for name, text in texts().items()}
 
 
@@ -47,7 +50,8 @@ def test_golden_answers_are_the_recorded_ones(endpoint: Client, reference: Refer
     One answer may tip at a close call on other hardware; another model, or damaged weights, tip most of them.
     """
     asked = {"temperature": 0, "max_tokens": reference.golden_tokens}
-    said = {prompt: endpoint.chat(prompt, **asked).text for prompt in reference.golden}
+    answers = together(lambda prompt: endpoint.chat(prompt, **asked).text, reference.golden, at_once=4)
+    said = dict(zip(reference.golden, answers, strict=True))
     agreements = {prompt: agreement(said[prompt], recorded) for prompt, recorded in reference.golden.items()}
     mean, worst = fmean(agreements.values()), min(agreements, key=lambda prompt: agreements[prompt])
     assert mean >= reference.least_agreement, (

@@ -15,7 +15,7 @@ from pytest_vllm_stage.serving.together import settled
 Needs = Callable[..., None]
 
 #: Characters of two, three and four bytes, which tokens cut in the middle.
-MANY_BYTES = "Grüße, 你好 🙂🙃 — naïve ✓"
+MANY_BYTES = "Grüße 你好 🙂✓"
 #: Pieces of a stream after which its client goes away.
 READ_BEFORE_LEAVING = 6
 
@@ -28,7 +28,7 @@ def test_a_stream_says_what_the_plain_answer_says(endpoint: Client, counting: st
 
     A hop that loses, repeats or reorders events, or cuts a character in two, changes the text that users read.
     """
-    parameters = {"temperature": 0, "max_tokens": 24}
+    parameters = {"temperature": 0, "max_tokens": 20}
     plain = endpoint.chat(counting, **parameters)
     streamed = endpoint.stream_chat(counting, **parameters).read()
     assert streamed.text == plain.text, f"streamed: {streamed.text!r}\n   plain: {plain.text!r}"
@@ -135,7 +135,7 @@ def test_characters_are_never_cut(endpoint: Client, needs: Needs) -> None:
     who does not write English.
     """
     needs("structured_outputs")
-    parameters = {"temperature": 0, "max_tokens": 80, "structured_outputs": {"choice": [MANY_BYTES]}}
+    parameters = {"temperature": 0, "max_tokens": 64, "structured_outputs": {"choice": [MANY_BYTES]}}
     plain = endpoint.chat("Say something.", **parameters).text
     assert plain == MANY_BYTES, f"held to {MANY_BYTES!r}, the answer is {plain!r}"
     streamed = endpoint.stream_chat("Say something.", **parameters).read()
