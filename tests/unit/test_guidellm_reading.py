@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.load.samples import FAILURES, Sample
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.saturation import saturation
 from pytest_vllm_stage.slo.verdict import judge
+from tests.unit.made_samples import open_step, queued
 
 DATA = Path(__file__).parents[1] / "data"
 #: 20 requests/s against an engine with 20 ms to the first token, 5 ms between two, and scripted faults.
@@ -268,3 +271,14 @@ def test_a_request_without_a_connection_was_not_sent(tmp_path: Path) -> None:
 
     failed: list[Sample] = [s for s in read_report(changed(tmp_path, change), OPEN_STEP).samples if s.failure]
     assert [sample.sent_s for sample in failed] == [None] * 3
+
+
+def test_a_server_past_capacity_has_the_same_capacity_by_either_driver() -> None:
+    ours = queued(open_step(2.0, 60.0), 4, lambda _dice: 5.0)
+    ends = [
+        replace(one, token_times_s=(one.token_times_s[0], one.token_times_s[-1]), every_token_timed=False)
+        for one in ours.samples
+    ]
+    capacity = saturation(ours).capacity_requests_per_s
+    assert capacity == pytest.approx(4 / 5, rel=0.2)
+    assert saturation(replace(ours, samples=tuple(ends))).capacity_requests_per_s == pytest.approx(capacity, rel=0.2)

@@ -17,7 +17,7 @@ import pytest
 from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.load.driver import Job
 from pytest_vllm_stage.load.guidellm import keeper
-from pytest_vllm_stage.load.guidellm.run import environ_of, progress, requests_of
+from pytest_vllm_stage.load.guidellm.run import environ_of, missing, progress, requests_of
 from pytest_vllm_stage.load.guidellm.scenario import PROMPTS, REPORT, SCENARIO, turned, write_scenario
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
 from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, POISSON, Step
@@ -124,6 +124,13 @@ def test_the_users_own_settings_of_guidellm_stay_out(tmp_path: Path, monkeypatch
 def test_progress_says_what_the_engine_does() -> None:
     assert progress(STEP, 12.4, []) == "quantized-rate-5: GuideLLM since 12 s, for a step of 60 s"
     assert progress(STEP, 12.4, [ServerReading(1, running=3, waiting=2)]).endswith("s, engine runs 3, 2 wait")
+
+
+def test_a_lost_row_is_told_and_more_of_them_invalidate() -> None:
+    assert missing(80, 80) == {}
+    assert missing(80, 79) == {"lost_rows": 1}
+    assert missing(80, 78) == {"lost_rows": 2, "prompts_ran_out": True}
+    assert missing(1000, 990) == {"lost_rows": 10}
 
 
 def kept(code: str) -> subprocess.Popen[bytes]:

@@ -36,6 +36,22 @@ def test_a_measurement_is_read_back_equal(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_driver_that_times_first_and_last_tokens_only_says_so_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / f"step{SUFFIX}"
+    whole = measurement(open_step(), [sample(0, 0.0, token_times_s=(0.1, 0.4), every_token_timed=False)])
+    write_measurement(whole, path)
+    assert read_measurement(path) == whole
+
+
+def test_a_file_from_before_that_was_said_has_every_tokens_time(tmp_path: Path) -> None:
+    path = tmp_path / f"step{SUFFIX}"
+    write_measurement(made(), path)
+    lines = gzip.decompress(path.read_bytes()).replace(b',"every_token_timed":true', b"")
+    assert b"every_token_timed" not in lines
+    path.write_bytes(gzip.compress(lines))
+    assert read_measurement(path) == made()
+
+
 def test_the_same_measurement_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_measurement(made(), tmp_path / name)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +39,8 @@ AROUND_S = 180.0
 #: A closed loop whose answers become this many times slower than its warm-up's is still awaited.
 _SLOWER = 5.0
 _LOOK_INTERVAL_S = 0.2
+#: More rows than this, or than one, are not lost by chance.
+LOST_SHARE = 0.01
 _SHOWN_CHARACTERS = 2000
 #: Its interpreter's own settings: one worker process, nothing from a hub, no output that a terminal would redraw.
 _SETTINGS = {
@@ -110,6 +112,7 @@ class _Run:
     journal: Journal
     environment: EngineEnvironment
     folder: Path
+    _priority: str = "normal"
 
     async def carry_out(self) -> Measurement:
         """Warm up, let GuideLLM send, and read what it wrote."""
@@ -183,6 +186,7 @@ class _Run:
         started_s = said_s = time.monotonic()
         while process.poll() is None:
             usage.look()
+            self._priority = _priority_of(process.pid) or self._priority
             now_s = time.monotonic()
             if now_s - started_s > longest_s:
                 raise EnvironmentUnfit(
@@ -213,14 +217,34 @@ class _Run:
         wall_s = max(sample.end_s for sample in measurement.samples)
         shifted = [replace(reading, at_s=reading.at_s + zero - start) for reading in readings]
         before = [reading for reading in shifted if reading.at_s <= 0][-1:]
-        client = replace(measurement.client, cpu_s=usage.between(start, start + wall_s), wall_s=wall_s)
-        ran_out = {"prompts_ran_out": True} if len(measurement.samples) < count else {}
+        cpu_s = usage.between(start, start + wall_s)
+        client = replace(measurement.client, cpu_s=cpu_s, wall_s=wall_s, priority=self._priority)
         return replace(
             measurement,
             client=client,
             server=(*before, *(reading for reading in shifted if reading.at_s > 0)),
-            facts={**measurement.facts, **ran_out},
+            facts={**measurement.facts, **missing(count, len(measurement.samples))},
         )
+
+
+def missing(sent: int, rows: int) -> dict[str, int | bool]:
+    """Facts about requests that the report does not have.
+
+    Now and then GuideLLM loses a row between its processes; the request was sent and answered. More than that, and the
+    step was another one.
+    """
+    lost = sent - rows
+    if lost <= 0:
+        return {}
+    return {"lost_rows": lost} if lost <= max(1, LOST_SHARE * sent) else {"lost_rows": lost, "prompts_ran_out": True}
+
+
+def _priority_of(pid: int) -> str:
+    """What its keeper could raise a process to; empty once it has ended."""
+    with suppress(ProcessLookupError):
+        nice = os.getpriority(os.PRIO_PROCESS, pid)
+        return f"nice {nice}" if nice < 0 else "normal"
+    return ""
 
 
 def environ_of(ca_file: str | None, folder: Path) -> dict[str, str]:
