@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -176,31 +176,39 @@ def test_the_key_is_in_no_process_argument_and_all_ends_with_an_error(
     engine: EngineEnvironment, sim: Sim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "AROUND_S", -24.0)
-    seen: dict[int, bytes] = {}
+    seen: dict[int, Process] = {}
 
     monkeypatch.setattr(run, "PROGRESS_INTERVAL_S", 0.5)
     job = sim.job(step(seed=8), api_key=Secret("sesame"))
     with pytest.raises(EnvironmentUnfit, match="GuideLLM did not end step s within 4 s"):
         guidellm.measure(job, Journal(None, lambda _line: seen.update(processes())), environment=engine)
-    ours = {pid: line for pid, line in seen.items() if b"guidellm" in line}
-    assert ours
-    assert not [line for line in seen.values() if b"sesame" in line]
+    (keeper,) = (pid for pid, process in seen.items() if b"keeper.py" in process.line)
+    ours = {pid for pid, process in seen.items() if process.group == keeper}
+    assert len(ours) > 1
+    assert not [process.line for process in seen.values() if b"sesame" in process.line]
     deadline = time.monotonic() + 20
-    while (left := ours.keys() & processes().keys()) and time.monotonic() < deadline:
+    while (left := ours & processes().keys()) and time.monotonic() < deadline:
         os.sched_yield()
     assert not left
 
 
-def processes() -> dict[int, bytes]:
-    """The command lines of all processes; none of those that have ended and were not waited for."""
+class Process(NamedTuple):
+    """A process's group and command line."""
+
+    group: int
+    line: bytes
+
+
+def processes() -> dict[int, Process]:
+    """All processes; none of those that have ended and were not waited for."""
     found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            line = path.read_bytes()
+            line, state = (folder / "cmdline").read_bytes(), (folder / "stat").read_text().rpartition(") ")[2].split()
         except OSError:
             continue
-        if line:
-            found[int(path.parent.name)] = line
+        if line and state[0] not in "ZX":
+            found[int(folder.name)] = Process(int(state[2]), line)
     return found
 
 
