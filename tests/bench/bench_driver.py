@@ -7,7 +7,7 @@ Columns: what the reported TTFT adds to the true one (P50, P99, over all request
 lag, failures, and the CPU time of a request. ``--ceiling`` raises the rate until a step is no longer clean: a failure,
 lag P99 above 10 ms, or less than 99 % of the rate sent. The engine has one core and the driver, with all its processes,
 another, where the machine has two; what else runs on them belongs to the result, and the load is printed. The engine
-and our driver run at real-time priority where the kernel allows it; the peers run as they come.
+and our driver run at real-time priority where the kernel allows it, GuideLLM at nice -15, and aiperf as it comes.
 """
 
 from __future__ import annotations
