@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.cluster.facts import ClusterFacts
     from pytest_vllm_stage.config import StageConfig
     from pytest_vllm_stage.load.prompts import PromptMaker
+    from pytest_vllm_stage.load.samples import Measurement
     from pytest_vllm_stage.registry.api import Registry
     from pytest_vllm_stage.serving.client import Client
     from pytest_vllm_stage.serving.target import Target
+    from pytest_vllm_stage.session.benchmark_jobs import BenchmarkJob
     from pytest_vllm_stage.session.capacity import FoundCapacity
     from pytest_vllm_stage.session.plans import PlannedStep
     from pytest_vllm_stage.session.publication import Publication
@@ -234,3 +236,43 @@ def publication(
 
     with told():
         return publication_of(stage_run, cluster, stage, model_role)
+
+
+@pytest.fixture
+def benchmark_job(
+    model_role: str,
+    stage_run: Run,
+    cluster: ClusterFacts,
+    stage: StageFacts,
+    kube: lightkube.Client,
+    minio: minio_client.Minio,
+) -> BenchmarkJob:
+    """The stage's benchmark Job of one model, carried out once a run, or looked up where the stage is only read.
+
+    Skips where there is none.
+    """
+    from pytest_vllm_stage.session import benchmark_jobs
+
+    with told():
+        found = benchmark_jobs.of_role(stage_run, model_role, cluster, stage, kube, minio)
+    if found.absent:
+        pytest.skip(found.absent)
+    return found
+
+
+@pytest.fixture
+def measured_by_job(stage_run: Run, stage: StageFacts, benchmark_job: BenchmarkJob) -> list[Measurement]:
+    """A measurement for each report of the model's benchmark Job."""
+    from pytest_vllm_stage.session import benchmark_jobs
+
+    with told():
+        return benchmark_jobs.measurements(stage_run, benchmark_job, simulated=stage.simulated)
+
+
+@pytest.fixture
+def judged_job(stage_run: Run, benchmark_job: BenchmarkJob, measured_by_job: list[Measurement]) -> list[StepResult]:
+    """The verdict on each report of the model's benchmark Job."""
+    from pytest_vllm_stage.session import benchmark_jobs
+
+    with told():
+        return benchmark_jobs.judged(stage_run, benchmark_job, measured_by_job)

@@ -1,0 +1,23 @@
+"""The benchmark Jobs run behind everything else, and only where there is a GuideLLM to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.session.run import RUN
+
+HERE = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the Jobs out with the simulated engine: its pods have no GuideLLM, which comes with the real one."""
+    if collection_path.name != "test_jobs.py":
+        return None
+    return config.stash[RUN].config.simulated or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the Jobs last; the plugin then sorts load steps among each other as they are here."""
+    items.sort(key=lambda item: HERE in item.path.parents)
