@@ -1,0 +1,362 @@
+"""The script of the benchmark Jobs: what it publishes, and that nothing short of that ends with success."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib
+import json
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from minio.credentials.credentials import Credentials
+from minio.signer import sign_v4_s3
+
+from pytest_vllm_stage.load.guidellm import read_report, write_report
+from pytest_vllm_stage.load.plan import CONSTANT, Step
+from pytest_vllm_stage.load.samples import Sample
+from pytest_vllm_stage.paths import fixtures_dir
+from tests.unit.made_samples import failed, measurement, sample
+from tests.unit.sim_engine import Sim, running_sim
+
+FOLDER = fixtures_dir() / "benchmarking"
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[dict[str, Any]]:
+    """The script and what it imports, as in the pod: from its own folder."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in ("benchmark", "bucket")}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("benchmark", "bucket"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def script(scripts: dict[str, Any]) -> Any:
+    return scripts["benchmark"]
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--ttft-ms", "1", "--itl-ms", "1") as engine:
+        yield engine
+
+
+class Store:
+    """A stand-in for MinIO: objects by path, their metadata, and what it answers with instead."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.headers: dict[str, dict[str, str]] = {}
+        self.refuse = 0
+        self.spoil = False
+        self.url = ""
+
+    def names(self) -> list[str]:
+        return sorted(path.rpartition("/")[2] for path in self.objects)
+
+    def document(self, name: str) -> Any:
+        return json.loads(next(content for path, content in self.objects.items() if path.endswith(f"/{name}")))
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    kept = Store()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's word
+            pass
+
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["content-length"]))
+            if not kept.refuse:
+                kept.objects[self.path] = content
+                kept.headers[self.path] = {name.lower(): value for name, value in self.headers.items()}
+            self.answer(kept.refuse or 200, b"<Code>AccessDenied</Code>" if kept.refuse else b"")
+
+        def do_GET(self) -> None:
+            content = kept.objects[self.path]
+            self.answer(200, content[:-1] if kept.spoil else content)
+
+        def answer(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    kept.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield kept
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class GuideLLM:
+    """A stand-in for GuideLLM: its report has these samples, and it keeps the prompts that it was given."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[float, list[str]] = {}
+        self.bad: list[int] = []
+        self.all_bad = False
+        self.missing = 0
+        self.output_tokens = 4
+
+    def __call__(self, settings: Any, rate: float, prompts: list[str], folder: Path) -> Path:
+        self.prompts[rate] = prompts
+        step = Step("rate", settings.model, CONSTANT, len(prompts) / rate, 48, 4, request_rate=rate)
+        sent = range(len(prompts) - self.missing)
+        write_report(measurement(step, [self._sample(i, rate) for i in sent]), folder / "report.json")
+        return folder / "report.json"
+
+    def _sample(self, index: int, rate: float) -> Sample:
+        if self.all_bad or index in self.bad:
+            return replace(failed(index, index / rate), prompt_tokens=None, expected_prompt_tokens=48)
+        made = sample(index, index / rate, tokens=self.output_tokens)
+        return replace(made, prompt_tokens=48, expected_prompt_tokens=48, expected_output_tokens=4)
+
+
+@pytest.fixture
+def guidellm(script: Any, monkeypatch: pytest.MonkeyPatch) -> GuideLLM:
+    stand_in = GuideLLM()
+    monkeypatch.setattr(script, "run_guidellm", stand_in)
+    return stand_in
+
+
+@pytest.fixture(autouse=True)
+def environment(sim: Sim, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim.faults()
+    for name, value in {
+        "MODEL": "sim",
+        "TARGET_URL": sim.url,
+        "RATES": "1 5",
+        "DURATION_S": "4",
+        "PROMPT_TOKENS": "48",
+        "OUTPUT_TOKENS": "4",
+        "WARMUP_REQUESTS": "20",
+        "REQUEST_TIMEOUT_S": "10",
+        "MAX_ERROR_RATE": "0.1",
+        "S3_ENDPOINT": store.url,
+        "S3_ACCESS_KEY": "someone",
+        "S3_SECRET_KEY": "correct-horse",
+        "BUCKET": "test-results",
+        "RUN": "benchmark-sim-x7k2p",
+        "LOCATION_FILE": str(tmp_path / "location"),
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def ended(script: Any) -> str:
+    with pytest.raises(SystemExit) as caught:
+        script.main()
+    assert isinstance(caught.value.code, str), "it ended without saying why"
+    assert caught.value.code.startswith("error: ")
+    return caught.value.code.removeprefix("error: ")
+
+
+def test_each_rate_is_published_and_told(
+    script: Any, guidellm: GuideLLM, store: Store, sim: Sim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(sim.truth())
+    script.main()
+    assert store.names() == ["rate-1.json", "rate-5.json", "summary.json"]
+    location = (tmp_path / "location").read_text()
+    assert location.startswith("s3://test-results/benchmark-jobs/sim/20")
+    assert location.endswith("-benchmark-sim-x7k2p")
+    assert capsys.readouterr().out.splitlines()[-1] == f"published 2 reports: {location}"
+    assert len(sim.truth()) - before == 20
+    summary = store.document("summary.json")
+    assert [(step["request_rate"], step["samples"], step["failed"]) for step in summary["steps"]] == [
+        (1.0, 4, 0), (5.0, 20, 0),
+    ]  # fmt: skip
+    for step in summary["steps"]:
+        path = f"/{location.removeprefix('s3://')}/{step['object']}"
+        content, headers = store.objects[path], store.headers[path]
+        assert step["sha256"] == headers["x-amz-meta-sha256"] == hashlib.sha256(content).hexdigest()
+        assert (headers["content-type"], headers["x-amz-meta-outcome"]) == ("application/json", "complete")
+
+
+def test_what_it_published_is_read_as_a_measurement(
+    script: Any, guidellm: GuideLLM, store: Store, tmp_path: Path
+) -> None:
+    script.main()
+    summary = store.document("summary.json")
+    (tmp_path / "rate-5.json").write_text(json.dumps(store.document("rate-5.json")))
+    step = Step("full-rate-5", "sim", CONSTANT, summary["duration_s"], 48, 4, request_rate=5)
+    found = read_report(tmp_path / "rate-5.json", step, lead_in=summary["lead_in"])
+    assert len(found.samples) == step.planned_requests == 20
+
+
+def test_prompts_are_as_long_as_the_server_counts_and_no_two_alike(script: Any, guidellm: GuideLLM, sim: Sim) -> None:
+    script.main()
+    prompts = [prompt for texts in guidellm.prompts.values() for prompt in texts]
+    assert [len(texts) for texts in guidellm.prompts.values()] == [5, 21]
+    assert len({prompt[:40] for prompt in prompts}) == len(prompts)
+    assert {sim.count(prompt) for prompt in prompts} == {48}
+
+
+def test_a_rate_without_one_answer_is_no_success(script: Any, guidellm: GuideLLM, store: Store, tmp_path: Path) -> None:
+    guidellm.all_bad = True
+    told = ended(script)
+    assert "rate 1: vacuous: 0 of 4 requests were answered, with 0 tokens" in told
+    # The reports are there all the same: they say what happened.
+    assert store.names() == ["rate-1.json", "rate-5.json", "summary.json"]
+    assert {headers.get("x-amz-meta-outcome") for headers in store.headers.values()} == {"problem", None}
+
+
+def test_more_failures_than_allowed_are_no_success(script: Any, guidellm: GuideLLM) -> None:
+    guidellm.bad = [1, 7]
+    assert ended(script) == ("rate 1: 1 of 4 requests failed, at most 0.1 may; the first with http_status: 503")
+
+
+def test_failures_within_the_bound_are_told_and_allowed(script: Any, guidellm: GuideLLM, store: Store) -> None:
+    guidellm.bad = [7, 9]
+    script.main()
+    assert [step["failed"] for step in store.document("summary.json")["steps"]] == [0, 2]
+
+
+def test_a_failed_request_in_front_is_no_sample(script: Any, guidellm: GuideLLM) -> None:
+    guidellm.bad = [0]
+    script.main()
+
+
+def test_answers_of_another_length_are_failures(script: Any, guidellm: GuideLLM) -> None:
+    guidellm.output_tokens = 3
+    assert "vacuous: 0 of 4 requests were answered" in ended(script)
+
+
+def test_fewer_samples_than_planned_are_no_success(script: Any, guidellm: GuideLLM) -> None:
+    guidellm.missing = 1
+    assert ended(script).startswith("rate 1: 3 samples instead of 4 (rate x duration)")
+
+
+def test_a_refused_upload_is_no_success(script: Any, guidellm: GuideLLM, store: Store, tmp_path: Path) -> None:
+    store.refuse = 403
+    told = ended(script)
+    assert "rate-1.json: PUT gave HTTP 403 <Code>AccessDenied</Code>" in told
+    assert not (tmp_path / "location").exists()
+
+
+def test_an_upload_that_reads_back_altered_is_no_success(script: Any, guidellm: GuideLLM, store: Store) -> None:
+    store.spoil = True
+    assert "rate-1.json: sent sha256" in ended(script)
+
+
+def test_a_store_that_is_not_there_is_no_success(
+    script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S3_ENDPOINT", "http://127.0.0.1:9")
+    assert "MinIO at http://127.0.0.1:9 does not answer" in ended(script)
+
+
+def test_a_warm_up_that_fails_ends_it(script: Any, guidellm: GuideLLM, sim: Sim) -> None:
+    sim.faults({"fault": "server_error", "status": 503, "share": 1.0})
+    assert "20 of 20 warm-up requests failed, the first with HTTPError: HTTP Error 503" in ended(script)
+    assert guidellm.prompts == {}
+
+
+def test_another_model_is_not_measured(script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL", "another")
+    assert "serves sim, not another" in ended(script)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("RATES", "1 fast", "RATES is '1 fast': different numbers above 0 are needed"),
+        ("RATES", "5 5", "RATES is '5 5'"),
+        ("RATES", "0.1", "RATES: 0.1 requests/s for DURATION_S 4 are no request"),
+        ("DURATION_S", "nan", "DURATION_S is 'nan': a number above 0 is needed"),
+        ("PROMPT_TOKENS", "2.5", "PROMPT_TOKENS is '2.5': a whole number from 1 is needed"),
+        ("PROMPT_TOKENS", "9", "PROMPT_TOKENS is 9: the chat template takes"),
+        ("MAX_ERROR_RATE", "2", "MAX_ERROR_RATE is '2': a number from 0 to 1 is needed"),
+        ("S3_SECRET_KEY", "", "S3_SECRET_KEY is not set"),
+        ("BUCKET", "", "BUCKET is not set"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert ended(script).startswith(told)
+
+
+def fake_package(folder: Path, code: str) -> None:
+    """A program that `python -m guidellm` finds where the pods have theirs."""
+    package = folder / "lib" / "python3.99" / "site-packages" / "guidellm"
+    package.mkdir(parents=True)
+    (package / "__main__.py").write_text(code)
+
+
+def test_guidellm_gets_its_scenario_and_none_of_the_credentials(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import json, os, pathlib, sys\nspec = json.load(open(sys.argv[3]))['spec']\n"
+    code += "seen = {'spec': spec, 'environment': dict(os.environ), 'arguments': sys.argv}\n"
+    code += "pathlib.Path(spec['outputs'][0]['path']).write_text(json.dumps(seen))\n"
+    fake_package(tmp_path / "engine", code)
+    monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
+    settings = script.Settings.from_environment()
+    seen = json.loads(script.run_guidellm(settings, 5.0, ["a", "b"], tmp_path).read_text())
+    assert seen["spec"]["profile"] == {"kind": "constant", "rate": [5.0]}
+    assert seen["spec"]["constraints"] == [{"kind": "max_requests", "count": 2}]
+    body = {"max_tokens": 4, "min_tokens": 4, "ignore_eos": True}
+    assert body.items() <= seen["spec"]["backend"]["extras"]["body"].items()
+    assert "correct-horse" not in json.dumps(seen)
+
+
+def test_guidellm_without_a_report_is_told_with_its_last_words(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_package(tmp_path / "engine", "raise SystemExit('no such backend')\n")
+    monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
+    told = ended(script)
+    assert told == "GuideLLM ended with status 1 at 1 requests/s, without a report: no such backend"
+
+
+def test_a_report_that_is_none_is_no_success(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    code = "import json, pathlib, sys\nspec = json.load(open(sys.argv[3]))['spec']\n"
+    code += "pathlib.Path(spec['outputs'][0]['path']).write_text('{\"benchmarks\": []}')\n"
+    fake_package(tmp_path / "engine", code)
+    monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
+    assert ended(script).startswith("rate 1: report not understood: IndexError")
+    assert "rate-1.json" in store.names()
+
+
+def test_uploads_are_signed_as_minios_own_client_signs_them(
+    scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = scripts["bucket"]
+    now = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    monkeypatch.setattr(bucket, "time", types.SimpleNamespace(gmtime=now.timetuple, strftime=time.strftime))
+    url, content = "http://minio:9000/test-results/benchmark-jobs/m/run/rate-5.json", b'{"a": 1}'
+    headers = {"content-type": "application/json", "x-amz-meta-outcome": "complete"}
+    ours = bucket.signed_headers("PUT", url, content, headers, "someone", "correct-horse")
+    digest = hashlib.sha256(content).hexdigest()
+    sent = {"Host": "minio:9000", "x-amz-content-sha256": digest, "x-amz-date": "20260102T030405Z"}
+    theirs = sign_v4_s3(
+        method="PUT",
+        url=urlsplit(url),
+        region="us-east-1",
+        headers={**sent, "Content-Type": "application/json", "x-amz-meta-outcome": "complete"},
+        credentials=Credentials("someone", "correct-horse"),
+        content_sha256=digest,
+        date=now,
+    )
+    assert ours["Authorization"] == theirs["Authorization"]
