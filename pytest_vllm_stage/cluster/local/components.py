@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pytest_vllm_stage.cluster.local import gotool, kserve_files
+from pytest_vllm_stage.cluster.local import gotool, kserve_files, tekton_files
 from pytest_vllm_stage.errors import EnvironmentUnfit
 from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.paths import PACKAGE, cache_dir
@@ -39,6 +39,7 @@ class Component:
         programs: Program name to the package that is built for it.
         variables: What the linker sets; ``{version}`` stands for the version.
         more_files: Puts further files of the module's folder beside the programs.
+        files_format: Another value makes these files anew.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Component:
     programs: dict[str, str]
     variables: tuple[str, ...] = ()
     more_files: Callable[[Path, Path], None] | None = None
+    files_format: str = ""
 
     @property
     def source(self) -> Path:
@@ -73,8 +75,7 @@ class Component:
         for path in sorted(self.source.rglob("*")):
             if path.is_file():
                 digest.update(path.name.encode() + path.read_bytes())
-        if self.more_files:
-            digest.update(kserve_files.FORMAT.encode())
+        digest.update(self.files_format.encode())
         return digest.hexdigest()[:16]
 
     @property
@@ -105,8 +106,20 @@ COMPONENTS = (
         "github.com/kserve/kserve",
         {"kserve-manager": "github.com/kserve/kserve/cmd/manager"},
         more_files=kserve_files.copy,
+        files_format=kserve_files.FORMAT,
     ),
     Component("minio", "github.com/minio/minio", {"minio": "github.com/minio/minio"}),
+)
+
+#: Nothing that a cluster runs by itself: built only where it is asked for by name, as the test of the Tekton Task does.
+EXTRAS = (
+    Component(
+        "tekton",
+        "github.com/tektoncd/pipeline",
+        {name: f"github.com/tektoncd/pipeline/cmd/{name}" for name in ("webhook", "controller", "entrypoint")},
+        more_files=tekton_files.copy,
+        files_format=tekton_files.FORMAT,
+    ),
 )
 
 
@@ -115,7 +128,7 @@ def ensure(journal: Journal, names: Iterable[str] | None = None) -> dict[str, Pa
 
     Args:
         journal: Takes a phase for each component that is built.
-        names: Components to look at; all by default.
+        names: Components to look at, `EXTRAS` among them; by default all that a cluster is made of.
 
     Returns:
         Program name to path.
@@ -123,7 +136,7 @@ def ensure(journal: Journal, names: Iterable[str] | None = None) -> dict[str, Pa
     Raises:
         EnvironmentUnfit: no Go, or a build failed; it shows the last lines and names the log.
     """
-    wanted = [component for component in COMPONENTS if names is None or component.name in names]
+    wanted = COMPONENTS if names is None else [one for one in (*COMPONENTS, *EXTRAS) if one.name in names]
     missing = [component for component in wanted if not component.folder.exists()]
     if missing:
         go_mods = [(component.source / "go.mod").read_text(encoding="utf-8") for component in missing]

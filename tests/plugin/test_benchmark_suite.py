@@ -1,0 +1,264 @@
+"""suites/benchmark over a fake stage: what fails it, what skips it, and when it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from pytest_vllm_stage.load.guidellm import write_report
+from pytest_vllm_stage.load.plan import CONSTANT, Step
+from pytest_vllm_stage.load.samples import Sample
+from tests.unit.made_samples import failed, measurement, sample
+
+SUITE = Path(__file__).parents[2] / "suites" / "benchmark"
+
+#: Follows the fake cluster and stage of this folder's conftest.
+FAKE_JOBS = """
+
+import dataclasses
+import types
+from pytest_vllm_stage.stage import benchmark, client, look, store
+
+HERE = Path(__file__).parent
+client.connect = lambda cluster, namespace: types.SimpleNamespace(close=lambda: None)
+store.connect = lambda stage, kube: None
+look.View.get = lambda self, kind, name: None
+
+def job(model):
+    environment = [{"name": "RATES", "value": os.environ.get("FAKE_RATES", "1 5")}]
+    pod = {"spec": {"containers": [{"name": "guidellm", "env": environment}]}}
+    labels = {"vllm-stage/model": model}
+    return {"kind": "Job", "metadata": {"name": f"benchmark-{model}", "labels": labels}, "spec": {"template": pod}}
+
+def manifests_of(overlay, kubectl, namespace):
+    return [] if os.environ.get("FAKE_NO_JOBS") else [job("quantized-model"), job("full-model")]
+
+def carry_out(view, manifests, job, run_id, journal):
+    note(job["metadata"]["name"])
+    if os.environ.get("FAKE_FAILED_JOB") == job["metadata"]["name"]:
+        raise errors.WaitFailed("job/benchmark-full-model cannot complete: vacuous: 0 of 8 requests were answered")
+    model = job["metadata"]["name"].removeprefix("benchmark-")
+    return benchmark.Location("test-results", f"benchmark-jobs/{model}/run")
+
+def fetch(minio, location):
+    folder = HERE / "store" / location.prefix.split("/")[1]
+    summary = json.loads((folder / "summary.json").read_text())
+    contents = {step["object"]: (folder / step["object"]).read_bytes() for step in summary["steps"]}
+    return benchmark.Reports(location, summary, contents)
+
+benchmark.manifests_of, benchmark.carry_out, benchmark.fetch = manifests_of, carry_out, fetch
+own_stage = lifecycle.make_stage
+
+def stage_that_is_read(run, cluster):
+    return dataclasses.replace(own_stage(run, cluster), owned=not os.environ.get("FAKE_READ_ONLY"))
+
+lifecycle.make_stage = stage_that_is_read
+"""
+
+SLO = """
+[models.quantized.slo]
+{quantized}
+[slo]
+error_rate = 0
+ttft_p50_ms = 500
+[load]
+rates = [1, 5]
+duration_s = 8
+prompt_tokens = 64
+output_tokens = 16
+"""
+
+
+@pytest.fixture
+def jobs(place: pytest.Pytester) -> pytest.Pytester:
+    """The suite in a folder with the fakes; both models' Jobs left good reports."""
+    shutil.copytree(SUITE, place.path / "benchmark", ignore=shutil.ignore_patterns("__pycache__"))
+    conftest = place.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace("import os\n", "import json\nimport os\n") + FAKE_JOBS)
+    promise(place)
+    for role in ("quantized", "full"):
+        reports(place, role)
+    return place
+
+
+def promise(place: pytest.Pytester, quantized: str = "") -> None:
+    profile = place.path / "small.toml"
+    profile.write_text(profile.read_text().partition("[models.quantized.slo]")[0] + SLO.format(quantized=quantized))
+
+
+def reports(
+    place: pytest.Pytester, role: str, rates: Sequence[float] = (1, 5), *, ttft_s: float = 0.1, bad: int = 0
+) -> None:
+    """What a Job leaves: a report for each rate, with one request in front that is no sample, and the summary."""
+    folder = place.path / "store" / f"{role}-model"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    steps = []
+    for rate in rates:
+        count = int(rate * 8)
+        step = Step("any", f"{role}-model", CONSTANT, (count + 1) / rate, 64, 16, request_rate=rate)
+        rows = [row(i, i / rate, ttft_s, failing=0 < i <= bad) for i in range(count + 1)]
+        write_report(measurement(step, rows), folder / f"rate-{rate:g}.json")
+        digest = hashlib.sha256((folder / f"rate-{rate:g}.json").read_bytes()).hexdigest()
+        steps.append({"request_rate": rate, "object": f"rate-{rate:g}.json", "sha256": digest})
+    facts = {"duration_s": 8, "prompt_tokens": 64, "output_tokens": 16, "warmup_requests": 20, "request_timeout_s": 60}
+    summary = {"model": f"{role}-model", "lead_in": 1, "steps": steps, **facts}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def row(index: int, at_s: float, ttft_s: float, *, failing: bool) -> Sample:
+    made = failed(index, at_s) if failing else sample(index, at_s, ttft_s=ttft_s)
+    return replace(made, response_id=f"{at_s}-{index}", output_digest=f"{at_s}-{index}")
+
+
+def run(place: pytest.Pytester, *options: str) -> pytest.RunResult:
+    return place.runpytest_subprocess(
+        "benchmark", "-p", "no:cacheprovider", "--stage-run-dir=run", *options, timeout=120
+    )
+
+
+def properties(place: pytest.Pytester) -> dict[str, dict[str, str]]:
+    """Test to the properties that it recorded."""
+    cases = ET.parse(place.path / "run" / "junit.xml").getroot().iter("testcase")  # noqa: S314 - written by the run
+    return {
+        str(case.get("name")): {str(one.get("name")): str(one.get("value")) for one in case.iter("property")}
+        for case in cases
+    }
+
+
+def test_good_reports_pass_and_leave_their_numbers(jobs: pytest.Pytester, calls: Path) -> None:
+    result = run(jobs)
+    result.assert_outcomes(passed=6)
+    made = [line.split()[0] for line in calls.read_text().splitlines()]
+    assert sorted(name for name in made if name.startswith("benchmark")) == [
+        "benchmark-full-model", "benchmark-quantized-model",
+    ]  # fmt: skip
+    recorded = properties(jobs)["test_reports_keep_the_objectives[full]"]
+    assert recorded["full-rate-1.slo.outcome"] == recorded["full-rate-5.slo.outcome"] == "pass"
+    assert float(recorded["full-rate-5.slo.ttft_p50_ms"]) == pytest.approx(100, abs=1)
+    location = properties(jobs)["test_job_completes_with_a_report_for_each_rate[full]"]["benchmark_job.location"]
+    assert location == "s3://test-results/benchmark-jobs/full-model/run"
+    assert (jobs.path / "run" / "benchmark-jobs" / "full-model" / "rate-5.json").is_file()
+
+
+def test_a_promise_that_the_job_saw_broken_fails(jobs: pytest.Pytester) -> None:
+    promise(jobs, quantized="ttft_p50_ms = 50")
+    result = run(jobs)
+    result.assert_outcomes(passed=5, failed=1)
+    result.stdout.fnmatch_lines(["*quantized-rate-1: fail: ttft_p50_ms <= 50: *", "*quantized-rate-5: fail: *"])
+
+
+def test_past_the_promised_rate_it_is_only_observed(jobs: pytest.Pytester) -> None:
+    promise(jobs, quantized="[models.quantized.slo.rate-5]\nttft_p50_ms = 50")
+    profile = jobs.path / "small.toml"
+    text = profile.read_text().replace(
+        'inference_service = "q"', 'inference_service = "q"\nrate_limit_requests_per_s = 1'
+    )
+    profile.write_text(text)
+    run(jobs).assert_outcomes(passed=6)
+    recorded = properties(jobs)["test_reports_keep_the_objectives[quantized]"]
+    assert recorded["quantized-rate-5.slo.outcome"] == "observed"
+
+
+def test_a_report_without_an_answer_is_vacuous(jobs: pytest.Pytester) -> None:
+    reports(jobs, "full", bad=1000)
+    result = run(jobs)
+    result.assert_outcomes(passed=4, failed=2)
+    result.stdout.fnmatch_lines(["*full-rate-5: vacuous: not one token came from 40 requests*"])
+
+
+def test_a_missing_rate_is_told(jobs: pytest.Pytester) -> None:
+    reports(jobs, "full", rates=(1,))
+    result = run(jobs)
+    result.assert_outcomes(passed=5, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*job benchmark-full-model declares rates [[]1.0, 5.0[]] and left reports for [[]1[]]*"]
+    )
+
+
+def test_samples_are_rate_times_duration(jobs: pytest.Pytester) -> None:
+    summary = jobs.path / "store" / "full-model" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"duration_s": 9}))
+    result = run(jobs)
+    result.stdout.fnmatch_lines(["*full-rate-1: 8 samples instead of 9 (rate x duration)*"])
+    assert result.ret == 1
+
+
+def test_a_report_of_another_rate_is_refused(jobs: pytest.Pytester) -> None:
+    folder = jobs.path / "store" / "full-model"
+    shutil.copy(folder / "rate-1.json", folder / "rate-5.json")
+    result = run(jobs)
+    result.assert_outcomes(passed=4, errors=1, skipped=1)
+    result.stdout.fnmatch_lines(["*is constant arrivals of 1 requests/s; step full-rate-5 plans *"])
+
+
+def test_a_job_that_fails_is_told_once(jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FAILED_JOB", "benchmark-full-model")
+    result = run(jobs)
+    result.assert_outcomes(passed=3, errors=1, skipped=2)
+    result.stdout.fnmatch_lines(["*job/benchmark-full-model cannot complete: vacuous: *"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ("FAKE_NO_JOBS", "overlay overlay declares no benchmark Jobs: it has no folder benchmark"),
+        ("FAKE_READ_ONLY", "namespace small has no job/benchmark-*, and a stage that is only read gets none"),
+    ],
+)
+def test_where_there_is_no_job_that_is_the_reason(
+    jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, calls: Path, variable: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    result = run(jobs, "-rs")
+    result.assert_outcomes(skipped=6)
+    result.stdout.fnmatch_lines([f"*{told}*"])
+    assert "benchmark" not in calls.read_text()
+
+
+def test_they_run_alone_behind_the_load_steps(jobs: pytest.Pytester) -> None:
+    """In whatever folder the load steps are, and before what reads the results."""
+    later: dict[str, Any] = {
+        "zz/test_later.py": """
+            import pytest
+
+            @pytest.mark.load
+            def test_load(stage_run): ...
+
+            @pytest.mark.after_load
+            def test_reads(stage_run): ...
+
+            def test_plain(stage_run): ...
+        """
+    }
+    (jobs.path / "zz").mkdir()
+    for name, text in later.items():
+        (jobs.path / name).write_text("\n".join(line[12:] for line in text.splitlines()))
+    result = jobs.runpytest_subprocess("--collect-only", "-q", "-p", "no:cacheprovider")
+    names = [line.partition("::")[2].partition("[")[0] for line in result.outlines if "::" in line]
+    assert list(dict.fromkeys(names)) == [
+        "test_plain",
+        "test_load",
+        "test_job_completes_with_a_report_for_each_rate",
+        "test_reports_are_not_vacuous",
+        "test_reports_keep_the_objectives",
+        "test_reads",
+    ]
+    run(jobs).assert_outcomes(passed=6)
+    events = [json.loads(line) for line in (jobs.path / "run" / "journal.jsonl").read_text().splitlines()]
+    assert [event["alone"] for event in events if event["kind"] == "turn"] == [True] * 6
+
+
+def test_the_simulated_engine_has_none(jobs: pytest.Pytester) -> None:
+    (jobs.path / "overlay-sim").mkdir()
+    (jobs.path / "overlay-sim" / "kustomization.yaml").write_text("resources: []\n")
+    result = run(jobs, "--stage-engine=sim")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED

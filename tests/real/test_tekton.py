@@ -1,0 +1,375 @@
+"""The Tekton Task against Tekton itself: its CRDs, its admission webhook, its controller, in the local cluster.
+
+The model is the simulated engine, a stand-in; GuideLLM, MinIO and Tekton are the real ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightkube
+import minio as minio_client
+import pytest
+import yaml
+
+from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.cluster.local import components, images, tekton_files
+from pytest_vllm_stage.cluster.local.images import Image
+from pytest_vllm_stage.engine import environment
+from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.paths import PACKAGE, fixtures_dir
+from pytest_vllm_stage.profile import load_profile
+from pytest_vllm_stage.stage import addresses, benchmark, client, deploy, render, secrets, store
+from pytest_vllm_stage.stage.apply import Ownership, apply
+from pytest_vllm_stage.stage.benchmark import Location
+from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.look import View
+from pytest_vllm_stage.stage.wait import wait_for_all
+from pytest_vllm_stage.waiting import Observation, wait_until
+
+pytestmark = pytest.mark.real
+
+SILENT = Journal()
+Object = dict[str, Any]
+NAMESPACE, RUN, MODEL = "vllm-stage", "tekton-test", "sim"
+TASK = "run-guidellm-v2"
+OVERLAYS = fixtures_dir() / "overlays"
+EXAMPLES = fixtures_dir() / "benchmarking" / "tekton" / "example"
+PROGRAMS = ("webhook", "controller", "entrypoint")
+#: What makes a run short; rates are given apart.
+SHORT = {"duration-s": "3", "prompt-tokens": "48", "output-tokens": "4", "max-error-rate": "0"}
+WEBHOOKS = (
+    "mutatingwebhookconfiguration/webhook.pipeline.tekton.dev",
+    "validatingwebhookconfiguration/validation.webhook.pipeline.tekton.dev",
+)
+
+
+class Kubectl:
+    """Runs kubectl against one cluster."""
+
+    def __init__(self, facts: ClusterFacts) -> None:
+        self._command = [facts.kubectl, "--kubeconfig", facts.kubeconfig, "--cache-dir", f"{facts.state_dir}/discovery"]
+
+    def tried(self, *arguments: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
+        text = None if stdin is None else json.dumps(stdin)
+        return subprocess.run(
+            [*self._command, *arguments], input=text, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    def __call__(self, *arguments: str, stdin: object = None) -> str:
+        done = self.tried(*arguments, stdin=stdin)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def apply(self, *manifests: Object) -> None:
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+        self("apply", "--server-side", "-f", "-", stdin=listed)
+
+    def get(self, name: str) -> Object:
+        found: Object = json.loads(self("-n", NAMESPACE, "get", name, "-o", "json"))
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterFacts]:
+    """A cluster whose pods find GuideLLM in the engine's environment, and the simulated engine in this package."""
+    components.ensure(SILENT, ["tekton"])
+    local.ensure_packages(SILENT)
+    wait_until(
+        "no other run has a cluster",
+        lambda: Observation(local.running() == [], "one is in use"),
+        timeout_s=300,
+        journal=SILENT,
+        error=EnvironmentUnfit,
+    )
+    local.sweep(SILENT)
+    engine = environment.ensure(SILENT)
+    mounts = {"engine": engine.prefix, "python": engine.base_prefix, "package": PACKAGE}
+    facts = local.start(run_id=RUN, lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=300)
+    yield facts
+    assert facts.state_dir
+    assert local.stop(facts.state_dir, SILENT) == []
+
+
+@pytest.fixture(scope="module")
+def kubectl(cluster: ClusterFacts) -> Kubectl:
+    return Kubectl(cluster)
+
+
+@pytest.fixture(scope="module")
+def kube(cluster: ClusterFacts) -> Iterator[lightkube.Client]:
+    with client.connection(cluster, NAMESPACE) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def view(cluster: ClusterFacts, kube: lightkube.Client, kubectl: Kubectl) -> View:
+    """The part of the stage that a benchmark needs: MinIO as the local overlay declares it, and a model's Service."""
+    seen, profile = View(kube, cluster, NAMESPACE), load_profile("local", Path("/"))
+    rendered = render.render(OVERLAYS / "local", cluster.kubectl)
+    names = ("minio", "minio-data", "minio-buckets", "minio-credentials", NAMESPACE)
+    chosen = [manifest for manifest in rendered if manifest["metadata"]["name"] in names]
+    values = secrets.complete(chosen, secrets.Values(), generate=True)
+    for wave in render.waves(chosen):
+        apply(kube, wave, NAMESPACE, Ownership.of_run(RUN), values)
+        wait_for_all(seen, deploy.conditions_of(wave, profile.waits_s), SILENT)
+    kubectl.apply(*model())
+    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{MODEL}", "--timeout=60s")
+    return seen
+
+
+def model() -> list[Object]:
+    """The simulated engine, a stand-in, behind the name that KServe gives a predictor's Service."""
+    host = {name: f"/{name}" for name in ("usr", "lib", "lib64")}
+    mounted = host | {"python": "/mnt/vllm-stage/python", "package": "/mnt/vllm-stage/package"}
+    inside = mounted | {"package": "/mnt/vllm-stage/packages/pytest_vllm_stage"}
+    labels = {"app": MODEL}
+    container = {
+        "name": "engine",
+        "image": images.BASE,
+        "command": ["/mnt/vllm-stage/python/bin/python3", "-m", "pytest_vllm_stage.sim"],
+        "args": ["--host=0.0.0.0", "--port=8080", f"--model={MODEL}", "--ttft-ms=10", "--itl-ms=3"],
+        "env": [
+            {"name": "PYTHONPATH", "value": "/mnt/vllm-stage/packages"},
+            {"name": "LD_LIBRARY_PATH", "value": "/mnt/vllm-stage/python/lib"},
+        ],
+        "readinessProbe": {"httpGet": {"path": "/health", "port": 8080}, "periodSeconds": 1},
+        "volumeMounts": [{"name": name, "mountPath": path, "readOnly": True} for name, path in inside.items()],
+    }
+    volumes = [{"name": name, "hostPath": {"path": path, "type": "Directory"}} for name, path in mounted.items()]
+    metadata = {"name": MODEL, "namespace": NAMESPACE, "labels": labels}
+    spec = {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 0}
+    service = {"selector": labels, "ports": [{"port": 80, "targetPort": 8080}]}
+    return [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {**metadata, "name": f"{MODEL}-predictor"},
+            "spec": service,
+        },
+    ]
+
+
+@pytest.fixture(scope="module")
+def minio(cluster: ClusterFacts, view: View) -> minio_client.Minio:
+    url = addresses.of_minio(view.kube, cluster, NAMESPACE)
+    return store.connect(StageFacts(NAMESPACE, RUN, True, (), url), view.kube)
+
+
+@pytest.fixture(scope="module")
+def tekton(cluster: ClusterFacts, kubectl: Kubectl) -> None:
+    """Tekton as its own manifests install it, each program in an image with nothing but itself."""
+    built = components.ensure(SILENT, ["tekton"])
+    names = {program: f"vllm-stage.local/tekton-{program}:1" for program in PROGRAMS}
+    archives = images.ensure(
+        [
+            Image(names[program], (f"/ko-app/{program}",), {f"ko-app/{program}": built[program]}, rooted=False)
+            for program in PROGRAMS
+        ]
+    )
+    for archive in archives:
+        load_image(cluster, archive)
+    manifests = tekton_files.manifests(built["webhook"].parent, names)
+    first = [manifest for manifest in manifests if manifest["kind"] in ("Namespace", "CustomResourceDefinition")]
+    kubectl.apply(*first)
+    kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    kubectl.apply(*(manifest for manifest in manifests if manifest not in first))
+    for name in ("webhook", "controller"):
+        kubectl("-n", "tekton-pipelines", "rollout", "status", f"deployment/tekton-pipelines-{name}", "--timeout=120s")
+    # Until it has written its rules and its certificate's authority there, nothing is asked and everything is accepted.
+    wait_until(
+        "Tekton's webhooks are registered",
+        lambda: Observation(all(registered(kubectl, name) for name in WEBHOOKS), "not yet"),
+        timeout_s=60,
+        journal=SILENT,
+        error=EnvironmentUnfit,
+    )
+
+
+def registered(kubectl: Kubectl, name: str) -> bool:
+    (hook,) = json.loads(kubectl("get", name, "-o", "json"))["webhooks"]
+    return bool(hook.get("rules") and hook["clientConfig"].get("caBundle"))
+
+
+def load_image(cluster: ClusterFacts, archive: Path) -> None:
+    """Give an image to the cluster's containerd, whose socket is in a mount namespace of its own."""
+    pid = next(
+        entry.name
+        for entry in Path("/proc").glob("[0-9]*")
+        if command_of(entry)[:1] == ["containerd"] and f"{cluster.state_dir}/" in " ".join(command_of(entry))
+    )
+    socket = f"/proc/{pid}/root/run/containerd/containerd.sock"
+    command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", "--digests=false", str(archive)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def command_of(process: Path) -> list[str]:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+@pytest.fixture(scope="module")
+def task(cluster: ClusterFacts, kubectl: Kubectl, view: View, tekton: None) -> Object:
+    """The Task of the local overlay, with the script that it mounts, in the cluster."""
+    manifests = render.render(OVERLAYS / "local" / "tekton", cluster.kubectl)
+    kubectl.apply(*manifests)
+    return one(manifests)
+
+
+def one(manifests: list[Object]) -> Object:
+    found = render.named(manifests, "Task", TASK)
+    assert found is not None
+    return found
+
+
+class Ended(NamedTuple):
+    """A TaskRun or PipelineRun that has ended."""
+
+    succeeded: bool
+    message: str
+    results: dict[str, str]
+    run: Object
+
+
+def carried_out(kubectl: Kubectl, run: Object, timeout_s: float = 180) -> Ended:
+    """Create a run and wait for its end."""
+    name = kubectl("-n", NAMESPACE, "create", "-f", "-", "-o", "name", stdin=run).strip()
+
+    def look() -> Observation:
+        condition: Object = next(iter(kubectl.get(name).get("status", {}).get("conditions", [])), {})
+        return Observation(condition.get("status") in ("True", "False"), str(condition.get("message", "not begun")))
+
+    wait_until(f"{name} ended", look, timeout_s=timeout_s, journal=SILENT, error=EnvironmentUnfit)
+    found = kubectl.get(name)
+    (condition,) = found["status"]["conditions"]
+    results = {result["name"]: result["value"] for result in found["status"].get("results", [])}
+    return Ended(condition["status"] == "True", condition["message"], results, found)
+
+
+def example(name: str) -> Object:
+    found: Object = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+    found["metadata"]["namespace"] = NAMESPACE
+    return found
+
+
+def shortened(params: list[Object], rates: str) -> list[Object]:
+    """An example's parameters, for the stand-in model and with short steps."""
+    names = [param["name"] for param in params]
+    assert names == ["model", "rates"]
+    given = {"model": MODEL, "rates": rates} | SHORT
+    return [{"name": name, "value": value} for name, value in given.items()]
+
+
+@pytest.mark.parametrize("overlay", ["local", "openshift"])
+def test_the_task_is_taken_as_it_is_declared(
+    cluster: ClusterFacts, kubectl: Kubectl, task: Object, overlay: str
+) -> None:
+    declared = one(render.render(OVERLAYS / overlay / "tekton", cluster.kubectl))
+    arguments = ("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", "-o", "json")
+    taken = json.loads(kubectl(*arguments, stdin=declared))
+    assert taken["spec"] == declared["spec"]
+
+
+def test_what_the_job_sets_is_what_the_task_takes_as_a_default(task: Object) -> None:
+    params = {param["name"]: param.get("default") for param in task["spec"]["params"]}
+    assert params["rates"] == "1 5"
+    assert [name for name, default in params.items() if default is None] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("unknown parameter", r'non-existent variable in "\$\(params\.speed\)"'),
+        ("unknown field", r'unknown field \\?"shout\\?"'),
+        ("no step", r"missing field\(s\): spec\.steps|missing field\(s\): steps"),
+    ],
+)
+def test_tekton_refuses_a_broken_task(kubectl: Kubectl, task: Object, where: str, told: str) -> None:
+    broken = copy.deepcopy(task)
+    broken["metadata"]["name"] = "broken"
+    if where == "unknown parameter":
+        broken["spec"]["steps"][0]["env"].append({"name": "SPEED", "value": "$(params.speed)"})
+    elif where == "unknown field":
+        broken["spec"]["steps"][0]["shout"] = "loud"
+    else:
+        broken["spec"]["steps"] = []
+    done = kubectl.tried("create", "--validate=false", "-f", "-", stdin=broken)
+    assert done.returncode != 0, "it was accepted"
+    assert "webhook.pipeline.tekton.dev" in done.stderr
+    assert re.search(told, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("name", ["taskrun", "pipelinerun"])
+def test_the_examples_are_taken(kubectl: Kubectl, task: Object, name: str) -> None:
+    kubectl("-n", NAMESPACE, "create", "--dry-run=server", "-f", "-", stdin=example(name))
+
+
+@pytest.fixture(scope="module")
+def task_run(kubectl: Kubectl, task: Object) -> Ended:
+    run = example("taskrun")
+    run["spec"]["params"] = shortened(run["spec"]["params"], "2 5")
+    return carried_out(kubectl, run)
+
+
+def test_a_task_run_publishes_each_rate(task_run: Ended, minio: minio_client.Minio) -> None:
+    assert task_run.succeeded, task_run.message
+    reports = benchmark.fetch(minio, Location.parse(task_run.results["location"]))
+    assert sorted(reports.contents) == ["rate-2.json", "rate-5.json"]
+    assert [(step["samples"], step["failed"]) for step in reports.summary["steps"]] == [(6, 0), (15, 0)]
+
+
+def test_the_job_does_the_same(cluster: ClusterFacts, view: View, minio: minio_client.Minio, task_run: Ended) -> None:
+    """The Job with the same settings leaves the same kind of reports, by its summary and by GuideLLM's own settings."""
+    manifests = benchmark.manifests_of(OVERLAYS / "local", cluster.kubectl, NAMESPACE)
+    job = copy.deepcopy(benchmark.job_of(manifests, "smollm2-135m"))
+    settings = {"MODEL": MODEL, "RATES": "2 5", "DURATION_S": "3", "REQUEST_TIMEOUT_S": "120"}
+    for entry in job["spec"]["template"]["spec"]["containers"][0]["env"]:
+        entry.update({"value": settings[entry["name"]]} if entry["name"] in settings else {})
+    # The script is there already, for the Task.
+    left = benchmark.carry_out(view, [], job, RUN, SILENT)
+    ours = benchmark.fetch(minio, left)
+    theirs = benchmark.fetch(minio, Location.parse(task_run.results["location"]))
+    assert same_in_both(ours) == same_in_both(theirs)
+    assert view.get("Job", job["metadata"]["name"]) is None
+
+
+def same_in_both(reports: benchmark.Reports) -> Object:
+    """All of a run but its times, its digests, its token times and its temporary folder."""
+    steps = [{name: value for name, value in step.items() if name != "sha256"} for step in reports.summary["steps"]]
+    backends = {}
+    for name, content in reports.contents.items():
+        spec = json.loads(content)["config"]["spec"]
+        backends[name] = {key: spec[key] for key in ("backend", "profile", "constraints")}
+    return {**reports.summary, "steps": steps, "backends": backends}
+
+
+def test_a_benchmark_that_cannot_be_is_a_failed_run(kubectl: Kubectl, task: Object) -> None:
+    run = example("taskrun")
+    run["spec"]["params"] = [*shortened(run["spec"]["params"], "2"), {"name": "s3-endpoint", "value": "http://minio:1"}]
+    ended = carried_out(kubectl, run)
+    assert not ended.succeeded
+    assert ended.results == {}
+
+
+def test_the_pipeline_of_the_example_runs(kubectl: Kubectl, task: Object, minio: minio_client.Minio) -> None:
+    run = example("pipelinerun")
+    for one_task in run["spec"]["pipelineSpec"]["tasks"]:
+        one_task["params"] = shortened(one_task["params"], "2")
+    ended = carried_out(kubectl, run, timeout_s=240)
+    assert ended.succeeded, ended.message
+    assert sorted(ended.results) == ["full", "quantized"]
+    assert len(set(ended.results.values())) == 2
+    for location in ended.results.values():
+        assert list(benchmark.fetch(minio, Location.parse(location)).contents) == ["rate-2.json"]
