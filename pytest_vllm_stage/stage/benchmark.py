@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightkube.types import CascadeType
 from minio import Minio
 from minio.error import S3Error
 
-from pytest_vllm_stage.errors import ConfigError, StageFailure
+from pytest_vllm_stage.errors import ConfigError, StageError, StageFailure
 from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.stage import objects, render
 from pytest_vllm_stage.stage.answers import Refused, told
@@ -139,8 +140,12 @@ def carry_out(view: View, manifests: list[Object], job: Object, run_id: str, jou
         found = location_of(view, name)
         if found is None:
             raise StageFailure(f"job/{name} completed and does not say where its reports are")
-    finally:
-        _remove(view, [job, *needed], journal)
+    except BaseException:
+        # Why it failed is the error, even where removing it fails too; the run's label finds what is left.
+        with suppress(StageError):
+            _remove(view, [job, *needed], journal)
+        raise
+    _remove(view, [job, *needed], journal)
     return found
 
 

@@ -30,10 +30,22 @@ from pytest_vllm_stage.stage import benchmark, client, look, store
 HERE = Path(__file__).parent
 client.connect = lambda cluster, namespace: types.SimpleNamespace(close=lambda: None)
 store.connect = lambda stage, kube: None
-look.View.get = lambda self, kind, name: None
+
+def there(self, kind, name):
+    state = os.environ.get("FAKE_EXISTING")
+    conditions = [{"type": state, "status": "True", "reason": "BackoffLimitExceeded", "message": "it failed"}]
+    return {**job(name.removeprefix("benchmark-")), "status": {"conditions": conditions}} if state else None
+
+def listed(self, kind, labels=None):
+    name = labels["batch.kubernetes.io/job-name"]
+    model = name.removeprefix("benchmark-")
+    told = {"exitCode": 0, "message": f"s3://test-results/benchmark-jobs/{model}/run"}
+    return [{"status": {"containerStatuses": [{"state": {"terminated": told}}]}}]
+
+look.View.get, look.View.listed = there, listed
 
 def job(model):
-    environment = [{"name": "RATES", "value": os.environ.get("FAKE_RATES", "1 5")}]
+    environment = [{"name": "RATES", "value": "1 5"}, {"name": "BUCKET", "value": "test-results"}]
     pod = {"spec": {"containers": [{"name": "guidellm", "env": environment}]}}
     labels = {"vllm-stage/model": model}
     return {"kind": "Job", "metadata": {"name": f"benchmark-{model}", "labels": labels}, "spec": {"template": pod}}
@@ -222,6 +234,21 @@ def test_where_there_is_no_job_that_is_the_reason(
     result.assert_outcomes(skipped=6)
     result.stdout.fnmatch_lines([f"*{told}*"])
     assert "benchmark" not in calls.read_text()
+
+
+@pytest.mark.parametrize("state", ["Complete", "Failed"])
+def test_a_stage_that_is_only_read_has_its_own_jobs_judged(
+    jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, calls: Path, state: str
+) -> None:
+    monkeypatch.setenv("FAKE_READ_ONLY", "1")
+    monkeypatch.setenv("FAKE_EXISTING", state)
+    result = run(jobs)
+    if state == "Complete":
+        result.assert_outcomes(passed=6)
+    else:
+        result.assert_outcomes(errors=2, skipped=4)
+        result.stdout.fnmatch_lines(["*job benchmark-full-model failed: BackoffLimitExceeded: it failed*"])
+    assert "benchmark" not in calls.read_text(), "a Job was created in a stage that is only read"
 
 
 def test_they_run_alone_behind_the_load_steps(jobs: pytest.Pytester) -> None:
