@@ -11,7 +11,8 @@ import pytest
 from minio import Minio
 from minio.error import S3Error
 
-from pytest_vllm_stage.errors import StageFailure
+from pytest_vllm_stage.errors import StageFailure, WaitFailed
+from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.stage import benchmark
 from pytest_vllm_stage.stage.benchmark import Location
 from pytest_vllm_stage.stage.look import View
@@ -97,3 +98,33 @@ def test_the_newest_run_of_the_job_itself_is_taken() -> None:
     found = benchmark.newest(kept, "test-results", "m", "benchmark-m")
     assert found == Location("test-results", "benchmark-jobs/m/20261124-101010-benchmark-m-bbbbb")
     assert benchmark.newest(kept, "test-results", "absent", "benchmark-absent") is None
+
+
+def test_a_job_that_fails_is_the_error_even_where_it_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def failing(what: str, *_: Any) -> None:
+        done.append(what)
+        raise WaitFailed(what)
+
+    monkeypatch.setattr(benchmark, "apply", lambda *_: done.append("applied"))
+    monkeypatch.setattr(benchmark, "wait_for_all", lambda *_: failing("vacuous"))
+    monkeypatch.setattr(benchmark, "_remove", lambda *_: failing("not removed"))
+    made = {"kind": "Job", "metadata": {"name": "benchmark-m"}, "spec": {}}
+    looked = cast(View, SimpleNamespace(kube=None, namespace="n"))
+    with pytest.raises(WaitFailed, match="vacuous"):
+        benchmark.carry_out(looked, [made], made, "run", Journal())
+    assert done == ["applied", "vacuous", "not removed"]
+
+
+def test_a_job_that_says_no_place_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[Any] = []
+    monkeypatch.setattr(benchmark, "apply", lambda *_: None)
+    monkeypatch.setattr(benchmark, "wait_for_all", lambda *_: None)
+    monkeypatch.setattr(benchmark, "_remove", lambda _view, made, _journal: removed.extend(made))
+    made = {"kind": "Job", "metadata": {"name": "benchmark-m"}, "spec": {}}
+    script = {"kind": "ConfigMap", "metadata": {"name": "benchmark"}}
+    looked = cast(View, SimpleNamespace(kube=None, namespace="n", listed=lambda kind, labels: []))
+    with pytest.raises(StageFailure, match="does not say where its reports are"):
+        benchmark.carry_out(looked, [script, made], made, "run", Journal())
+    assert removed == [made, script]
