@@ -19,7 +19,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tests.defects.catalogue import DEFECTS, Defect
+from tests.defects.catalogue import DEFECTS, KINDS, Defect
 from tests.defects.oracle import says_something
 from tests.defects.runner import Outcome, run_suite, simulator
 
@@ -77,6 +77,10 @@ def scoreboard(names: list[str], jobs: int) -> int:
                 say(*(f"    {word}: {one}: {row.outcome.failed.get(one, '')}" for one in what))
             if names:
                 say(*(f"    {name}: {message}" for name, message in row.outcome.failed.items()))
+    for kind in KINDS.values():
+        of_kind = [row for row in rows if row.defect.kind == kind]
+        caught = sum(not row.missed and not row.unexpected for row in of_kind)
+        say(f"| {kind} | {len(of_kind)} | {caught} | {sum(row.oracle_caught for row in of_kind)} |")
     wrong = [row for row in rows if row.missed or row.unexpected]
     say(
         f"{len(rows) - len(wrong)} of {len(rows)} defects are caught by exactly their checks, their symptom named; "

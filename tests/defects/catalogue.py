@@ -11,6 +11,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_vllm_stage.sim.faults import registry
 from tests.defects import checks
 from tests.defects.checks import (
     ALL_MOVE,
@@ -110,6 +111,12 @@ class Defect:
     also: Set[str] = frozenset()
 
     @property
+    def kind(self) -> str:
+        """Where the fault belongs; see `KINDS`."""
+        fault = self.fault if isinstance(self.fault, str) else self.fault["fault"]
+        return KINDS[registry()[fault].__module__.rpartition(".")[2]]
+
+    @property
     def name(self) -> str:
         """The fault's name, with its parameters where it has some."""
         if isinstance(self.fault, str):
@@ -140,6 +147,17 @@ EVERY_REFUSAL = {UNKNOWN_MODEL, BAD_JSON, BAD_FIELD, BAD_STRUCTURE, OVER_LONG, R
 PROMPTS = {PROMPT_CHAT, PROMPT_COMPLETION, ENGINES_TOKENS, RENDERED, GROWING, ANY_REQUEST, ANY_TEXT}
 GUIDED = {SCHEMA, EXPRESSION, CHOICE, CHARACTERS}
 
+#: Module of the simulated engine's catalogue to the kind of its faults.
+KINDS = {
+    "answers": "what is said, how it ends, how it is counted",
+    "prompts": "conversations, templates, tokenizers, text",
+    "parameters": "parameters not passed on, log probabilities",
+    "streams": "streams",
+    "structure": "guided output and tool calls",
+    "protocol": "refusals and descriptions",
+    "service": "health, headers, counters, keys, connections, weights",
+    "sharing": "requests that meet, caches, given-up requests",
+}
 EVERY_CHECK = {value for name, value in vars(checks).items() if name.isupper()}
 
 EVERY_PROMPT = {GROWING, ANY_REQUEST, RENDERED, PROMPT_CHAT}

@@ -7,6 +7,7 @@ is looked at here for a few defects.
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 
 import pytest
@@ -15,7 +16,7 @@ from pytest_vllm_stage.sim.faults import registry
 from tests.defects import checks
 from tests.defects.catalogue import DEFECTS, Defect
 from tests.defects.oracle import says_something
-from tests.defects.runner import SUITE, run_suite, simulator
+from tests.defects.runner import ROOT, SUITE, run_suite, simulator
 
 #: Faults of time are no faults of correctness; the last one is caught before any check runs.
 NO_DEFECTS = {"stall", "slow_start", "slow_requests", "wrong_model_listed"}
@@ -65,6 +66,15 @@ def test_the_catalogue_knows_every_fault_and_every_check() -> None:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
     assert names() == written
+
+
+def test_readme_tells_the_catalogue_as_it_is() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- scoreboard -->")[2].partition("<!-- end of scoreboard -->")[0]
+    rows = re.findall(r"^\| (.+?) \| (\d+) \| (\d+) \| \d+ \|$", table, re.MULTILINE)
+    planted = Counter(defect.kind for defect in DEFECTS)
+    assert {kind: int(count) for kind, count, _ in rows if kind != "all"} == planted
+    assert [(count, caught) for kind, count, caught in rows if kind == "all"] == [(str(len(DEFECTS)),) * 2]
 
 
 def test_every_check_is_proven_by_a_defect() -> None:
