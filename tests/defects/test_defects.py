@@ -7,8 +7,11 @@ is looked at here for a few defects.
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,7 +19,7 @@ from pytest_vllm_stage.sim.faults import registry
 from tests.defects import checks
 from tests.defects.catalogue import DEFECTS, Defect
 from tests.defects.oracle import says_something
-from tests.defects.runner import ROOT, SUITE, run_suite, simulator
+from tests.defects.runner import ROOT, SUITE, Outcome, run_suite, simulator
 
 #: Faults of time are no faults of correctness; the last one is caught before any check runs.
 NO_DEFECTS = {"stall", "slow_start", "slow_requests", "wrong_model_listed"}
@@ -29,10 +32,29 @@ def names() -> set[str]:
     return {value for name, value in vars(checks).items() if name.isupper()}
 
 
-@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
-def test_a_defect_is_caught_and_its_symptom_named(defect: Defect) -> None:
+def meet(defect: Defect) -> Outcome:
+    """Run the checks that must catch a defect against an engine that has it."""
     with simulator(defect.fault) as url:
-        outcome = run_suite(url, "-k", " or ".join(sorted(defect.by)))
+        return run_suite(url, "-k", " or ".join(sorted(defect.by)))
+
+
+@pytest.fixture(scope="module")
+def met(request: pytest.FixtureRequest) -> Iterator[Callable[[Defect], Outcome]]:
+    """The outcome of each defect of this run; as many at a time as there are cores, unless xdist sees to that."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        yield meet
+        return
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = [call.params["defect"] for call in calls if call and "defect" in call.params]
+    pool = ThreadPoolExecutor(os.cpu_count())
+    outcomes = {defect.name: pool.submit(meet, defect) for defect in chosen}
+    yield lambda defect: outcomes[defect.name].result()
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+def test_a_defect_is_caught_and_its_symptom_named(defect: Defect, met: Callable[[Defect], Outcome]) -> None:
+    outcome = met(defect)
     assert set(outcome.failed) == defect.by, f"missed: {defect.by - set(outcome.failed)}\n{outcome.output}"
     assert any(defect.says in line for line in outcome.told), f"no message says {defect.says!r}:\n{outcome.output}"
 
