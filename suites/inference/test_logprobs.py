@@ -55,7 +55,11 @@ def test_logprobs_are_sane(endpoint: Client, needs: Needs) -> None:
 
 
 def test_streamed_logprobs_are_the_plain_ones(endpoint: Client, counting: str, needs: Needs) -> None:
-    """In a stream the same tokens come with the same logprobs, each with its piece of text."""
+    """In a stream the same tokens come with the same logprobs, each with its piece of text.
+
+    Whoever shows how sure a model is while it speaks reads them here; a relay that drops or shifts them marks the wrong
+    words.
+    """
     needs("logprobs")
     plain = checked(endpoint.chat(counting, **ASKED).choice.get("logprobs"))
     chunks = endpoint.stream_chat(counting, **ASKED).read().chunks
@@ -68,7 +72,10 @@ def test_streamed_logprobs_are_the_plain_ones(endpoint: Client, counting: str, n
 
 
 def test_completion_logprobs_are_sane(endpoint: Client, needs: Needs) -> None:
-    """The same for ``/v1/completions``, whose logprobs have another shape: one list a field."""
+    """The same for ``/v1/completions``, whose logprobs have another shape: one list a field.
+
+    Evaluation harnesses compare these lists place by place: one that is a token short shifts every score behind it.
+    """
     needs("logprobs")
     answer = endpoint.completion(pattern(2).prompt(), temperature=0, max_tokens=5, logprobs=3, ignore_eos=True)
     scores = answer.choice.get("logprobs")

@@ -60,7 +60,10 @@ def choices_of(endpoint: Client, text: str, asked: dict[str, Any], stream: bool)
 
 
 def test_any_request_is_answered_as_it_asks(endpoint: Client) -> None:
-    """Any text with any parameters: so many choices, each ended for a reason, no stop text in any, and all counted."""
+    """Any text with any parameters: so many choices, each ended for a reason, no stop text in any, and all counted.
+
+    Users combine parameters as no test of single ones does; it is at two that meet where servers and gateways break.
+    """
 
     @examples(16)
     @given(TEXTS, PARAMETERS, st.booleans())
@@ -82,7 +85,10 @@ def test_any_request_is_answered_as_it_asks(endpoint: Client) -> None:
 
 
 def test_any_text_is_completed_by_its_own_tokens(endpoint: Client, needs: Needs) -> None:
-    """Any text as a plain prompt: the engine works on the tokens that ``/tokenize`` gives, and counts them."""
+    """Any text as a plain prompt: the engine works on the tokens that ``/tokenize`` gives, and counts them.
+
+    A character that a hop drops, doubles or recodes changes the prompt without a trace in the answer.
+    """
     needs("token_ids")
 
     @examples(12)

@@ -106,7 +106,10 @@ def read(text: str, what: str) -> Any:
 
 
 def test_an_answer_held_to_an_expression_matches_it(endpoint: Client, needs: Needs) -> None:
-    """For any of many regular expressions, the whole answer matches, drawn at a high temperature too."""
+    """For any of many regular expressions, the whole answer matches, drawn at a high temperature too.
+
+    Identifiers, dates and codes are asked for so; a match of the beginning alone, or at temperature 0 alone, is none.
+    """
     needs("structured_outputs")
 
     @examples(8)
@@ -120,7 +123,10 @@ def test_an_answer_held_to_an_expression_matches_it(endpoint: Client, needs: Nee
 
 
 def test_an_answer_held_to_a_choice_is_one(endpoint: Client, needs: Needs) -> None:
-    """The answer is one of the choices, whole or streamed, in chats and plain completions."""
+    """The answer is one of the choices, whole or streamed, in chats and plain completions.
+
+    Classifiers compare the answer letter by letter with their labels; a label with a word around it is no label.
+    """
     needs("structured_outputs")
     choices = ["violet", "orange", "white and black"]
     asked = {"structured_outputs": {"choice": choices}, "temperature": 0, "max_tokens": 16}
