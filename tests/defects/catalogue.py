@@ -280,7 +280,7 @@ DEFECTS = (
     Defect("prompt_cut_to_fit", {OVER_LONG}, "answered 200, 400 or 413 or 422 is due"),
     Defect(
         "server_error",
-        EVERY_CHECK - {KEY, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED},
+        EVERY_CHECK - {KEY, BAD_PATH, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED},
         "answered 503",
     ),
     Defect("unknown_model_accepted", {UNKNOWN_MODEL}, "answered 200, 404 is due"),
@@ -308,7 +308,7 @@ DEFECTS = (
     Defect(
         "always_drawn",
         {GREEDY_AGAIN, GREEDY_BEST, STREAM_EQUAL, STREAM_EQUAL_COMPLETION, GOLDEN, BAD_FIELD},
-        "though ' other1' (-0.74) was likelier",
+        "was likelier",
         also={
             MAX_TOKENS,
             STOP,
