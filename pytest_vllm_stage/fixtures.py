@@ -141,12 +141,12 @@ def endpoint(model_role: str, _clients: dict[str, Client]) -> Client:
 
 
 @pytest.fixture(scope="session")
-def minio(stage: StageFacts, kube: lightkube.Client) -> minio_client.Minio:
+def minio(stage: StageFacts, kube: lightkube.Client, stage_config: StageConfig) -> minio_client.Minio:
     """An authenticated client of the stage's MinIO."""
     from pytest_vllm_stage.stage.store import connect
 
     with told():
-        return connect(stage, kube)
+        return connect(stage, kube, stage_config.get("ca_file"))
 
 
 @pytest.fixture(scope="session")
