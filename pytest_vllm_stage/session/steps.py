@@ -62,6 +62,11 @@ class StepResult:
         outcome = self.verdict.outcome
         return OBSERVED if self.planned.observation and outcome is not Outcome.INVALID else outcome.value
 
+    @property
+    def undecided(self) -> bool:
+        """Something was promised of the step and nothing can be said of it; of an observation nothing is promised."""
+        return not self.planned.observation and self.verdict.outcome in (Outcome.INCONCLUSIVE, Outcome.INVALID)
+
     def text(self) -> str:
         """One line for people."""
         return f"{self.planned.step.id}: {self.outcome}: {self.verdict.why}"

@@ -29,7 +29,7 @@ def test_objectives(
     result = measure_step(load_step)
     for name, value in result.properties().items():
         record_property(name, value)
-    if result.outcome == "fail" or (result.outcome in ("inconclusive", "invalid") and stage_config.strict):
+    if result.outcome == "fail" or (result.undecided and stage_config.strict):
         pytest.fail(result.text(), pytrace=False)
-    if result.outcome in ("inconclusive", "invalid"):
+    if result.undecided:
         pytest.skip(result.text())

@@ -29,7 +29,7 @@ from pytest_vllm_stage.stage import benchmark, client, look, store
 
 HERE = Path(__file__).parent
 client.connect = lambda cluster, namespace: types.SimpleNamespace(close=lambda: None)
-store.connect = lambda stage, kube: None
+store.connect = lambda stage, kube, ca_file=None: None
 
 def there(self, kind, name):
     state = os.environ.get("FAKE_EXISTING")

@@ -162,3 +162,13 @@ def test_what_one_step_alone_cannot_show_the_run_as_a_whole_does(tmp_path: Path)
 
 def test_a_run_without_load_has_nothing_to_say_of_it(tmp_path: Path, config: StageConfig) -> None:
     assert steps.finish(run_of(config, tmp_path)) == []
+
+
+def test_an_observation_that_is_no_use_leaves_nothing_undecided(config: StageConfig) -> None:
+    """Nothing was promised of it, so a strict run has nothing to fail for; its verdict still says invalid."""
+    late = replace(measured("quantized-rate-10", 0), client=replace(measured("x", 0).client, loop_lag_p99_ms=900.0))
+    for step_id, undecided in (("quantized-rate-10", False), ("quantized-rate-5", True)):
+        rate = float(step_id.rsplit("-", 1)[1])
+        planned = plans.saved(config, open_step(rate, id=step_id, model="q"))
+        result = steps.StepResult(planned, *judge(late, planned.objectives))
+        assert (result.outcome, result.undecided) == ("invalid", undecided)
