@@ -106,7 +106,7 @@ def test_no_argument_holds_a_secret(programs: tuple[Program, ...], layout: Layou
 
 def test_a_plan_survives_its_file(programs: tuple[Program, ...]) -> None:
     mounts = (Mount("/engine", "/mnt/vllm-stage/engine", True), Mount("/v", "/mnt/vllm-stage/volumes", False))
-    plan = Plan(mounts, programs, "10.219.16.2/30", "/pki/ca.crt", "/logs", "/programs.json")
+    plan = Plan(mounts, programs, "10.219.16.2/30", "10.219.24.0/22", "/pki/ca.crt", "/logs", "/programs.json")
     assert Plan.from_json(plan.to_json()) == plan
 
 

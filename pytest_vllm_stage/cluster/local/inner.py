@@ -46,7 +46,7 @@ def main() -> None:
     mount_all(plan.mounts, state_dir)
     if sys.stdin.readline().strip() != "connected":
         sys.exit("the supervisor ended before the network was there")
-    configure_network(plan.node)
+    configure_network(plan.node, plan.services)
     # The orphans that process 1 inherits end here too; a SIGTERM is an order to end everything.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Runner(plan).run()
@@ -70,7 +70,7 @@ def mount_all(mounts: tuple[Mount, ...], state_dir: Path) -> None:
     _run("mount", "--make-rshared", "/")
 
 
-def configure_network(node: str) -> None:
+def configure_network(node: str, services: str) -> None:
     """Address the node's end of the veth pair and let the namespace forward packets.
 
     There is no default route: nothing in the cluster can send to, or answer, anyone but the host itself.
@@ -78,6 +78,9 @@ def configure_network(node: str) -> None:
     _run("ip", "link", "set", "lo", "up")
     _run("ip", "address", "add", node, "dev", "eth0")
     _run("ip", "link", "set", "eth0", "up")
+    # kube-proxy turns a Service's address into a pod's only in a packet that has a route: without one the API server
+    # reaches no webhook that is a Service.
+    _run("ip", "route", "add", services, "dev", "eth0")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1", encoding="utf-8")
 
 

@@ -148,6 +148,7 @@ def _prepare(record: Record, paths: dict[str, Path], archives: list[Path], mount
         mounts=_mounts(layout, mounts),
         programs=all_programs(layout, paths, archives),
         node=f"{layout.addresses.node}/30",
+        services=str(layout.addresses.services),
         ca_file=layout.pki.certificate("ca"),
         logs=str(layout.logs),
         state=str(layout.programs),

@@ -58,6 +58,7 @@ class Plan:
         mounts: In the order made.
         programs: Started in this order as soon as what they wait for is ready.
         node: The node's address with its prefix length.
+        services: The Services' range.
         ca_file: Certificate file that the API server's certificate chains to.
         logs: Folder of the logs.
         state: File that receives the programs' states.
@@ -66,6 +67,7 @@ class Plan:
     mounts: tuple[Mount, ...]
     programs: tuple[Program, ...]
     node: str
+    services: str
     ca_file: str
     logs: str
     state: str
