@@ -52,8 +52,9 @@ class Controller:
         from pytest_vllm_stage.session import finish
 
         self._flush()
-        leftovers = finish.release(self._run, failed=exitstatus != 0)
+        # First, since a step that only the run as a whole shows to be broken is a failure that a stage is kept for.
         broken = finish.judge_load(self._run)
+        leftovers = finish.release(self._run, failed=exitstatus != 0 or bool(broken))
         status = _exit_status(int(exitstatus), self._run.shared.failures(), [*leftovers, *broken])
         session.exitstatus = status or (1 if self._run.config.strict and finish.skipped(self._run) else 0)
         self._summary = finish.write_record(self._run, int(session.exitstatus), leftovers)

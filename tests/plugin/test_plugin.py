@@ -207,3 +207,16 @@ def test_strict_lets_a_check_be_that_does_not_apply(place: pytest.Pytester) -> N
     result = place.runpytest_subprocess("--stage-strict", "-rs")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["SKIPPED * does not apply: the profile says so"])
+
+
+def test_a_step_that_only_the_whole_run_shows_to_be_broken_fails_it_and_keeps_the_stage(
+    place: pytest.Pytester, calls: Path
+) -> None:
+    place.makepyfile(
+        judged="from pytest_vllm_stage.session import finish\nfinish.judge_load = lambda run: ['full-rate-2: fail']",
+        test_it="def test_it(stage): pass",
+    )
+    place.syspathinsert()
+    result = place.runpytest_subprocess("--stage-keep=on-failure", "-p", "judged")
+    assert result.ret == 1
+    assert words(calls) == {"cluster": 1, "stage": 1, "keep": 1}
