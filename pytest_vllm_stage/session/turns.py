@@ -27,6 +27,8 @@ LOAD = "load"
 AFTER_LOAD = "after_load"
 #: As long as a run may take; whoever waits longer says for whom.
 WAIT_S = 4 * 3600.0
+#: A run whose journal says nothing for so long has no load steps to come: a worker was stopped (``-x``) or died.
+IDLE_S = 1800.0
 _POLL_S = 0.05
 _TELL_EVERY_S = 30.0
 
@@ -79,7 +81,7 @@ class Turns:
         while not _taken(descriptor, kind):
             now = time.monotonic()
             if now - started > WAIT_S:
-                _give_up(f"{nodeid} waited for its turn; tests that hold it: fuser {_lock_path(self._run)}")
+                _give_up(f"{nodeid} waited for its turn; tests that hold it: fuser {_lock_path(self._run)}", WAIT_S)
             if now - told > _TELL_EVERY_S and self._run.active:
                 told = now
                 self._run.journal.say(f"{nodeid} waits for its turn: other tests are at the endpoints")
@@ -94,15 +96,16 @@ class Turns:
         """Wait, before taking the lock, until every load step of the run had its turn, in any worker."""
         from pytest_vllm_stage.journal import read_events
 
-        deadline = time.monotonic() + WAIT_S
+        started, path = time.time(), self._run.journal_path
         while self._loads:
-            events = read_events(self._run.journal_path)
+            events = read_events(path)
             had = {event["name"] for event in events if event["kind"] == "turn" and event["alone"]}
             missing = [nodeid for nodeid in self._loads if nodeid not in had]
             if not missing:
                 return
-            if time.monotonic() > deadline:
-                _give_up(f"{len(missing)} load steps never had their turn, the first of them {missing[0]}")
+            heard = max(started, path.stat().st_mtime) if path.exists() else started
+            if time.time() - heard > IDLE_S:
+                _give_up(f"{len(missing)} load steps never had their turn, the first of them {missing[0]}", IDLE_S)
             time.sleep(1.0)
 
 
@@ -121,8 +124,8 @@ def _taken(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _give_up(why: str) -> None:
-    pytest.exit(f"{why} (after {WAIT_S / 3600:g} h)", ENVIRONMENT_EXIT_CODE)
+def _give_up(why: str, waited_s: float) -> None:
+    pytest.exit(f"{why} (after {waited_s / 60:g} minutes)", ENVIRONMENT_EXIT_CODE)
 
 
 def _lock_path(run: Run) -> Path:

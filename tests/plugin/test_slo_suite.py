@@ -265,3 +265,22 @@ def test_a_wrong_table_is_refused_whatever_runs(place: pytest.Pytester, changes:
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert says in result.stderr.str()
     assert not (place.path / "run").exists()
+
+
+def test_what_reads_results_gives_up_where_no_load_step_comes_any_more(place: pytest.Pytester, sim: Sim) -> None:
+    """As in a worker beside one that was stopped: the plan has a step, and nobody takes it."""
+    profile(place)
+    place.makepyfile(
+        impatient="""
+        from pytest_vllm_stage.session import turns
+        turns.IDLE_S = 0.5
+        turns.Turns.pytest_collection_finish = lambda self, session: setattr(self, "_loads", ["never"])
+        """,
+        test_reads="import pytest\n@pytest.mark.after_load\ndef test_reads(stage_run): pass",
+    )
+    place.syspathinsert()
+    result = place.runpytest_subprocess(
+        "test_reads.py", "-p", "impatient", f"--stage-profile={place.path}/small.toml", *endpoint(sim), timeout=60
+    )
+    assert result.ret == 69
+    assert "1 load steps never had their turn, the first of them never" in result.stdout.str()
