@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.config import StageConfig
-from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.load import prepare, process
 from pytest_vllm_stage.load.driver import Job, Watcher
 from pytest_vllm_stage.load.guidellm.writing import write_report
@@ -142,14 +142,17 @@ def saved_steps(config: StageConfig) -> list[tuple[PlannedStep, Path]]:
     """The steps of --stage-results with the files that hold their samples.
 
     Raises:
-        ConfigError: the folder holds none, or one is wrong.
+        ConfigError: one is wrong; that there is one at all was checked with the options.
     """
     folder = Path(config.text("results"))
     folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    paths = sorted(folder.glob(f"*{SUFFIX}"))
-    if not paths:
-        raise ConfigError(f"--stage-results {folder}: no samples (*{SUFFIX}) are there")
-    return [(plans.saved(config, read_measurement(path).step), path) for path in paths]
+    return [(plans.saved(config, step), path) for step, path in _steps_in(folder)]
+
+
+@functools.cache
+def _steps_in(folder: Path) -> tuple[tuple[Step, Path], ...]:
+    """Read once: every test of a run asks for all of them, to share the risk of a false fail."""
+    return tuple((read_measurement(path).step, path) for path in sorted(folder.glob(f"*{SUFFIX}")))
 
 
 def judge_saved(run: Run, path: Path) -> StepResult:
