@@ -73,3 +73,13 @@ def test_every_layer_is_declared() -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_has_two_jobs(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    """Pytest imports them by their bare names: two of one name stop a run of all tests at collection."""
+    paths = sorted(Path(__file__).parents[1].rglob("test_*.py"))
+    assert len(paths) > 50
+    by_name: dict[str, list[Path]] = {}
+    for path in paths:
+        by_name.setdefault(path.name, []).append(path)
+    assert [same for same in by_name.values() if len(same) > 1] == []
