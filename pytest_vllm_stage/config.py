@@ -216,7 +216,7 @@ def _check_load(config: StageConfig, given: Mapping[str, str]) -> None:
         raise ConfigError(
             f"{source['results']}: {results!r} has no samples (*{SAMPLES}), nor has its benchmarks folder"
         )
-    for name in ("endpoint", "context", "deploy", "reuse", "keep", "find_capacity"):
+    for name in ("endpoint", "context", "deploy", "reuse", "keep", "find_capacity", "baselines"):
         if name in given:
             raise ConfigError(f"{source['results']} measures nothing: it cannot go with {given[name]}")
 

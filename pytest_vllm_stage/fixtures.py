@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.session.capacity import FoundCapacity
     from pytest_vllm_stage.session.plans import PlannedStep
     from pytest_vllm_stage.session.publication import Publication
+    from pytest_vllm_stage.session.regressions import Comparison
     from pytest_vllm_stage.session.steps import StepResult
     from pytest_vllm_stage.stage.facts import StageFacts
     from pytest_vllm_stage.storage.bucket import Bucket
@@ -173,6 +174,30 @@ def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[Pl
         return steps.carry_out(stage_run, planned, client, maker(planned.role, planned.step.api))
 
     return _telling(measure)
+
+
+@pytest.fixture
+def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[StepResult], Comparison | None]:
+    """Judges a measured step beside the runs of --stage-baselines; None where the option names no folder."""
+    if stage_run.config.get("baselines") is None:
+        return lambda _result: None
+    from pytest_vllm_stage.session import regressions, steps
+    from pytest_vllm_stage.stage.look import View
+    from pytest_vllm_stage.stage.revision import Serving, serving
+
+    clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
+
+    def serving_of(role: str) -> Serving:
+        if stage_run.config.endpoint:
+            return Serving()
+        kube, cluster = request.getfixturevalue("kube"), request.getfixturevalue("cluster")
+        return serving(View(kube, cluster, stage_run.config.namespace), clients[role].target.model)
+
+    def remeasure(planned: PlannedStep) -> Measurement:
+        client = clients[planned.role]
+        return steps.measure_planned(stage_run, planned, client, maker(planned.role, planned.step.api))
+
+    return _telling(lambda result: regressions.compare(stage_run, result, serving_of(result.planned.role), remeasure))
 
 
 @pytest.fixture

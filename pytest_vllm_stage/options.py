@@ -167,6 +167,12 @@ OPTIONS: tuple[Option, ...] = (
         "(http://host:9400/metrics), or the root of a Prometheus that scrapes one",
         metavar="URL",
     ),
+    Option(
+        "baselines",
+        "compare each promised load step with the accepted earlier runs in this folder, usually `reports/baselines`, "
+        "measure what is slower twice more, fail what stays slower, and append this run",
+        metavar="DIR",
+    ),
     Option("run_dir", "folder for this run's record, instead of reports/<run-id>", metavar="DIR"),
 )
 

@@ -116,6 +116,7 @@ class Profile:
         source: The file it was read from.
         load: The ``load`` table of all models; empty where no load is planned.
         slo: The ``slo`` table of all models.
+        regression: The ``regression`` table; `slo.regression` reads it.
         registry: Where results go.
     """
 
@@ -129,6 +130,7 @@ class Profile:
     source: Path
     load: Mapping[str, Any] = field(default_factory=dict)
     slo: Mapping[str, Any] = field(default_factory=dict)
+    regression: Mapping[str, Any] = field(default_factory=dict)
     registry: RegistryProfile = field(default_factory=RegistryProfile)
 
     def facts(self) -> dict[str, Any]:
@@ -174,10 +176,12 @@ def parse_profile(data: Mapping[str, Any], path: Path) -> Profile:
     waits_s = {key: waits.number(key, default) or default for key, default in DEFAULT_WAITS_S.items()}
     waits.done()
     options = _options(table.table("options", optional=True))
-    load, slo = (dict(table.table(key, optional=True).data) for key in ("load", "slo"))
+    load, slo, regression = (dict(table.table(key, optional=True).data) for key in ("load", "slo", "regression"))
     registry = _registry(table.table("registry", optional=True), models)
     table.done()
-    return Profile(name, description, overlay, namespace, models, waits_s, options, path, load, slo, registry)
+    return Profile(
+        name, description, overlay, namespace, models, waits_s, options, path, load, slo, regression, registry
+    )
 
 
 def _registry(table: _Table, roles: Mapping[str, ModelProfile]) -> RegistryProfile:

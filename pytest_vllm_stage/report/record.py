@@ -24,8 +24,9 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``simulated`` (a simulated
         engine answered: nothing in it may be published as a model's), ``settings`` with sources, ``versions``,
         ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``, ``errors``,
-        ``exit_status``, ``benchmarks`` (a load step each), ``load_turns`` (what ran beside each), ``capacities``,
-        ``publications`` (a model's published results each).
+        ``exit_status``, ``benchmarks`` (a load step each), ``load_turns`` (what ran beside each),
+        ``regressions`` (a step beside its history each), ``capacities``, ``publications`` (a model's published results
+        each).
     """
     events = read_events(journal_path)
     phases = [_without_kind(event) for event in events if event["kind"] == "phase"]
@@ -55,6 +56,7 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         "errors": [_without_kind(event) for event in events if event["kind"] == "error"],
         "benchmarks": _benchmarks(events),
         "load_turns": _load_turns(events),
+        "regressions": [_without_kind(event) for event in events if event["kind"] == "regression"],
         "capacities": [_without_kind(event) for event in events if event["kind"] == "capacity"],
         "publications": [_without_kind(event) for event in events if event["kind"] == "published"],
     }

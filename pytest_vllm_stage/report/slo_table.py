@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _PERCENTS = (50, 90, 99)
+#: A step whose metrics are what they were.
+_AS_USUAL = "ok"
 _HEADER = ("step", "n", *(f"ttft P{percent} ms" for percent in _PERCENTS), "e2e P90 s", "tokens/s", "verdict")
 
 
@@ -19,7 +21,15 @@ def lines(data: dict[str, Any]) -> list[str]:
     if not benchmarks:
         return [*found, ""] if found else []
     rows = [_HEADER, *(_row(benchmark) for benchmark in benchmarks)]
-    return [*_aligned(rows), *_reasons(benchmarks), *_remarks(data), *found, ""]
+    return [*_aligned(rows), *_reasons(benchmarks), *_remarks(data), *_history(data["regressions"]), *found, ""]
+
+
+def _history(regressions: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How the steps compare with earlier runs: one line for those that are as usual, one for each other."""
+    usual = [one for one in regressions if one["state"] == _AS_USUAL]
+    if usual:
+        yield f"beside earlier runs: {len(usual)} of {len(regressions)} steps as usual"
+    yield from (f"beside earlier runs: {one['text']}" for one in regressions if one["state"] != _AS_USUAL)
 
 
 def _row(benchmark: dict[str, Any]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pytest_vllm_stage.load.plan import LoadPlan, Step
 from pytest_vllm_stage.load.tables import parse_load_plan
 from pytest_vllm_stage.profile import ModelProfile
 from pytest_vllm_stage.slo.objectives import Objective, merge_objectives, parse_objectives
+from pytest_vllm_stage.slo.regression import Rule, parse_rule
 
 #: Where no rate above the promised one is planned, this many times the promised one is measured as an observation.
 STEP_ABOVE = 2.0
@@ -76,6 +77,16 @@ def check(config: StageConfig) -> None:
     for role in roles:
         for where, table in _tables(config, role, "slo"):
             _check_step_names(where, table, known)
+    regression_rule(config)
+
+
+def regression_rule(config: StageConfig) -> Rule:
+    """By what a run is compared with earlier ones.
+
+    Raises:
+        ConfigError: the profile's table is wrong.
+    """
+    return parse_rule(config.profile.regression, f"profile {config.profile.source.name}: regression")
 
 
 def saved(config: StageConfig, step: Step) -> PlannedStep:

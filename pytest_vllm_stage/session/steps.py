@@ -84,9 +84,13 @@ def carry_out(run: Run, planned: PlannedStep, client: Client, maker: PromptMaker
     Raises:
         StageError: it could not be measured.
     """
-    gates = plans.gates_of(_planned(run))
-    watcher = EarlyDecision(planned.step, planned.objectives, gates=gates)
-    return conclude(run, planned, measure(run, planned.step, client, maker, watcher), gates)
+    return conclude(run, planned, measure_planned(run, planned, client, maker), plans.gates_of(_planned(run)))
+
+
+def measure_planned(run: Run, planned: PlannedStep, client: Client, maker: PromptMaker) -> Measurement:
+    """Send a planned step's load; it ends early where that is allowed and its verdict is certain."""
+    watcher = EarlyDecision(planned.step, planned.objectives, gates=plans.gates_of(_planned(run)))
+    return measure(run, planned.step, client, maker, watcher)
 
 
 def measure(run: Run, step: Step, client: Client, maker: PromptMaker, watcher: Watcher | None = None) -> Measurement:

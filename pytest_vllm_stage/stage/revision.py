@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pytest_vllm_stage.errors import StageFailure
 from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.drift import SERVING_CONTAINER
 from pytest_vllm_stage.stage.look import View
 from pytest_vllm_stage.stage.objects import Object
 
 _KNATIVE_LABEL = "serving.knative.dev/revision"
 _SERVICE_LABEL = "serving.kserve.io/inferenceservice"
+_API_KEY = re.compile(r"(--api-key[= ])\S+")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,43 @@ class Revision:
 
     name: str
     created_at: str
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What answers, as far as the cluster shows it; an empty text is unknown.
+
+    Attributes:
+        image: The engine's image as the node's runtime names it, by digest.
+        arguments: The engine's command line, without the value of an API key.
+        gpu: The product that the node's labels name, or the processors of a node without one.
+    """
+
+    image: str = ""
+    arguments: str = ""
+    gpu: str = ""
+
+
+def serving(view: View, service_name: str) -> Serving:
+    """What the first Ready pod of an InferenceService runs; unknown where none is Ready."""
+    pods = sorted(view.listed("Pod", {_SERVICE_LABEL: service_name}), key=objects.name_of)
+    ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
+    if not ready:
+        return Serving()
+    pod = ready[0]
+    containers = pod["spec"]["containers"]
+    engine = next((one for one in containers if one["name"] == SERVING_CONTAINER), containers[0])
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    image = next((str(one.get("imageID") or "") for one in statuses if one["name"] == engine["name"]), "")
+    node = next((one for one in view.everywhere("Node") if objects.name_of(one) == pod["spec"].get("nodeName")), {})
+    arguments = [*(engine.get("command") or []), *(engine.get("args") or [])]
+    return Serving(image, _API_KEY.sub(r"\1***", " ".join(map(str, arguments))), _processors(node))
+
+
+def _processors(node: Object) -> str:
+    product = (node.get("metadata", {}).get("labels") or {}).get("nvidia.com/gpu.product")
+    cores = ((node.get("status") or {}).get("capacity") or {}).get("cpu")
+    return str(product or (f"none, {cores} processors" if cores else ""))
 
 
 def running(view: View, service: Object) -> Revision:

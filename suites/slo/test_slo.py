@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_vllm_stage.config import StageConfig
     from pytest_vllm_stage.session.plans import PlannedStep
+    from pytest_vllm_stage.session.regressions import Comparison
     from pytest_vllm_stage.session.steps import StepResult
 
 
@@ -22,14 +23,22 @@ if TYPE_CHECKING:
 def test_objectives(
     load_step: PlannedStep,
     measure_step: Callable[[PlannedStep], StepResult],
+    compare_with_baselines: Callable[[StepResult], Comparison | None],
     stage_config: StageConfig,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Whoever was promised this load gets answers in time; if not, the verdict says which objective broke, and why."""
+    """Whoever was promised this load gets answers in time; if not, the verdict says which objective broke, and why.
+
+    With --stage-baselines they also get them no later than they are used to.
+    """
     result = measure_step(load_step)
-    for name, value in result.properties().items():
+    history = compare_with_baselines(result)
+    for name, value in (result.properties() | (history.properties() if history else {})).items():
         record_property(name, value)
-    if result.outcome == "fail" or (result.undecided and stage_config.strict):
-        pytest.fail(result.text(), pytrace=False)
+    broken = [result.text()] if result.outcome == "fail" or (result.undecided and stage_config.strict) else []
+    if history and (history.fails or (history.undecided and stage_config.strict)):
+        broken.append(history.text())
+    if broken:
+        pytest.fail("\n".join(broken), pytrace=False)
     if result.undecided:
         pytest.skip(result.text())

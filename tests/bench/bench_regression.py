@@ -1,6 +1,6 @@
 """How often each regression rule cries wolf, and how often it finds a build that is 20 % slower.
 
-    python tests/bench/bench_regression.py [--runs 1000] [--noise 0.05]
+    python -m tests.bench.bench_regression [--runs 1000] [--noise 0.05]
 
 A run has n requests with lognormal latencies (sigma 0.3) around a level that varies by 5 % between runs; ten runs of a
 healthy build come before. The rules that compare raw samples or P99s with the last run are what is often done.

@@ -96,6 +96,8 @@ def clean_runs(count: int, url: str | None) -> int:
     started = time.monotonic()
     for place in range(count):
         outcome = clean_run(url)
+        elapsed_s = time.monotonic() - started
+        say(f"run {place + 1} of {count}: {outcome.passed} passed, {outcome.skipped} skipped, {elapsed_s:.0f} s so far")
         passed[outcome.passed, outcome.skipped] += 1
         alarms.update(dict.fromkeys(outcome.failed, 1))
         if outcome.failed:

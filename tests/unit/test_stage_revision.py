@@ -9,7 +9,7 @@ import pytest
 from pytest_vllm_stage.errors import StageFailure
 from pytest_vllm_stage.stage import revision
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.revision import Revision
+from pytest_vllm_stage.stage.revision import Revision, Serving
 from tests.unit.made_objects import pod, service
 
 
@@ -68,3 +68,43 @@ def test_none_or_two_cannot_be_told_apart() -> None:
         running()
     with pytest.raises(StageFailure, match="revisions with Ready pods: m-4c, m-5d; one is due"):
         running(of("m-5d"), of("m-4c"))
+
+
+def serving(*pods: Object, nodes: list[Object]) -> Serving:
+    seen = Seen(*pods)
+    vars(seen)["everywhere"] = lambda kind: nodes if kind == "Node" else []
+    return revision.serving(seen, "m")  # type: ignore[arg-type]
+
+
+def engine(*arguments: str) -> Object:
+    made = of("m-5d")
+    made["spec"] = {
+        "nodeName": "a",
+        "containers": [{"name": "proxy"}, {"name": "kserve-container", "command": ["vllm"], "args": [*arguments]}],
+    }
+    made["status"]["containerStatuses"] = [
+        {"name": "proxy", "imageID": "proxy@sha256:0"},
+        {"name": "kserve-container", "imageID": "vllm@sha256:1"},
+    ]
+    return made
+
+
+def test_what_serves_is_the_ready_pods_engine_on_its_node() -> None:
+    nodes: list[Object] = [
+        {"metadata": {"name": "b", "labels": {"nvidia.com/gpu.product": "NVIDIA-H100"}}},
+        {"metadata": {"name": "a", "labels": {"nvidia.com/gpu.product": "NVIDIA-L4"}}, "status": {}},
+    ]
+    found = serving(of("m-4c", ready=False), engine("serve", "--api-key", "sesame"), nodes=nodes)
+    assert found == Serving("vllm@sha256:1", "vllm serve --api-key ***", "NVIDIA-L4")
+
+
+def test_without_a_gpu_the_processors_stand_for_it() -> None:
+    nodes = [{"metadata": {"name": "a"}, "status": {"capacity": {"cpu": "2"}}}]
+    assert serving(engine("--api-key=sesame"), nodes=nodes) == Serving(
+        "vllm@sha256:1", "vllm --api-key=***", "none, 2 processors"
+    )
+
+
+def test_what_cannot_be_seen_is_unknown() -> None:
+    assert serving(of("m-5d", ready=False), nodes=[]) == Serving()
+    assert serving(engine(), nodes=[]).gpu == "", "this user may not list nodes"

@@ -1,0 +1,179 @@
+"""--stage-baselines against the simulated engine: what is slower than it used to be, measured again, fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.sim_engine import Sim, running_sim
+
+SUITES = Path(__file__).parents[2] / "suites"
+
+PROFILE = """
+name = "small"
+overlay = "overlay"
+namespace = "small"
+[models.quantized]
+inference_service = "sim"
+[load]
+rates = [10, 20]
+duration_s = 2
+prompt_tokens = 64
+output_tokens = 4
+warmup_requests = 2
+[slo]
+error_rate = 0
+ttft_p50_ms = 10000
+[regression]
+metrics = ["ttft_p50_ms"]
+worse = {worse}
+"""
+STEPS = ["endpoint-rate-10", "endpoint-rate-20"]
+#: The slow engine takes six times as long as the usual one: no load of this machine hides or makes that.
+WORSE = 3
+
+
+@pytest.fixture(scope="module")
+def usual() -> Iterator[Sim]:
+    with running_sim("--ttft-ms", "50", "--itl-ms", "3") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[Sim]:
+    with running_sim("--ttft-ms", "300", "--itl-ms", "3") as engine:
+        yield engine
+
+
+@pytest.fixture
+def place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    for variable in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(variable, raising=False)
+    (pytester.path / "overlay").mkdir()
+    (pytester.path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
+    pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    (pytester.path / "small.toml").write_text(PROFILE.format(worse=WORSE))
+    return pytester
+
+
+def run(place: pytest.Pytester, engine: Sim, *options: str, folder: str = "run") -> pytest.RunResult:
+    return place.runpytest_subprocess(
+        SUITES / "slo", "-p", "no:cacheprovider", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml",
+        f"--stage-run-dir={place.path / folder}", f"--stage-endpoint={engine.url}", "--stage-model=sim",
+        f"--stage-baselines={place.path / 'baselines'}", *options, timeout=120,
+    )  # fmt: skip
+
+
+def file(place: pytest.Pytester) -> Path:
+    return place.path / "baselines" / "small.jsonl"
+
+
+def lines(place: pytest.Pytester) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file(place).read_text().splitlines()]
+
+
+def repeat(place: pytest.Pytester, times: int, **changes: str) -> None:
+    """Pretend that the runs so far were made several times, on what the changed fields of the key say."""
+    made = [
+        line | {"run_id": f"earlier-{number}", "key": line["key"] | changes}
+        for number in range(times)
+        for line in lines(place)
+    ]
+    file(place).write_text("".join(json.dumps(line) + "\n" for line in made))
+
+
+def regressions(place: pytest.Pytester, folder: str) -> dict[str, dict[str, Any]]:
+    record = json.loads((place.path / folder / "run.json").read_text())
+    return {one["name"]: one for one in record["regressions"]}
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_the_first_run_has_nothing_to_compare_with_and_is_kept(
+    place: pytest.Pytester, usual: Sim, workers: str
+) -> None:
+    result = run(place, usual, workers)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [f"beside earlier runs: {step}: no-baseline beside 0 accepted runs; *0 of 3 accepted*" for step in STEPS]
+    )
+    kept = {line["key"]["step"]: line for line in lines(place)}
+    assert sorted(kept) == STEPS
+    assert {line["accepted"] for line in kept.values()} == {True}
+    assert all(line["metrics"]["ttft_p50_ms"] >= 50 for line in kept.values())
+    assert "request_rate=20" in kept["endpoint-rate-20"]["key"]["prompt_set"]
+    assert kept["endpoint-rate-20"]["key"]["image_digest"] == "simulated"
+
+
+def test_what_became_slower_is_measured_again_and_fails(place: pytest.Pytester, usual: Sim, slow: Sim) -> None:
+    run(place, usual).assert_outcomes(passed=2)
+    repeat(place, 4)
+
+    run(place, usual, folder="same").assert_outcomes(passed=2)
+    assert {one["state"] for one in regressions(place, "same").values()} == {"ok"}
+
+    result = run(place, slow, folder="slower")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            f"*{step}: regression beside 5 accepted runs; ttft_p50_ms: 3* (the mean of 2 reruns after 3*"
+            for step in STEPS
+        ]
+    )
+    assert {one["reruns"] for one in regressions(place, "slower").values()} == {2}
+    assert len(list((place.path / "slower" / "benchmarks" / "reruns").glob("*.samples.jsonl.gz"))) == 4
+    benchmarks = json.loads((place.path / "slower" / "run.json").read_text())["benchmarks"]
+    assert [one["name"] for one in benchmarks] == STEPS, "reruns are no steps of the run"
+
+    run(place, usual, folder="after").assert_outcomes(passed=2)
+    assert {one["runs"] for one in regressions(place, "after").values()} == {5}, "the slow run is no measure of others"
+    assert [line["accepted"] for line in lines(place)[-4:]] == [False, False, True, True]
+
+
+def test_runs_on_something_else_are_not_compared_with(place: pytest.Pytester, usual: Sim, slow: Sim) -> None:
+    run(place, usual).assert_outcomes(passed=2)
+    repeat(place, 4, gpu="NVIDIA-L4")
+    result = run(place, slow, folder="other")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*no-baseline*no accepted run is comparable; in the nearest*gpu was 'NVIDIA-L4'*"])
+
+
+def test_a_broken_line_stops_the_comparison_and_is_named(place: pytest.Pytester, usual: Sim) -> None:
+    file(place).parent.mkdir()
+    file(place).write_text('{"schema_version": 1, "run_id": 7}\n')
+    result = run(place, usual)
+    result.stdout.fnmatch_lines(["*small.jsonl:1: run_id: must be str, not 7*"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("worse = 1", "regression.worse: must be a factor above 1, not 1"),
+        ('metrics = ["ttft"]', "regression.metrics: 'ttft' is no metric that can be gated; valid: *ttft_p50_ms*"),
+        ("metrics = []", "regression.metrics: must be a list of metrics that is not empty*"),
+        ("factor = 2", "regression.factor: is unknown; valid keys: metrics, worse"),
+    ],
+)
+def test_a_wrong_rule_is_refused_before_anything_is_measured(
+    place: pytest.Pytester, usual: Sim, rule: str, says: str
+) -> None:
+    text = PROFILE.split("[regression]")[0] + f"[regression]\n{rule}\n"
+    (place.path / "small.toml").write_text(text)
+    usual.call("/sim/requests", method="DELETE")
+    result = run(place, usual)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*profile small.toml: {says}"])
+    assert not usual.truth()
+
+
+def test_saved_results_are_not_compared(place: pytest.Pytester, usual: Sim) -> None:
+    run(place, usual).assert_outcomes(passed=2)
+    result = place.runpytest_subprocess(
+        SUITES / "slo", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml", "--stage-baselines=b",
+        f"--stage-results={place.path / 'run'}", timeout=60,
+    )  # fmt: skip
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--stage-results measures nothing: it cannot go with --stage-baselines"])
