@@ -39,7 +39,7 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         "exit_status": end.get("exit_status"),
         "simulated": config.simulated or any(event["kind"] == "simulated" for event in events),
         "settings": {name: vars(setting) for name, setting in config.settings.items()},
-        "profile": config.profile.facts(),
+        "profile": config.profile.facts() | {"namespace": config.namespace},
         "versions": _versions(events),
         "steps": {
             phase["name"].removeprefix(STEP_PREFIX): phase["duration_s"]

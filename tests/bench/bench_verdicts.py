@@ -1,6 +1,6 @@
 """Whether verdicts are right as often as they say: the fixed and the sequential rule, over many seeded steps.
 
-    python tests/bench/bench_verdicts.py [--steps 1000] [--live] [--live-steps 200]
+    python -m tests.bench.bench_verdicts [--steps 1000] [--live] [--live-steps 200]
 
 Each step has 600 (or 1000) requests whose TTFT is lognormal (sigma 0.25), as the simulated engine draws it, and is
 judged against an objective on its P99 that lies exactly on the true one, 20 % to either side of it, or far away.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightkube
 import pytest
 
 from pytest_vllm_stage.cluster import local
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
 SILENT = Journal()
 RUN_S = 600
+SECRET = "sesame-sesame"
 #: Those that are about the stage and its answers; load steps take minutes and are tested on simulators of their own.
 SUITES = ("suites/deployment", "suites/inference")
 
@@ -132,6 +134,67 @@ def test_a_planted_fault_fails_the_checks_of_its_model_alone(
     healed = run(tmp_path / "healed", *reuse)
     assert healed.status == 0, healed.output
     assert healed.record["simulated"] is True
+
+
+PROFILE = """
+name = "second"
+overlay = "local-sim"
+namespace = "vllm-stage"
+[models.quantized]
+inference_service = "smollm2-135m-quantized"
+[models.full]
+inference_service = "smollm2-135m"
+"""
+
+
+@pytest.fixture
+def second(stage: kept.Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Options for a stage of its own in this cluster, which a run knows by its kubeconfig alone."""
+    (tmp_path / "second.toml").write_text(PROFILE)
+    env_file = tmp_path / "env"
+    env_file.touch(mode=0o600)
+    env_file.write_text(f"MINIO_ACCESS_KEY=minioroot\nMINIO_SECRET_KEY={SECRET}\n")
+    monkeypatch.setenv("KUBECONFIG", stage.cluster.kubeconfig)
+    return (
+        f"--stage-profile={tmp_path / 'second.toml'}", f"--stage-context={stage.cluster.context}",
+        "--stage-deploy", "--stage-namespace=second", f"--stage-env-file={env_file}",
+    )  # fmt: skip
+
+
+def test_a_stage_is_deployed_by_kubeconfig_validated_and_removed(
+    stage: kept.Kept, second: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As on a cluster of one's own: nothing is known but a context, and another stage there is left alone."""
+    with client.connection(stage.cluster, "second") as kube:
+        before = described(kube, stage.stage.namespace)
+        outcome = run(tmp_path / "second", "suites/deployment", "suites/inference", "-m", "not load", *second)
+        assert outcome.status == 0, outcome.output
+        assert objects.get(kube, "Namespace", "second") is None
+        assert described(kube, stage.stage.namespace) == before
+    deployment = [test for test in outcome.record["tests"] if test["name"].startswith("suites/deployment/")]
+    assert len(deployment) > 25
+    assert {test["outcome"] for test in deployment} == {"passed"}, outcome.output
+    assert {"deploy", "teardown"} <= outcome.record["steps"].keys()
+    assert outcome.record["simulated"] is True
+    assert outcome.record["profile"]["namespace"] == "second"
+    assert "namespace second" in outcome.output
+    assert SECRET not in outcome.output + (tmp_path / "second" / "run.json").read_text()
+
+
+def described(kube: lightkube.Client, namespace: str) -> dict[str, str]:
+    """Every pod and service with its identity."""
+    found = [one for kind in ("Pod", "InferenceService") for one in objects.listed(kube, kind, namespace)]
+    return {objects.reference(one): one["metadata"]["uid"] for one in found}
+
+
+def test_a_namespace_that_is_anothers_is_not_touched(stage: kept.Kept, second: tuple[str, ...], tmp_path: Path) -> None:
+    options = [option for option in second if not option.startswith("--stage-namespace")]
+    with client.connection(stage.cluster, stage.stage.namespace) as kube:
+        before = described(kube, stage.stage.namespace)
+        outcome = run(tmp_path / "refused", "suites/deployment", *options)
+        assert outcome.status == 1, outcome.output
+        assert outcome.tests("passed") == [] or all("declaration" in one["name"] for one in outcome.tests("passed"))
+        assert described(kube, stage.stage.namespace) == before
 
 
 def test_a_run_for_vllm_does_not_take_it(stage: kept.Kept, tmp_path: Path) -> None:
