@@ -8,6 +8,8 @@ from typing import Any
 _PERCENTS = (50, 90, 99)
 #: A step whose metrics are what they were.
 _AS_USUAL = "ok"
+#: A step that too few comparable runs were accepted of.
+_NO_HISTORY = "no-baseline"
 _HEADER = ("step", "n", *(f"ttft P{percent} ms" for percent in _PERCENTS), "e2e P90 s", "tokens/s", "verdict")
 
 
@@ -25,11 +27,17 @@ def lines(data: dict[str, Any]) -> list[str]:
 
 
 def _history(regressions: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """How the steps compare with earlier runs: one line for those that are as usual, one for each other."""
-    usual = [one for one in regressions if one["state"] == _AS_USUAL]
-    if usual:
-        yield f"beside earlier runs: {len(usual)} of {len(regressions)} steps as usual"
-    yield from (f"beside earlier runs: {one['text']}" for one in regressions if one["state"] != _AS_USUAL)
+    """How the steps compare with earlier runs: a line for the usual ones, one for those without, one for each other."""
+    where = "beside earlier runs"
+    alike = {state: [one for one in regressions if one["state"] == state] for state in (_AS_USUAL, _NO_HISTORY)}
+    if alike[_AS_USUAL]:
+        yield f"{where}: {len(alike[_AS_USUAL])} of {len(regressions)} steps as usual"
+    if alike[_NO_HISTORY]:
+        few = max(one["runs"] for one in alike[_NO_HISTORY])
+        notes = dict.fromkeys(note for one in alike[_NO_HISTORY] for note in one["notes"])
+        told = "; ".join([f"{few} accepted comparable run{'' if few == 1 else 's'} at most", *notes])
+        yield f"{where}: {len(alike[_NO_HISTORY])} of {len(regressions)} steps have no baseline yet: {told}"
+    yield from (f"{where}: {one['text']}" for one in regressions if one["state"] not in alike)
 
 
 def _row(benchmark: dict[str, Any]) -> tuple[str, ...]:

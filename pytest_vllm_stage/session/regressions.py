@@ -110,6 +110,7 @@ def compare(run: Run, result: StepResult, serving: Serving, remeasure: Remeasure
         state=comparison.state.value,
         fails=comparison.fails,
         text=comparison.text(),
+        notes=list(comparison.notes),
         metrics={gate.metric: {"value": _number(gate.value), "usual": gate.usual} for gate in comparison.gates},
         runs=comparison.runs,
         reruns=comparison.reruns,
