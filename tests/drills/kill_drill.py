@@ -1,6 +1,6 @@
-"""Kill the whole pytest with SIGKILL at ten moments of a run; the next run must be green and nothing may stay.
+"""Kill the whole pytest with SIGKILL at eleven moments of a run; the next run must be green and nothing may stay.
 
-Run ``python tests/drills/kill_drill.py [MOMENT ...]`` as root with warm caches; about three minutes a moment. Each
+Run ``python tests/drills/kill_drill.py [MOMENT ...]`` as root with warm caches; about two minutes a moment. Each
 moment is a progress line and a delay after it. A listing of processes, mounts, namespaces, links, cgroups, routes and
 iptables rules is taken before the first run and compared after each recovery.
 """
@@ -23,17 +23,18 @@ from pytest_vllm_stage.cluster.local import listing
 from pytest_vllm_stage.paths import cache_dir
 
 ROOT = Path(__file__).parents[2]
-RUN = [sys.executable, "-m", "pytest", "suites", "-p", "no:cacheprovider"]
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 #: A run that reaches no moment in this time has a problem of its own.
 DEADLINE_S = 900
 
 
 class Moment(NamedTuple):
-    """When to kill: ``delay_s`` after the first progress line that matches ``line``; ``prepare`` makes it come."""
+    """When to kill: ``delay_s`` after the first progress line of ``suite`` that matches ``line``, after ``prepare``."""
 
     line: str
     delay_s: float
     prepare: Callable[[], None] = lambda: None
+    suite: str = "suites/deployment"
 
 
 def forget(pattern: str) -> Callable[[], None]:
@@ -59,6 +60,7 @@ MOMENTS = {
     "deploy-downloads": Moment(r"step: deploy \.\.\.", 6.0),
     "deploy-engines-starting": Moment(r"step: deploy \.\.\.", 25.0),
     "tests": Moment(r"step: deploy: done", 6.0),
+    "load": Moment(r"load .*-rate-5 \.\.\.", 5.0, suite="suites/slo"),
     "teardown": Moment(r"step: teardown \.\.\.", 0.3),
 }
 
@@ -67,7 +69,12 @@ def killed_run(moment: Moment) -> str:
     """Start a run, kill its process group at the moment, return the progress seen."""
     moment.prepare()
     process = subprocess.Popen(
-        RUN, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*PYTEST, moment.suite],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     watchdog = threading.Timer(DEADLINE_S, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
@@ -89,7 +96,12 @@ def killed_run(moment: Moment) -> str:
 def recovery() -> tuple[int, str]:
     """The next run; its exit status and whole output."""
     done = subprocess.run(
-        [*RUN, "-m", "smoke"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        [*PYTEST, "suites", "-m", "smoke"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     return done.returncode, done.stdout
 
