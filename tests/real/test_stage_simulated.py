@@ -142,8 +142,10 @@ overlay = "local-sim"
 namespace = "vllm-stage"
 [models.quantized]
 inference_service = "smollm2-135m-quantized"
+tool_format = "hermes"
 [models.full]
 inference_service = "smollm2-135m"
+tool_format = "hermes"
 """
 
 
