@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.config import StageConfig
@@ -12,6 +13,7 @@ from pytest_vllm_stage.errors import ConfigError
 from pytest_vllm_stage.load.plan import LoadPlan, Step
 from pytest_vllm_stage.load.tables import parse_load_plan
 from pytest_vllm_stage.profile import ModelProfile
+from pytest_vllm_stage.slo.baselines import read_baselines
 from pytest_vllm_stage.slo.objectives import Objective, merge_objectives, parse_objectives
 from pytest_vllm_stage.slo.regression import Rule, parse_rule
 
@@ -66,10 +68,10 @@ def objectives_of(config: StageConfig, role: str, step_name: str | None = None) 
 
 
 def check(config: StageConfig) -> None:
-    """Refuse wrong tables now, whichever suites will run.
+    """Refuse wrong tables, and wrong lines of the runs to compare with, now, whichever suites will run.
 
     Raises:
-        ConfigError: see `steps_of`.
+        ConfigError: see `steps_of`; or names file, line and field.
     """
     roles = dict.fromkeys((*config.profile.models, *config.roles))
     planned = {role: _steps_of_role(config, "check", role) for role in roles}
@@ -78,6 +80,16 @@ def check(config: StageConfig) -> None:
         for where, table in _tables(config, role, "slo"):
             _check_step_names(where, table, known)
     regression_rule(config)
+    folder = config.get("baselines")
+    if folder is not None:
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise ConfigError(f"{config.settings['baselines'].source}: {folder!r} is no folder")
+        read_baselines(baselines_file(config, folder))
+
+
+def baselines_file(config: StageConfig, folder: str) -> Path:
+    """Where the runs of a profile are kept, to be compared with."""
+    return Path(folder) / f"{config.profile.name}.jsonl"
 
 
 def regression_rule(config: StageConfig) -> Rule:

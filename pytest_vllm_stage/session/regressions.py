@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pytest_vllm_stage.load.samples import Measurement
 from pytest_vllm_stage.session import plans, steps
@@ -26,6 +25,8 @@ from pytest_vllm_stage.stage.revision import Serving
 
 #: The reruns' files lie apart from the promised steps, which reports and publication are made of.
 FOLDER = "reruns"
+#: Change points are looked for among so many runs: the search takes the square of their number.
+TREND_RUNS = 50
 
 #: Measures a step as the run measures it.
 Remeasure = Callable[[PlannedStep], Measurement]
@@ -96,7 +97,7 @@ def compare(run: Run, result: StepResult, serving: Serving, remeasure: Remeasure
     if folder is None or result.planned.observation:
         return None
     rule = plans.regression_rule(run.config)
-    path = Path(folder) / f"{run.config.profile.name}.jsonl"
+    path = plans.baselines_file(run.config, folder)
     key = _key(run, result, serving)
     known = [one for one in read_baselines(path) if one.key["step"] == key["step"] and one.key["model"] == key["model"]]
     history = comparable(known, key)
@@ -149,7 +150,7 @@ def _reruns(run: Run, planned: PlannedStep, remeasure: Remeasure) -> list[Mappin
 
 def _changes(metric: str, history: list[Baseline], now: float | None) -> list[str]:
     """The last change point of a metric's history, this run included."""
-    dated = [(one.run_id, one.metrics[metric]) for one in history if metric in one.metrics]
+    dated = [(one.run_id, one.metrics[metric]) for one in history[-TREND_RUNS:] if metric in one.metrics]
     values = [value for _, value in dated]
     if now is not None and math.isfinite(now):
         values.append(now)
@@ -184,7 +185,7 @@ def _baseline(run: Run, result: StepResult, key: Mapping[str, str], comparison: 
 
 
 def _key(run: Run, result: StepResult, serving: Serving) -> dict[str, str]:
-    """What makes two runs comparable; what is long stands as a digest."""
+    """What makes two runs comparable."""
     data = read_result(steps.folder_of(run) / f"{result.planned.step.id}.json")
     step, facts = result.planned.step, data["facts"]
     driver, _, version = str(data["client"]["driver"]).partition(" ")

@@ -143,11 +143,21 @@ def test_runs_on_something_else_are_not_compared_with(place: pytest.Pytester, us
     )
 
 
-def test_a_broken_line_stops_the_comparison_and_is_named(place: pytest.Pytester, usual: Sim) -> None:
+def test_a_broken_line_is_named_before_anything_is_measured(place: pytest.Pytester, usual: Sim) -> None:
     file(place).parent.mkdir()
     file(place).write_text('{"schema_version": 1, "run_id": 7}\n')
+    usual.call("/sim/requests", method="DELETE")
     result = run(place, usual)
-    result.stdout.fnmatch_lines(["*small.jsonl:1: run_id: must be str, not 7*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*small.jsonl:1: run_id: must be str, not 7"])
+    assert not usual.truth()
+
+
+def test_a_file_in_the_folders_place_is_named(place: pytest.Pytester, usual: Sim) -> None:
+    (place.path / "baselines").write_text("")
+    result = run(place, usual)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--stage-baselines: '*' is no folder"])
 
 
 @pytest.mark.parametrize(
