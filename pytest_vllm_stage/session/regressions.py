@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pytest_vllm_stage.load.samples import Measurement
 from pytest_vllm_stage.session import plans, steps
@@ -98,13 +99,14 @@ def compare(run: Run, result: StepResult, serving: Serving, remeasure: Remeasure
         return None
     rule = plans.regression_rule(run.config)
     path = plans.baselines_file(run.config, folder)
-    key = _key(run, result, serving)
+    data = read_result(steps.folder_of(run) / f"{result.planned.step.id}.json")
+    key = _key(result, data, serving)
     known = [one for one in read_baselines(path) if one.key["step"] == key["step"] and one.key["model"] == key["model"]]
     history = comparable(known, key)
     comparison = _judge(run, result, rule, history, remeasure)
     if len(history) < LEAST_HISTORY and known:
         comparison = replace(comparison, notes=(*comparison.notes, *_unlike(known, history, key)))
-    append_baseline(path, _baseline(run, result, key, comparison))
+    append_baseline(path, _baseline(run, result, float(data["started_at"]), key, comparison))
     run.journal.event(
         "regression",
         comparison.step,
@@ -171,12 +173,11 @@ def _unlike(known: list[Baseline], history: list[Baseline], key: Mapping[str, st
     return [why_none(unlike, key)] if unlike else []
 
 
-def _baseline(run: Run, result: StepResult, key: Mapping[str, str], comparison: Comparison) -> Baseline:
-    data = read_result(steps.folder_of(run) / f"{result.planned.step.id}.json")
+def _baseline(run: Run, result: StepResult, at: float, key: Mapping[str, str], comparison: Comparison) -> Baseline:
     metrics = {name: value for name, value in result.metrics.flat().items() if value is not None}
     return Baseline(
         run_id=run.run_id,
-        at=float(data["started_at"]),
+        at=at,
         key=key,
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         state=comparison.state.value,
@@ -184,9 +185,8 @@ def _baseline(run: Run, result: StepResult, key: Mapping[str, str], comparison: 
     )
 
 
-def _key(run: Run, result: StepResult, serving: Serving) -> dict[str, str]:
+def _key(result: StepResult, data: Mapping[str, Any], serving: Serving) -> dict[str, str]:
     """What makes two runs comparable."""
-    data = read_result(steps.folder_of(run) / f"{result.planned.step.id}.json")
     step, facts = result.planned.step, data["facts"]
     driver, _, version = str(data["client"]["driver"]).partition(" ")
     plan = {name: value for name, value in step.to_json().items() if name not in ("id", "model", "seed")}

@@ -60,17 +60,24 @@ inference_service = "f"
 
 
 @pytest.fixture
-def place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A rootdir with the fake in its conftest and the profile ``small.toml``."""
+def bare_place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A rootdir with an empty overlay for profiles, and no options of our own."""
     # Under CI pytest repeats whole messages in its short summary.
     for variable in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(variable, raising=False)
-    pytester.makeini("[pytest]\nvllm_stage_profile = small.toml\nfilterwarnings = error\n")
-    pytester.makeconftest(FAKE)
-    (pytester.path / "small.toml").write_text(PROFILE)
+    pytester.makeini("[pytest]\nfilterwarnings = error\n")
     (pytester.path / "overlay").mkdir()
     (pytester.path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
     return pytester
+
+
+@pytest.fixture
+def place(bare_place: pytest.Pytester) -> pytest.Pytester:
+    """A rootdir with the fake in its conftest and the profile ``small.toml``."""
+    bare_place.makeini("[pytest]\nvllm_stage_profile = small.toml\nfilterwarnings = error\n")
+    bare_place.makeconftest(FAKE)
+    (bare_place.path / "small.toml").write_text(PROFILE)
+    return bare_place
 
 
 @pytest.fixture

@@ -50,14 +50,9 @@ def slow() -> Iterator[Sim]:
 
 
 @pytest.fixture
-def place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    for variable in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
-        monkeypatch.delenv(variable, raising=False)
-    (pytester.path / "overlay").mkdir()
-    (pytester.path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
-    pytester.makeini("[pytest]\nfilterwarnings = error\n")
-    (pytester.path / "small.toml").write_text(PROFILE.format(worse=WORSE))
-    return pytester
+def place(bare_place: pytest.Pytester) -> pytest.Pytester:
+    (bare_place.path / "small.toml").write_text(PROFILE.format(worse=WORSE))
+    return bare_place
 
 
 def run(place: pytest.Pytester, engine: Sim, *options: str, folder: str = "run") -> pytest.RunResult:

@@ -43,14 +43,9 @@ def sim() -> Iterator[Sim]:
 
 
 @pytest.fixture
-def place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A folder with a small profile's overlay and no options of our own."""
-    for variable in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
-        monkeypatch.delenv(variable, raising=False)
-    (pytester.path / "overlay").mkdir()
-    (pytester.path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
-    pytester.makeini("[pytest]\nfilterwarnings = error\n")
-    return pytester
+def place(bare_place: pytest.Pytester) -> pytest.Pytester:
+    """No fake cluster: each test writes its profile, and its server is a simulator."""
+    return bare_place
 
 
 def profile(place: pytest.Pytester, *, load: str = "rates = [20]", slo: str = KEPT, model: str = "") -> None:
