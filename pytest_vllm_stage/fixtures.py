@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit, StageError
-from pytest_vllm_stage.session.run import RUN, Run
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit, StageError
+from pytest_vllm_stage.run.context import RUN, Run
 
 if TYPE_CHECKING:
     import lightkube
     import minio as minio_client
 
+    from pytest_vllm_stage.benchmark.find_capacity import FoundCapacity
+    from pytest_vllm_stage.benchmark.jobs import BenchmarkJob
+    from pytest_vllm_stage.benchmark.plans import PlannedStep
+    from pytest_vllm_stage.benchmark.regressions import Comparison
+    from pytest_vllm_stage.benchmark.steps import StepResult
     from pytest_vllm_stage.cluster.facts import ClusterFacts
-    from pytest_vllm_stage.config import StageConfig
     from pytest_vllm_stage.load.prompts import PromptMaker
-    from pytest_vllm_stage.load.samples import Measurement
-    from pytest_vllm_stage.registry.api import Registry
+    from pytest_vllm_stage.measurement.samples import Measurement
+    from pytest_vllm_stage.publication.bucket.bucket import Bucket
+    from pytest_vllm_stage.publication.publish_run import Publication
+    from pytest_vllm_stage.publication.registry.api import Registry
     from pytest_vllm_stage.serving.client import Client
     from pytest_vllm_stage.serving.target import Target
-    from pytest_vllm_stage.session.benchmark_jobs import BenchmarkJob
-    from pytest_vllm_stage.session.capacity import FoundCapacity
-    from pytest_vllm_stage.session.plans import PlannedStep
-    from pytest_vllm_stage.session.publication import Publication
-    from pytest_vllm_stage.session.regressions import Comparison
-    from pytest_vllm_stage.session.steps import StepResult
+    from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.storage.bucket import Bucket
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
@@ -107,7 +107,7 @@ def kube(cluster: ClusterFacts, stage_config: StageConfig) -> Iterator[lightkube
 @pytest.fixture(scope="session")
 def declared(cluster: ClusterFacts, stage_config: StageConfig) -> list[dict[str, Any]]:
     """The manifests that the profile's overlay renders to: what the stage is declared to be."""
-    from pytest_vllm_stage.stage.render import render
+    from pytest_vllm_stage.stage.deploy.render import render
 
     with told():
         return render(stage_config.profile.overlay, cluster.kubectl)
@@ -144,7 +144,7 @@ def endpoint(model_role: str, _clients: dict[str, Client]) -> Client:
 @pytest.fixture(scope="session")
 def minio(stage: StageFacts, kube: lightkube.Client, stage_config: StageConfig) -> minio_client.Minio:
     """An authenticated client of the stage's MinIO."""
-    from pytest_vllm_stage.stage.store import connect
+    from pytest_vllm_stage.stage.object_store import connect
 
     with told():
         return connect(stage, kube, stage_config.get("ca_file"))
@@ -162,7 +162,7 @@ def _prompt_maker(request: pytest.FixtureRequest) -> Callable[[str, str], Prompt
 @pytest.fixture
 def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[PlannedStep], StepResult]:
     """Carries out a load step and judges it; with --stage-results it judges the saved samples instead."""
-    from pytest_vllm_stage.session import steps
+    from pytest_vllm_stage.benchmark import steps
 
     if stage_run.config.get("results"):
         saved = {planned.step.id: path for planned, path in steps.saved_steps(stage_run.config)}
@@ -181,8 +181,8 @@ def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Ca
     """Judges a measured step beside the runs of --stage-baselines; None where the option names no folder."""
     if stage_run.config.get("baselines") is None:
         return lambda _result: None
-    from pytest_vllm_stage.session import regressions, steps
-    from pytest_vllm_stage.stage.look import View
+    from pytest_vllm_stage.benchmark import regressions, steps
+    from pytest_vllm_stage.stage.observe.reader import View
     from pytest_vllm_stage.stage.revision import Serving, serving
 
     clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
@@ -203,12 +203,12 @@ def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Ca
 @pytest.fixture
 def find_capacity(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[str], FoundCapacity]:
     """Searches the highest request rate at which a role's model keeps its objectives."""
-    from pytest_vllm_stage.session import capacity, plans
+    from pytest_vllm_stage.benchmark import find_capacity, plans
 
     clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
 
     def find(role: str) -> FoundCapacity:
-        return capacity.find(stage_run, role, clients[role], maker(role, plans.api_of(stage_run.config, role)))
+        return find_capacity.find(stage_run, role, clients[role], maker(role, plans.api_of(stage_run.config, role)))
 
     return _telling(find)
 
@@ -230,15 +230,15 @@ def model_registry(
     stage_run: Run, cluster: ClusterFacts, stage: StageFacts, kube: lightkube.Client, declared: list[dict[str, Any]]
 ) -> Iterator[Registry]:
     """A connection to the Model Registry, the stage's or that of --stage-registry-url; skips where there is none."""
-    from pytest_vllm_stage.session import publication
-    from pytest_vllm_stage.stage import addresses, render
+    from pytest_vllm_stage.publication import publish_run
+    from pytest_vllm_stage.stage.deploy import addresses, render
 
     with told():
-        url = publication.registry_url(stage_run, kube, cluster)
+        url = publish_run.registry_url(stage_run, kube, cluster)
     if url is None and render.named(declared, "Service", addresses.REGISTRY) is None:
         pytest.skip("there is no Model Registry: the stage declares none, and --stage-registry-url names none")
     with told():
-        registry = publication.connect_registry(stage_run, kube, cluster)
+        registry = publish_run.connect_registry(stage_run, kube, cluster)
     yield registry
     registry.close()
 
@@ -246,7 +246,7 @@ def model_registry(
 @pytest.fixture(scope="session")
 def results_bucket(stage_run: Run, stage: StageFacts, kube: lightkube.Client) -> Bucket:
     """The bucket of benchmark results, with the stage's credentials."""
-    from pytest_vllm_stage.session.publication import connect_bucket
+    from pytest_vllm_stage.publication.publish_run import connect_bucket
 
     with told():
         return connect_bucket(stage_run, kube, stage)
@@ -257,7 +257,7 @@ def publication(
     stage_run: Run, cluster: ClusterFacts, stage: StageFacts, model_registry: Registry, model_role: str
 ) -> Publication:
     """What this run published of one model; published by the first test that asks, after the load steps."""
-    from pytest_vllm_stage.session.publication import publication_of
+    from pytest_vllm_stage.publication.publish_run import publication_of
 
     with told():
         return publication_of(stage_run, cluster, stage, model_role)
@@ -276,10 +276,10 @@ def benchmark_job(
 
     Skips where there is none.
     """
-    from pytest_vllm_stage.session import benchmark_jobs
+    from pytest_vllm_stage.benchmark import jobs
 
     with told():
-        found = benchmark_jobs.of_role(stage_run, model_role, cluster, stage, kube, minio)
+        found = jobs.of_role(stage_run, model_role, cluster, stage, kube, minio)
     if found.absent:
         pytest.skip(found.absent)
     return found
@@ -288,16 +288,16 @@ def benchmark_job(
 @pytest.fixture
 def measured_by_job(stage_run: Run, stage: StageFacts, benchmark_job: BenchmarkJob) -> list[Measurement]:
     """A measurement for each report of the model's benchmark Job."""
-    from pytest_vllm_stage.session import benchmark_jobs
+    from pytest_vllm_stage.benchmark import jobs
 
     with told():
-        return benchmark_jobs.measurements(stage_run, benchmark_job, simulated=stage.simulated)
+        return jobs.measurements(stage_run, benchmark_job, simulated=stage.simulated)
 
 
 @pytest.fixture
 def judged_job(stage_run: Run, benchmark_job: BenchmarkJob, measured_by_job: list[Measurement]) -> list[StepResult]:
     """The verdict on each report of the model's benchmark Job."""
-    from pytest_vllm_stage.session import benchmark_jobs
+    from pytest_vllm_stage.benchmark import jobs
 
     with told():
-        return benchmark_jobs.judged(stage_run, benchmark_job, measured_by_job)
+        return jobs.judged(stage_run, benchmark_job, measured_by_job)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_vllm_stage.options import OPTIONS, Option
-from pytest_vllm_stage.session.progress import Progress
-from pytest_vllm_stage.session.run import RUN, Identity, Run, new_run_id
-from pytest_vllm_stage.session.turns import Turns
-from pytest_vllm_stage.skips import DOES_NOT_APPLY
+from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
+from pytest_vllm_stage.run.context import RUN, Identity, Run, new_run_id
+from pytest_vllm_stage.run.progress import Progress
+from pytest_vllm_stage.session.exclusive import Turns
+from pytest_vllm_stage.settings.options import OPTIONS, Option
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.settings.config import StageConfig
 
 TOLD = pytest.StashKey[set[str]]()
 
@@ -85,9 +85,9 @@ def resolve(config: pytest.Config) -> StageConfig:
     Raises:
         pytest.UsageError: a setting is wrong; the message names it, where it was set and the valid values.
     """
-    from pytest_vllm_stage.config import resolve as resolve_settings
-    from pytest_vllm_stage.errors import ConfigError
-    from pytest_vllm_stage.session import plans
+    from pytest_vllm_stage.benchmark import plans
+    from pytest_vllm_stage.core.errors import ConfigError
+    from pytest_vllm_stage.settings.config import resolve as resolve_settings
 
     try:
         settings = resolve_settings(
@@ -112,8 +112,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
     """One test a load step: of the profile's plan, or of the results that are judged again."""
-    from pytest_vllm_stage.errors import ConfigError
-    from pytest_vllm_stage.session import plans, steps
+    from pytest_vllm_stage.benchmark import plans, steps
+    from pytest_vllm_stage.core.errors import ConfigError
 
     try:
         again = run.config.get("results")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import uv
 
-from pytest_vllm_stage.engine import _built
+from pytest_vllm_stage.core import build_once
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import cache_dir
 from pytest_vllm_stage.engine.environment import clean_environ
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import cache_dir
 
 
 def ensure(name: str, pins: Path, journal: Journal, *more: str) -> Path:
@@ -30,7 +30,7 @@ def ensure(name: str, pins: Path, journal: Journal, *more: str) -> Path:
     fingerprint = hashlib.sha256(pins.read_bytes() + json.dumps([sys.version, sys.base_prefix, *more]).encode())
     folder = cache_dir() / "tests" / f"{name}-{fingerprint.hexdigest()[:12]}"
 
-    def make(build: _built.Build) -> _built.Facts:
+    def make(build: build_once.Build) -> build_once.Facts:
         program, python = uv.find_uv_bin(), str(build.folder / "bin" / "python")
         venv = [program, "venv", "--allow-existing", "--python", sys.executable, str(build.folder)]
         build.run(f"environment of {name}", venv, timeout_s=60, advise=_advise, env=clean_environ())
@@ -38,7 +38,7 @@ def ensure(name: str, pins: Path, journal: Journal, *more: str) -> Path:
         build.run(f"packages of {name}", install, timeout_s=300, advise=_advise, env=clean_environ())
         return {"requirements": [*pins.read_text().split(), *more]}
 
-    _built.ensure(folder, f"environment of {name}", make, journal)
+    build_once.ensure(folder, f"environment of {name}", make, journal)
     return folder / "bin"
 
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
 
 KUBECTL_TIMEOUT_S = 30
 

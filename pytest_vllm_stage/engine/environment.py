@@ -21,10 +21,10 @@ from pathlib import Path
 
 import uv
 
-from pytest_vllm_stage import paths
-from pytest_vllm_stage.engine import _built, pins
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core import build_once, paths
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.engine import pins
 
 #: An environment takes 6.0 GB, its bytecode included; the rest is for what is unpacked beside it.
 NEEDED_BYTES = 7_000_000_000
@@ -71,7 +71,7 @@ def ensure(journal: Journal) -> EngineEnvironment:
     python = _interpreter()
     base_prefix, version = _about(python)
     folder = paths.cache_dir() / "engine" / _fingerprint(base_prefix, version)
-    _built.ensure(folder, "engine environment", lambda build: _make(build, python), journal)
+    build_once.ensure(folder, "engine environment", lambda build: _make(build, python), journal)
     pinned = pins.versions()
     versions = {name: pinned[name] for name in RECORDED} | {"python": version}
     return EngineEnvironment(folder / "bin" / "python", folder, base_prefix, versions)
@@ -125,7 +125,7 @@ def _fingerprint(base_prefix: Path, version: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _make(build: _built.Build, python: Path) -> _built.Facts:
+def _make(build: build_once.Build, python: Path) -> build_once.Facts:
     """Fill the folder: a relocatable environment, its packages, and the proof that both programs can be imported."""
     program, folder = uv.find_uv_bin(), build.folder
     venv = [program, "venv", "--allow-existing", "--relocatable", "--python", str(python), str(folder)]

@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 
 import pytest_vllm_stage
-from pytest_vllm_stage import paths
-from pytest_vllm_stage.engine import _built, weights
+from pytest_vllm_stage.core import build_once, paths
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.engine import weights
 from pytest_vllm_stage.engine.environment import EngineEnvironment
-from pytest_vllm_stage.journal import Journal
 
 #: What the simulator imports, relative to the package; it needs the standard library and nothing else.
-MODULES = ("__init__.py", "errors.py", "sim")
+MODULES = ("__init__.py", "core/__init__.py", "core/errors.py", "standins/__init__.py", "standins/engine")
 #: Model to the bytes of its made-up tensor: small, and the quantized one smaller, as with the real ones.
 WEIGHTS_BYTES = {weights.FULL: 256 * 1024, weights.QUANTIZED: 64 * 1024}
 
@@ -33,7 +33,7 @@ _SOURCE = "made up: noise, no model"
 def ensure(journal: Journal) -> tuple[EngineEnvironment, Path]:
     """Make both unless they are there; return the environment and the folder with the models' folders."""
     folder = paths.cache_dir() / "sim" / _fingerprint()
-    _built.ensure(folder, "simulated engine", _make, journal)
+    build_once.ensure(folder, "simulated engine", _make, journal)
     versions = {"simulated-engine": pytest_vllm_stage.__version__, "python": platform.python_version()}
     prefix = folder / "engine"
     return EngineEnvironment(Path(sys.executable), prefix, Path(sys.base_prefix), versions), folder / "weights"
@@ -52,7 +52,7 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def _make(build: _built.Build) -> _built.Facts:
+def _make(build: build_once.Build) -> build_once.Facts:
     version = "python{}.{}".format(*sys.version_info[:2])
     package = build.folder / "engine" / "lib" / version / "site-packages" / paths.PACKAGE.name
     for name in _sources():

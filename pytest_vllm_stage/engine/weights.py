@@ -10,11 +10,11 @@ import hashlib
 import json
 from pathlib import Path
 
-from pytest_vllm_stage import paths
-from pytest_vllm_stage.engine import _built, pins
+from pytest_vllm_stage.core import build_once, paths
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.engine import pins
 from pytest_vllm_stage.engine.environment import EngineEnvironment, clean_environ
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
 
 FULL = "smollm2-135m"
 QUANTIZED = "smollm2-135m-quantized"
@@ -27,7 +27,7 @@ PRECISIONS = {
 
 MANIFEST = "MANIFEST.json"
 
-_CONVERT = Path(__file__).with_name("_convert.py")
+_CONVERT = Path(__file__).with_name("convert.py")
 
 
 def ensure(journal: Journal, environment: EngineEnvironment) -> dict[str, Path]:
@@ -37,7 +37,7 @@ def ensure(journal: Journal, environment: EngineEnvironment) -> dict[str, Path]:
         EnvironmentUnfit: The conversion failed; carries the end of its output.
     """
     folder = paths.cache_dir() / "weights" / _fingerprint()
-    _built.ensure(folder, "model weights", lambda build: _make(build, environment), journal)
+    build_once.ensure(folder, "model weights", lambda build: _make(build, environment), journal)
     return {variant: folder / variant for variant in PRECISIONS}
 
 
@@ -60,7 +60,7 @@ def _fingerprint() -> str:
     return hashlib.sha256(pins.REQUIREMENTS.read_bytes() + _CONVERT.read_bytes()).hexdigest()[:16]
 
 
-def _make(build: _built.Build, environment: EngineEnvironment) -> _built.Facts:
+def _make(build: build_once.Build, environment: EngineEnvironment) -> build_once.Facts:
     source = _source(environment)
     folders = [build.folder / variant for variant in (FULL, QUANTIZED)]
     command = [str(environment.python), "-P", str(_CONVERT), str(source), *map(str, folders)]

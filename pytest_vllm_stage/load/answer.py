@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from pytest_vllm_stage.load.samples import Failure
+from pytest_vllm_stage.measurement.samples import Failure
 
 DONE = b"[DONE]"
 _SHOWN_CHARACTERS = 300

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
 
 #: Idle connections are given up after this time: uvicorn, and vLLM with it, closes them after 5 s.
 IDLE_LIMIT_S = 4.0

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.connections import Pool, address_of
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
-from pytest_vllm_stage.load.observe import LoopLag, Progress
-from pytest_vllm_stage.load.plan import CONSTANT, Step
-from pytest_vllm_stage.load.samples import ClientFacts, EarlyStop, Measurement, Sample
+from pytest_vllm_stage.load.progress import LoopLag, Progress
 from pytest_vllm_stage.load.timer import Timer
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.measurement.samples import ClientFacts, EarlyStop, Measurement, Sample
+from pytest_vllm_stage.measurement.step import CONSTANT, Step
 
 VERSION = "1"
 PROGRESS_INTERVAL_S = 5.0

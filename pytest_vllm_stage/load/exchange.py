@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pytest_vllm_stage.load.answer import Answer, EventSplitter, shown
 from pytest_vllm_stage.load.connections import Connection, Pool
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
-from pytest_vllm_stage.load.plan import Step
-from pytest_vllm_stage.load.samples import Failure, Sample
+from pytest_vllm_stage.measurement.samples import Failure, Sample
+from pytest_vllm_stage.measurement.step import Step
 
 _MOST_ERROR_BYTES = 4096
 

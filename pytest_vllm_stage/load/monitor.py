@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pytest_vllm_stage.load.connections import Address, Connection, Pool
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
-from pytest_vllm_stage.load.samples import ServerReading
+from pytest_vllm_stage.measurement.samples import ServerReading
 
 INTERVAL_S = 1.0
 #: No answer within this time, and the reading is left out.

@@ -6,11 +6,11 @@ import math
 import time
 from typing import Any
 
-from pytest_vllm_stage.errors import StageFailure
+from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import Job
-from pytest_vllm_stage.load.plan import Step
 from pytest_vllm_stage.load.prompts import Count, PromptMaker, body_of, prompt_maker
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.measurement.step import Step
 from pytest_vllm_stage.serving.client import Client, RequestFailed
 
 #: A closed loop gets bodies for this many times the requests that the fastest lone answer allows.

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, Any, BinaryIO, cast
 
-from pytest_vllm_stage.errors import EnvironmentUnfit, StageError
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError
+from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.load.driver import Job, Watcher
-from pytest_vllm_stage.load.samples import Measurement
 from pytest_vllm_stage.load.worker import frame, read_frame
+from pytest_vllm_stage.measurement.samples import Measurement
 
 _SHOWN_CHARACTERS = 2000
 _END_TIMEOUT_S = 10.0

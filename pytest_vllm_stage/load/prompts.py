@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_vllm_stage.errors import ConfigError, StageFailure
-from pytest_vllm_stage.load.plan import Step
+from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.load.words import WORDS
+from pytest_vllm_stage.measurement.step import Step
 
 #: Tokens of a text, or of a conversation with this text as the user's message, as the step's API makes a prompt of it.
 Count = Callable[[str], int]

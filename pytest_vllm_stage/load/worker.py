@@ -18,11 +18,11 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-from pytest_vllm_stage.errors import StageError
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import Job, run_step
 from pytest_vllm_stage.load.priority import raise_priority
-from pytest_vllm_stage.load.samples import Measurement, Sample
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.measurement.samples import Measurement, Sample
 
 LENGTH = struct.Struct("!I")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest_vllm_stage
-from pytest_vllm_stage.config import StageConfig
-from pytest_vllm_stage.journal import read_events
+from pytest_vllm_stage.core.journal import read_events
+from pytest_vllm_stage.settings.config import StageConfig
 
 #: Raised when a field changes its meaning or goes; adding one does not raise it.
 SCHEMA_VERSION = 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.config import SIMULATED_NOTICE
 from pytest_vllm_stage.report import slo_table
 from pytest_vllm_stage.report.record import counts
+from pytest_vllm_stage.settings.config import SIMULATED_NOTICE
 
 
 def summary(data: dict[str, Any], directory: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_vllm_stage.errors import StageFailure
+from pytest_vllm_stage.core.errors import StageFailure
 
 #: Characters of a body that an error shows.
 SHOWN_BODY_CHARS = 400

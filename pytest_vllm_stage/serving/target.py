@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.core.secret import Secret
+
+#: How the simulated engine names itself in its list of models and in its ``server`` header.
+SIMULATED_ENGINE = "vllm-stage-sim"
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,8 @@ class Target:
     max_model_len: int | None = None
     api_key: Secret | None = None
     ca_file: str | None = None
+
+
+def is_simulated(models: list[dict[str, Any]]) -> bool:
+    """The server is the simulated engine, as its list of models says."""
+    return any(model.get("owned_by") == SIMULATED_ENGINE for model in models)

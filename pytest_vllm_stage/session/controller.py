@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnfit, StageError, StageFailure
-from pytest_vllm_stage.session.run import Run
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnfit, StageError, StageFailure
+from pytest_vllm_stage.run.context import Run
 
 
 class Controller:

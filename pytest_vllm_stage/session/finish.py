@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.errors import StageError
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.report import allure, junit, record, terminal
+from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.session import kept
 from pytest_vllm_stage.session.lifecycle import fingerprint
-from pytest_vllm_stage.session.run import Run
-from pytest_vllm_stage.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.stage.facts import StageFacts
 
 
@@ -46,7 +46,7 @@ def _without_raising(run: Run, what: str, act: Callable[[], list[str]]) -> list[
 
 def diagnose(run: Run, cluster: ClusterFacts) -> list[str]:
     """Save what is known of the stage's objects, logs and events before they go."""
-    from pytest_vllm_stage.stage import diagnose
+    from pytest_vllm_stage.stage.observe import diagnose
 
     with run.journal.phase("step: diagnostics"):
         diagnose.collect(cluster, run.config.namespace, run.directory / "diagnostics")
@@ -74,7 +74,7 @@ def end(run: Run, cluster: ClusterFacts) -> list[str]:
             from pytest_vllm_stage.cluster import local
 
             return local.stop(cluster.state_dir, run.journal)
-        from pytest_vllm_stage.stage import teardown
+        from pytest_vllm_stage.stage.deploy import teardown
 
         return teardown.teardown(cluster, run.config.namespace, run.run_id, run.config.profile.waits_s, run.journal)
 
@@ -88,7 +88,7 @@ def skipped(run: Run) -> list[str]:
 
 def judge_load(run: Run) -> list[str]:
     """Judge the load steps of the run together; return a line for each that only this shows to be broken."""
-    from pytest_vllm_stage.session import steps
+    from pytest_vllm_stage.benchmark import steps
 
     return _without_raising(run, "benchmarks", lambda: steps.finish(run))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.paths import cache_dir
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.paths import cache_dir
 from pytest_vllm_stage.stage.facts import StageFacts
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.config import StageConfig
-from pytest_vllm_stage.errors import ConfigError, StageError
+from pytest_vllm_stage.core.errors import ConfigError, StageError
+from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.session import kept
-from pytest_vllm_stage.session.run import Run
+from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.stage.facts import StageFacts
 
 if TYPE_CHECKING:
@@ -106,18 +106,18 @@ def make_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
 
 
 def _come_by_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
-    from pytest_vllm_stage.stage import deploy, secrets
+    from pytest_vllm_stage.stage.deploy import secrets, waves
 
     config, journal = run.config, run.journal
     if config.get("reuse"):
         return _attach_kept(run)
     if not config.deploys:
         with journal.phase("step: attach"):
-            return deploy.attach(cluster, config.profile, config.namespace, journal)
+            return waves.attach(cluster, config.profile, config.namespace, journal)
     env_file = config.get("env_file")
     values = secrets.load(config.profile.overlay, Path(env_file) if env_file else None)
     with journal.phase("step: deploy"):
-        return deploy.deploy(
+        return waves.deploy(
             cluster,
             config.profile,
             namespace=config.namespace,
@@ -150,7 +150,7 @@ def _attach_kept(run: Run) -> StageFacts:
 
 def fingerprint(config: StageConfig, kubectl: str) -> dict[str, str]:
     """What two stages must share to be the same: engine, profile, and every rendered manifest, field by field."""
-    from pytest_vllm_stage.stage import render
+    from pytest_vllm_stage.stage.deploy import render
 
     facts = {f"profile.{key}": str(value) for key, value in config.profile.facts().items()}
     facts |= {"profile.namespace": config.namespace, "engine": config.text("engine")}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
 
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import Client, RequestFailed
-from pytest_vllm_stage.serving.target import Target
-from pytest_vllm_stage.session.run import Run
-from pytest_vllm_stage.sim import SERVER
+from pytest_vllm_stage.serving.target import Target, is_simulated
 from pytest_vllm_stage.stage.facts import StageFacts
 
 #: The bearer token of the endpoints. It is an environment variable alone: a command line is there for all to read.
@@ -50,11 +48,6 @@ def of_endpoint(run: Run) -> dict[str, Target]:
     target = Target("endpoint", "", url, None, _api_key(), run.config.get("ca_file"))
     model = run.shared.ensure("endpoint", lambda: _model_at(target, run))
     return {"endpoint": dataclasses.replace(target, model=model)}
-
-
-def is_simulated(models: list[dict[str, Any]]) -> bool:
-    """The server is the simulated engine, as its list of models says."""
-    return any(model.get("owned_by") == SERVER for model in models)
 
 
 def _model_at(target: Target, run: Run) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from pytest_vllm_stage.load.statistics import binomial_at_least, binomial_at_most
+from pytest_vllm_stage.measurement.statistics import binomial_at_least, binomial_at_most
 
 ALPHA = 0.05
 #: No plan has more requests than this; beyond it an undecided objective is as good as met exactly.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pytest_vllm_stage.load.statistics import nearest_rank
+from pytest_vllm_stage.measurement.statistics import nearest_rank
 from pytest_vllm_stage.slo.decision import Outcome, decide
 
 #: The step is cut into so many blocks; the second number sees longer bursts.

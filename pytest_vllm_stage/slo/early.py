@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_vllm_stage.load.plan import Step
-from pytest_vllm_stage.load.samples import Sample
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.step import Step
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
 from pytest_vllm_stage.slo.gates import Risks, SequentialGate, is_sequential, misses_of
 from pytest_vllm_stage.slo.objectives import Objective

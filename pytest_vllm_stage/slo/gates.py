@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pytest_vllm_stage.load.metrics import gaps_s, latency_s
-from pytest_vllm_stage.load.plan import Step
-from pytest_vllm_stage.load.samples import Sample
+from pytest_vllm_stage.measurement.metrics import gaps_s, latency_s
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.step import Step
 from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, smallest_pass
 from pytest_vllm_stage.slo.dependence import confirmed, effects
 from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective

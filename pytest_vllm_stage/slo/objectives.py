@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.load.metrics import GOODPUT_LATENCIES, LATENCIES, PERCENTS
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.measurement.metrics import GOODPUT_LATENCIES, LATENCIES, PERCENTS
 
 ERROR_RATE = "error_rate"
 #: Objectives that are met from a value upwards, by the metric that they bound.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.slo.objectives import FLOORS, LATENCY_KEYS
 
 WORSE = 1.10

@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pytest_vllm_stage.load.samples import Measurement, Sample, ServerReading
-from pytest_vllm_stage.load.statistics import rank_of
+from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.statistics import rank_of
 
 ADVICE = "one rate step down, or fewer output tokens"
 #: The step is cut into this many blocks to see whether the latency rises.

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_vllm_stage.load.metrics import GOODPUT_LATENCIES, latency_s
-from pytest_vllm_stage.load.samples import Sample
-from pytest_vllm_stage.load.statistics import deviation, mean, student_at_least
+from pytest_vllm_stage.measurement.metrics import GOODPUT_LATENCIES, latency_s
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.statistics import deviation, mean, student_at_least
 
 BLOCKS = 10
 Weight = Callable[[Sample], float]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pytest_vllm_stage.load.metrics import Metrics
-from pytest_vllm_stage.load.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.metrics import Metrics
+from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.slo.objectives import Objective
 
 #: The send lag's P99 may be this, or 5 % of the TTFT objective where that is more.

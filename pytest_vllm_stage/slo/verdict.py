@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pytest_vllm_stage.load.metrics import Metrics, json_number, summarise
-from pytest_vllm_stage.load.samples import Measurement
+from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summarise
+from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
 from pytest_vllm_stage.slo.gates import GateVerdict, Risks, judge_floor_gate, judge_gate
 from pytest_vllm_stage.slo.objectives import Objective, goodput_limits_s

@@ -9,9 +9,9 @@ from lightkube import Client, KubeConfig
 from lightkube.core.exceptions import ConfigError as KubeconfigError
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.answers import Refused, patiently, told
+from pytest_vllm_stage.stage.api_errors import Refused, patiently, told
 
 #: Owner of the fields that this project sets by server-side apply.
 FIELD_MANAGER = "pytest-vllm-stage"

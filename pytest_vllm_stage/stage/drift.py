@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_vllm_stage.stage import objects, render
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.trouble import quantity
+from pytest_vllm_stage.stage.observe.trouble import quantity
 
 #: KServe's name of the container that serves the model.
 SERVING_CONTAINER = "kserve-container"

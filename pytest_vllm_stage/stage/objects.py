@@ -8,7 +8,7 @@ from typing import Any
 from lightkube import Client
 from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource, create_api_info
 
-from pytest_vllm_stage.stage.answers import Refused, told
+from pytest_vllm_stage.stage.api_errors import Refused, told
 
 Object = dict[str, Any]
 Resource = type[GenericNamespacedResource] | type[GenericGlobalResource]

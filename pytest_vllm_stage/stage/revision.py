@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pytest_vllm_stage.errors import StageFailure
+from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.drift import SERVING_CONTAINER
-from pytest_vllm_stage.stage.look import View
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe.reader import View
 
 _KNATIVE_LABEL = "serving.knative.dev/revision"
 _SERVICE_LABEL = "serving.kserve.io/inferenceservice"

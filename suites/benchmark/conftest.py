@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.session.run import RUN
+from pytest_vllm_stage.run.context import RUN
 
 HERE = Path(__file__).parent
 

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     import lightkube
 
     from pytest_vllm_stage.cluster.facts import ClusterFacts
-    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.look import View
+    from pytest_vllm_stage.stage.observe.reader import View
 
     Object = dict[str, Any]
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def view(kube: lightkube.Client, cluster: ClusterFacts, stage: StageFacts) -> View:
     """The stage's namespace as it is now, with its events."""
-    from pytest_vllm_stage.stage.look import View
+    from pytest_vllm_stage.stage.observe.reader import View
 
     seen = View(kube, cluster, stage.namespace)
     seen.events = seen.listed("Event")
@@ -36,7 +36,7 @@ def kubectl(cluster: ClusterFacts, stage: StageFacts) -> str:
 @pytest.fixture
 def declared_service(declared: list[Object], stage_config: StageConfig, model_role: str) -> Object:
     """The model's InferenceService as its manifest declares it."""
-    from pytest_vllm_stage.stage import render
+    from pytest_vllm_stage.stage.deploy import render
 
     name = stage_config.profile.models[model_role].inference_service
     found = render.named(declared, "InferenceService", name)
@@ -47,7 +47,8 @@ def declared_service(declared: list[Object], stage_config: StageConfig, model_ro
 @pytest.fixture
 def declared_runtime(declared: list[Object], declared_service: Object) -> Object:
     """The ServingRuntime that the model's manifest names."""
-    from pytest_vllm_stage.stage import drift, render
+    from pytest_vllm_stage.stage import drift
+    from pytest_vllm_stage.stage.deploy import render
 
     name = drift.runtime_name(declared_service)
     found = render.named(declared, "ServingRuntime", name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllm_stage.stage import drift, health, render
+from pytest_vllm_stage.stage import drift
+from pytest_vllm_stage.stage.deploy import render
+from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.settings.config import StageConfig
 
     Object = dict[str, Any]
 

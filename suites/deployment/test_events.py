@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_vllm_stage.stage import health
+from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.stage.look import View
+    from pytest_vllm_stage.stage.observe.reader import View
 
 
 def test_no_warning_is_still_true(view: View, kubectl: str) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.errors import StageError
-from pytest_vllm_stage.stage import render, store
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.stage import object_store
+from pytest_vllm_stage.stage.deploy import render
 
 if TYPE_CHECKING:
     import minio as minio_client
@@ -84,6 +85,6 @@ def test_anonymous_get_is_refused(stage: StageFacts, minio: minio_client.Minio, 
 
 def _status(stage: StageFacts, path: str) -> int:
     try:
-        return store.anonymous_status(stage, path)
+        return object_store.anonymous_status(stage, path)
     except StageError as error:
         pytest.fail(str(error), pytrace=False)

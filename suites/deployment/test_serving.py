@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllm_stage.sim import SERVER as SIMULATOR
-from pytest_vllm_stage.stage import drift, health
+from pytest_vllm_stage.stage import drift
+from pytest_vllm_stage.stage.observe import health
+from pytest_vllm_stage.standins.engine import SERVER as SIMULATOR
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.serving.client import Client
     from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.look import View
+    from pytest_vllm_stage.stage.observe.reader import View
 
     Object = dict[str, Any]
 

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.errors import StageError
-from pytest_vllm_stage.stage import drift, health, objects, render, weights
+from pytest_vllm_stage.checks.stage import weights
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.stage import drift, objects
+from pytest_vllm_stage.stage.deploy import render
+from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.config import StageConfig
-    from pytest_vllm_stage.session.run import Run
+    from pytest_vllm_stage.run.context import Run
+    from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.look import View
+    from pytest_vllm_stage.stage.observe.reader import View
 
     Object = dict[str, Any]
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_vllm_stage.profile import CAPABILITIES, ModelProfile
+from pytest_vllm_stage.core.skips import does_not_apply
 from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.skips import does_not_apply
+from pytest_vllm_stage.settings.profile import CAPABILITIES, ModelProfile
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.config import StageConfig
+    from pytest_vllm_stage.settings.config import StageConfig
 
 Needs = Callable[..., None]
 

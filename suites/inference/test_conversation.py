@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from pytest_vllm_stage.checks.inference.patterns import Pattern, pattern
+from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
 from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.serving.patterns import Pattern, pattern
-from pytest_vllm_stage.serving.properties import TEXTS, examples
 
 Needs = Callable[..., None]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from pytest_vllm_stage.checks.inference.patterns import Pattern, pattern
+from pytest_vllm_stage.checks.inference.together import settled, together
+from pytest_vllm_stage.core.skips import does_not_apply
 from pytest_vllm_stage.serving.answers import StreamedAnswer
 from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.serving.patterns import Pattern, pattern
-from pytest_vllm_stage.serving.together import settled, together
-from pytest_vllm_stage.skips import does_not_apply
 
 Needs = Callable[..., None]
 

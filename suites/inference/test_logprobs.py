@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.checks.inference.patterns import pattern
 from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.serving.patterns import pattern
 
 Needs = Callable[..., None]
 

@@ -12,9 +12,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
 from pytest_vllm_stage.serving.answers import Usage
 from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.serving.properties import TEXTS, examples
 
 Needs = Callable[..., None]
 

@@ -13,13 +13,13 @@ from statistics import fmean
 
 import pytest
 
-from pytest_vllm_stage.profile import ModelProfile
+from pytest_vllm_stage.checks.inference.reference import Reference, agreement, compare, texts
+from pytest_vllm_stage.checks.inference.scores import Scores, score
+from pytest_vllm_stage.checks.inference.together import together
+from pytest_vllm_stage.core.skips import does_not_apply
 from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.serving.reference import Reference, agreement, compare, texts
-from pytest_vllm_stage.serving.scores import Scores, score
 from pytest_vllm_stage.serving.target import Target
-from pytest_vllm_stage.serving.together import together
-from pytest_vllm_stage.skips import does_not_apply
+from pytest_vllm_stage.settings.profile import ModelProfile
 
 Needs = Callable[..., None]
 

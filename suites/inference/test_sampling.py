@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.serving.together import together
 
 Needs = Callable[..., None]
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from pytest_vllm_stage.checks.inference.patterns import pattern
+from pytest_vllm_stage.checks.inference.together import settled, together
+from pytest_vllm_stage.core.skips import does_not_apply
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS, Client
-from pytest_vllm_stage.serving.patterns import pattern
-from pytest_vllm_stage.serving.together import settled, together
-from pytest_vllm_stage.skips import does_not_apply
 
 Needs = Callable[..., None]
 

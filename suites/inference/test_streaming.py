@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import pytest
 
+from pytest_vllm_stage.checks.inference.pace import pace_of
+from pytest_vllm_stage.checks.inference.together import settled
 from pytest_vllm_stage.serving.answers import DONE
 from pytest_vllm_stage.serving.client import CHAT, Client
-from pytest_vllm_stage.serving.pace import pace_of
-from pytest_vllm_stage.serving.together import settled
 
 Needs = Callable[..., None]
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.profile import ModelProfile
+from pytest_vllm_stage.checks.inference.properties import examples
+from pytest_vllm_stage.checks.inference.schema import misfit
+from pytest_vllm_stage.checks.inference.tools import Call, calls_of, streamed_calls
 from pytest_vllm_stage.serving.answers import Answer
 from pytest_vllm_stage.serving.client import CHAT, Client
-from pytest_vllm_stage.serving.properties import examples
-from pytest_vllm_stage.serving.schema import misfit
-from pytest_vllm_stage.serving.tools import Call, calls_of, streamed_calls
+from pytest_vllm_stage.settings.profile import ModelProfile
 
 Needs = Callable[..., None]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 
+from pytest_vllm_stage.checks.inference.patterns import pattern
+from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
 from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.serving.patterns import pattern
-from pytest_vllm_stage.serving.properties import TEXTS, examples
 
 Needs = Callable[..., None]
 

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.errors import StageError
-from pytest_vllm_stage.session.run import RUN
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.run.context import RUN
 
 if TYPE_CHECKING:
     import lightkube
 
     from pytest_vllm_stage.cluster.facts import ClusterFacts
-    from pytest_vllm_stage.config import StageConfig
-    from pytest_vllm_stage.registry.api import Entity, Registry
-    from pytest_vllm_stage.registry.links import Names
-    from pytest_vllm_stage.registry.results import Results
-    from pytest_vllm_stage.session.publication import Publication
-    from pytest_vllm_stage.session.run import Run
+    from pytest_vllm_stage.publication.bucket.bucket import Bucket
+    from pytest_vllm_stage.publication.bucket.stored import Stored
+    from pytest_vllm_stage.publication.document import Results
+    from pytest_vllm_stage.publication.links import Names
+    from pytest_vllm_stage.publication.publish_run import Publication
+    from pytest_vllm_stage.publication.registry.api import Entity, Registry
+    from pytest_vllm_stage.run.context import Run
+    from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
     from pytest_vllm_stage.stage.revision import Revision
-    from pytest_vllm_stage.storage.bucket import Bucket
-    from pytest_vllm_stage.storage.stored import Stored
 
     Object = dict[str, Any]
 
@@ -65,7 +65,7 @@ def service(kube: lightkube.Client, stage: StageFacts, stage_config: StageConfig
 @pytest.fixture
 def names(stage_run: Run, service: Object, model_role: str) -> Names:
     """Under which model and version its results are filed."""
-    from pytest_vllm_stage.session.publication import names_of
+    from pytest_vllm_stage.publication.publish_run import names_of
 
     try:
         return names_of(stage_run, model_role, service)
@@ -79,7 +79,7 @@ def filed(publication: Publication, model_registry: Registry, names: Names, stag
 
     A stage that was there before must have them.
     """
-    from pytest_vllm_stage.registry import entities
+    from pytest_vllm_stage.publication.registry import entities
 
     try:
         model = entities.find_model(model_registry, names.model)
@@ -99,8 +99,8 @@ def filed(publication: Publication, model_registry: Registry, names: Names, stag
 @pytest.fixture
 def results_run(filed: Filed, publication: Publication) -> str:
     """The run whose results the version carries; skips where nobody has published any."""
-    from pytest_vllm_stage.registry import properties
-    from pytest_vllm_stage.registry.values import text_of
+    from pytest_vllm_stage.publication import properties
+    from pytest_vllm_stage.publication.registry.values import text_of
 
     run = text_of(filed.properties, properties.RUN)
     ours = sorted(properties.ours(filed.properties))
@@ -116,9 +116,9 @@ def results_run(filed: Filed, publication: Publication) -> str:
 @pytest.fixture
 def stored(filed: Filed, results_run: str, results_bucket: Bucket) -> Stored:
     """What lies under the artifact URI of the version's results."""
-    from pytest_vllm_stage.registry import properties
-    from pytest_vllm_stage.registry.values import text_of
-    from pytest_vllm_stage.storage.stored import read
+    from pytest_vllm_stage.publication import properties
+    from pytest_vllm_stage.publication.bucket.stored import read
+    from pytest_vllm_stage.publication.registry.values import text_of
 
     uri = text_of(filed.properties, properties.URI)
     assert uri, f"the results of run {results_run} have no text property {properties.URI}"
@@ -131,7 +131,7 @@ def stored(filed: Filed, results_run: str, results_bucket: Bucket) -> Stored:
 @pytest.fixture
 def document(stored: Stored) -> Results:
     """The results' document in the artifact."""
-    from pytest_vllm_stage.registry.publication import document_of
+    from pytest_vllm_stage.publication.publishing import document_of
 
     try:
         return document_of(stored)
@@ -148,7 +148,7 @@ def _url(registry: Registry) -> str:
 def running(cluster: ClusterFacts, kube: lightkube.Client, stage: StageFacts, service: Object) -> Revision:
     """The revision of the service that runs now."""
     from pytest_vllm_stage.stage import revision
-    from pytest_vllm_stage.stage.look import View
+    from pytest_vllm_stage.stage.observe.reader import View
 
     try:
         return revision.running(View(kube, cluster, stage.namespace), service)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_vllm_stage.errors import StageError
-from pytest_vllm_stage.stage import health
-from pytest_vllm_stage.storage.names import MANIFEST, parse_uri
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.publication.bucket.names import MANIFEST, parse_uri
+from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.storage.bucket import Bucket
-    from pytest_vllm_stage.storage.stored import Stored
+    from pytest_vllm_stage.publication.bucket.bucket import Bucket
+    from pytest_vllm_stage.publication.bucket.stored import Stored
 
 pytestmark = pytest.mark.after_load
 

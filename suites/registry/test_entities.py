@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.registry import entities, links, publication
-from pytest_vllm_stage.stage import health
+from pytest_vllm_stage.publication import links, publishing
+from pytest_vllm_stage.publication.registry import entities
+from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.registry.api import Registry
+    from pytest_vllm_stage.publication.registry.api import Registry
     from suites.registry.conftest import Filed
 
     Object = dict[str, Any]
@@ -23,7 +24,7 @@ def test_model_and_version_are_registered(filed: Filed) -> None:
 
     Found by name one at a time and compared: the registry's lists ignore names, and its finds take them as patterns.
     """
-    lines = publication.archived(filed.model, filed.version)
+    lines = publishing.archived(filed.model, filed.version)
     if filed.version["registeredModelId"] != filed.model["id"]:
         lines.append(f"version {filed.version['name']} belongs to model id {filed.version['registeredModelId']}")
     assert not lines, "\n".join(lines)
@@ -40,7 +41,7 @@ def test_labels_and_ids_agree(filed: Filed, service: Object) -> None:
 
 def test_artifact_is_the_weights_that_are_served(filed: Filed, service: Object, model_registry: Registry) -> None:
     """The version has a model artifact in use, and its URI is where the service loads the model from."""
-    uri = publication.weights_uri(service)
+    uri = publishing.weights_uri(service)
     if not uri:
         pytest.skip(f"inferenceservice/{service['metadata']['name']} has no storageUri: its weights are in the image")
     found = entities.artifacts(model_registry, filed.version)

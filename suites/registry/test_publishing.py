@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_vllm_stage.registry import entities, properties
-from pytest_vllm_stage.registry.publish import SUPERSEDED
-from pytest_vllm_stage.registry.values import text_of
+from pytest_vllm_stage.publication import properties
+from pytest_vllm_stage.publication.registry import entities
+from pytest_vllm_stage.publication.registry.values import text_of
+from pytest_vllm_stage.publication.registry.write import SUPERSEDED
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.registry.api import Registry
-    from pytest_vllm_stage.session.publication import Publication
+    from pytest_vllm_stage.publication.publish_run import Publication
+    from pytest_vllm_stage.publication.registry.api import Registry
     from suites.registry.conftest import Filed
 
 pytestmark = pytest.mark.after_load

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.errors import StageError
-from pytest_vllm_stage.registry import check, properties
-from pytest_vllm_stage.registry.publication import BROKEN
-from pytest_vllm_stage.stage import health
-from pytest_vllm_stage.storage.stored import Unfinished, unfinished
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.publication import check, properties
+from pytest_vllm_stage.publication.bucket.stored import Unfinished, unfinished
+from pytest_vllm_stage.publication.publishing import BROKEN
+from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.registry.links import Names
-    from pytest_vllm_stage.registry.results import Results
-    from pytest_vllm_stage.session.publication import Publication
-    from pytest_vllm_stage.session.run import Run
+    from pytest_vllm_stage.publication.bucket.bucket import Bucket
+    from pytest_vllm_stage.publication.bucket.stored import Stored
+    from pytest_vllm_stage.publication.document import Results
+    from pytest_vllm_stage.publication.links import Names
+    from pytest_vllm_stage.publication.publish_run import Publication
+    from pytest_vllm_stage.run.context import Run
     from pytest_vllm_stage.stage.facts import StageFacts
     from pytest_vllm_stage.stage.revision import Revision
-    from pytest_vllm_stage.storage.bucket import Bucket
-    from pytest_vllm_stage.storage.stored import Stored
     from suites.registry.conftest import Filed
 
     Object = dict[str, Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.session.run import RUN
+from pytest_vllm_stage.run.context import RUN
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.config import StageConfig
-    from pytest_vllm_stage.session.plans import PlannedStep
-    from pytest_vllm_stage.session.regressions import Comparison
-    from pytest_vllm_stage.session.steps import StepResult
+    from pytest_vllm_stage.benchmark.plans import PlannedStep
+    from pytest_vllm_stage.benchmark.regressions import Comparison
+    from pytest_vllm_stage.benchmark.steps import StepResult
+    from pytest_vllm_stage.settings.config import StageConfig
 
 
 @pytest.mark.load

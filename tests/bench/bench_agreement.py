@@ -18,14 +18,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.load import guidellm, prepare
 from pytest_vllm_stage.load import process as ours
 from pytest_vllm_stage.load.driver import Job
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.load.prompts import PromptMaker
-from pytest_vllm_stage.load.samples import Measurement
-from pytest_vllm_stage.load.statistics import nearest_rank
+from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.statistics import nearest_rank
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.serving.client import Client
 from pytest_vllm_stage.serving.target import Target
 

@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pytest_vllm_stage.load.plan import CONSTANT, Step
 from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
-from pytest_vllm_stage.load.statistics import nearest_rank
+from pytest_vllm_stage.measurement.statistics import nearest_rank
+from pytest_vllm_stage.measurement.step import CONSTANT, Step
 from tests.bench.drivers import DRIVERS, Driver
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
@@ -98,7 +98,16 @@ def running_engine(*options: str, realtime: bool, apart: bool = False) -> Iterat
         realtime: It runs before others.
         apart: It has a core of its own, and this process with all that it starts another, where there are two.
     """
-    command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--max-num-seqs", "8192", "--itl-growth", "0", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest_vllm_stage.standins.engine",
+        "--max-num-seqs",
+        "8192",
+        "--itl-growth",
+        "0",
+        *options,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         first = cast(Any, process.stdout).readline()

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pytest_vllm_stage.load.statistics import nearest_rank, student_at_least
+from pytest_vllm_stage.measurement.statistics import nearest_rank, student_at_least
 from pytest_vllm_stage.slo.regression import State, gate
 
 SIGMA = 0.3

@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.load.driver import Job
-from pytest_vllm_stage.load.plan import CONSTANT, Step
 from pytest_vllm_stage.load.process import measure
 from pytest_vllm_stage.load.prompts import body_of, prompt_maker
-from pytest_vllm_stage.load.samples import Sample
-from pytest_vllm_stage.load.statistics import nearest_rank
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.statistics import nearest_rank
+from pytest_vllm_stage.measurement.step import CONSTANT, Step
 from pytest_vllm_stage.slo.decision import Outcome, decide
 from pytest_vllm_stage.slo.gates import Risks, SequentialGate
 from pytest_vllm_stage.slo.objectives import Objective

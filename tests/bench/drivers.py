@@ -19,16 +19,16 @@ from typing import Any, Protocol
 
 import uv
 
-from pytest_vllm_stage import paths
+from pytest_vllm_stage.core import paths
+from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import environment
-from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.load import guidellm
 from pytest_vllm_stage.load.driver import Job
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
-from pytest_vllm_stage.load.metrics import summarise
-from pytest_vllm_stage.load.plan import Step
 from pytest_vllm_stage.load.process import measure
-from pytest_vllm_stage.load.statistics import nearest_rank
+from pytest_vllm_stage.measurement.metrics import summarise
+from pytest_vllm_stage.measurement.statistics import nearest_rank
+from pytest_vllm_stage.measurement.step import Step
 
 AIPERF = "aiperf==0.13.0"
 _AIPERF_TIMEOUT_S = 180.0

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import httpx
 
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.registry_standin.api import PREFIXES
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.standins.registry.api import PREFIXES
 from tests import own_environment
 
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first prefix's run (default: %(default)s)")
     arguments = parser.parse_args()
     programs = own_environment.ensure("schemathesis", HERE / "schemathesis.txt", Journal())
-    command = [sys.executable, "-m", "pytest_vllm_stage.registry_standin"]
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.registry"]
     codes = []
     with tempfile.TemporaryDirectory() as folder:
         for place, prefix in enumerate(PREFIXES.values()):

@@ -11,7 +11,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_vllm_stage.sim.faults import registry
+from pytest_vllm_stage.standins.engine.faults import registry
 from tests.defects import checks
 from tests.defects.checks import (
     ALL_MOVE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.serving.client import Client, RequestFailed, Target
 from tests.defects.runner import KEY, MODEL
 

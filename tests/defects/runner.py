@@ -50,7 +50,7 @@ class Outcome:
 @contextmanager
 def simulator(*faults: Any) -> Iterator[str]:
     """A simulated engine of its own with these faults; gives its URL."""
-    command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--model", MODEL, *PACE]
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.engine", "--model", MODEL, *PACE]
     environ = os.environ | {"VLLM_API_KEY": KEY}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
         try:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pytest_vllm_stage.sim.faults import registry
+from pytest_vllm_stage.standins.engine.faults import registry
 from tests.defects import checks
 from tests.defects.catalogue import DEFECTS, Defect
 from tests.defects.oracle import says_something

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_vllm_stage.cluster.local import listing
-from pytest_vllm_stage.paths import cache_dir
+from pytest_vllm_stage.core.paths import cache_dir
 
 ROOT = Path(__file__).parents[2]
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]

@@ -10,7 +10,7 @@ FAKE = '''
 """Puts a fake cluster and stage at the plugin's one seam; every call leaves a line in calls.log."""
 import os
 from pathlib import Path
-from pytest_vllm_stage import errors
+from pytest_vllm_stage.core import errors
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.session import finish, lifecycle
 from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts

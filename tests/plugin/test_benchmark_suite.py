@@ -14,8 +14,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from pytest_vllm_stage.load.guidellm import write_report
-from pytest_vllm_stage.load.plan import CONSTANT, Step
-from pytest_vllm_stage.load.samples import Sample
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.step import CONSTANT, Step
 from tests.unit.made_samples import failed, measurement, sample
 
 SUITE = Path(__file__).parents[2] / "suites" / "benchmark"
@@ -25,11 +25,13 @@ FAKE_JOBS = """
 
 import dataclasses
 import types
-from pytest_vllm_stage.stage import benchmark, client, look, store
+from pytest_vllm_stage.benchmark import job_runs
+from pytest_vllm_stage.stage import client, object_store
+from pytest_vllm_stage.stage.observe import reader
 
 HERE = Path(__file__).parent
 client.connect = lambda cluster, namespace: types.SimpleNamespace(close=lambda: None)
-store.connect = lambda stage, kube, ca_file=None: None
+object_store.connect = lambda stage, kube, ca_file=None: None
 
 def there(self, kind, name):
     state = os.environ.get("FAKE_EXISTING")
@@ -42,7 +44,7 @@ def listed(self, kind, labels=None):
     told = {"exitCode": 0, "message": f"s3://test-results/benchmark-jobs/{model}/run"}
     return [{"status": {"containerStatuses": [{"state": {"terminated": told}}]}}]
 
-look.View.get, look.View.listed = there, listed
+reader.View.get, reader.View.listed = there, listed
 
 def job(model):
     environment = [{"name": "RATES", "value": "1 5"}, {"name": "BUCKET", "value": "test-results"}]
@@ -58,15 +60,15 @@ def carry_out(view, manifests, job, run_id, journal):
     if os.environ.get("FAKE_FAILED_JOB") == job["metadata"]["name"]:
         raise errors.WaitFailed("job/benchmark-full-model cannot complete: vacuous: 0 of 8 requests were answered")
     model = job["metadata"]["name"].removeprefix("benchmark-")
-    return benchmark.Location("test-results", f"benchmark-jobs/{model}/run")
+    return job_runs.Location("test-results", f"benchmark-jobs/{model}/run")
 
 def fetch(minio, location):
     folder = HERE / "store" / location.prefix.split("/")[1]
     summary = json.loads((folder / "summary.json").read_text())
     contents = {step["object"]: (folder / step["object"]).read_bytes() for step in summary["steps"]}
-    return benchmark.Reports(location, summary, contents)
+    return job_runs.Reports(location, summary, contents)
 
-benchmark.manifests_of, benchmark.carry_out, benchmark.fetch = manifests_of, carry_out, fetch
+job_runs.manifests_of, job_runs.carry_out, job_runs.fetch = manifests_of, carry_out, fetch
 own_stage = lifecycle.make_stage
 
 def stage_that_is_read(run, cluster):

@@ -42,7 +42,7 @@ targets.of_endpoint = declared
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[str]:
     """The URL of a simulated engine, as fast as leaves time between two tokens."""
-    command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--model", MODEL, "--max-model-len", "2048"]
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.engine", "--model", MODEL, "--max-model-len", "2048"]
     with subprocess.Popen([*command, "--ttft-ms", "4", "--itl-ms", "4"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().split()[-1]

@@ -198,7 +198,7 @@ def test_the_installed_plugin_is_this_checkout() -> None:
 def test_strict_lets_a_check_be_that_does_not_apply(place: pytest.Pytester) -> None:
     place.makepyfile(
         """
-        from pytest_vllm_stage.skips import does_not_apply
+        from pytest_vllm_stage.core.skips import does_not_apply
 
         def test_a(stage):
             does_not_apply("the profile says so")

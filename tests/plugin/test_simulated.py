@@ -13,11 +13,11 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.config import resolve
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.run.context import Identity, Run
 from pytest_vllm_stage.session import kept, lifecycle
-from pytest_vllm_stage.session.run import Identity, Run
-from pytest_vllm_stage.stage import deploy
+from pytest_vllm_stage.settings.config import resolve
+from pytest_vllm_stage.stage.deploy import waves
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts
 
 SUITE = "def test_it(stage): pass"
@@ -33,7 +33,7 @@ def simulated_place(place: pytest.Pytester) -> pytest.Pytester:
 
 @pytest.fixture
 def simulator() -> Iterator[str]:
-    command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--ttft-ms=1", "--itl-ms=1"]
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.engine", "--ttft-ms=1", "--itl-ms=1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().split()[-1]
@@ -94,7 +94,7 @@ def test_a_kept_stage_of_another_engine_is_refused(
     monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(simulated_place.path / "cache"))
     cluster = ClusterFacts("local", "/k", "c", "v1", "kubectl", True, True, "/state")
     runs = {engine: run_of(engine, simulated_place.path) for engine in ("sim", "vllm")}
-    monkeypatch.setattr("pytest_vllm_stage.stage.render.render", lambda overlay, kubectl: [])
+    monkeypatch.setattr("pytest_vllm_stage.stage.deploy.render.render", lambda overlay, kubectl: [])
     stage = StageFacts("small", "r", True, (), simulated=kept_as == "sim")
     kept.note(kept.Kept("r", cluster, stage, lifecycle.fingerprint(runs[kept_as].config, "kubectl")))
     assert lifecycle.make_stage(runs[kept_as], cluster) == stage
@@ -106,6 +106,6 @@ def test_a_kept_stage_of_another_engine_is_refused(
 def test_a_stage_is_simulated_when_one_of_its_services_says_so() -> None:
     real: dict[str, Any] = {"metadata": {"name": "a"}}
     other: dict[str, Any] = {"metadata": {"name": "b", "labels": {SIMULATED_LABEL: "true"}}}
-    assert not deploy.is_simulated({"full": real})
-    assert deploy.is_simulated({"full": real, "quantized": other})
+    assert not waves.is_simulated({"full": real})
+    assert waves.is_simulated({"full": real, "quantized": other})
     assert StageFacts.from_json(StageFacts("n", "r", True, (), simulated=True).to_json()).simulated is True

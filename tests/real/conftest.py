@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.registry.api import Registry
-from pytest_vllm_stage.registry.links import Names
-from pytest_vllm_stage.registry.publication import Place
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.publication.links import Names
+from pytest_vllm_stage.publication.publishing import Place
+from pytest_vllm_stage.publication.registry.api import Registry
 from tests.real import servers
 from tests.real.publishing import LABELS
 from tests.unit.made_objects import service as made_service

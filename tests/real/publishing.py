@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.registry import check, entities, properties, publication
-from pytest_vllm_stage.registry.api import Entity
-from pytest_vllm_stage.registry.publication import Place, Published
-from pytest_vllm_stage.registry.results import Results, make
-from pytest_vllm_stage.registry.values import text_of
-from pytest_vllm_stage.storage import stored
+from pytest_vllm_stage.publication import check, properties, publishing
+from pytest_vllm_stage.publication.bucket import stored
+from pytest_vllm_stage.publication.document import Results, make
+from pytest_vllm_stage.publication.publishing import Place, Published
+from pytest_vllm_stage.publication.registry import entities
+from pytest_vllm_stage.publication.registry.api import Entity
+from pytest_vllm_stage.publication.registry.values import text_of
 from tests.unit.made_results import RUN, SERVICE, measured, rate_step, source, steps, write_folder
 
 LATER = "20261124-110000-bbbb"
@@ -28,13 +29,13 @@ def files(folder: Path, results: Results, later_s: float = 0.0) -> dict[str, Pat
     measurements = [measured(rate_step(rate), run=run, later_s=later_s) for rate in (1.0, 5.0)]
     benchmarks = write_folder(folder / run, measurements)
     document = folder / f"{run}.json"
-    publication.write_document(results, document)
-    return publication.files_of(benchmarks, steps(run=run), document)
+    publishing.write_document(results, document)
+    return publishing.files_of(benchmarks, steps(run=run), document)
 
 
 def publish_run(place: Place, folder: Path, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Published:
     results = results_of(place, run, later_s, **changes)
-    return publication.publish(place, results, files(folder, results, later_s))
+    return publishing.publish(place, results, files(folder, results, later_s))
 
 
 def version_of(place: Place) -> Entity:
@@ -55,5 +56,5 @@ def findings(place: Place) -> list[str]:
     found = stored.read(place.bucket, text_of(there, properties.URI))
     if found.findings:
         return list(found.findings)
-    results = publication.document_of(found)
+    results = publishing.document_of(found)
     return check.of_properties(results, there) + check.of_document(results, found)

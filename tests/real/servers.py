@@ -19,10 +19,10 @@ import urllib3
 from minio import Minio
 
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.storage.bucket import Bucket
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.publication.bucket.bucket import Bucket
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Standin:
 def standin(folder: Path, api: str = "both") -> Iterator[Standin]:
     """The stand-in over a new database."""
     port = _free_port()
-    command = [sys.executable, "-m", "pytest_vllm_stage.registry_standin", f"--port={port}", f"--api={api}"]
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.registry", f"--port={port}", f"--api={api}"]
     with _process([*command, f"--database={folder / f'registry-{port}.db'}"], None, folder / f"standin-{port}.log"):
         _await(f"http://127.0.0.1:{port}/readyz/health")
         yield Standin(f"http://127.0.0.1:{port}")

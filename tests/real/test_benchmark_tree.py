@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
+from pytest_vllm_stage.benchmark import job_runs
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.profile import load_profile
-from pytest_vllm_stage.stage import benchmark, drift, health, objects, render
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.settings.profile import load_profile
+from pytest_vllm_stage.stage import drift, objects
+from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import health
 
 pytestmark = pytest.mark.real
 OVERLAYS = fixtures_dir() / "overlays"
@@ -33,7 +36,7 @@ def kubectl() -> str:
 def stage(request: pytest.FixtureRequest, kubectl: str) -> tuple[list[Object], list[Object], list[str]]:
     """Of an overlay: what its benchmark and what its Task render to, and its profile's models."""
     overlay, profile = request.param
-    rendered = [render.render(OVERLAYS / overlay / name, kubectl) for name in (benchmark.FOLDER, "tekton")]
+    rendered = [render.render(OVERLAYS / overlay / name, kubectl) for name in (job_runs.FOLDER, "tekton")]
     models = load_profile(profile, Path("/")).models.values()
     return rendered[0], rendered[1], [model.inference_service for model in models]
 
@@ -78,9 +81,9 @@ def test_each_model_has_a_job_and_the_task_does_the_same(
     jobs, tasks, models = stage
     assert len(render.of_kind(jobs, "Job")) == len(models) == 2
     for model in models:
-        pod = benchmark.job_of(jobs, model)["spec"]["template"]["spec"]
+        pod = job_runs.job_of(jobs, model)["spec"]["template"]["spec"]
         (container,) = pod["containers"]
-        settings = benchmark.settings_of(benchmark.job_of(jobs, model))
+        settings = job_runs.settings_of(job_runs.job_of(jobs, model))
         task = task_of(tasks)
         step = with_parameters(task, {PARAMETERS[name]: settings[name] for name in PARAMETERS})
         ours, theirs = variables(container), variables(step)
@@ -97,7 +100,7 @@ def test_the_task_needs_no_more_than_a_model(stage: tuple[list[Object], list[Obj
     """Its defaults are those of the Job as the reference has it, whatever an overlay makes smaller."""
     task = task_of(stage[1])
     job = yaml.safe_load((fixtures_dir() / "benchmarking" / "job" / "job.yaml").read_text())
-    settings = benchmark.settings_of(job)
+    settings = job_runs.settings_of(job)
     defaults = {param["name"]: param["default"] for param in task["spec"]["params"] if "default" in param}
     wanted = {name: settings[variable] for variable, name in PARAMETERS.items() if name != "model"}
     assert wanted.items() <= defaults.items()
@@ -127,14 +130,14 @@ def test_images_and_secrets_are_what_the_stage_has(
 
 
 def test_the_references_rates_and_lengths(kubectl: str) -> None:
-    jobs = render.render(OVERLAYS / "openshift" / benchmark.FOLDER, kubectl)
+    jobs = render.render(OVERLAYS / "openshift" / job_runs.FOLDER, kubectl)
     rates = {
-        model: benchmark.declared_rates(benchmark.job_of(jobs, model))
+        model: job_runs.declared_rates(job_runs.job_of(jobs, model))
         for model in ("mistral-24b", "mistral-24b-quantized")
     }
     assert rates == {"mistral-24b": [1, 5, 10], "mistral-24b-quantized": [1, 5]}
     for job in render.of_kind(jobs, "Job"):
-        settings = benchmark.settings_of(job)
+        settings = job_runs.settings_of(job)
         lengths = [settings[name] for name in ("PROMPT_TOKENS", "OUTPUT_TOKENS", "DURATION_S", "WARMUP_REQUESTS")]
         assert lengths == ["256", "256", "60", "20"]
 
@@ -150,10 +153,10 @@ def test_no_deployment_starts_a_benchmark(kubectl: str, overlay: str) -> None:
 
 
 def test_a_model_without_a_job_is_named(kubectl: str) -> None:
-    jobs = render.render(OVERLAYS / "local" / benchmark.FOLDER, kubectl)
+    jobs = render.render(OVERLAYS / "local" / job_runs.FOLDER, kubectl)
     with pytest.raises(ConfigError, match=r"0 benchmark Jobs .*=absent.*valid: smollm2-135m, smollm2-135m-quantized"):
-        benchmark.job_of(jobs, "absent")
+        job_runs.job_of(jobs, "absent")
 
 
 def test_an_overlay_without_jobs_has_none(kubectl: str, tmp_path: Path) -> None:
-    assert benchmark.manifests_of(tmp_path, kubectl, "vllm-stage") == []
+    assert job_runs.manifests_of(tmp_path, kubectl, "vllm-stage") == []

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 pytestmark = pytest.mark.real
 
 BUILD = """
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.journal import Journal
 components.ensure(Journal(None, lambda line: print(line, flush=True)), names=["etcd"])
 """
 

@@ -17,9 +17,9 @@ import pytest
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import components, listing
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 pytestmark = pytest.mark.real
 

@@ -17,9 +17,9 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import components, listing, locking
 from pytest_vllm_stage.cluster.local.layout import SHADOWED
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -28,7 +28,7 @@ SILENT = Journal()
 RUN = """
 import os, signal
 from pytest_vllm_stage.cluster import local
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.journal import Journal
 # A background job's children inherit that Ctrl-C is ignored; a person's shell does not do that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 say = lambda line: print(line, flush=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal, read_events
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.engine import environment, weights
 from pytest_vllm_stage.engine.environment import EngineEnvironment
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal, read_events
-from pytest_vllm_stage.waiting import Observation, wait_until
 
 pytestmark = pytest.mark.real
 

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal, read_events
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.engine import environment
 from pytest_vllm_stage.engine.environment import EngineEnvironment
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal, read_events
 from pytest_vllm_stage.load import guidellm
 from pytest_vllm_stage.load import process as our_driver
 from pytest_vllm_stage.load.guidellm import run
-from pytest_vllm_stage.load.metrics import PERCENTS, summarise
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, POISSON, Step
-from pytest_vllm_stage.load.samples import Measurement
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.measurement.metrics import PERCENTS, summarise
+from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, Step
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge

@@ -17,18 +17,19 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import EnvironmentUnfit, StageError, StageFailure
-from pytest_vllm_stage.journal import Journal, read_events
-from pytest_vllm_stage.registry import entities, properties, publication, publish
-from pytest_vllm_stage.registry.api import Entity, Registry
-from pytest_vllm_stage.registry.links import Names
-from pytest_vllm_stage.registry.publication import Place
-from pytest_vllm_stage.registry.results import DOCUMENT
-from pytest_vllm_stage.registry.values import encode, text_of
-from pytest_vllm_stage.secret import Secret
-from pytest_vllm_stage.storage import stored, upload
-from pytest_vllm_stage.storage.bucket import PART_BYTES, Bucket
-from pytest_vllm_stage.storage.names import MANIFEST, PUBLISHED
+from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError, StageFailure
+from pytest_vllm_stage.core.journal import Journal, read_events
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.publication import properties, publishing
+from pytest_vllm_stage.publication.bucket import stored, upload
+from pytest_vllm_stage.publication.bucket.bucket import PART_BYTES, Bucket
+from pytest_vllm_stage.publication.bucket.names import MANIFEST, PUBLISHED
+from pytest_vllm_stage.publication.document import DOCUMENT
+from pytest_vllm_stage.publication.links import Names
+from pytest_vllm_stage.publication.publishing import Place
+from pytest_vllm_stage.publication.registry import entities, write
+from pytest_vllm_stage.publication.registry.api import Entity, Registry
+from pytest_vllm_stage.publication.registry.values import encode, text_of
 from tests.real import servers
 from tests.real.publishing import LABELS, LATER, files, findings, properties_of, publish_run, results_of, version_of
 from tests.unit.made_objects import service as made_service
@@ -40,8 +41,8 @@ pytestmark = pytest.mark.real
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Watch what was written for a shorter time; still longer than anybody's window here."""
-    monkeypatch.setattr(publish, "SETTLE_S", 0.3)
-    monkeypatch.setattr(publish, "WINDOW_S", 0.2)
+    monkeypatch.setattr(write, "SETTLE_S", 0.3)
+    monkeypatch.setattr(write, "WINDOW_S", 0.2)
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def test_the_same_run_with_other_numbers_is_refused(place: Place, tmp_path: Path
     files_now = files(tmp_path, results)
     files_now["benchmarks.csv"].write_text("step\n")
     with pytest.raises(StageFailure, match="complete already, with other contents") as caught:
-        publication.publish(place, results, files_now)
+        publishing.publish(place, results, files_now)
     assert "benchmarks.csv: 5 bytes" in caught.value.message
 
 
@@ -168,7 +169,7 @@ def test_25_properties_of_others_are_kept_and_the_results_wait(
         publish_run(place, tmp_path)
     assert properties_of(place) == before
     standin.set_properties(version["id"], dict.fromkeys([f"build-{i}" for i in range(12)]))
-    (done,) = publication.complete_earlier(place, LATER)
+    (done,) = publishing.complete_earlier(place, LATER)
     assert (done.run, done.state) == (RUN, "written")
     assert len(properties_of(place)) == 24
 
@@ -239,7 +240,7 @@ def test_a_registry_that_goes_away_in_mid_publication_is_named_and_the_next_run_
     assert any(f"complete in s3://{place.bucket.name}/{SERVICE}/w4a16/{RUN}/" in line for line in rest)
     assert [one.complete for one in stored.unfinished(place.bucket, SERVICE, "w4a16")] == [True]
     standin.faults()
-    (done,) = publication.complete_earlier(place, LATER)
+    (done,) = publishing.complete_earlier(place, LATER)
     assert (done.run, done.state) == (RUN, "written")
     assert findings(place) == []
     assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
@@ -337,7 +338,7 @@ class HeldUp(Registry):
         if self.act is not None and path.startswith("model_versions/") and "customProperties" in answer:
             act, self.act = self.act, None
             act()
-            threading.Event().wait(publish.WINDOW_S + 0.05)
+            threading.Event().wait(write.WINDOW_S + 0.05)
         return answer
 
 
@@ -473,7 +474,7 @@ def test_a_large_file_goes_up_in_parts(place: Place, tmp_path: Path) -> None:
     [
         (lambda b, p: b.client.remove_object(b.name, f"{p}quantized-rate-5.json"), "quantized-rate-5.json is missing"),
         (lambda b, p: b.put(f"{p}benchmarks.csv", b"step", "text/csv"), "benchmarks.csv is truncated: 4 of"),
-        (lambda b, p: alter(b, f"{p}publication.json", b"5", b"6"), "publication.json was altered: its sha256"),
+        (lambda b, p: alter(b, f"{p}publishing.json", b"5", b"6"), "publication.json was altered: its sha256"),
         (lambda b, p: b.put(f"{p}more.json", b"{}", "application/json"), "more.json is there and not in the manifest"),
         (lambda b, p: b.client.remove_object(b.name, f"{p}manifest.json"), "partial upload: "),
         (lambda b, p: b.put(f"{p}manifest.json", b'{"schema"', "application/json"), "the manifest is torn or altered"),
@@ -517,9 +518,9 @@ def _publish_and_die(
     )
     points: dict[str, tuple[Any, str]] = {
         "in the upload": (Bucket, "put"),
-        "between upload and registry": (publication, "to_registry"),
-        "before the properties": (publication, "write"),
-        "before the mark": (publication, "_mark"),
+        "between upload and registry": (publishing, "to_registry"),
+        "before the properties": (publishing, "write"),
+        "before the mark": (publishing, "_mark"),
     }
     setattr(*points[where], _die)
     publish_run(place, folder)
@@ -545,11 +546,11 @@ def test_a_killed_publication_is_completed_by_the_next_run(
     assert process.exitcode == -signal.SIGKILL
     assert [one.complete for one in stored.unfinished(place.bucket, SERVICE, "w4a16")] == [complete]
     assert any(event["kind"] == "publish" for event in read_events(tmp_path / "killed.jsonl"))
-    done = publication.complete_earlier(place, LATER)
+    done = publishing.complete_earlier(place, LATER)
     if not complete:
         assert [(one.run, one.state) for one in done] == [(RUN, "broken")]
         assert "partial upload: 6 files and no manifest.json" in done[0].note
-        done = publication.complete_earlier(place, LATER, lambda run: files(tmp_path, results_of(place, run)))
+        done = publishing.complete_earlier(place, LATER, lambda run: files(tmp_path, results_of(place, run)))
     assert [one.run for one in done] == [RUN]
     assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
     assert findings(place) == []
@@ -559,7 +560,7 @@ def test_of_several_unfinished_runs_the_latest_is_seen(place: Place, tmp_path: P
     for run, at in ((RUN, 0.0), (LATER, 3600.0)):
         results = results_of(place, run, at)
         upload.upload(place.bucket, SERVICE, "w4a16", run, files(tmp_path, results, at), place.journal)
-    done = {one.run: (one.state, one.note) for one in publication.complete_earlier(place, "now")}
+    done = {one.run: (one.state, one.note) for one in publishing.complete_earlier(place, "now")}
     assert done == {RUN: ("superseded", LATER), LATER: ("written", "")}
     assert text_of(properties_of(place), properties.RUN) == LATER
     assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
@@ -574,7 +575,7 @@ def test_an_unfinished_run_that_cannot_be_published_does_not_hold_up_the_next(
     model = entities.ensure_model(place.registry, SERVICE, "")
     other = entities.ensure_version(place.registry, model, "quant")
     standin.set_properties(other["id"], {name: encode(value) for name, value in results.values.items()})
-    (left,) = publication.complete_earlier(place, LATER)
+    (left,) = publishing.complete_earlier(place, LATER)
     assert left.state == "broken"
     assert "version 'quant' of the model holds results" in left.note
     assert publish_run(place, tmp_path, LATER, 3600).state == "written"
@@ -585,7 +586,7 @@ def test_an_unfinished_run_that_was_altered_is_not_published(place: Place, tmp_p
     results = results_of(place)
     upload.upload(place.bucket, SERVICE, "w4a16", RUN, files(tmp_path, results), place.journal)
     alter(place.bucket, f"{SERVICE}/w4a16/{RUN}/publication.json", b"5", b"6")
-    (done,) = publication.complete_earlier(place, LATER)
+    (done,) = publishing.complete_earlier(place, LATER)
     assert done.state == "broken"
     assert "publication.json was altered" in done.note
     assert entities.find_model(place.registry, SERVICE) is None

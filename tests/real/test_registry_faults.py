@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.registry import properties
-from pytest_vllm_stage.registry.publication import Place
-from pytest_vllm_stage.registry.values import encode, text_of
-from pytest_vllm_stage.storage import stored, upload
-from pytest_vllm_stage.storage.names import PUBLISHED
+from pytest_vllm_stage.publication import properties
+from pytest_vllm_stage.publication.bucket import stored, upload
+from pytest_vllm_stage.publication.bucket.names import PUBLISHED
+from pytest_vllm_stage.publication.publishing import Place
+from pytest_vllm_stage.publication.registry.values import encode, text_of
 from tests.real import servers
 from tests.real.publishing import LABELS, LATER, files, properties_of, publish_run, results_of, version_of
 from tests.unit.made_results import RUN, SERVICE
@@ -61,16 +61,18 @@ FAKE_STAGE = '''
 import base64, json, sys
 from pathlib import Path
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.registry import api, publication, publish
+from pytest_vllm_stage.publication import publishing
+from pytest_vllm_stage.publication.registry import api, write
 from pytest_vllm_stage.session import finish, lifecycle
-from pytest_vllm_stage.stage import client, objects, render
+from pytest_vllm_stage.stage import client, objects
+from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
 from tests.unit.made_objects import pod, service
 from tests.unit.made_results import measured, rate_step, write_folder
 
 WORLD = json.loads((Path(__file__).parent / "world.json").read_text())
 NAME = WORLD["service"]
-api.PATIENCE_S, publish.SETTLE_S, publish.WINDOW_S = 1.0, 0.3, 0.2
+api.PATIENCE_S, write.SETTLE_S, write.WINDOW_S = 1.0, 0.3, 0.2
 
 def secret(text):
     return base64.b64encode(text.encode()).decode()
@@ -107,17 +109,17 @@ render.render = lambda overlay, kubectl: []
 
 if WORLD["dies"]:
     import os, signal
-    publication.to_registry = lambda place, results: os.kill(os.getpid(), signal.SIGKILL)
+    publishing.to_registry = lambda place, results: os.kill(os.getpid(), signal.SIGKILL)
 
 if WORLD["touches"]:
     import httpx
-    really = publication.publish
+    really = publishing.publish
     def touching(place, results, files):
         done = really(place, results, files)
         url = f"{WORLD['registry_url']}/api/model_registry/v1/model_versions/{WORLD['touches']}"
         httpx.patch(url, json={"customProperties": {}}, trust_env=False).raise_for_status()
         return done
-    publication.publish = touching
+    publishing.publish = touching
 '''
 
 PROFILE = """
@@ -325,7 +327,7 @@ FAULTS: dict[str, Fault] = {
         "quantized-rate-5.json: ttft_p99_ms is 99.8, the samples give 119.7",
     ),
     "number altered everywhere but in the samples": Fault(
-        forge, {EQUAL_SAMPLES}, f"{P99} is 219.7 in publication.json, the samples give 119.7"
+        forge, {EQUAL_SAMPLES}, f"{P99} is 219.7 in publishing.json, the samples give 119.7"
     ),
     "samples deleted": Fault(
         lambda w: w.remove("quantized-rate-5.samples.jsonl.gz"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.journal import Journal
 from tests import own_environment
 
 pytestmark = pytest.mark.real
@@ -39,7 +39,7 @@ def client(request: pytest.FixtureRequest) -> tuple[str, Path]:
 @contextmanager
 def standin(api: str) -> Iterator[str]:
     """A stand-in's URL."""
-    command = [sys.executable, "-m", "pytest_vllm_stage.registry_standin", "--api", api]
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.registry", "--api", api]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().split()[-1]

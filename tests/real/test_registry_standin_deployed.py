@@ -11,17 +11,19 @@ import pytest
 
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.engine import simulated
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.registry_standin import SERVER
-from pytest_vllm_stage.registry_standin.api import PREFIXES
-from pytest_vllm_stage.stage import client, conditions, objects, render, teardown
-from pytest_vllm_stage.stage.apply import Ownership, apply
-from pytest_vllm_stage.stage.look import View
-from pytest_vllm_stage.stage.wait import wait_for_all
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.stage import client, objects
+from pytest_vllm_stage.stage.deploy import render, teardown
+from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
+from pytest_vllm_stage.stage.observe import conditions
+from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.wait import wait_for_all
+from pytest_vllm_stage.standins.registry import SERVER
+from pytest_vllm_stage.standins.registry.api import PREFIXES
 
 pytestmark = pytest.mark.real
 

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vllm_stage.checks.stage import weights as stage_weights
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.errors import WaitFailed
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.engine import environment, simulated
-from pytest_vllm_stage.errors import WaitFailed
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.profile import parse_profile
-from pytest_vllm_stage.stage import client, deploy, render, secrets, teardown
-from pytest_vllm_stage.stage import weights as stage_weights
-from pytest_vllm_stage.stage.apply import Ownership, apply
-from pytest_vllm_stage.stage.look import View
+from pytest_vllm_stage.settings.profile import parse_profile
+from pytest_vllm_stage.stage import client
+from pytest_vllm_stage.stage.deploy import render, secrets, teardown, waves
+from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.wait import wait_for_all
+from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.wait import wait_for_all
 
 pytestmark = pytest.mark.real
 
@@ -99,7 +100,7 @@ def deployed(cluster: ClusterFacts, overlay: Path, namespace: str) -> str:
     profile = parse_profile(data, overlay / "fault.toml")
     try:
         with pytest.raises(WaitFailed) as failed:
-            deploy.deploy(
+            waves.deploy(
                 cluster,
                 profile,
                 namespace=namespace,
@@ -203,12 +204,12 @@ def test_weights_altered_on_the_volume(cluster: ClusterFacts, tmp_path: Path) ->
         try:
             for wave in render.waves(manifests)[:2]:
                 apply(kube, wave, namespace, ownership, values)
-                wait_for_all(view, deploy.conditions_of(wave, waits_s), SILENT)
+                wait_for_all(view, waves.conditions_of(wave, waits_s), SILENT)
             unaltered = stage_weights.verify(view, download, None, "faults", 120, SILENT)
             assert stage_weights.problems(unaltered) == []
             assert unaltered.source == unaltered.manifest
             apply(kube, [alteration(download)], namespace, ownership, {})
-            wait_for_all(view, deploy.conditions_of([alteration(download)], waits_s), SILENT)
+            wait_for_all(view, waves.conditions_of([alteration(download)], waits_s), SILENT)
             altered = stage_weights.verify(view, download, None, "faults", 120, SILENT)
         finally:
             teardown.teardown(cluster, namespace, "faults", {"teardown_s": 120}, SILENT)

@@ -14,14 +14,14 @@ import lightkube
 import pytest
 
 from pytest_vllm_stage.cluster import local
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.serving.client import Client
 from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.session import kept
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
-from pytest_vllm_stage.waiting import Observation, wait_until
 
 pytestmark = pytest.mark.real
 

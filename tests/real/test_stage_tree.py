@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.profile import load_profile
-from pytest_vllm_stage.registry_standin import __main__ as registry_program
-from pytest_vllm_stage.sim import __main__ as sim_program
-from pytest_vllm_stage.stage import drift, health, objects, render, secrets
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.settings.profile import load_profile
+from pytest_vllm_stage.stage import drift, objects
+from pytest_vllm_stage.stage.deploy import render, secrets
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import health
+from pytest_vllm_stage.standins.engine import __main__ as sim_program
+from pytest_vllm_stage.standins.registry import __main__ as registry_program
 
 pytestmark = pytest.mark.real
 OVERLAYS = ("local", "local-sim", "openshift")
@@ -154,7 +156,7 @@ def test_the_model_registry_of_the_local_stage_is_a_labelled_stand_in(
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
     assert [port["port"] for port in service["spec"]["ports"]] == [8080]
     (container,) = pod["spec"]["containers"]
-    assert container["command"][1:] == ["-m", "pytest_vllm_stage.registry_standin"]
+    assert container["command"][1:] == ["-m", "pytest_vllm_stage.standins.registry"]
     parsed = registry_program.parser().parse_args(container["args"])
     assert (parsed.host, parsed.port, parsed.api) == ("0.0.0.0", 8080, "both")  # noqa: S104 - in a pod
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}

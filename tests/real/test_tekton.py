@@ -19,22 +19,24 @@ import minio as minio_client
 import pytest
 import yaml
 
+from pytest_vllm_stage.benchmark import job_runs
+from pytest_vllm_stage.benchmark.job_runs import Location
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import components, images, tekton_files
 from pytest_vllm_stage.cluster.local.images import Image
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import PACKAGE, fixtures_dir
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.engine import environment
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import PACKAGE, fixtures_dir
-from pytest_vllm_stage.profile import load_profile
-from pytest_vllm_stage.stage import addresses, benchmark, client, deploy, render, secrets, store
-from pytest_vllm_stage.stage.apply import Ownership, apply
-from pytest_vllm_stage.stage.benchmark import Location
+from pytest_vllm_stage.settings.profile import load_profile
+from pytest_vllm_stage.stage import client, object_store
+from pytest_vllm_stage.stage.deploy import addresses, render, secrets, waves
+from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.facts import StageFacts
-from pytest_vllm_stage.stage.look import View
-from pytest_vllm_stage.stage.wait import wait_for_all
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.wait import wait_for_all
 
 pytestmark = pytest.mark.real
 
@@ -121,7 +123,7 @@ def view(cluster: ClusterFacts, kube: lightkube.Client, kubectl: Kubectl) -> Vie
     values = secrets.complete(chosen, secrets.Values(), generate=True)
     for wave in render.waves(chosen):
         apply(kube, wave, NAMESPACE, Ownership.of_run(RUN), values)
-        wait_for_all(seen, deploy.conditions_of(wave, profile.waits_s), SILENT)
+        wait_for_all(seen, waves.conditions_of(wave, profile.waits_s), SILENT)
     kubectl.apply(*model())
     kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{MODEL}", "--timeout=60s")
     return seen
@@ -136,7 +138,7 @@ def model() -> list[Object]:
     container = {
         "name": "engine",
         "image": images.BASE,
-        "command": ["/mnt/vllm-stage/python/bin/python3", "-m", "pytest_vllm_stage.sim"],
+        "command": ["/mnt/vllm-stage/python/bin/python3", "-m", "pytest_vllm_stage.standins.engine"],
         "args": ["--host=0.0.0.0", "--port=8080", f"--model={MODEL}", "--ttft-ms=10", "--itl-ms=3"],
         "env": [
             {"name": "PYTHONPATH", "value": "/mnt/vllm-stage/packages"},
@@ -163,7 +165,7 @@ def model() -> list[Object]:
 @pytest.fixture(scope="module")
 def minio(cluster: ClusterFacts, view: View) -> minio_client.Minio:
     url = addresses.of_minio(view.kube, cluster, NAMESPACE)
-    return store.connect(StageFacts(NAMESPACE, RUN, True, (), url), view.kube)
+    return object_store.connect(StageFacts(NAMESPACE, RUN, True, (), url), view.kube)
 
 
 @pytest.fixture(scope="module")
@@ -334,27 +336,27 @@ def task_run(kubectl: Kubectl, task: Object) -> Ended:
 
 def test_a_task_run_publishes_each_rate(task_run: Ended, minio: minio_client.Minio) -> None:
     assert task_run.succeeded, task_run.message
-    reports = benchmark.fetch(minio, Location.parse(task_run.results["location"]))
+    reports = job_runs.fetch(minio, Location.parse(task_run.results["location"]))
     assert sorted(reports.contents) == ["rate-2.json", "rate-5.json"]
     assert [(step["samples"], step["failed"]) for step in reports.summary["steps"]] == [(6, 0), (15, 0)]
 
 
 def test_the_job_does_the_same(cluster: ClusterFacts, view: View, minio: minio_client.Minio, task_run: Ended) -> None:
     """The Job with the same settings leaves the same kind of reports, by its summary and by GuideLLM's own settings."""
-    manifests = benchmark.manifests_of(OVERLAYS / "local", cluster.kubectl, NAMESPACE)
-    job = copy.deepcopy(benchmark.job_of(manifests, "smollm2-135m"))
+    manifests = job_runs.manifests_of(OVERLAYS / "local", cluster.kubectl, NAMESPACE)
+    job = copy.deepcopy(job_runs.job_of(manifests, "smollm2-135m"))
     settings = {"MODEL": MODEL, "RATES": "2 5", "DURATION_S": "3", "REQUEST_TIMEOUT_S": "120"}
     for entry in job["spec"]["template"]["spec"]["containers"][0]["env"]:
         entry.update({"value": settings[entry["name"]]} if entry["name"] in settings else {})
     # The script is there already, for the Task.
-    left = benchmark.carry_out(view, [], job, RUN, SILENT)
-    ours = benchmark.fetch(minio, left)
-    theirs = benchmark.fetch(minio, Location.parse(task_run.results["location"]))
+    left = job_runs.carry_out(view, [], job, RUN, SILENT)
+    ours = job_runs.fetch(minio, left)
+    theirs = job_runs.fetch(minio, Location.parse(task_run.results["location"]))
     assert same_in_both(ours) == same_in_both(theirs)
     assert view.get("Job", job["metadata"]["name"]) is None
 
 
-def same_in_both(reports: benchmark.Reports) -> Object:
+def same_in_both(reports: job_runs.Reports) -> Object:
     """All of a run but its times, its digests, its token times and its temporary folder."""
     steps = [{name: value for name, value in step.items() if name != "sha256"} for step in reports.summary["steps"]]
     backends = {}
@@ -381,4 +383,4 @@ def test_the_pipeline_of_the_example_runs(kubectl: Kubectl, task: Object, minio:
     assert sorted(ended.results) == ["full", "quantized"]
     assert len(set(ended.results.values())) == 2
     for location in ended.results.values():
-        assert list(benchmark.fetch(minio, Location.parse(location)).contents) == ["rate-2.json"]
+        assert list(job_runs.fetch(minio, Location.parse(location)).contents) == ["rate-2.json"]

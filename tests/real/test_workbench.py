@@ -11,27 +11,28 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.benchmark.artifacts import write_csv, write_step
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.load import process as driver_process
-from pytest_vllm_stage.load.metrics import Metrics
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT
-from pytest_vllm_stage.load.plan import Step as LoadStep
-from pytest_vllm_stage.load.samples import Measurement
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.registry import publication, publish, results
-from pytest_vllm_stage.registry.api import Registry
-from pytest_vllm_stage.registry.links import Names
-from pytest_vllm_stage.registry.publication import Place
-from pytest_vllm_stage.registry.results import OBSERVED, Results, Source
-from pytest_vllm_stage.registry.values import encode
-from pytest_vllm_stage.slo.artifacts import write_csv, write_step
+from pytest_vllm_stage.measurement.metrics import Metrics
+from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT
+from pytest_vllm_stage.measurement.step import Step as LoadStep
+from pytest_vllm_stage.publication import document, publishing
+from pytest_vllm_stage.publication.bucket.bucket import Bucket
+from pytest_vllm_stage.publication.document import OBSERVED, Results, Source
+from pytest_vllm_stage.publication.links import Names
+from pytest_vllm_stage.publication.publishing import Place
+from pytest_vllm_stage.publication.registry import write
+from pytest_vllm_stage.publication.registry.api import Registry
+from pytest_vllm_stage.publication.registry.values import encode
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
-from pytest_vllm_stage.stage import render
-from pytest_vllm_stage.storage.bucket import Bucket
+from pytest_vllm_stage.stage.deploy import render
 from tests.real import servers
 from tests.real.workbench import environment
 from tests.real.workbench.page import Page
@@ -130,17 +131,17 @@ class Workbench:
         def outcome_of(measurement: Measurement, outcome: str) -> str:
             return OBSERVED if measurement.step.request_rate == 150 and outcome != "invalid" else outcome
 
-        steps = results.read_steps(benchmarks, model, outcome_of)
-        values = results.provenance(source, "2026-11-24T10:00:00Z") | results.numbers(steps)
+        steps = document.read_steps(benchmarks, model, outcome_of)
+        values = document.provenance(source, "2026-11-24T10:00:00Z") | document.numbers(steps)
         observed = tuple(step.measurement.step.id for step in steps if step.verdict == OBSERVED)
         made = Results(source, "2026-11-24T10:00:00Z", values, observed)
-        document = self.folder / role / "publication.json"
-        document.parent.mkdir()
-        document.write_bytes(made.to_bytes())
+        path = self.folder / role / "publication.json"
+        path.parent.mkdir()
+        path.write_bytes(made.to_bytes())
         registry = Registry(self.standin.url, Journal(), trust_env=False)
         labels = {"vllm-stage/model": model, "vllm-stage/version": version}
         place = Place(registry, self.bucket, Names(model, version), made_service(model, labels=labels), Journal())
-        publication.publish(place, made, publication.files_of(benchmarks, steps, document))
+        publishing.publish(place, made, publishing.files_of(benchmarks, steps, path))
         registry.close()
 
     def key(self, role: str, name: str) -> str:
@@ -187,8 +188,8 @@ def workbench(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Workbench:
     """A workbench in a stage where both models' results are published."""
-    monkeypatch.setattr(publish, "SETTLE_S", 0.3)
-    monkeypatch.setattr(publish, "WINDOW_S", 0.2)
+    monkeypatch.setattr(write, "SETTLE_S", 0.3)
+    monkeypatch.setattr(write, "WINDOW_S", 0.2)
     standin.reset()
     made = Workbench(python, minio, minio.new_bucket(), standin, tmp_path)
     for role in MODELS:

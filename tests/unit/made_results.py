@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.load.plan import Step as LoadStep
-from pytest_vllm_stage.load.samples import Measurement, Sample
-from pytest_vllm_stage.registry import results
-from pytest_vllm_stage.registry.results import Results, Source, Step
-from pytest_vllm_stage.slo.artifacts import write_csv, write_step
+from pytest_vllm_stage.benchmark.artifacts import write_csv, write_step
+from pytest_vllm_stage.measurement.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.step import Step as LoadStep
+from pytest_vllm_stage.publication import document
+from pytest_vllm_stage.publication.document import Results, Source, Step
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
 from tests.unit.made_samples import closed_step, failed, measurement, open_step, sample
@@ -76,4 +76,4 @@ def steps(*rates: float, verdict: str = "pass", **changes: Any) -> list[Step]:
 def made(*rates: float, **changes: Any) -> Results:
     """The results of a run with these rates."""
     run = str(changes.pop("run", RUN))
-    return results.make(steps(*rates, run=run, **changes), source(run=run))
+    return document.make(steps(*rates, run=run, **changes), source(run=run))

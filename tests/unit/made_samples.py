@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
-from pytest_vllm_stage.load.samples import ClientFacts, Failure, Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples import ClientFacts, Failure, Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
 
 
 def open_step(rate: float = 10.0, duration_s: float = 60.0, **changes: Any) -> Step:

@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 
 from pytest_vllm_stage.load.driver import Job
-from pytest_vllm_stage.load.plan import Step
 from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
+from pytest_vllm_stage.measurement.step import Step
 
 
 class Sim:
@@ -83,7 +83,7 @@ async def request_of(reader: asyncio.StreamReader) -> bytes:
 
 @contextmanager
 def running_sim(*options: str) -> Iterator[Sim]:
-    command = [sys.executable, "-m", "pytest_vllm_stage.sim", *options]
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.engine", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             first = cast(Any, process.stdout).readline()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from pytest_vllm_stage.registry_standin.api import PREFIXES, Api
-from pytest_vllm_stage.registry_standin.exchange import Request, Response
-from pytest_vllm_stage.registry_standin.http import parse_query
-from pytest_vllm_stage.registry_standin.store import Store
+from pytest_vllm_stage.standins.registry.api import PREFIXES, Api
+from pytest_vllm_stage.standins.registry.exchange import Request, Response
+from pytest_vllm_stage.standins.registry.http import parse_query
+from pytest_vllm_stage.standins.registry.store import Store
 
 Body = dict[str, Any]
 

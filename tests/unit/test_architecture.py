@@ -8,26 +8,26 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vllm_stage.serving.target import SIMULATED_ENGINE
+from pytest_vllm_stage.standins.engine import SERVER
+
 PACKAGE = Path(__file__).parents[2] / "pytest_vllm_stage"
 
-#: From the top down; a module imports from its own layer and from those below. Names are packages or modules.
+#: From the top down; a module imports from its own room and from those below. Names are packages or modules.
 LAYERS = (
     ("plugin", "fixtures"),
     ("session",),
-    ("report",),
-    ("registry", "storage"),
-    ("slo",),
-    ("load",),
-    # Beside the other stand-in and the client: only a process of its own is made of it, so nobody imports it, and it
-    # imports nobody, since a pod has no more than its modules.
-    ("sim", "serving", "registry_standin"),
+    ("checks", "report"),
+    ("publication",),
+    ("benchmark",),
+    ("load", "slo"),
+    ("measurement",),
+    ("serving",),
     ("stage",),
-    ("engine", "cluster"),
-    ("config",),
-    ("profile",),
-    ("options", "skips", "waiting"),
-    ("journal", "paths", "secret"),
-    ("errors", "__init__"),
+    ("cluster", "engine"),
+    ("run",),
+    ("settings",),
+    ("core", "standins", "__init__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -83,3 +83,15 @@ def test_no_two_test_modules_share_a_name() -> None:
     for path in paths:
         by_name.setdefault(path.name, []).append(path)
     assert [same for same in by_name.values() if len(same) > 1] == []
+
+
+def test_nothing_imports_a_stand_in_and_a_stand_in_imports_next_to_nothing() -> None:
+    """A stand-in is a process of its own: product code must not know it, and a pod has no more than its modules."""
+    importers = {layer_of(path) for path in modules() if "standins" in set(imports(path))}
+    assert importers <= {"standins"}
+    below = {name for path in modules() if layer_of(path) == "standins" for name in imports(path)}
+    assert below <= {"standins", "core", "__init__"}
+
+
+def test_the_mark_of_the_simulated_engine_is_the_one_that_it_sends() -> None:
+    assert SIMULATED_ENGINE == SERVER

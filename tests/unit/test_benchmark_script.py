@@ -21,10 +21,10 @@ import pytest
 from minio.credentials.credentials import Credentials
 from minio.signer import sign_v4_s3
 
+from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.load.guidellm import read_report, write_report
-from pytest_vllm_stage.load.plan import CONSTANT, Step
-from pytest_vllm_stage.load.samples import Sample
-from pytest_vllm_stage.paths import fixtures_dir
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.step import CONSTANT, Step
 from tests.unit.made_samples import failed, measurement, sample
 from tests.unit.sim_engine import Sim, running_sim
 

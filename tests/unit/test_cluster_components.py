@@ -11,8 +11,8 @@ import pytest
 
 from pytest_vllm_stage.cluster.local import components, gotool
 from pytest_vllm_stage.cluster.local.components import COMPONENTS, Component
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal, read_events
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal, read_events
 
 #: Stands in for ``go``: it notes its arguments and writes what ``-o`` names.
 GO = """#!/bin/sh

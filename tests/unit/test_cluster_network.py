@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_vllm_stage.cluster.local import network
 from pytest_vllm_stage.cluster.local.network import CANDIDATES, Addresses, blocks, choose
-from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
 
 NETWORKS = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 32)).map(
     lambda pair: IPv4Network((pair[0] & ~((1 << (32 - pair[1])) - 1), pair[1]))

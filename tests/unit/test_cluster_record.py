@@ -16,8 +16,8 @@ from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local.locking import Seat, this_process
 from pytest_vllm_stage.cluster.local.process import ProcessRef, start_time
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
 
 NOBODY = ProcessRef(2**22 + 1, 1)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.config import StageConfig, resolve
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.options import OPTIONS
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.settings.config import StageConfig, resolve
+from pytest_vllm_stage.settings.options import OPTIONS
 
 PROFILE = """
 name = "small"
@@ -65,7 +65,7 @@ def test_an_empty_variable_is_unset(profile: str) -> None:
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.valid], ids=lambda option: option.name)
 @pytest.mark.parametrize("layer", ["cli", "env", "ini"])
 def test_a_bad_value_is_refused_with_source_and_valid_values(profile: str, option: object, layer: str) -> None:
-    from pytest_vllm_stage.options import Option
+    from pytest_vllm_stage.settings.options import Option
 
     assert isinstance(option, Option)
     key = option.env if layer == "env" else option.name

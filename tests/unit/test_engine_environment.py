@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
 from pytest_vllm_stage.engine import environment, pins
-from pytest_vllm_stage.errors import EnvironmentUnfit
 
 
 def test_every_pin_has_a_version_and_hashes_and_names_no_place() -> None:

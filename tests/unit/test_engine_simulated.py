@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.engine import simulated, weights
 from pytest_vllm_stage.engine.environment import EngineEnvironment
-from pytest_vllm_stage.journal import Journal, read_events
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[EngineEnviron
 def test_the_simulator_runs_from_it_with_the_standard_library_alone(made: tuple[EngineEnvironment, Path]) -> None:
     environment, _ = made
     program = (
-        "import sys, pytest_vllm_stage; from pytest_vllm_stage.sim import __main__, faults\n"
+        "import sys, pytest_vllm_stage; from pytest_vllm_stage.standins.engine import __main__, faults\n"
         "print(pytest_vllm_stage.__file__, len(faults.registry()), __main__.parser().prog)"
     )
     command = [str(environment.python), "-S", "-P", "-B", "-c", program]
@@ -52,9 +52,9 @@ def test_a_changed_simulator_is_made_anew(
 ) -> None:
     environment, _ = made
     package = environment.site_packages / "pytest_vllm_stage"
-    with (package / "sim" / "engine.py").open("a") as file:
+    with (package / "standins" / "engine" / "engine.py").open("a") as file:
         file.write("# changed\n")
-    monkeypatch.setattr("pytest_vllm_stage.paths.PACKAGE", package)
+    monkeypatch.setattr("pytest_vllm_stage.core.paths.PACKAGE", package)
     assert simulated.ensure(Journal())[0].prefix != environment.prefix
 
 

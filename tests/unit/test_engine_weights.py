@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
 from pytest_vllm_stage.engine import weights
 from pytest_vllm_stage.engine.environment import EngineEnvironment
-from pytest_vllm_stage.errors import EnvironmentUnfit
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.load.guidellm import read_report
 from pytest_vllm_stage.load.guidellm.failures import failure_of, never_sent, status_of
-from pytest_vllm_stage.load.metrics import summarise
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
-from pytest_vllm_stage.load.samples import FAILURES, Sample
+from pytest_vllm_stage.measurement.metrics import summarise
+from pytest_vllm_stage.measurement.samples import FAILURES, Sample
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.saturation import saturation

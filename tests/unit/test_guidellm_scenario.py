@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import Job
 from pytest_vllm_stage.load.guidellm import keeper
 from pytest_vllm_stage.load.guidellm.run import environ_of, missing, progress, requests_of
 from pytest_vllm_stage.load.guidellm.scenario import PROMPTS, REPORT, SCENARIO, turned, write_scenario
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, POISSON, Step
 from pytest_vllm_stage.load.prompts import body_of
-from pytest_vllm_stage.load.samples import ServerReading
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.measurement.samples import ServerReading
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, Step
 from tests.unit.made_samples import failed, sample
 
 STEP = Step("quantized-rate-5", "m", CONSTANT, 60, 64, 16, request_rate=5.0, request_timeout_s=30, seed=7)

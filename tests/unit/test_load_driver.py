@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal, read_events
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal, read_events
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load import process as driver_process
 from pytest_vllm_stage.load.driver import Job, run_step
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.load.prompts import body_of
-from pytest_vllm_stage.load.samples import Measurement, Sample
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.measurement.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
 from tests.unit.sim_engine import Handler, Sim, request_of, running_sim, serving
 
 
@@ -289,7 +289,7 @@ def test_the_driver_ends_with_its_parent(sim: Sim) -> None:
     """A parent that is killed cannot clean up; the driver notices that nobody listens."""
     code = (
         "import os, sys, pickle\n"
-        "from pytest_vllm_stage.journal import Journal\n"
+        "from pytest_vllm_stage.core.journal import Journal\n"
         "from pytest_vllm_stage.load import process\n"
         "original = process._follow\n"
         "def follow(child, journal, watcher):\n"

@@ -11,8 +11,8 @@ import pytest
 from pytest_vllm_stage.load.connections import Pool, address_of
 from pytest_vllm_stage.load.driver import Job, _Run
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
-from pytest_vllm_stage.load.observe import LoopLag
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, POISSON, Step
+from pytest_vllm_stage.load.progress import LoopLag
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, Step
 
 STEP = Step("s", "sim", CONSTANT, 10, 64, 8, request_rate=10.0)
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.load.metrics import LATENCIES, PERCENTS, summarise
-from pytest_vllm_stage.load.samples import Sample
-from pytest_vllm_stage.load.stalls import find_stalls
-from pytest_vllm_stage.load.statistics import interval_needs
+from pytest_vllm_stage.measurement.metrics import LATENCIES, PERCENTS, summarise
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.stalls import find_stalls
+from pytest_vllm_stage.measurement.statistics import interval_needs
 from tests.unit.made_samples import closed_step, failed, open_step, sample
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_vllm_stage.load.connections import address_of
 from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
-from pytest_vllm_stage.load.samples import ServerReading
+from pytest_vllm_stage.measurement.samples import ServerReading
 from tests.unit.sim_engine import Handler, request_of, serving
 
 ENGINE = b"""vllm:num_requests_running{engine="0",model_name="m"} 2.0

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.errors import ConfigError, StageFailure
-from pytest_vllm_stage.load.plan import POISSON, LoadPlan, Step, step_from_json
+from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.load.prompts import LEAST_OWN_TOKENS, PromptMaker, body_of, prompt_maker
 from pytest_vllm_stage.load.words import WORDS
+from pytest_vllm_stage.measurement.step import POISSON, LoadPlan, Step, step_from_json
 from tests.unit.made_samples import closed_step, open_step
 
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from pytest_vllm_stage.errors import StageFailure
-from pytest_vllm_stage.load.plan import CLOSED
+from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.prepare import maker_for, prepare
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.measurement.step import CLOSED
 from pytest_vllm_stage.serving.client import Client
 from pytest_vllm_stage.serving.target import Target
 from tests.unit.made_samples import open_step

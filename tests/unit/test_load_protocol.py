@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.load.answer import Answer, EventSplitter
 from pytest_vllm_stage.load.connections import address_of
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.load.samples import FAILURES, EarlyStop, Failure, Measurement, ServerReading
-from pytest_vllm_stage.load.samples_file import SUFFIX, read_measurement, write_measurement
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.measurement.samples import FAILURES, EarlyStop, Failure, Measurement, ServerReading
+from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement, write_measurement
 from tests.unit.made_samples import failed, measurement, open_step, sample
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.load.statistics import (
+from pytest_vllm_stage.measurement.statistics import (
     binomial_at_least,
     binomial_at_most,
     deviation,

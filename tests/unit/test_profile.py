@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.profile import DEFAULT_WAITS_S, Profile, load_profile, parse_profile
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.settings.profile import DEFAULT_WAITS_S, Profile, load_profile, parse_profile
 
 
 def minimal() -> dict[str, Any]:

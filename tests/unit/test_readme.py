@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.options import OPTIONS, Option
 from pytest_vllm_stage.plugin import MARKERS
+from pytest_vllm_stage.settings.options import OPTIONS, Option
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

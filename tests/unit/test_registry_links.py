@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError, StageFailure
-from pytest_vllm_stage.registry import check, entities, links, properties, publication
-from pytest_vllm_stage.registry.links import Names
-from pytest_vllm_stage.registry.values import encode
-from pytest_vllm_stage.storage.stored import Stored
+from pytest_vllm_stage.core.errors import ConfigError, StageFailure
+from pytest_vllm_stage.publication import check, links, properties, publishing
+from pytest_vllm_stage.publication.bucket.stored import Stored
+from pytest_vllm_stage.publication.links import Names
+from pytest_vllm_stage.publication.registry import entities
+from pytest_vllm_stage.publication.registry.values import encode
 from tests.unit.made_objects import service
 from tests.unit.made_results import RUN, SERVICE, made
 
@@ -126,7 +127,7 @@ def test_a_document_without_its_samples_does_not_pass() -> None:
 
 
 def test_what_is_archived_is_named() -> None:
-    lines = publication.archived(MODEL | {"state": "ARCHIVED"}, VERSION | {"state": "LIVE"})
+    lines = publishing.archived(MODEL | {"state": "ARCHIVED"}, VERSION | {"state": "LIVE"})
     assert lines == ["model m is ARCHIVED in the registry"]
 
 

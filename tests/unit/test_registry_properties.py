@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.errors import StageFailure
-from pytest_vllm_stage.registry import properties, values
-from pytest_vllm_stage.registry.publish import differences
+from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.publication import properties
+from pytest_vllm_stage.publication.registry import values
+from pytest_vllm_stage.publication.registry.write import differences
 from tests.unit.made_results import made
 
 TEXT = st.text(max_size=20).filter(lambda text: "\0" not in text and not text.startswith("mlmd-struct::"))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import StageFailure
-from pytest_vllm_stage.load.metrics import summarise
-from pytest_vllm_stage.registry import results
-from pytest_vllm_stage.registry.results import OBSERVED, Step
+from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.measurement.metrics import summarise
+from pytest_vllm_stage.publication import document
+from pytest_vllm_stage.publication.document import OBSERVED, Step
 from tests.unit.made_results import RUN, SERVICE, made, measured, rate_step, source, steps, user_step, write_folder
 
 
@@ -38,7 +38,7 @@ def test_the_references_names_come_with_the_metrics_of_the_samples() -> None:
 
 def test_a_missing_number_is_absent_and_never_0() -> None:
     """Two percent of failures make the P99 infinite: it has no number, the mean and the P50 have one."""
-    found = results.values_of(Step(measured(rate_step(5.0), failures=4), "fail"))
+    found = document.values_of(Step(measured(rate_step(5.0), failures=4), "fail"))
     assert "ttft_p99" not in found
     assert "latency_p99" not in found
     assert found["ttft_p50"]
@@ -48,11 +48,11 @@ def test_a_missing_number_is_absent_and_never_0() -> None:
 def test_a_step_without_a_first_answer_has_no_latency() -> None:
     only = measured(rate_step(5.0), failures=200)
     rows = (replace(only.samples[0], token_times_s=(0.1,)), *only.samples[1:])
-    assert results.values_of(Step(replace(only, samples=rows), "fail")) == {"verdict": "fail", "throughput": 0.0}
+    assert document.values_of(Step(replace(only, samples=rows), "fail")) == {"verdict": "fail", "throughput": 0.0}
 
 
 def test_an_invalid_step_gives_its_verdict_and_no_number() -> None:
-    assert results.values_of(Step(measured(rate_step(5.0)), "invalid")) == {"verdict": "invalid"}
+    assert document.values_of(Step(measured(rate_step(5.0)), "invalid")) == {"verdict": "invalid"}
 
 
 def test_promised_rates_come_first_then_observations_then_users() -> None:
@@ -62,7 +62,7 @@ def test_promised_rates_come_first_then_observations_then_users() -> None:
         Step(measured(rate_step(5.0)), "pass"),
         Step(measured(rate_step(1.0)), "fail"),
     ]
-    found = results.make(mixed, source())
+    found = document.make(mixed, source())
     numbers = [name for name in found.values if "_rate_" in name or "_concurrency_" in name]
     assert numbers[:3] == ["benchmark_rate_1_throughput", "benchmark_rate_5_throughput", "benchmark_rate_1_ttft_p99"]
     assert numbers[16] == "benchmark_rate_10_throughput"
@@ -83,25 +83,25 @@ def test_promised_rates_come_first_then_observations_then_users() -> None:
 def test_results_that_are_no_models_are_refused(changes: dict[str, Any], line: str) -> None:
     good = Step(measured(rate_step(1.0)), "pass")
     with pytest.raises(StageFailure) as caught:
-        results.make([good, Step(measured(rate_step(5.0), **changes), "fail")], source())
+        document.make([good, Step(measured(rate_step(5.0), **changes), "fail")], source())
     assert line in caught.value.message
 
 
 def test_no_step_is_refused_as_well() -> None:
     with pytest.raises(StageFailure, match="there is no step"):
-        results.make([], source())
+        document.make([], source())
 
 
 def test_the_same_load_twice_is_refused() -> None:
     with pytest.raises(StageFailure, match="two steps have the load of quantized-rate-5"):
-        results.make([*steps(5.0), *steps(5.0)], source())
+        document.make([*steps(5.0), *steps(5.0)], source())
 
 
 def test_the_folder_gives_a_models_steps_and_no_others(tmp_path: Path) -> None:
     other = measured(rate_step(5.0, role="full", service="smollm2-135m"))
     search = replace(measured(rate_step(5.0)), step=replace(rate_step(5.0), id="quantized-capacity-5"))
     write_folder(tmp_path, [measured(rate_step(5.0)), measured(user_step(2)), other, search])
-    found = results.read_steps(tmp_path, SERVICE, lambda measurement, outcome: outcome)
+    found = document.read_steps(tmp_path, SERVICE, lambda measurement, outcome: outcome)
     assert [(step.measurement.step.id, step.verdict) for step in found] == [
         ("quantized-concurrency-2", "pass"),
         ("quantized-rate-5", "pass"),
@@ -110,7 +110,7 @@ def test_the_folder_gives_a_models_steps_and_no_others(tmp_path: Path) -> None:
 
 def test_the_document_is_read_as_it_was_written() -> None:
     found = made()
-    assert results.parse(found.to_bytes(), "here") == found
+    assert document.parse(found.to_bytes(), "here") == found
 
 
 @pytest.mark.parametrize(
@@ -124,5 +124,5 @@ def test_the_document_is_read_as_it_was_written() -> None:
 )
 def test_a_wrong_document_is_refused_by_its_field(content: bytes, message: str) -> None:
     with pytest.raises(StageFailure) as caught:
-        results.parse(content, "here")
+        document.parse(content, "here")
     assert message in caught.value.message

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.registry_standin.routes import ROUTES
+from pytest_vllm_stage.standins.registry.routes import ROUTES
 from tests.unit.standin_registry import Standin, string
 
 UNKNOWN = "404 page not found\n"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.registry_standin.filters import MAX_DEPTH, MAX_LITERALS, Both, Comparison, Condition, parse
-from pytest_vllm_stage.registry_standin.like import like
-from pytest_vllm_stage.registry_standin.refusal import Refusal
+from pytest_vllm_stage.standins.registry.filters import MAX_DEPTH, MAX_LITERALS, Both, Comparison, Condition, parse
+from pytest_vllm_stage.standins.registry.like import like
+from pytest_vllm_stage.standins.registry.refusal import Refusal
 
 OPERATORS = ("=", "!=", "<>", ">=", "<=", ">", "<", "LIKE", "ILIKE", "IN")
 TYPES = ("", "string_value", "int_value", "double_value", "bool_value")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.registry_standin.kinds import ARTIFACTS, KINDS
-from pytest_vllm_stage.registry_standin.openapi import description
-from pytest_vllm_stage.registry_standin.routes import ROUTES
+from pytest_vllm_stage.standins.registry.kinds import ARTIFACTS, KINDS
+from pytest_vllm_stage.standins.registry.openapi import description
+from pytest_vllm_stage.standins.registry.routes import ROUTES
 from tests.unit.standin_registry import Standin
 
 DOCUMENT = json.loads(description())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.registry_standin.paging import token_of
+from pytest_vllm_stage.standins.registry.paging import token_of
 from tests.unit.standin_registry import Standin, boolean, double, integer, string
 
 

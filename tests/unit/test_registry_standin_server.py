@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pytest_vllm_stage.paths import PACKAGE
-from pytest_vllm_stage.registry_standin import SERVER
-from pytest_vllm_stage.registry_standin.api import PREFIXES
-from pytest_vllm_stage.registry_standin.faults import FAULTS, Fault, WrongScript, make
-from pytest_vllm_stage.registry_standin.http import Server
+from pytest_vllm_stage.core.paths import PACKAGE
+from pytest_vllm_stage.standins.registry import SERVER
+from pytest_vllm_stage.standins.registry.api import PREFIXES
+from pytest_vllm_stage.standins.registry.faults import FAULTS, Fault, WrongScript, make
+from pytest_vllm_stage.standins.registry.http import Server
 from tests.unit.standin_registry import Standin, double
 
 MODELS = PREFIXES["v1"] + "/registered_models"
@@ -32,7 +32,7 @@ def standin() -> Standin:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pytest_vllm_stage.registry_standin", *arguments]
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.registry", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -353,9 +353,10 @@ def test_a_wrong_command_line_is_told(arguments: tuple[str, ...], code: int, mes
 def test_it_runs_with_nothing_but_python_and_its_own_modules(tmp_path: Path) -> None:
     """As in a pod: no site-packages, and of this project only the package's first file and the stand-in."""
     package = tmp_path / "pytest_vllm_stage"
-    shutil.copytree(PACKAGE / "registry_standin", package / "registry_standin")
-    shutil.copy(PACKAGE / "__init__.py", package)
-    command = [sys.executable, "-S", "-P", "-m", "pytest_vllm_stage.registry_standin", "--database", "registry.db"]
+    shutil.copytree(PACKAGE / "standins" / "registry", package / "standins" / "registry")
+    for name in ("__init__.py", "standins/__init__.py"):
+        shutil.copy(PACKAGE / name, package / name)
+    command = [sys.executable, "-S", "-P", "-m", "pytest_vllm_stage.standins.registry", "--database", "registry.db"]
     environ = {"PYTHONPATH": str(tmp_path), "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"}
     with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True) as process:
         assert httpx.post(url_of(process) + MODELS, json={"name": "m"}).status_code == 201

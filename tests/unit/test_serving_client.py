@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from pytest_vllm_stage.errors import StageFailure
-from pytest_vllm_stage.secret import Secret
+from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.serving.client import CHAT, Client, RequestFailed, StreamBroken, Target
 
 TARGET = Target("full", "m", "http://server:8080", api_key=Secret("sk-very-secret"))

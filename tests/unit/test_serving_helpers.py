@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from pytest_vllm_stage.checks.inference.patterns import pattern
+from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
+from pytest_vllm_stage.checks.inference.together import settled, together
+from pytest_vllm_stage.checks.inference.tools import Call, calls_of, streamed_calls
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer
-from pytest_vllm_stage.serving.patterns import pattern
-from pytest_vllm_stage.serving.properties import TEXTS, examples
-from pytest_vllm_stage.serving.together import settled, together
-from pytest_vllm_stage.serving.tools import Call, calls_of, streamed_calls
 
 
 def test_every_pattern_has_an_answer_of_its_own() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vllm_stage.checks.inference.pace import pace_of
 from pytest_vllm_stage.serving.answers import Delta, StreamedAnswer
-from pytest_vllm_stage.serving.pace import pace_of
 
 
 def streamed(arrivals: Sequence[float], ended_at: float | None = None) -> StreamedAnswer:

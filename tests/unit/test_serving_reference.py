@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.paths import fixtures_dir
+from pytest_vllm_stage.checks.inference.reference import Reference, agreement, compare, estimate, texts
+from pytest_vllm_stage.checks.inference.scores import Scores, score
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.serving.client import Client, RequestFailed, Target
-from pytest_vllm_stage.serving.reference import Reference, agreement, compare, estimate, texts
-from pytest_vllm_stage.serving.scores import Scores, score
 
 REFERENCES = sorted((fixtures_dir() / "prompts" / "references").glob("*.json"))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.serving.schema import misfit
+from pytest_vllm_stage.checks.inference.schema import misfit
 
 PERSON: dict[str, Any] = {
     "type": "object",

@@ -10,12 +10,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit, StageError, StageFailure, WaitFailed
-from pytest_vllm_stage.journal import Journal, read_events
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit, StageError, StageFailure, WaitFailed
+from pytest_vllm_stage.core.journal import Journal, read_events
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.report import junit, record
+from pytest_vllm_stage.run.shared import Shared
 from pytest_vllm_stage.session.kept import differences
-from pytest_vllm_stage.session.shared import Shared
-from pytest_vllm_stage.waiting import Observation, wait_until
 
 
 def test_a_phase_is_recorded_with_its_outcome_and_facts(tmp_path: Path) -> None:

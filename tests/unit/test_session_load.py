@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.config import StageConfig, resolve
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.journal import read_events
-from pytest_vllm_stage.load.samples import Measurement
-from pytest_vllm_stage.session import plans, steps
-from pytest_vllm_stage.session.run import Identity, Run
-from pytest_vllm_stage.slo.artifacts import read_result, write_step
+from pytest_vllm_stage.benchmark import plans, steps
+from pytest_vllm_stage.benchmark.artifacts import read_result, write_step
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.journal import read_events
+from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.run.context import Identity, Run
+from pytest_vllm_stage.settings.config import StageConfig, resolve
 from pytest_vllm_stage.slo.verdict import judge
 from tests.unit.made_samples import open_step, with_ttfts
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.sim import answers, tokenizer
-from pytest_vllm_stage.sim.generation import Generated, generate
-from pytest_vllm_stage.sim.parameters import Parameters
+from pytest_vllm_stage.standins.engine import answers, tokenizer
+from pytest_vllm_stage.standins.engine.generation import Generated, generate
+from pytest_vllm_stage.standins.engine.parameters import Parameters
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 

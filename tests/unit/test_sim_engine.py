@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.serving.metrics import parse
-from pytest_vllm_stage.sim.engine import Engine, Job
-from pytest_vllm_stage.sim.prefix_cache import PrefixCache
-from pytest_vllm_stage.sim.settings import Settings
+from pytest_vllm_stage.standins.engine.engine import Engine, Job
+from pytest_vllm_stage.standins.engine.prefix_cache import PrefixCache
+from pytest_vllm_stage.standins.engine.settings import Settings
 
 FAST = Settings(ttft_ms=2, itl_ms=1, itl_growth=0.5, prefill_tokens_per_s=1e6, max_num_seqs=2)
 

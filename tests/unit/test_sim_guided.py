@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.serving.schema import misfit
-from pytest_vllm_stage.sim import answers, logprobs, tokenizer
-from pytest_vllm_stage.sim.generation import Generated, generate
-from pytest_vllm_stage.sim.parameters import Kind, Parameters, parameters_of
-from pytest_vllm_stage.sim.structure import Unsupported, fitting, matching
+from pytest_vllm_stage.checks.inference.schema import misfit
+from pytest_vllm_stage.standins.engine import answers, logprobs, tokenizer
+from pytest_vllm_stage.standins.engine.generation import Generated, generate
+from pytest_vllm_stage.standins.engine.parameters import Kind, Parameters, parameters_of
+from pytest_vllm_stage.standins.engine.structure import Unsupported, fitting, matching
 
 PATTERNS = [
     r"[a-f]{3}-[0-9]{4}",

@@ -15,17 +15,27 @@ import httpx
 import openai
 import pytest
 
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.serving.client import CHAT, Client, StreamBroken, Target
-from pytest_vllm_stage.sim.faults import registry
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.standins.engine.faults import registry
 
 FACT = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pytest_vllm_stage.sim", "--model", "m", "--ttft-ms", "2", "--itl-ms", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest_vllm_stage.standins.engine",
+        "--model",
+        "m",
+        "--ttft-ms",
+        "2",
+        "--itl-ms",
+        "1",
+    ]
     return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.load.tables import parse_load_plan
-from pytest_vllm_stage.slo.artifacts import read_measurements, read_result, write_csv, write_step
+from pytest_vllm_stage.benchmark.artifacts import read_measurements, read_result, write_csv, write_step
+from pytest_vllm_stage.benchmark.load_tables import parse_load_plan
+from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
-from pytest_vllm_stage.slo.run import judge_run
+from pytest_vllm_stage.slo.run_verdict import judge_run
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 from tests.unit.made_samples import failed, measurement, open_step, sample, with_ttfts
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.load.statistics import binomial_at_least, binomial_at_most
+from pytest_vllm_stage.measurement.statistics import binomial_at_least, binomial_at_most
 from pytest_vllm_stage.slo.decision import Outcome, decide, holm, needed, p_values, smallest_pass
 from pytest_vllm_stage.slo.sequential import FIRST_LOOK_SHARE, boundaries, spent
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pytest_vllm_stage.load.plan import POISSON
+from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.dependence import confirmed, design_effect, effects
 from pytest_vllm_stage.slo.early import EarlyDecision

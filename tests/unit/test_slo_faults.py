@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from pytest_vllm_stage.load.driver import Job, run_step
-from pytest_vllm_stage.load.plan import CLOSED, CONSTANT, Step
-from pytest_vllm_stage.load.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective

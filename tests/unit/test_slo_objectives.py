@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.slo.objectives import (
-    VALID_KEYS,
-    Objective,
-    goodput_limits_s,
-    merge_objectives,
-    parse_objectives,
-)
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.slo.objectives import VALID_KEYS, Objective, goodput_limits_s, merge_objectives, parse_objectives
 
 
 def test_layers_override_key_by_key_and_false_takes_away() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.slo.baselines import (
     KEY_FIELDS,
     Baseline,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.load.plan import POISSON
-from pytest_vllm_stage.load.samples import EarlyStop, Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples import EarlyStop, Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.gates import misses_of

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.errors import EnvironmentUnfit, StageFailure
-from pytest_vllm_stage.stage import addresses, objects
+from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.deploy import addresses
 from pytest_vllm_stage.stage.objects import Object
 from tests.unit.made_objects import condition, pod, service
 

@@ -9,10 +9,11 @@ import httpx2
 import pytest
 from lightkube import ApiError
 
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
-from pytest_vllm_stage.secret import Secret
-from pytest_vllm_stage.stage import answers, apply, objects
-from pytest_vllm_stage.stage.apply import Ownership
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.stage import api_errors, objects
+from pytest_vllm_stage.stage.deploy import apply
+from pytest_vllm_stage.stage.deploy.apply import Ownership
 
 OURS = Ownership("r1", "2026-01-02T00:00:00Z")
 CONFIG_MAP = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "labels": {"a": "b"}}}
@@ -133,15 +134,15 @@ def test_secret_values_are_filled_in_the_request_alone() -> None:
     [
         (401, "Unauthorized", EnvironmentUnfit),
         (403, 'pods is forbidden: User "x" cannot list', EnvironmentUnfit),
-        (403, "pods is forbidden: exceeded quota", answers.Refused),
-        (500, "failed calling webhook", answers.Unreachable),
-        (429, "storage is (re)initializing", answers.Busy),
-        (404, "not found", answers.Refused),
-        (500, "failed to create typed patch object (ns/j; batch/v1, Kind=Job): duplicate entries", answers.Refused),
+        (403, "pods is forbidden: exceeded quota", api_errors.Refused),
+        (500, "failed calling webhook", api_errors.Unreachable),
+        (429, "storage is (re)initializing", api_errors.Busy),
+        (404, "not found", api_errors.Refused),
+        (500, "failed to create typed patch object (ns/j; batch/v1, Kind=Job): duplicate entries", api_errors.Refused),
     ],
 )
 def test_the_servers_answers_are_told_apart(code: int, message: str, kind: type[Exception]) -> None:
-    with pytest.raises(kind) as failed, answers.told("list pods"):
+    with pytest.raises(kind) as failed, api_errors.told("list pods"):
         raise api_error(code, message)
     assert type(failed.value) is kind
     assert "list pods" in str(failed.value)
@@ -153,19 +154,19 @@ def test_a_busy_server_is_asked_again_and_not_for_ever() -> None:
     def busy_once() -> str:
         asked.append(1)
         if len(asked) == 1:
-            raise answers.Busy("come back")
+            raise api_errors.Busy("come back")
         return "answer"
 
-    assert answers.patiently("ask", busy_once) == "answer"
+    assert api_errors.patiently("ask", busy_once) == "answer"
     with pytest.raises(EnvironmentUnfit, match="come back"):
-        answers.patiently("ask", lambda: (_ for _ in ()).throw(answers.Busy("come back")), timeout_s=0)
-    with pytest.raises(answers.Unreachable, match="gone"):
-        answers.patiently("ask", lambda: (_ for _ in ()).throw(answers.Unreachable("gone")))
+        api_errors.patiently("ask", lambda: (_ for _ in ()).throw(api_errors.Busy("come back")), timeout_s=0)
+    with pytest.raises(api_errors.Unreachable, match="gone"):
+        api_errors.patiently("ask", lambda: (_ for _ in ()).throw(api_errors.Unreachable("gone")))
 
 
 def test_no_answer_is_unreachable() -> None:
     told = r"list pods: the cluster does not answer \(ConnectError: refused\)"
-    with pytest.raises(answers.Unreachable, match=told), answers.told("list pods"):
+    with pytest.raises(api_errors.Unreachable, match=told), api_errors.told("list pods"):
         raise httpx2.ConnectError("refused")
 
 

@@ -11,11 +11,11 @@ import pytest
 from minio import Minio
 from minio.error import S3Error
 
-from pytest_vllm_stage.errors import StageFailure, WaitFailed
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.stage import benchmark
-from pytest_vllm_stage.stage.benchmark import Location
-from pytest_vllm_stage.stage.look import View
+from pytest_vllm_stage.benchmark import job_runs
+from pytest_vllm_stage.benchmark.job_runs import Location
+from pytest_vllm_stage.core.errors import StageFailure, WaitFailed
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.stage.observe.reader import View
 from tests.unit.made_objects import pod
 
 PLACE = Location("test-results", "benchmark-jobs/m/20261124-101010-benchmark-m-x7k2p")
@@ -55,7 +55,7 @@ def ended(exit_code: int, message: str) -> Any:
 
 
 def test_reports_are_fetched_as_they_were_stored() -> None:
-    found = benchmark.fetch(store(), PLACE)
+    found = job_runs.fetch(store(), PLACE)
     assert (found.location, dict(found.contents)) == (PLACE, {"rate-5.json": b'{"benchmarks": []}'})
 
 
@@ -69,13 +69,13 @@ def test_reports_are_fetched_as_they_were_stored() -> None:
 )
 def test_what_is_missing_or_altered_is_named(name: str, content: bytes | None, told: str) -> None:
     with pytest.raises(StageFailure, match=told):
-        benchmark.fetch(store(**{name: content}), PLACE)
+        job_runs.fetch(store(**{name: content}), PLACE)
 
 
 def test_the_place_is_what_the_jobs_pod_said_at_its_end() -> None:
-    assert benchmark.location_of(view(ended(1, "error: no"), ended(0, str(PLACE))), "benchmark-m") == PLACE
-    assert benchmark.location_of(view(ended(1, str(PLACE))), "benchmark-m") is None
-    assert benchmark.location_of(view(), "benchmark-m") is None
+    assert job_runs.location_of(view(ended(1, "error: no"), ended(0, str(PLACE))), "benchmark-m") == PLACE
+    assert job_runs.location_of(view(ended(1, str(PLACE))), "benchmark-m") is None
+    assert job_runs.location_of(view(), "benchmark-m") is None
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_the_newest_run_of_the_job_itself_is_taken() -> None:
         "m-quantized/20261126-101010-benchmark-m-quantized-ccccc",
     ]
     kept = cast(Minio, Store({f"benchmark-jobs/{run}/summary.json": b"{}" for run in runs}))
-    found = benchmark.newest(kept, "test-results", "m", "benchmark-m")
+    found = job_runs.newest(kept, "test-results", "m", "benchmark-m")
     assert found == Location("test-results", "benchmark-jobs/m/20261124-101010-benchmark-m-bbbbb")
-    assert benchmark.newest(kept, "test-results", "absent", "benchmark-absent") is None
+    assert job_runs.newest(kept, "test-results", "absent", "benchmark-absent") is None
 
 
 def test_a_job_that_fails_is_the_error_even_where_it_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,24 +107,24 @@ def test_a_job_that_fails_is_the_error_even_where_it_cannot_be_removed(monkeypat
         done.append(what)
         raise WaitFailed(what)
 
-    monkeypatch.setattr(benchmark, "apply", lambda *_: done.append("applied"))
-    monkeypatch.setattr(benchmark, "wait_for_all", lambda *_: failing("vacuous"))
-    monkeypatch.setattr(benchmark, "_remove", lambda *_: failing("not removed"))
+    monkeypatch.setattr(job_runs, "apply", lambda *_: done.append("applied"))
+    monkeypatch.setattr(job_runs, "wait_for_all", lambda *_: failing("vacuous"))
+    monkeypatch.setattr(job_runs, "_remove", lambda *_: failing("not removed"))
     made = {"kind": "Job", "metadata": {"name": "benchmark-m"}, "spec": {}}
     looked = cast(View, SimpleNamespace(kube=None, namespace="n"))
     with pytest.raises(WaitFailed, match="vacuous"):
-        benchmark.carry_out(looked, [made], made, "run", Journal())
+        job_runs.carry_out(looked, [made], made, "run", Journal())
     assert done == ["applied", "vacuous", "not removed"]
 
 
 def test_a_job_that_says_no_place_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[Any] = []
-    monkeypatch.setattr(benchmark, "apply", lambda *_: None)
-    monkeypatch.setattr(benchmark, "wait_for_all", lambda *_: None)
-    monkeypatch.setattr(benchmark, "_remove", lambda _view, made, _journal: removed.extend(made))
+    monkeypatch.setattr(job_runs, "apply", lambda *_: None)
+    monkeypatch.setattr(job_runs, "wait_for_all", lambda *_: None)
+    monkeypatch.setattr(job_runs, "_remove", lambda _view, made, _journal: removed.extend(made))
     made = {"kind": "Job", "metadata": {"name": "benchmark-m"}, "spec": {}}
     script = {"kind": "ConfigMap", "metadata": {"name": "benchmark"}}
     looked = cast(View, SimpleNamespace(kube=None, namespace="n", listed=lambda kind, labels: []))
     with pytest.raises(StageFailure, match="does not say where its reports are"):
-        benchmark.carry_out(looked, [script, made], made, "run", Journal())
+        job_runs.carry_out(looked, [script, made], made, "run", Journal())
     assert removed == [made, script]

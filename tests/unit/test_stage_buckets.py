@@ -13,7 +13,7 @@ import pytest
 from minio.credentials.credentials import Credentials
 from minio.signer import sign_v4_s3
 
-from pytest_vllm_stage.paths import fixtures_dir
+from pytest_vllm_stage.core.paths import fixtures_dir
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.profile import DEFAULT_WAITS_S
-from pytest_vllm_stage.stage import conditions, deploy, look
-from pytest_vllm_stage.stage.look import Sight
+from pytest_vllm_stage.settings.profile import DEFAULT_WAITS_S
+from pytest_vllm_stage.stage.deploy import waves
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import conditions, reader
+from pytest_vllm_stage.stage.observe.reader import Sight
 from tests.unit.made_objects import (
     claim,
     condition,
@@ -28,7 +29,7 @@ CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 STATIC = {"kind": "StorageClass", "metadata": {"name": "fast"}, "provisioner": "kubernetes.io/no-provisioner"}
 
 
-class Snapshot(look.View):
+class Snapshot(reader.View):
     """A view of given objects."""
 
     def __init__(self, *there: Object, log: list[str] | None = None) -> None:
@@ -123,7 +124,7 @@ def test_an_unscheduled_pods_claim_says_more_than_the_scheduler() -> None:
 
 def test_each_kind_is_waited_for_in_its_own_time() -> None:
     wave = [job(), service(), claim(), deployment(), {"kind": "ConfigMap", "metadata": {"name": "c"}}]
-    found = {wanted.what: wanted.timeout_s for wanted in deploy.conditions_of(wave, DEFAULT_WAITS_S)}
+    found = {wanted.what: wanted.timeout_s for wanted in waves.conditions_of(wave, DEFAULT_WAITS_S)}
     assert found == {
         "job/download-m condition=Complete": DEFAULT_WAITS_S["model_download_s"],
         "inferenceservice/m condition=Ready": DEFAULT_WAITS_S["inference_service_s"],
@@ -137,4 +138,4 @@ def test_each_kind_is_waited_for_in_its_own_time() -> None:
     [(["--max-model-len=2048"], 2048), (["--max-model-len", "512"], 512), (["--port=1"], None), ([], None)],
 )
 def test_the_context_length_is_read_from_the_arguments(args: list[str], length: int | None) -> None:
-    assert deploy.max_model_len(args) == length
+    assert waves.max_model_len(args) == length

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.stage import client, diagnose, objects
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.trouble import Trouble
+from pytest_vllm_stage.stage.observe import diagnose
+from pytest_vllm_stage.stage.observe.trouble import Trouble
 from tests.unit.made_objects import ended, event, pod
 
 SECRET = "correct-horse-battery"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.stage import health, rollout
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import health, rollout
 from tests.unit.made_objects import (
     claim,
     condition,

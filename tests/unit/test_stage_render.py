@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
-from pytest_vllm_stage.stage import render
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.stage.deploy import render
 
 
 def kubectl_that(folder: Path, script: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import StageFailure
+from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.stage import revision
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.revision import Revision, Serving

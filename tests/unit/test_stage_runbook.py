@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_vllm_stage.stage import runbook
+from pytest_vllm_stage.stage.observe import runbook
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.errors import ConfigError
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.secret import Secret
-from pytest_vllm_stage.stage import secrets
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.stage.deploy import secrets
 
 OVERLAY = fixtures_dir() / "overlays" / "local"
 VALUE = "correct-horse-battery"

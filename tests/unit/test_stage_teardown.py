@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.stage import client, objects, teardown
-from pytest_vllm_stage.stage.apply import RUN_ID_LABEL
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.stage import client, objects
+from pytest_vllm_stage.stage.deploy import teardown
+from pytest_vllm_stage.stage.deploy.apply import RUN_ID_LABEL
 from pytest_vllm_stage.stage.objects import Object
 
 CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)

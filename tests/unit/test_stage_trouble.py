@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_vllm_stage.stage import trouble
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import trouble
 from tests.unit.made_objects import (
     claim,
     condition,

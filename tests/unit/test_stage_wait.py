@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.errors import WaitFailed
-from pytest_vllm_stage.journal import Journal, read_events
-from pytest_vllm_stage.stage import look, wait
-from pytest_vllm_stage.stage.answers import Unreachable
-from pytest_vllm_stage.stage.look import Sight
+from pytest_vllm_stage.core.errors import WaitFailed
+from pytest_vllm_stage.core.journal import Journal, read_events
+from pytest_vllm_stage.stage.api_errors import Unreachable
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.trouble import Trouble
+from pytest_vllm_stage.stage.observe import reader, wait
+from pytest_vllm_stage.stage.observe.reader import Sight
+from pytest_vllm_stage.stage.observe.trouble import Trouble
 from tests.unit.made_objects import event, pod
 
 CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 NO_KUBE: Any = None
 
 
-class FakeView(look.View):
+class FakeView(reader.View):
     """A view of nothing but events and one log line."""
 
     def listed(self, kind: str, labels: dict[str, str] | None = None) -> list[Object]:
@@ -47,7 +47,7 @@ class Scripted:
     def failing(self) -> str:
         return f"{self.what} cannot be"
 
-    def look(self, view: look.View) -> Sight:
+    def look(self, view: reader.View) -> Sight:
         sight = self.sights[min(self.looks, len(self.sights) - 1)]
         self.looks += 1
         if isinstance(sight, Exception):

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.errors import StageFailure
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.stage import runbook, weights
-from pytest_vllm_stage.stage.weights import Report
+from pytest_vllm_stage.checks.stage import weights
+from pytest_vllm_stage.checks.stage.weights import Report
+from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.stage.observe import runbook
 from tests.unit.made_objects import job
 
 LOADER = fixtures_dir() / "model-loader" / "loader.py"

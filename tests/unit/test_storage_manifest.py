@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.errors import ConfigError, StageFailure
-from pytest_vllm_stage.storage import manifest, names
+from pytest_vllm_stage.core.errors import ConfigError, StageFailure
+from pytest_vllm_stage.publication.bucket import manifest, names
 
 NAME = st.text(min_size=1, max_size=12).filter(lambda text: text.isprintable())
 

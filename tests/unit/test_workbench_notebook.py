@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pytest_vllm_stage.paths import fixtures_dir
-from pytest_vllm_stage.profile import load_profile
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.settings.profile import load_profile
 
 NOTEBOOK = fixtures_dir() / "workbench" / "01-benchmark.ipynb"
 OPENSHIFT = fixtures_dir() / "overlays" / "openshift"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import lifecycle
 from pytest_vllm_stage.cluster.local import record as records
-from pytest_vllm_stage.errors import StageError
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.core.journal import Journal
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import ssl
 from typing import Any
 
 from pytest_vllm_stage.cluster.local.layout import API_PORT, Layout
-from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
 
 Object = dict[str, Any]
 #: What a call raises when there is no answer, or none that is HTTP.

@@ -13,9 +13,9 @@ from pytest_vllm_stage.cluster.local import kserve_files
 from pytest_vllm_stage.cluster.local.api import Api
 from pytest_vllm_stage.cluster.local.layout import MOUNTS, WEBHOOK_PORT, Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 Object = dict[str, Any]
 

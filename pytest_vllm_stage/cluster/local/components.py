@@ -16,10 +16,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pytest_vllm_stage.cluster.local import gotool, kserve_files, tekton_files
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import PACKAGE, cache_dir
-from pytest_vllm_stage.waiting import PROGRESS_INTERVAL_S
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import PACKAGE, cache_dir
+from pytest_vllm_stage.core.waiting import PROGRESS_INTERVAL_S
 
 MODULES = PACKAGE / "cluster" / "modules"
 #: Unoptimised code compiles in half the time, and one node has little to do.

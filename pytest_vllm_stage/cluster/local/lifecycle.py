@@ -26,10 +26,10 @@ from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.cluster.local.programs import Mount, Plan, all_programs
 from pytest_vllm_stage.cluster.local.readiness import Watch
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import PACKAGE
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import PACKAGE
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 _STOP_S = 60.0
 

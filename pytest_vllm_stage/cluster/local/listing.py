@@ -13,7 +13,7 @@ from pathlib import Path
 from pytest_vllm_stage.cluster.local import cgroups, removal
 from pytest_vllm_stage.cluster.local.packages import SYSTEM_PATH
 from pytest_vllm_stage.cluster.local.process import start_time
-from pytest_vllm_stage.paths import cache_dir
+from pytest_vllm_stage.core.paths import cache_dir
 
 #: A cluster's processes are in a network and a mount namespace too; pid namespaces alone belong to builds.
 _NAMESPACES = ("net", "mnt", "ipc", "uts", "cgroup")

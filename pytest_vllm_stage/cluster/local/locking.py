@@ -18,9 +18,9 @@ from pathlib import Path
 from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 #: The same for every cache of the machine.
 LOCK_DIR = Path("/run/lock/pytest-vllm-stage")

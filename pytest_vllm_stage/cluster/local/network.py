@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
 
 #: Ranges tried in this order, each in blocks of `BLOCK_PREFIX`; private addresses that few networks use.
 CANDIDATES = (IPv4Network("10.219.0.0/16"), IPv4Network("10.98.0.0/16"), IPv4Network("172.29.0.0/16"))

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
 
 #: Program to the Debian package that ships it.
 PROGRAMS = {

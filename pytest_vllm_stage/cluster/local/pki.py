@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vllm_stage.cluster.local.network import Addresses
-from pytest_vllm_stage.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
 
 NODE_NAME = "vllm-stage"
 _DAYS = "30"

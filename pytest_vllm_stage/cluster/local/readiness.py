@@ -11,9 +11,9 @@ from pytest_vllm_stage.cluster.local import removal, status
 from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, Refused
 from pytest_vllm_stage.cluster.local.layout import Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
-from pytest_vllm_stage.errors import EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 _INTERVAL_S = 0.1
 _LOG_LINES = 12

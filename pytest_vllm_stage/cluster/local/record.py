@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_vllm_stage.cluster.local.process import ProcessRef
-from pytest_vllm_stage.paths import cache_dir
+from pytest_vllm_stage.core.paths import cache_dir
 
 #: Prefix of every name that the machine shows of a cluster: cgroups carry it with the cluster's id.
 PREFIX = "vllm-stage"

@@ -20,7 +20,7 @@ from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local.locking import Seat
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.errors import StageError
+from pytest_vllm_stage.core.errors import StageError
 
 #: In the environment of every process of a cluster; its value is the cluster's id.
 MARK = "VLLM_STAGE_CLUSTER"

@@ -26,10 +26,10 @@ from pytest_vllm_stage.cluster.local.locking import Seat
 from pytest_vllm_stage.cluster.local.network import Addresses
 from pytest_vllm_stage.cluster.local.packages import SYSTEM_PATH
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.errors import EnvironmentUnfit, StageError
-from pytest_vllm_stage.journal import Journal
-from pytest_vllm_stage.paths import PACKAGE
-from pytest_vllm_stage.waiting import Observation, wait_until
+from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import PACKAGE
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: Milliseconds between two looks for volumes whose claim is gone.

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pytest_vllm_stage.load.samples import Sample
+from pytest_vllm_stage.measurement.samples import Sample
 
 #: Percentile name to its share in thousandths, so that ranks are computed in integers.
 _PERCENTILES = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
 
 
 class Node:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pytest_vllm_stage.load.samples import FAILURES, Failure
+from pytest_vllm_stage.measurement.samples import FAILURES, Failure
 
 _SHOWN_CHARACTERS = 300
 _STATUS = re.compile(r"^HTTPStatusError\([\"'].*?'(\d{3})[ ']")

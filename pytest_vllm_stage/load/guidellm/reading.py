@@ -18,8 +18,8 @@ from typing import Any
 
 from pytest_vllm_stage.load.guidellm.document import Node, read_document
 from pytest_vllm_stage.load.guidellm.failures import failure_of, never_sent, status_of
-from pytest_vllm_stage.load.plan import CONSTANT, POISSON, Step
-from pytest_vllm_stage.load.samples import ClientFacts, Failure, Measurement, Sample
+from pytest_vllm_stage.measurement.samples import ClientFacts, Failure, Measurement, Sample
+from pytest_vllm_stage.measurement.step import CONSTANT, POISSON, Step
 
 #: Of the report's schema; GuideLLM 0.8 writes it.
 VERSION = 2

@@ -21,18 +21,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import environment as engine_environment
 from pytest_vllm_stage.engine.environment import EngineEnvironment
-from pytest_vllm_stage.errors import ConfigError, EnvironmentUnfit
-from pytest_vllm_stage.journal import Journal
 from pytest_vllm_stage.load.connections import Pool, address_of
 from pytest_vllm_stage.load.driver import PROGRESS_INTERVAL_S, Job, Watcher, monitor_of, warm_up
 from pytest_vllm_stage.load.guidellm import keeper
 from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.load.guidellm.scenario import REPORT, SCENARIO, turned, write_scenario
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
-from pytest_vllm_stage.load.plan import Step
-from pytest_vllm_stage.load.samples import Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.step import Step
 
 #: Importing torch, making its processes, and at the end its statistics, on a machine that is busy with the engine too.
 AROUND_S = 180.0

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.load.driver import Job
-from pytest_vllm_stage.load.plan import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, Step
 
 SCENARIO, PROMPTS, REPORT = "scenario.json", "prompts.jsonl", "report.json"
 

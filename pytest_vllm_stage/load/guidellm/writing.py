@@ -17,9 +17,9 @@ from typing import Any
 from pytest_vllm_stage.load.guidellm.distribution import breakdown, steady, summary
 from pytest_vllm_stage.load.guidellm.reading import SENT, VERSION
 from pytest_vllm_stage.load.guidellm.scenario import profile_of
-from pytest_vllm_stage.load.metrics import Metrics, gaps_s, summarise
-from pytest_vllm_stage.load.plan import Step
-from pytest_vllm_stage.load.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.metrics import Metrics, gaps_s, summarise
+from pytest_vllm_stage.measurement.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.step import Step
 
 #: The library whose schema this is.
 GUIDELLM_VERSION = "0.8.1"

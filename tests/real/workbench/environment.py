@@ -17,10 +17,9 @@ from pathlib import Path
 
 import uv
 
-from pytest_vllm_stage import paths
-from pytest_vllm_stage.engine import _built
+from pytest_vllm_stage.core import build_once, paths
+from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine.environment import clean_environ
-from pytest_vllm_stage.journal import Journal
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
@@ -42,11 +41,11 @@ def ensure(journal: Journal) -> Path:
     digest = hashlib.sha256(REQUIREMENTS.read_bytes())
     digest.update(f"{sys.base_prefix} {platform.python_version()}".encode())
     folder = paths.cache_dir() / "workbench" / digest.hexdigest()[:16]
-    _built.ensure(folder, "workbench environment", _make, journal)
+    build_once.ensure(folder, "workbench environment", _make, journal)
     return folder / "bin" / "python"
 
 
-def _make(build: _built.Build) -> _built.Facts:
+def _make(build: build_once.Build) -> build_once.Facts:
     program, python = uv.find_uv_bin(), str(build.folder / "bin" / "python")
     base = str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
     venv = [program, "venv", "--allow-existing", "--python", base, str(build.folder)]

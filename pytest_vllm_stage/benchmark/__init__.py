@@ -1,0 +1,1 @@
+"""What a run does with load steps: plan, measure, judge, keep, compare."""

@@ -1,0 +1,232 @@
+"""The benchmark Jobs: rendered beside the overlay, run one at a time, and their reports fetched from MinIO.
+
+They are not part of the deployment. A run creates a Job when it wants to measure, reads where the Job put its reports,
+and removes it; of a stage that is only read, the Jobs that are there are looked up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightkube import Client
+from lightkube.types import CascadeType
+from minio import Minio
+from minio.error import S3Error
+
+from pytest_vllm_stage.core.errors import ConfigError, StageError, StageFailure
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.api_errors import Refused, told
+from pytest_vllm_stage.stage.deploy import render
+from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe.conditions import JobComplete
+from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.wait import wait_for_all
+
+#: The folder of an overlay that renders to its benchmark Jobs.
+FOLDER = "benchmark"
+MODEL_LABEL = "vllm-stage/model"
+#: Below it a folder for each model, and in that one for each run; the script in fixtures/benchmarking writes them.
+PREFIX = "benchmark-jobs"
+SUMMARY = "summary.json"
+#: The kubelet's and the Job controller's word on a Job that is over its deadline comes a little after it.
+_GRACE_S = 60.0
+_REMOVAL_S = 60.0
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a Job put its reports.
+
+    Attributes:
+        bucket: The bucket.
+        prefix: The folder in it, without a slash at its end.
+    """
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, text: str) -> Location:
+        """Read ``s3://bucket/prefix``.
+
+        Raises:
+            StageFailure: it is nothing of this form.
+        """
+        bucket, _, prefix = text.strip().removeprefix("s3://").partition("/")
+        if not text.startswith("s3://") or not bucket or not prefix.startswith(f"{PREFIX}/"):
+            raise StageFailure(f"a benchmark Job names {text[:200]!r} as the place of its reports")
+        return cls(bucket, prefix.rstrip("/"))
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What a Job left in MinIO.
+
+    Attributes:
+        location: Where.
+        summary: Its settings, and a line for each rate.
+        contents: Object name to the bytes of GuideLLM's report.
+    """
+
+    location: Location
+    summary: Mapping[str, Any]
+    contents: Mapping[str, bytes]
+
+
+def manifests_of(overlay: Path, kubectl: str, namespace: str) -> list[Object]:
+    """The overlay's benchmark Jobs and what they mount; empty where it declares none."""
+    folder = overlay / FOLDER
+    return render.in_namespace(render.render(folder, kubectl), namespace) if folder.is_dir() else []
+
+
+def job_of(manifests: list[Object], model: str) -> Object:
+    """The Job of one model.
+
+    Raises:
+        ConfigError: there is not exactly one.
+    """
+    jobs = render.of_kind(manifests, "Job")
+    found = [job for job in jobs if (job["metadata"].get("labels") or {}).get(MODEL_LABEL) == model]
+    if len(found) != 1:
+        valid = sorted((job["metadata"].get("labels") or {}).get(MODEL_LABEL, "none") for job in jobs)
+        raise ConfigError(
+            f"{len(found)} benchmark Jobs have label {MODEL_LABEL}={model}, one is needed; valid: {', '.join(valid)}"
+        )
+    return found[0]
+
+
+def settings_of(job: Object) -> dict[str, str]:
+    """The container's variables that are plain values."""
+    environment = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    return {entry["name"]: str(entry["value"]) for entry in environment if "value" in entry}
+
+
+def declared_rates(job: Object) -> list[float]:
+    """Requests a second of each step."""
+    return [float(rate) for rate in settings_of(job)["RATES"].split()]
+
+
+def carry_out(view: View, manifests: list[Object], job: Object, run_id: str, journal: Journal) -> Location:
+    """Create a Job, wait for it, and remove it with all that it made but its reports.
+
+    Args:
+        view: The stage.
+        manifests: What `manifests_of` gave; what is not a Job is there while the Job is.
+        job: One of them.
+        run_id: Goes onto everything as a label.
+        journal: Takes the wait.
+
+    Raises:
+        StageFailure: it did not complete, with its last state and the tail of its log; or it does not say where its
+            reports are.
+    """
+    name = objects.name_of(job)
+    needed = [manifest for manifest in manifests if manifest["kind"] not in ("Job", "Namespace")]
+    timeout_s = float(job["spec"].get("activeDeadlineSeconds", 3600)) + _GRACE_S
+    try:
+        apply(view.kube, [*needed, job], view.namespace, Ownership.of_run(run_id), {})
+        wait_for_all(view, [JobComplete(name, timeout_s)], journal)
+        found = location_of(view, name)
+        if found is None:
+            raise StageFailure(f"job/{name} completed and does not say where its reports are")
+    except BaseException:
+        # Why it failed is the error, even where removing it fails too; the run's label finds what is left.
+        with suppress(StageError):
+            _remove(view, [job, *needed], journal)
+        raise
+    _remove(view, [job, *needed], journal)
+    return found
+
+
+def location_of(view: View, job: str) -> Location | None:
+    """Where a Job's pod says that the reports are; None where it is gone or says nothing."""
+    for pod in view.listed("Pod", {"batch.kubernetes.io/job-name": job}):
+        for status in (pod.get("status") or {}).get("containerStatuses") or []:
+            ended = (status.get("state") or {}).get("terminated") or {}
+            if ended.get("exitCode") == 0 and ended.get("message"):
+                return Location.parse(str(ended["message"]))
+    return None
+
+
+def newest(minio: Minio, bucket: str, model: str, job: str) -> Location | None:
+    """Where a Job whose pod is gone put its last reports, by the names in the bucket."""
+    prefix = f"{PREFIX}/{model}/"
+    runs = [(found.object_name or "").rstrip("/") for found in minio.list_objects(bucket, prefix)]
+    # A time, and the pod's name, which begins with the Job's.
+    own = [run for run in runs if f"-{job}-" in run]
+    return Location(bucket, max(own)) if own else None
+
+
+def fetch(minio: Minio, location: Location) -> Reports:
+    """Read the summary and every report that it names.
+
+    Raises:
+        StageFailure: one is missing, or is not what the Job stored.
+    """
+    summary = json.loads(_read(minio, location, SUMMARY))
+    contents = {}
+    for step in summary["steps"]:
+        name = str(step["object"])
+        content = _read(minio, location, name)
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != step["sha256"]:
+            raise StageFailure(f"{location}/{name} has sha256 {digest}, the Job stored {step['sha256']}")
+        contents[name] = content
+    return Reports(location, summary, contents)
+
+
+def _read(minio: Minio, location: Location, name: str) -> bytes:
+    try:
+        response = minio.get_object(location.bucket, f"{location.prefix}/{name}")
+    except S3Error as error:
+        raise StageFailure(f"{location}/{name} cannot be read: {error.code}: {error.message}") from None
+    try:
+        return bytes(response.read())
+    finally:
+        response.close()
+        response.release_conn()
+
+
+def _remove(view: View, made: list[Object], journal: Journal) -> None:
+    """Delete what was made and wait until its pods are gone too: the next step has the models to itself."""
+    for item in made:
+        _delete(view.kube, item, view.namespace)
+    wait_until(
+        f"{objects.reference(made[0])} deleted",
+        lambda: _gone(view, made),
+        timeout_s=_REMOVAL_S,
+        journal=journal,
+        interval_s=0.5,
+        hint=f"kubectl -n {view.namespace} get jobs,pods",
+    )
+
+
+def _delete(kube: Client, item: Object, namespace: str) -> None:
+    try:
+        with told(f"delete {objects.reference(item)}"):
+            kube.delete(
+                objects.resource_of(item["kind"]),
+                objects.name_of(item),
+                namespace=namespace,
+                cascade=CascadeType.FOREGROUND,
+            )
+    except Refused as error:
+        if error.code != 404:
+            raise
+
+
+def _gone(view: View, made: list[Object]) -> Observation:
+    left = [objects.reference(item) for item in made if view.get(item["kind"], objects.name_of(item))]
+    return Observation(not left, ", ".join(left) or "gone")

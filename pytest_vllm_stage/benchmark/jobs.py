@@ -1,0 +1,162 @@
+"""A benchmark Job: carried out or looked up once a run and model, its reports judged by the code that judges steps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightkube import Client
+from minio import Minio
+
+from pytest_vllm_stage.benchmark import job_runs, plans
+from pytest_vllm_stage.benchmark.job_runs import Location
+from pytest_vllm_stage.benchmark.plans import PlannedStep
+from pytest_vllm_stage.benchmark.steps import StepResult
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.load.guidellm import read_report
+from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.run.context import Run
+from pytest_vllm_stage.slo.verdict import judge
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import health
+from pytest_vllm_stage.stage.observe.reader import View
+
+#: In the run directory: a folder a model, with the reports as they are in MinIO.
+FOLDER = "benchmark-jobs"
+
+
+@dataclass(frozen=True)
+class BenchmarkJob:
+    """A Job that has completed, and what it left.
+
+    Attributes:
+        role: The model's role.
+        model: The served model name.
+        name: The Job's name.
+        rates: What the Job declares.
+        location: Where its reports are in MinIO; empty where there is no Job, and ``absent`` says why.
+        folder: Where they are in the run directory.
+        absent: Why there is nothing to judge.
+    """
+
+    role: str
+    model: str
+    name: str = ""
+    rates: tuple[float, ...] = ()
+    location: str = ""
+    folder: str = ""
+    absent: str = ""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the Job says of itself."""
+        found: dict[str, Any] = json.loads((Path(self.folder) / job_runs.SUMMARY).read_text(encoding="utf-8"))
+        return found
+
+
+def of_role(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: Client, minio: Minio) -> BenchmarkJob:
+    """The Job of a model, carried out by the first process that asks.
+
+    Raises:
+        StageError: it did not complete, or its reports are not there.
+    """
+    name = f"benchmark-job-{role}"
+    found = json.loads(run.shared.ensure(name, lambda: _make(run, role, cluster, stage, kube, minio)))
+    return BenchmarkJob(**found | {"rates": tuple(found["rates"])})
+
+
+def _make(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: Client, minio: Minio) -> str:
+    config = run.config
+    model = next(target.inference_service for target in stage.targets if target.role == role)
+    manifests = job_runs.manifests_of(config.profile.overlay, cluster.kubectl, stage.namespace)
+    if not manifests:
+        absent = f"overlay {config.profile.overlay.name} declares no benchmark Jobs: it has no folder {job_runs.FOLDER}"
+        return json.dumps(asdict(BenchmarkJob(role, model, absent=absent)))
+    job = job_runs.job_of(manifests, model)
+    name, view = objects.name_of(job), View(kube, cluster, stage.namespace)
+    if stage.owned:
+        location = _carried_out(run, view, manifests, job, stage.run_id)
+    else:
+        there = view.get("Job", name)
+        if there is None:
+            absent = f"namespace {stage.namespace} has no job/{name}, and a stage that is only read gets none"
+            return json.dumps(asdict(BenchmarkJob(role, model, name, absent=absent)))
+        job, location = there, _looked_up(view, minio, there, model)
+    folder = run.directory / FOLDER / model
+    _save(job_runs.fetch(minio, location), folder)
+    run.journal.event("benchmark_job", name, role=role, location=str(location))
+    rates = tuple(job_runs.declared_rates(job))
+    return json.dumps(asdict(BenchmarkJob(role, model, name, rates, str(location), str(folder))))
+
+
+def _carried_out(run: Run, view: View, manifests: list[Object], job: Object, run_id: str) -> Location:
+    name = objects.name_of(job)
+    with run.journal.phase(f"benchmark job {name}", rates=job_runs.settings_of(job)["RATES"]):
+        return job_runs.carry_out(view, manifests, job, run_id, run.journal)
+
+
+def _looked_up(view: View, minio: Minio, job: Object, model: str) -> Location:
+    """Where the reports of a Job are that was there before."""
+    name = objects.name_of(job)
+    hint = f"kubectl -n {view.namespace} logs job/{name}"
+    if problems := health.of_job(job, name):
+        raise StageFailure("; ".join(problems), hint=hint)
+    bucket = job_runs.settings_of(job)["BUCKET"]
+    found = job_runs.location_of(view, name) or job_runs.newest(minio, bucket, model, name)
+    if found is None:
+        raise StageFailure(f"job/{name} completed, and bucket {bucket} has no report of it", hint=hint)
+    return found
+
+
+def _save(reports: job_runs.Reports, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in reports.contents.items():
+        (folder / name).write_bytes(content)
+    (folder / job_runs.SUMMARY).write_text(json.dumps(dict(reports.summary), indent=1), encoding="utf-8")
+
+
+def measurements(run: Run, job: BenchmarkJob, *, simulated: bool) -> list[Measurement]:
+    """A measurement for each report, its plan from what the Job says that it did.
+
+    Raises:
+        ConfigError: a report is none of GuideLLM's, holds no request, or is another rate's.
+    """
+    summary = job.summary
+    facts = {"run_id": run.run_id, "profile": run.config.profile.name, "simulated": simulated, "job": job.name}
+    found = []
+    for one in summary["steps"]:
+        step = Step(
+            id=f"{job.role}-rate-{one['request_rate']:g}",
+            model=summary["model"],
+            arrivals=CONSTANT,
+            duration_s=summary["duration_s"],
+            prompt_tokens=summary["prompt_tokens"],
+            output_tokens=summary["output_tokens"],
+            request_rate=one["request_rate"],
+            warmup_requests=summary["warmup_requests"],
+            request_timeout_s=summary["request_timeout_s"],
+        )
+        path = Path(job.folder) / str(one["object"])
+        found.append(read_report(path, step, lead_in=summary["lead_in"], facts=facts))
+    return found
+
+
+def judged(run: Run, job: BenchmarkJob, measured: list[Measurement]) -> list[StepResult]:
+    """A verdict for each measurement, on what the profile promises of that rate; past the promise it is observed."""
+    config = run.config
+    limit = plans.limit_of(config, job.role)
+    planned = []
+    for one in measured:
+        objectives = plans.objectives_of(config, job.role, one.step.id.removeprefix(f"{job.role}-"))
+        above = limit is not None and (one.step.request_rate or 0.0) > limit
+        planned.append(PlannedStep(job.role, one.step, objectives, above))
+    gates = plans.gates_of(planned) or None
+    return [
+        StepResult(plan, *judge(one, plan.objectives, gates=gates)) for plan, one in zip(planned, measured, strict=True)
+    ]

@@ -1,0 +1,208 @@
+"""Which load steps a run makes, and what is promised of each: the profile's tables, checked before anything is made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_stage.benchmark.load_tables import parse_load_plan
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.measurement.step import LoadPlan, Step
+from pytest_vllm_stage.settings.config import StageConfig
+from pytest_vllm_stage.settings.profile import ModelProfile
+from pytest_vllm_stage.slo.baselines import read_baselines
+from pytest_vllm_stage.slo.objectives import Objective, merge_objectives, parse_objectives
+from pytest_vllm_stage.slo.regression import Rule, parse_rule
+
+#: Where no rate above the promised one is planned, this many times the promised one is measured as an observation.
+STEP_ABOVE = 2.0
+#: What a server's target is called that no profile describes.
+ENDPOINT = "endpoint"
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One load step of one model.
+
+    Attributes:
+        role: The model's role.
+        step: What is sent.
+        objectives: What is promised of it, or what an observation is compared with.
+        observation: It is beyond what the profile promises: measured and shown, and no reason to fail.
+    """
+
+    role: str
+    step: Step
+    objectives: tuple[Objective, ...]
+    observation: bool = False
+
+
+def steps_of(config: StageConfig, run_id: str) -> list[PlannedStep]:
+    """Every load step of the run, in the order of the profile's models; rates before concurrency levels.
+
+    Raises:
+        ConfigError: the profile's tables are wrong; names the table, the key and the valid ones.
+    """
+    return [step for role in config.roles for step in _steps_of_role(config, run_id, role)]
+
+
+def gates_of(steps: list[PlannedStep]) -> int:
+    """How many objectives of the run can fail it; they share the risk of a false fail."""
+    return sum(len(planned.objectives) for planned in steps if not planned.observation)
+
+
+def objectives_of(config: StageConfig, role: str, step_name: str | None = None) -> tuple[Objective, ...]:
+    """What is promised of a model's step.
+
+    Args:
+        config: The run's.
+        role: The model's role; `ENDPOINT` has the promises of every model.
+        step_name: The step's name without the role, for example ``rate-5``; None for the promises of all its steps.
+    """
+    layers = _layers(config, role)
+    general = [layer[None] for layer in layers]
+    return merge_objectives(*general, *(layer[step_name] for layer in layers if step_name and step_name in layer))
+
+
+def check(config: StageConfig) -> None:
+    """Refuse wrong tables, and wrong lines of the runs to compare with, now, whichever suites will run.
+
+    Raises:
+        ConfigError: see `steps_of`; or names file, line and field.
+    """
+    roles = dict.fromkeys((*config.profile.models, *config.roles))
+    planned = {role: _steps_of_role(config, "check", role) for role in roles}
+    known = [step.step.id.removeprefix(f"{role}-") for role, steps in planned.items() for step in steps]
+    for role in roles:
+        for where, table in _tables(config, role, "slo"):
+            _check_step_names(where, table, known)
+    regression_rule(config)
+    folder = config.get("baselines")
+    if folder is not None:
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise ConfigError(f"{config.settings['baselines'].source}: {folder!r} is no folder")
+        read_baselines(baselines_file(config, folder))
+
+
+def baselines_file(config: StageConfig, folder: str) -> Path:
+    """Where the runs of a profile are kept, to be compared with."""
+    return Path(folder) / f"{config.profile.name}.jsonl"
+
+
+def regression_rule(config: StageConfig) -> Rule:
+    """By what a run is compared with earlier ones.
+
+    Raises:
+        ConfigError: the profile's table is wrong.
+    """
+    return parse_rule(config.profile.regression, f"profile {config.profile.source.name}: regression")
+
+
+def saved(config: StageConfig, step: Step) -> PlannedStep:
+    """The plan of a step that an earlier run carried out: its own load, and what the profile promises of it now.
+
+    A plain server's step is compared with the profile's model of the name that was served, if there is one.
+    """
+    roles = (ENDPOINT, *config.profile.models)
+    role = next((role for role in roles if step.id.startswith(f"{role}-")), ENDPOINT)
+    served = [name for name, model in config.profile.models.items() if model.inference_service == step.model]
+    promised = served[0] if role == ENDPOINT and served else role
+    limit = limit_of(config, promised)
+    above = limit is not None and step.request_rate is not None and step.request_rate > limit
+    return PlannedStep(role, step, objectives_of(config, promised, step.id.removeprefix(f"{role}-")), above)
+
+
+def seed_of(config: StageConfig, run_id: str) -> int:
+    """The seed of the run's prompts: the one that was given, or one that only this run has."""
+    given = config.get("load_seed")
+    return int(given) if given is not None else int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:4], "big")
+
+
+def base_step(config: StageConfig, run_id: str, role: str) -> Step | None:
+    """A step with the model's lengths and durations; None where no load is planned."""
+    plan = _plan(config, run_id, role)
+    return plan.base if plan else None
+
+
+def api_of(config: StageConfig, role: str) -> str:
+    """The API that a model's load goes to."""
+    plan = _plan(config, "", role)
+    return plan.base.api if plan else "chat"
+
+
+def limit_of(config: StageConfig, role: str) -> float | None:
+    """The promised requests a second of one instance."""
+    model = _model(config, role)
+    return model.rate_limit_requests_per_s if model else None
+
+
+def _model(config: StageConfig, role: str) -> ModelProfile | None:
+    """The profile's model; a plain server's is the one that --stage-model names, if it is one of the profile's."""
+    if role in config.profile.models:
+        return config.profile.models[role]
+    named = config.get("model")
+    return next((model for model in config.profile.models.values() if model.inference_service == named), None)
+
+
+def _tables(config: StageConfig, role: str, kind: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The tables of a kind, outer first, with the names that they have in the file."""
+    profile, model = config.profile, _model(config, role)
+    tables = [(f"profile {profile.source.name}: {kind}", getattr(profile, kind))]
+    if model is not None:
+        tables.append((f"profile {profile.source.name}: models.{model.role}.{kind}", getattr(model, kind)))
+    return tables
+
+
+def _layers(config: StageConfig, role: str) -> list[dict[str | None, dict[str, float | None]]]:
+    """Of each table: its objectives under None, and those of its step tables under the step's name."""
+    found = []
+    for where, table in _tables(config, role, "slo"):
+        inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+        outer = {key: value for key, value in table.items() if key not in inner}
+        layer: dict[str | None, dict[str, float | None]] = {None: parse_objectives(outer, where)}
+        found.append(layer | {name: parse_objectives(value, f"{where}.{name}") for name, value in inner.items()})
+    return found
+
+
+def _check_step_names(where: str, table: Mapping[str, Any], known: list[str]) -> None:
+    for name, value in table.items():
+        if isinstance(value, dict) and name not in known:
+            valid = ", ".join(dict.fromkeys(known)) or "none, since [load] plans no step"
+            raise ConfigError(f"{where}.{name}: is no planned step; valid: {valid}")
+
+
+def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
+    tables = _tables(config, role, "load")
+    if not any(table for _, table in tables):
+        return None
+    model = _model(config, role)
+    return parse_load_plan(
+        role,
+        model.inference_service if model else ENDPOINT,
+        tables,
+        seed=seed_of(config, run_id),
+        decide_early=config.get("full_duration") != "true" and config.text("load_driver") == "builtin",
+    )
+
+
+def _steps_of_role(config: StageConfig, run_id: str, role: str) -> list[PlannedStep]:
+    plan, limit = _plan(config, run_id, role), limit_of(config, role)
+    if plan is None:
+        return []
+    if limit is not None:
+        plan = replace(plan, rates=_with_promise(plan.rates, limit))
+    made = []
+    for planned in plan.steps():
+        above = limit is not None and (planned.request_rate or 0.0) > limit
+        objectives = objectives_of(config, role, planned.id.removeprefix(f"{role}-"))
+        made.append(PlannedStep(role, planned, objectives, above))
+    return made
+
+
+def _with_promise(rates: tuple[float, ...], limit: float) -> tuple[float, ...]:
+    """The rates, the promised one among them, and at least one above it."""
+    above = () if any(rate > limit for rate in rates) else (limit * STEP_ABOVE,)
+    return tuple(sorted({*rates, limit, *above}))

@@ -1,0 +1,148 @@
+"""What a model answered and scored when its reference was recorded, and how far a server is from it now."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pytest_vllm_stage.checks.inference.scores import Scores
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.paths import fixtures_dir
+
+#: Neighbouring tokens are alike: what is drawn anew for a confidence interval are runs of so many.
+BLOCK_TOKENS = 16
+RESAMPLES = 2000
+#: Two-sided confidence of the intervals.
+CONFIDENCE = 0.98
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A recorded model; the file says how it was made.
+
+    Attributes:
+        model: Served name of the recorded model.
+        golden: Prompt to every answer that it gave at temperature 0, over repeated runs alone and in batches.
+        golden_tokens: ``max_tokens`` of those answers.
+        least_agreement: Mean agreement with the golden answers below which the model is another one.
+        scores: Text name to its recorded scores.
+        tolerance_nats: How far the mean log probability of a text may be from the recorded one.
+        full: File of the reference of the full model that this one is a quantisation of; None where it is none.
+        most_gap_nats: What the quantisation may cost a token on average, against the full model.
+        least_same_token: The part of the places where both hold the same token likeliest.
+        simulated: It was recorded from the simulated engine, for its own tests.
+    """
+
+    model: str
+    golden: Mapping[str, Sequence[str]]
+    golden_tokens: int
+    least_agreement: float
+    scores: Mapping[str, Scores]
+    tolerance_nats: float
+    full: Path | None = None
+    most_gap_nats: float = 0.0
+    least_same_token: float = 0.0
+    simulated: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> Reference:
+        """Read a recorded reference.
+
+        Raises:
+            ConfigError: the file is none.
+        """
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            full = data.get("quantisation_of") or {}
+            return cls(
+                data["model"],
+                data["golden"]["answers"],
+                data["golden"]["max_tokens"],
+                data["golden"]["least_agreement"],
+                {name: Scores(one["logprobs"], one["likeliest"]) for name, one in data["scores"]["texts"].items()},
+                data["scores"]["tolerance_nats"],
+                path.parent / full["reference"] if full else None,
+                full.get("most_gap_nats", 0.0),
+                full.get("least_same_token", 0.0),
+                bool(data.get("simulated", False)),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path} is no recorded reference: {type(error).__name__}: {error}") from None
+
+
+def texts() -> dict[str, str]:
+    """The texts that are scored, by name."""
+    path = fixtures_dir() / "prompts" / "texts.json"
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def agreement(said: str, recorded: Sequence[str]) -> float:
+    """How far an answer goes as a recorded one does: the common beginning, as a part of the recorded answer."""
+    return max(_common(said, one) / max(len(one), 1) for one in recorded)
+
+
+def _common(said: str, one: str) -> int:
+    return next(
+        (place for place, (a, b) in enumerate(zip(said, one, strict=False)) if a != b), min(len(said), len(one))
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens with its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of values that come in the order of their tokens; the interval is a bootstrap over blocks."""
+    starts = range(max(len(values) - BLOCK_TOKENS, 0) + 1)
+    blocks = math.ceil(len(values) / BLOCK_TOKENS)
+    dice = random.Random(len(values))  # noqa: S311 - a repeatable draw, no secret
+
+    def draw() -> float:
+        return fmean(value for at in dice.choices(starts, k=blocks) for value in values[at : at + BLOCK_TOKENS])
+
+    means = sorted(draw() for _ in range(RESAMPLES))
+    cut = int(RESAMPLES * (1 - CONFIDENCE) / 2)
+    return Estimate(fmean(values), means[cut], means[-1 - cut])
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """A quantised model against the full one, over the same tokens.
+
+    Attributes:
+        gap_nats: What it loses of each token's log probability.
+        same_token: 1 where both hold the same token likeliest, 0 elsewhere.
+    """
+
+    gap_nats: Estimate
+    same_token: Estimate
+
+
+def compare(full: Mapping[str, Scores], quantised: Mapping[str, Scores]) -> Quantisation:
+    """Compare the scores of texts, token by token.
+
+    Raises:
+        ValueError: the two were not scored on the same tokens.
+    """
+    gaps: list[float] = []
+    same: list[float] = []
+    for name, one in full.items():
+        other = quantised[name]
+        gaps += [a - b for a, b in zip(one.logprobs, other.logprobs, strict=True)]
+        same += [float(a == b) for a, b in zip(one.likeliest, other.likeliest, strict=True)]
+    return Quantisation(estimate(gaps), estimate(same))

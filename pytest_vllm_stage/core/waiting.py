@@ -1,0 +1,72 @@
+"""The one way to wait: a named condition, a deadline, the last state seen, and an early end where nothing can heal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytest_vllm_stage.core.errors import StageError, WaitFailed
+from pytest_vllm_stage.core.journal import Journal
+
+#: Progress is repeated at this interval while a wait goes on, and at once when the observed state changes.
+PROGRESS_INTERVAL_S = 15.0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one look at the awaited thing showed.
+
+    Attributes:
+        done: The condition holds.
+        state: The state in a few words, for progress and for the error.
+        fatal: Why the condition can no longer come true without a change from outside; None while it may.
+    """
+
+    done: bool
+    state: str
+    fatal: str | None = None
+
+
+def wait_until(
+    what: str,
+    look: Callable[[], Observation],
+    *,
+    timeout_s: float,
+    journal: Journal,
+    interval_s: float = 1.0,
+    error: type[StageError] = WaitFailed,
+    hint: str = "",
+) -> float:
+    """Look until the condition holds; return the seconds it took, which also go into the journal.
+
+    Args:
+        what: The condition in kubectl's words, for example ``inferenceservice/smollm2 condition=Ready``.
+        look: One observation; it must not block for long, and raises only for errors that waiting cannot mend.
+        timeout_s: Seconds until the wait fails.
+        journal: Takes the wait's duration and says progress.
+        interval_s: Seconds between two looks.
+        error: The type raised on failure: `WaitFailed` for the stage, `EnvironmentUnfit` for what carries it.
+        hint: What to run next, put into the error.
+
+    Raises:
+        StageError: of type ``error``, when an observation is fatal or the deadline passes; it names the last state.
+    """
+    started = said_at = time.monotonic()
+    said = ""
+    while True:
+        seen = look()
+        waited_s = time.monotonic() - started
+        if seen.done:
+            journal.event("wait", what, duration_s=round(waited_s, 3), outcome="done", state=seen.state)
+            return waited_s
+        expired = waited_s >= timeout_s
+        if seen.fatal or expired:
+            outcome = "fatal" if seen.fatal else "timeout"
+            journal.event("wait", what, duration_s=round(waited_s, 3), outcome=outcome, state=seen.state)
+            reason = seen.fatal or f"not reached within {timeout_s:g} s"
+            raise error(f"{what}: {reason}\n  last state after {waited_s:.1f} s: {seen.state}", hint=hint)
+        if seen.state != said or time.monotonic() - said_at >= PROGRESS_INTERVAL_S:
+            said, said_at = seen.state, time.monotonic()
+            journal.say(f"waiting for {what}: {seen.state} ({waited_s:.0f} s of {timeout_s:g} s)")
+        time.sleep(min(interval_s, max(timeout_s - waited_s, 0.01)))

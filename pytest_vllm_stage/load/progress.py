@@ -1,0 +1,78 @@
+"""What a driver sees of itself while a step goes on: how far it is, and how late its event loop comes round."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from pytest_vllm_stage.measurement.statistics import rank_of
+from pytest_vllm_stage.measurement.step import Step
+
+_INTERVAL_S = 0.05
+#: The loop's own timers are this coarse; less is no lag.
+_TIMER_S = 0.002
+
+
+@dataclass
+class Progress:
+    """How far a step is, for people.
+
+    Attributes:
+        sent: Requests sent.
+        done: Answers complete, failed ones included.
+        failed: Of these, failed.
+        elapsed_s: Since the step's start.
+        running: The engine's batch, at the last reading.
+        waiting: The engine's queue, at the last reading.
+    """
+
+    sent: int = 0
+    done: int = 0
+    failed: int = 0
+    elapsed_s: float = 0.0
+    running: float | None = None
+    waiting: float | None = None
+
+    def text(self, step: Step) -> str:
+        """One line."""
+        engine = "" if self.running is None else f", engine runs {self.running:g}, {self.waiting or 0:g} wait"
+        failed = f", {self.failed} failed" if self.failed else ""
+        planned = f" of {step.planned_requests}" if step.open_loop else ""
+        return (
+            f"{step.id}: {self.elapsed_s:.0f} of {step.duration_s:g} s, "
+            f"{self.sent}{planned} sent, {self.done} answered{failed}{engine}"
+        )
+
+
+class LoopLag:
+    """Measures how late the loop comes round: what it does to send times it also does to token times."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._late_s: list[float] = []
+        self._due_s = 0.0
+        self._next()
+
+    def _next(self) -> None:
+        self._due_s = time.perf_counter() + _INTERVAL_S
+        self._handle = self._loop.call_later(_INTERVAL_S, self._came)
+
+    def _came(self) -> None:
+        self._late_s.append(time.perf_counter() - self._due_s)
+        self._next()
+
+    def restart(self) -> None:
+        """Forget what was measured so far."""
+        self._late_s.clear()
+
+    def stop(self) -> None:
+        """Measure no more."""
+        self._handle.cancel()
+
+    def p99_ms(self) -> float | None:
+        """The 99th percentile, free of the timer's own coarseness; None before anything was measured."""
+        if not self._late_s:
+            return None
+        late_s = sorted(self._late_s)[rank_of(99, len(self._late_s)) - 1]
+        return max(0.0, late_s - _TIMER_S) * 1000

@@ -1,0 +1,313 @@
+"""From samples to metrics: one function, used by everything that shows or judges a number.
+
+Percentiles are nearest rank over all requests: a failed request, or one that ran into its time limit, counts as +inf
+wherever it gave no answer. Means and rates are over what was answered. Token gaps are pooled; their confidence comes
+from the number of requests, since the gaps of one answer are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.stalls import find_stalls
+from pytest_vllm_stage.measurement.statistics import deviation, interval_needs, interval_ranks, nearest_rank, rank_of
+from pytest_vllm_stage.measurement.step import Step
+
+PERCENTS = (50, 90, 95, 99)
+#: Raised when a field changes its meaning or goes; adding one does not raise it.
+SCHEMA_VERSION = 1
+#: The latencies, with the factor from seconds to the unit in their names.
+LATENCIES = {"ttft": ("ms", 1000.0), "itl": ("ms", 1000.0), "tpot": ("ms", 1000.0), "e2e_latency": ("s", 1.0)}
+#: The latencies that a single request has, and that decide whether it counts into the goodput.
+GOODPUT_LATENCIES = ("ttft", "tpot", "e2e_latency")
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """A percentile with what is known about it.
+
+    Attributes:
+        percent: 50, 90, 95 or 99.
+        value: Nearest rank; +inf where so many requests failed.
+        n: The number of independent values (requests) behind it.
+        low: Lower end of the two-sided 95 % interval; None where ``n`` is too small.
+        high: Upper end.
+        needs: The smallest n that has an interval.
+    """
+
+    percent: int
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+    needs: int
+
+    def interval_text(self, digits: int = 1) -> str:
+        """The interval for people, or ``n/a (needs N)``."""
+        if self.low is None or self.high is None:
+            return f"n/a (needs {self.needs})"
+        return f"{self.low:.{digits}f} to {self.high:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A latency over a step, in the unit of its name.
+
+    Attributes:
+        name: ``ttft``, ``itl``, ``tpot`` or ``e2e_latency``.
+        unit: ``ms`` or ``s``.
+        n: Requests behind it, failed ones included.
+        failed: Requests that count as +inf.
+        percentiles: By percent.
+        maximum: The largest value of the requests that were answered; None if none was.
+        mean: Over the requests that were answered; None if none was.
+    """
+
+    name: str
+    unit: str
+    n: int
+    failed: int
+    percentiles: Mapping[int, Percentile]
+    maximum: float | None
+    mean: float | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a step's samples say.
+
+    Attributes:
+        step: Id of the step.
+        requests: Samples.
+        failed: Samples that failed, by kind.
+        vacuous: Not one token came: no number below means anything.
+        latencies: By name: ``ttft``, ``itl``, ``tpot``, ``e2e_latency``; empty where nothing was answered.
+        sent_s: Seconds from the first scheduled request to the end of the sending.
+        span_s: Seconds from the first scheduled request to the last answer.
+        output_tokens_per_s: Generated tokens over the span.
+        total_tokens_per_s: Prompt and generated tokens over the span.
+        requests_per_s: Right answers over the span.
+        goodput_requests_per_s: Right answers within every latency limit over the span; None without limits.
+        error_rate: Share of the samples that failed.
+        achieved_over_offered: Rate at which requests were really sent over the planned rate; None for closed loops.
+        lag_p99_ms: How late requests were sent, P99.
+        arrival_cv: Coefficient of variation of the gaps between sends: 0 constant, 1 Poisson; None for closed loops.
+        stalls: Number of stalls; see `find_stalls`. None where not every token's time is known.
+        longest_stall_s: The longest one; 0 without any, None where stalls are not known.
+        stalled_at_s: When each began.
+        tokens_per_event: Tokens in one event of the stream; above 1 the gaps are of events, not of tokens.
+    """
+
+    step: str
+    requests: int
+    failed: Mapping[str, int]
+    vacuous: bool
+    latencies: Mapping[str, Distribution]
+    sent_s: float
+    span_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+    requests_per_s: float
+    goodput_requests_per_s: float | None
+    error_rate: float
+    achieved_over_offered: float | None
+    lag_p99_ms: float | None
+    arrival_cv: float | None
+    stalls: int | None
+    longest_stall_s: float | None
+    stalled_at_s: tuple[float, ...]
+    tokens_per_event: float | None
+
+    def flat(self) -> dict[str, float | None]:
+        """Every number by its full name, for example ``ttft_p99_ms``; None where it is not known."""
+        numbers: dict[str, float | None] = {"requests": self.requests, "failed": sum(self.failed.values())}
+        for name, (unit, _) in LATENCIES.items():
+            latency = self.latencies.get(name)
+            for percent in PERCENTS:
+                numbers[f"{name}_p{percent}_{unit}"] = latency.percentiles[percent].value if latency else None
+            numbers[f"{name}_max_{unit}"] = latency.maximum if latency else None
+            numbers[f"{name}_mean_{unit}"] = latency.mean if latency else None
+        plain = [name for name in self.__dataclass_fields__ if name not in _NOT_FLAT]
+        return numbers | {name: getattr(self, name) for name in plain}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; +inf is the text ``inf``, since JSON has no such number."""
+        percentiles = {
+            f"{name}_p{percent}_{latency.unit}": {
+                "value": json_number(found.value),
+                "n": found.n,
+                "ci95": None if found.low is None else [json_number(found.low), json_number(found.high)],
+                "needs": found.needs,
+            }
+            for name, latency in self.latencies.items()
+            for percent, found in latency.percentiles.items()
+        }
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "step": self.step,
+            "vacuous": self.vacuous,
+            "failures": dict(self.failed),
+            "stalled_at_s": [round(at, 3) for at in self.stalled_at_s],
+            "percentiles": percentiles,
+            "metrics": {name: json_number(value) for name, value in self.flat().items()},
+        }
+
+
+_NOT_FLAT = ("step", "requests", "failed", "vacuous", "latencies", "stalled_at_s")
+
+
+def json_number(value: float | None) -> float | str | None:
+    """A number that JSON can hold, to six digits; +inf as the text ``inf``."""
+    if value is None or isinstance(value, int):
+        return value
+    return "inf" if math.isinf(value) else float(f"{value:.6g}")
+
+
+def summarise(samples: Sequence[Sample], step: Step, *, limits_s: Mapping[str, float] | None = None) -> Metrics:
+    """Every metric of a step.
+
+    Args:
+        samples: One row a request, in the schedule's order.
+        step: The plan they carried out.
+        limits_s: Latency name out of `GOODPUT_LATENCIES` to its limit in seconds; None leaves the goodput out.
+    """
+    right = [sample for sample in samples if sample.failure is None]
+    start_s = min((sample.scheduled_s for sample in samples), default=0.0)
+    span_s = max((sample.end_s for sample in samples), default=0.0) - start_s
+    output = sum(sample.tokens for sample in right)
+    prompt = sum(sample.prompt_tokens or sample.expected_prompt_tokens for sample in right)
+    all_timed = all(sample.every_token_timed for sample in samples)
+    stalls = find_stalls(samples) if all_timed else ()
+    events = sum(len(sample.token_times_s) for sample in right) if all_timed else 0
+    return Metrics(
+        step=step.id,
+        requests=len(samples),
+        failed=_failures(samples),
+        vacuous=not any(sample.token_times_s for sample in samples),
+        latencies={name: latency for name in LATENCIES if (latency := _distribution(name, samples)) is not None},
+        sent_s=max((s.sent_s for s in samples if s.sent_s is not None), default=start_s) - start_s,
+        span_s=span_s,
+        output_tokens_per_s=_per(output, span_s),
+        total_tokens_per_s=_per(output + prompt, span_s),
+        requests_per_s=_per(len(right), span_s),
+        goodput_requests_per_s=_per(sum(_within(sample, limits_s) for sample in right), span_s) if limits_s else None,
+        error_rate=_per(len(samples) - len(right), len(samples)),
+        achieved_over_offered=achieved_over_offered(samples, step),
+        lag_p99_ms=_lag_p99_ms(samples),
+        arrival_cv=_arrival_cv(samples) if step.open_loop else None,
+        stalls=len(stalls) if all_timed else None,
+        longest_stall_s=max((stall.duration_s for stall in stalls), default=0.0) if all_timed else None,
+        stalled_at_s=tuple(stall.start_s for stall in stalls),
+        tokens_per_event=_per(output, events) if events else None,
+    )
+
+
+def latency_s(name: str, sample: Sample) -> float | None:
+    """One request's latency in seconds; +inf where it failed, None where it has none (a TPOT of one token)."""
+    if sample.failure is not None:
+        return math.inf
+    first_s = sample.first_token_s
+    if first_s is None:
+        return math.inf
+    if name == "ttft":
+        return first_s - sample.scheduled_s
+    if name == "e2e_latency":
+        return sample.end_s - sample.scheduled_s
+    if sample.tokens < 2:
+        return None
+    return (sample.token_times_s[-1] - first_s) / (sample.tokens - 1)
+
+
+def gaps_s(sample: Sample) -> list[float]:
+    """The gaps between the tokens of one answer, none where they are not known; of a failed one all are +inf."""
+    if not sample.every_token_timed:
+        return []
+    if sample.failure is not None:
+        return [math.inf] * max(1, sample.expected_output_tokens - 1)
+    times = sample.token_times_s
+    return [b - a for a, b in pairwise(times)]
+
+
+def _distribution(name: str, samples: Sequence[Sample]) -> Distribution | None:
+    unit, factor = LATENCIES[name]
+    if name == "itl":
+        groups = [group for sample in samples if (group := gaps_s(sample))]
+        values = sorted(gap for group in groups for gap in group)
+        n = len(groups)
+    else:
+        values = sorted(value for sample in samples if (value := latency_s(name, sample)) is not None)
+        n = len(values)
+    finite = [value for value in values if value < math.inf]
+    if not finite:
+        return None
+    return Distribution(
+        name=name,
+        unit=unit,
+        n=n,
+        failed=sum(sample.failure is not None for sample in samples),
+        percentiles={percent: _percentile(values, n, percent, factor) for percent in PERCENTS},
+        maximum=finite[-1] * factor,
+        mean=statistics.fmean(finite) * factor,
+    )
+
+
+def _percentile(values: Sequence[float], n: int, percent: int, factor: float) -> Percentile:
+    """The percentile; for pooled gaps the ranks of ``n`` requests are stretched over all values."""
+    ranks = interval_ranks(n, percent)
+    low = high = None
+    if ranks is not None:
+        low = values[_stretched(ranks[0] - 1, n, len(values))] * factor
+        high = values[_stretched(ranks[1], n, len(values)) - 1] * factor
+    return Percentile(percent, nearest_rank(values, percent) * factor, n, low, high, interval_needs(percent))
+
+
+def _stretched(rank: int, n: int, values: int) -> int:
+    return rank * values // n
+
+
+def _failures(samples: Sequence[Sample]) -> dict[str, int]:
+    counted: dict[str, int] = {}
+    for sample in samples:
+        if sample.failure is not None:
+            counted[sample.failure.kind] = counted.get(sample.failure.kind, 0) + 1
+    return dict(sorted(counted.items(), key=lambda item: -item[1]))
+
+
+def _within(sample: Sample, limits_s: Mapping[str, float]) -> bool:
+    values = ((latency_s(name, sample), limit_s) for name, limit_s in limits_s.items() if name in GOODPUT_LATENCIES)
+    return all(value is None or value <= limit_s for value, limit_s in values)
+
+
+def _per(amount: float, of: float) -> float:
+    return amount / of if of > 0 else 0.0
+
+
+def achieved_over_offered(samples: Sequence[Sample], step: Step) -> float | None:
+    """How much of the planned rate was really sent, 0 to 1; a refused connection was still an attempt.
+
+    None for closed loops, and where nothing could be sent at all.
+    """
+    sent = [sample.sent_s for sample in samples if sample.sent_s is not None]
+    if not step.open_loop or not sent:
+        return None
+    planned_s = max(sample.scheduled_s for sample in samples if sample.sent_s is not None) - samples[0].scheduled_s
+    really_s = max(sent) - samples[0].scheduled_s
+    return min(1.0, planned_s / really_s) if really_s > 0 else 1.0
+
+
+def _lag_p99_ms(samples: Sequence[Sample]) -> float | None:
+    lags = sorted(lag for sample in samples if (lag := sample.lag_s) is not None)
+    return lags[rank_of(99, len(lags)) - 1] * 1000 if lags else None
+
+
+def _arrival_cv(samples: Sequence[Sample]) -> float | None:
+    sent = sorted(sample.sent_s for sample in samples if sample.sent_s is not None)
+    gaps = [b - a for a, b in pairwise(sent)]
+    centre = statistics.fmean(gaps) if len(gaps) > 1 else 0.0
+    return deviation(gaps) / centre if centre > 0 else None

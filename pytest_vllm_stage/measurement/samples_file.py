@@ -1,0 +1,252 @@
+"""Samples on disk: gzipped JSON lines, schema-versioned, and refused by file, line and field where they are wrong."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.measurement.samples import (
+    FAILURES,
+    ClientFacts,
+    EarlyStop,
+    Failure,
+    Measurement,
+    Sample,
+    ServerReading,
+)
+from pytest_vllm_stage.measurement.step import step_from_json
+from pytest_vllm_stage.settings.config import SAMPLES
+
+#: Raised when a field changes its meaning or goes; adding one does not raise it.
+SCHEMA_VERSION = 1
+SCHEMA = "vllm-stage/samples"
+SUFFIX = SAMPLES
+
+
+def write_measurement(measurement: Measurement, path: Path) -> None:
+    """Write the file, whole or not at all; the same measurement gives the same bytes."""
+    partial = path.with_name(path.name + ".partial")
+    with (
+        partial.open("wb") as raw,
+        gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as text,
+    ):
+        for line in _lines(measurement):
+            text.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def _lines(measurement: Measurement) -> Iterator[dict[str, Any]]:
+    yield {"kind": "header", "schema": SCHEMA, "schema_version": SCHEMA_VERSION, **measurement.header()}
+    for sample in measurement.samples:
+        yield {"kind": "sample", **_rounded(asdict(sample))}
+    for reading in measurement.server:
+        yield {"kind": "server", **_rounded(asdict(reading))}
+    yield {"kind": "end", "samples": len(measurement.samples), "server": len(measurement.server)}
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Microseconds suffice, and halve the file."""
+    for key, value in row.items():
+        if isinstance(value, float):
+            row[key] = round(value, 6)
+    if "token_times_s" in row:
+        row["token_times_s"] = [round(value, 6) for value in row["token_times_s"]]
+    return row
+
+
+def as_saved(measurement: Measurement) -> Measurement:
+    """The measurement as its file gives it back, so that numbers derived before and after are the same."""
+    return replace(
+        measurement,
+        samples=tuple(Sample(**_as_read(asdict(sample))) for sample in measurement.samples),
+        server=tuple(ServerReading(**_rounded(asdict(reading))) for reading in measurement.server),
+    )
+
+
+def _as_read(row: dict[str, Any]) -> dict[str, Any]:
+    failure = row["failure"]
+    row = _rounded(row)
+    return row | {"token_times_s": tuple(row["token_times_s"]), "failure": Failure(**failure) if failure else None}
+
+
+def read_measurement(path: Path) -> Measurement:
+    """Read a file that `write_measurement` wrote.
+
+    Raises:
+        ConfigError: it is missing, torn, of another schema, or a field is wrong; names file, line and field.
+    """
+    rows = _rows(path)
+    header = rows[0]
+    _check_header(header)
+    samples = [_sample(row) for row in rows if row.kind == "sample"]
+    server = [_reading(row) for row in rows if row.kind == "server"]
+    _check_end(rows[-1], len(samples), len(server))
+    seen: set[int] = set()
+    for row in rows:
+        if row.kind == "sample":
+            if row.data["index"] in seen:
+                row.refuse("index", f"{row.data['index']} is there twice")
+            seen.add(row.data["index"])
+    early = header.data.get("early_stop")
+    return Measurement(
+        step=step_from_json(header.take("step", _mapping)),
+        started_at=header.take("started_at", _number),
+        samples=tuple(sorted(samples, key=lambda sample: sample.index)),
+        client=ClientFacts(**_known(ClientFacts, header.take("client", _mapping))),
+        server=tuple(server),
+        early_stop=EarlyStop(**_known(EarlyStop, early)) if early else None,
+        facts=header.take("facts", _mapping),
+    )
+
+
+class _Row:
+    """A line of the file, which knows where it is."""
+
+    def __init__(self, path: Path, number: int, data: dict[str, Any]) -> None:
+        self.where = f"{path}:{number}"
+        self.data = data
+        self.kind = str(data.get("kind"))
+
+    def refuse(self, name: str, problem: str) -> NoReturn:
+        raise ConfigError(f"{self.where}: {self.kind}.{name}: {problem}")
+
+    def take(self, name: str, check: Callable[[Any], str | None]) -> Any:
+        if name not in self.data:
+            self.refuse(name, "is missing")
+        problem = check(self.data[name])
+        if problem:
+            self.refuse(name, f"must be {problem}, not {str(self.data[name])[:60]!r}")
+        return self.data[name]
+
+
+def _rows(path: Path) -> list[_Row]:
+    try:
+        text = gzip.decompress(path.read_bytes()).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no readable samples file: {error}") from None
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            data = json.loads(line, parse_constant=_no_constant)
+        except ValueError as error:
+            raise ConfigError(f"{path}:{number}: no JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}:{number}: must be a JSON object")
+        rows.append(_Row(path, number, data))
+    if not rows:
+        raise ConfigError(f"{path}: is empty")
+    return rows
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _check_header(row: _Row) -> None:
+    if row.kind != "header" or row.data.get("schema") != SCHEMA:
+        row.refuse("schema", f"the first line must be a header of {SCHEMA}")
+    if row.data.get("schema_version") != SCHEMA_VERSION:
+        row.refuse("schema_version", f"is {row.data.get('schema_version')!r}; this version reads {SCHEMA_VERSION}")
+
+
+def _check_end(row: _Row, samples: int, server: int) -> None:
+    if row.kind != "end":
+        raise ConfigError(f"{row.where}: the end line is missing: the file was cut off")
+    for name, found in (("samples", samples), ("server", server)):
+        if row.data.get(name) != found:
+            row.refuse(name, f"says {row.data.get(name)!r}, and {found} are there")
+
+
+def _sample(row: _Row) -> Sample:
+    row.data.setdefault("every_token_timed", True)  # files from before the field have all times
+    values = {name: row.take(name, check) for name, check in _SAMPLE.items()}
+    values["token_times_s"] = tuple(values["token_times_s"])
+    if values["failure"] is not None:
+        values["failure"] = Failure(values["failure"]["kind"], str(values["failure"].get("text", "")))
+    return Sample(**values)
+
+
+def _reading(row: _Row) -> ServerReading:
+    row.take("at_s", _number)
+    values = _known(ServerReading, row.data)
+    for name in values:
+        row.take(name, _number_or_none)
+    return ServerReading(**values)
+
+
+def _known(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(cls)}
+    return {name: value for name, value in data.items() if name in names}
+
+
+def _number(value: Any) -> str | None:
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return None if right else "a number"
+
+
+def _number_or_none(value: Any) -> str | None:
+    return None if value is None or _number(value) is None else "a number or null"
+
+
+def _count(value: Any) -> str | None:
+    return None if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else "a whole number from 0"
+
+
+def _count_or_none(value: Any) -> str | None:
+    return None if value is None or _count(value) is None else "a whole number from 0, or null"
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) else "a text"
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def _mapping(value: Any) -> str | None:
+    return None if isinstance(value, dict) else "an object"
+
+
+def _times(value: Any) -> str | None:
+    if not isinstance(value, list) or any(_number(item) for item in value):
+        return "a list of numbers"
+    return None if all(a <= b for a, b in pairwise(value)) else "in ascending order"
+
+
+def _failure(value: Any) -> str | None:
+    if value is None or (isinstance(value, dict) and value.get("kind") in FAILURES):
+        return None
+    return f"null or an object whose kind is one of {', '.join(FAILURES)}"
+
+
+_SAMPLE: dict[str, Callable[[Any], str | None]] = {
+    "step": _text,
+    "index": _count,
+    "scheduled_s": _number,
+    "sent_s": _number_or_none,
+    "token_times_s": _times,
+    "end_s": _number,
+    "expected_prompt_tokens": _count,
+    "expected_output_tokens": _count,
+    "prompt_tokens": _count_or_none,
+    "output_tokens": _count_or_none,
+    "cached_tokens": _count_or_none,
+    "status": _count_or_none,
+    "failure": _failure,
+    "response_id": _text,
+    "prompt_digest": _text,
+    "output_digest": _text,
+    "resent": _flag,
+    "every_token_timed": _flag,
+}

@@ -1,0 +1,1 @@
+"""Publish a run: document, bucket, Model Registry, and the checks of what is there."""

@@ -1,0 +1,119 @@
+"""Whether what is published is what was measured: pure functions. Each returns a line for every fault, or nothing."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytest_vllm_stage.benchmark.artifacts import read_result
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.publication import document as documents
+from pytest_vllm_stage.publication import properties as names
+from pytest_vllm_stage.publication.bucket.stored import Stored
+from pytest_vllm_stage.publication.document import DOCUMENT, OBSERVED, Results, Step
+from pytest_vllm_stage.publication.registry.values import Raw, Value, difference, show, text_of
+from pytest_vllm_stage.slo.decision import Outcome
+
+#: The samples' file keeps microseconds; a step's own file may have been written from finer times.
+_TOLERANCE = 1e-4
+
+
+def of_properties(results: Results, properties: Mapping[str, Raw]) -> list[str]:
+    """Published properties against the artifact's document: value, type, run, and what is missing or too much."""
+    lines = []
+    for name, raw in names.ours(properties).items():
+        if name not in results.values:
+            lines.append(f"{name} is published, and the artifact of run {results.source.run} has no such number")
+        elif line := difference(raw, results.values[name]):
+            lines.append(f"{name} {line} (artifact of run {results.source.run})")
+    room = len(properties) < names.BUDGET
+    missing = [name for name in results.values if name not in properties and (room or name in names.PROVENANCE)]
+    return lines + [f"{name} is not published ({show(results.values[name])} in the artifact)" for name in missing]
+
+
+def of_document(results: Results, stored: Stored) -> list[str]:
+    """The artifact's document against the samples and the verdicts that lie beside it, all derived anew."""
+    try:
+        steps, lines = read_stored_steps(stored, results)
+        made = documents.make(steps, results.source)
+    except StageError as error:
+        return [error.message]
+    due = made.values
+    lines += [
+        f"{name} is {show(results.values[name]) if name in results.values else 'absent'} in {DOCUMENT}, the samples "
+        f"give {show(due[name]) if name in due else 'none'}"
+        for name in sorted({*due, *results.values})
+        if due.get(name) != results.values.get(name)
+    ]
+    return lines
+
+
+def read_stored_steps(stored: Stored, results: Results) -> tuple[list[Step], list[str]]:
+    """The steps of an artifact, and a line for each number of a step's own file that its samples do not give."""
+
+    def outcome_of(step: str, outcome: str) -> str:
+        return OBSERVED if step in results.observations and outcome != Outcome.INVALID else outcome
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in stored.contents.items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+        steps = documents.read_steps(
+            Path(folder), results.source.service, lambda measurement, outcome: outcome_of(measurement.step.id, outcome)
+        )
+        lines = [line for step in steps for line in _of_step_file(Path(folder), step)]
+    return steps, lines
+
+
+def _of_step_file(folder: Path, step: Step) -> list[str]:
+    name = f"{step.measurement.step.id}.json"
+    written = read_result(folder / name)["metrics"]["metrics"]
+    values = documents.values_of(step)
+    pairs = [(metric, values.get(key), written.get(metric)) for key, metric in names.PER_STEP.items() if metric]
+    if step.verdict == Outcome.INVALID:
+        return []
+    return [
+        f"{name}: {metric} is {there}, the samples give {due}"
+        for metric, due, there in pairs
+        if not _close(due, there if isinstance(there, int | float) else None)
+    ]
+
+
+def _close(one: Value | None, other: float | None) -> bool:
+    if not isinstance(one, int | float) or other is None:
+        return one is None and other is None
+    return math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+
+
+def of_place(results: Results, model: str, version: str, namespace: str, service: str) -> list[str]:
+    """Results that were found under another model, version or service than the one that they are of."""
+    source = results.source
+    pairs = {
+        "model": (source.model, model),
+        "version": (source.version, version),
+        "namespace": (source.namespace, namespace),
+        "InferenceService": (source.service, service),
+    }
+    return [
+        f"{what}: the results are of {theirs!r}, and are published for {here!r}"
+        for what, (theirs, here) in pairs.items()
+        if theirs != here
+    ]
+
+
+def of_age(properties: Mapping[str, Raw], revision: str, created_at: str) -> list[str]:
+    """Results of another revision than the one that runs, or measured before it was there.
+
+    Args:
+        properties: The version's.
+        revision: The running revision's name.
+        created_at: When it was made, in UTC as Kubernetes writes it; empty where that is not known.
+    """
+    run, measured = text_of(properties, names.RUN), text_of(properties, names.TIMESTAMP)
+    published = text_of(properties, names.REVISION)
+    if published != revision:
+        return [f"stale: the results of run {run} ({measured}) are of revision {published!r}, {revision!r} runs now"]
+    if created_at and measured < created_at:
+        return [f"stale: the results of run {run} are of {measured}, revision {revision} was made at {created_at}"]
+    return []

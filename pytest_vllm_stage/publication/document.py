@@ -1,0 +1,246 @@
+"""What a run publishes of a model: values by their properties' names, derived from the samples, by priority."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_stage.benchmark.artifacts import read_result
+from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.measurement.metrics import json_number, summarise
+from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
+from pytest_vllm_stage.publication import properties as names
+from pytest_vllm_stage.publication.registry.values import Value
+from pytest_vllm_stage.serving.target import SIMULATED_ENGINE
+from pytest_vllm_stage.slo.decision import Outcome
+
+#: Raised when a field changes its meaning or goes; adding one does not raise it.
+SCHEMA_VERSION = 1
+SCHEMA = "vllm-stage/publication"
+DOCUMENT = "publication.json"
+#: What the verdict of a load beyond the promised one is called.
+OBSERVED = "observed"
+_LOAD = re.compile(r".+-(rate|concurrency)-[^-]+")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A measured step: its samples, and what was said of it.
+
+    Attributes:
+        measurement: The samples.
+        verdict: ``pass``, ``fail``, ``inconclusive``, ``invalid`` or ``observed``.
+    """
+
+    measurement: Measurement
+    verdict: str
+
+    @property
+    def load(self) -> tuple[str, float]:
+        """``rate`` with requests a second, or ``concurrency`` with users."""
+        step = self.measurement.step
+        return (
+            ("rate", float(step.request_rate or 0)) if step.open_loop else ("concurrency", float(step.concurrency or 0))
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was measured, and under which names it is published.
+
+    Attributes:
+        model: The registered model.
+        version: Its version.
+        run: The run that measured.
+        namespace: Of the stage.
+        service: The InferenceService.
+        revision: Its revision while it was measured.
+        uri: Where the samples lie.
+    """
+
+    model: str
+    version: str
+    run: str
+    namespace: str
+    service: str
+    revision: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run's results of one model.
+
+    Attributes:
+        source: What was measured.
+        timestamp: When, in UTC: the start of the first step.
+        values: Property to value: provenance first, then numbers and verdicts by priority.
+        observations: Ids of the steps beyond the promised load.
+    """
+
+    source: Source
+    timestamp: str
+    values: Mapping[str, Value]
+    observations: tuple[str, ...] = field(default=())
+
+    @property
+    def age_key(self) -> tuple[str, str]:
+        """Later measured is greater; the run decides between equals."""
+        return self.timestamp, self.source.run
+
+    def to_bytes(self) -> bytes:
+        """The artifact's document, with everything that the registry may have no room for."""
+        data = {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            **asdict(self.source),
+            "timestamp": self.timestamp,
+            "units": names.UNITS,
+            "observations": list(self.observations),
+            "properties": [{"name": name, "value": value} for name, value in self.values.items()],
+        }
+        return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+
+
+def parse(content: bytes, where: str) -> Results:
+    """The inverse of `Results.to_bytes`.
+
+    Raises:
+        StageFailure: it is torn or none of ours; names the place and the field.
+    """
+    try:
+        data: Any = json.loads(content)
+    except ValueError as error:
+        raise StageFailure(f"{where}: is torn: {error}") from None
+    if not isinstance(data, dict) or (data.get("schema"), data.get("schema_version")) != (SCHEMA, SCHEMA_VERSION):
+        raise StageFailure(f"{where}: schema: must be {SCHEMA}, version {SCHEMA_VERSION}")
+    texts = (*Source.__dataclass_fields__, "timestamp")
+    for name in texts:
+        if not isinstance(data.get(name), str):
+            raise StageFailure(f"{where}: {name}: must be a text")
+    try:
+        values = {str(entry["name"]): _value(entry["value"]) for entry in data["properties"]}
+    except (KeyError, TypeError) as error:
+        raise StageFailure(f"{where}: properties: {error}") from None
+    source = Source(**{name: data[name] for name in Source.__dataclass_fields__})
+    return Results(source, data["timestamp"], values, tuple(map(str, data.get("observations") or [])))
+
+
+def _value(value: Any) -> Value:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f"{value!r} is neither text nor number")
+    return value
+
+
+def read_steps(folder: Path, service: str, outcome_of: Callable[[Measurement, str], str]) -> list[Step]:
+    """The steps of a run's benchmarks folder that measured a model.
+
+    Args:
+        folder: ``reports/<run-id>/benchmarks``.
+        service: The model's InferenceService, which is the served name.
+        outcome_of: Names a step's outcome, given the one of its file: `OBSERVED` where nothing was promised.
+
+    Raises:
+        ConfigError: a file is wrong.
+    """
+    found = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        measurement = read_measurement(path)
+        if measurement.step.model != service or not _LOAD.fullmatch(measurement.step.id):
+            continue
+        result = read_result(path.with_name(path.name.removesuffix(SUFFIX) + ".json"))
+        found.append(Step(measurement, outcome_of(measurement, str(result["verdict"]["outcome"]))))
+    return found
+
+
+def refusals(steps: Sequence[Step], run: str) -> list[str]:
+    """Why steps must not be published as a model's, a line each."""
+    return [f"{step.measurement.step.id} {line}" for step in steps for line in _refusals(step.measurement, run)]
+
+
+def _refusals(measurement: Measurement, run: str) -> Iterator[str]:
+    facts = measurement.facts
+    if facts.get("simulated") or SIMULATED_ENGINE in str(facts.get("engine_version")):
+        yield "is simulated: its numbers are no model's"
+    elif facts.get("simulated") is not False:
+        yield "does not say whether a simulated engine answered (facts.simulated)"
+    if facts.get("run_id") != run:
+        yield f"was measured by run {facts.get('run_id')!r}, not by {run}"
+    if not any(sample.token_times_s for sample in measurement.samples):
+        yield f"is vacuous: not one token came from {len(measurement.samples)} requests"
+
+
+def make(steps: Sequence[Step], source: Source) -> Results:
+    """The results of a model's steps.
+
+    Raises:
+        StageFailure: there is no step, a step must not be published, or two have the same load.
+    """
+    where = f"results of {source.service} by run {source.run}"
+    wrong = refusals(steps, source.run) if steps else ["there is no step"]
+    if wrong:
+        raise StageFailure(f"{where} are not published: " + "\n  ".join(wrong))
+    started_at = min(step.measurement.started_at for step in steps)
+    timestamp = utc(started_at)
+    observations = tuple(step.measurement.step.id for step in steps if step.verdict == OBSERVED)
+    return Results(source, timestamp, provenance(source, timestamp) | numbers(steps), observations)
+
+
+def utc(at: float) -> str:
+    """Seconds since the epoch as Kubernetes writes times, so that they compare as texts."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+
+def provenance(source: Source, timestamp: str) -> dict[str, Value]:
+    """Where numbers come from."""
+    values = (source.run, timestamp, source.namespace, source.service, source.revision, source.uri)
+    return dict(zip(names.PROVENANCE, values, strict=True))
+
+
+def numbers(steps: Sequence[Step]) -> dict[str, Value]:
+    """Every number and verdict by its property's name, most important first: promised rates, rates beyond, users.
+
+    Raises:
+        StageFailure: two steps have the same load.
+    """
+    found = {step.measurement.step.id: values_of(step) for step in steps}
+    made: dict[str, Value] = {}
+    for group in _groups(steps):
+        for name in names.PER_STEP:
+            for step in group:
+                key = names.step_property(*step.load, name)
+                if key in made:
+                    raise StageFailure(f"two steps have the load of {step.measurement.step.id}")
+                if name in (values := found[step.measurement.step.id]):
+                    made[key] = values[name]
+    return made
+
+
+def _groups(steps: Sequence[Step]) -> list[list[Step]]:
+    ordered = sorted(steps, key=lambda step: step.load[1])
+    rates = [step for step in ordered if step.load[0] == "rate"]
+    return [
+        [step for step in rates if step.verdict != OBSERVED],
+        [step for step in rates if step.verdict == OBSERVED],
+        [step for step in ordered if step.load[0] == "concurrency"],
+    ]
+
+
+def values_of(step: Step) -> dict[str, Value]:
+    """A step's verdict, and its numbers where they mean something; an unknown or infinite one is absent."""
+    values: dict[str, Value] = {names.VERDICT: step.verdict}
+    if step.verdict == Outcome.INVALID:
+        return values
+    flat = summarise(step.measurement.samples, step.measurement.step).flat()
+    for name, metric in names.PER_STEP.items():
+        number = json_number(flat[metric]) if metric else None
+        if isinstance(number, int | float) and math.isfinite(number):
+            values[name] = float(number)
+    return values

@@ -1,0 +1,92 @@
+"""Under which model and version an InferenceService's results are filed, and whether all that says so agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_vllm_stage.core.errors import ConfigError, StageFailure
+from pytest_vllm_stage.publication import properties as names
+from pytest_vllm_stage.publication.registry.api import Entity
+from pytest_vllm_stage.publication.registry.entities import check_name
+from pytest_vllm_stage.publication.registry.values import text_of
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.drift import MODEL_LABEL, VERSION_LABEL
+from pytest_vllm_stage.stage.objects import Object
+
+#: Endings of labels that link a service to the registry, whatever their domain: the entity and its field.
+_LINKS = (
+    ("/registered-model-id", "model", "id"),
+    ("/model-version-id", "version", "id"),
+    (MODEL_LABEL, "model", "name"),
+    (VERSION_LABEL, "version", "name"),
+)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where results are filed.
+
+    Attributes:
+        model: The registered model's name.
+        version: Its version's name.
+    """
+
+    model: str
+    version: str
+
+
+def names_of(service: Object, model: str = "", version: str = "") -> Names:
+    """The names by the service's labels, which must be those of the profile where that says any.
+
+    Args:
+        service: The InferenceService.
+        model: What the profile says; empty where it says nothing.
+        version: The same.
+
+    Raises:
+        ConfigError: neither says a name, or the name cannot be registered.
+        StageFailure: they say different ones.
+    """
+    labels = service["metadata"].get("labels") or {}
+    found = []
+    for label, said, what in ((MODEL_LABEL, model, "model"), (VERSION_LABEL, version, "version")):
+        labelled = str(labels.get(label) or "")
+        where = f"inferenceservice/{objects.name_of(service)}"
+        if said and labelled and said != labelled:
+            raise StageFailure(
+                f"{where} is labelled {label}={labelled}, and the profile says that its {what} is {said!r} in the "
+                "registry: numbers would land on the wrong one"
+            )
+        if not said and not labelled:
+            raise ConfigError(f"{where} has no label {label}, and the profile's [registry.models] names no {what}")
+        found.append(check_name(said or labelled, f"{what} name of {where}"))
+    return Names(*found)
+
+
+def disagreements(service: Object, model: Entity, version: Entity) -> list[str]:
+    """Labels of an InferenceService that name other entities than the ones that its results are filed under."""
+    entities = {"model": model, "version": version}
+    return [
+        f"inferenceservice/{objects.name_of(service)}: label {label} is {value!r}, and {kind} "
+        f"{entities[kind]['name']} of the registry has the {field} {entities[kind][field]!r}"
+        for label, value in (service["metadata"].get("labels") or {}).items()
+        for ending, kind, field in _LINKS
+        if label.endswith(ending) and value != entities[kind][field]
+    ]
+
+
+def same_under_another_name(versions: Sequence[Entity], own: str, service: str, revision: str) -> list[str]:
+    """Other versions that hold results of this very revision of the service, a line each."""
+    return [
+        f"version {version['name']!r} of the model holds results of inferenceservice/{service} revision {revision} "
+        f"(run {text_of(properties, names.RUN)}), and the service's version is {own!r}"
+        for version in versions
+        if version["name"] != own
+        and (properties := _properties(version))
+        and (text_of(properties, names.SERVICE), text_of(properties, names.REVISION)) == (service, revision)
+    ]
+
+
+def _properties(version: Entity) -> Mapping[str, Mapping[str, object]]:
+    return dict(version.get("customProperties") or {})

@@ -1,0 +1,203 @@
+"""A run's part in publishing: which results it has, whether it may publish them, and where to. Once a run and model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import lightkube
+
+from pytest_vllm_stage.benchmark import plans, steps
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.publication import links, publishing
+from pytest_vllm_stage.publication.bucket.bucket import Bucket
+from pytest_vllm_stage.publication.bucket.names import prefix_of, uri_of
+from pytest_vllm_stage.publication.document import DOCUMENT, OBSERVED, Source, Step, make, read_steps, utc
+from pytest_vllm_stage.publication.publishing import Place, Published
+from pytest_vllm_stage.publication.registry.api import TOKEN_VARIABLE, Registry
+from pytest_vllm_stage.run.context import Run
+from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.stage import client, object_store, objects, revision
+from pytest_vllm_stage.stage.deploy import addresses
+from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe.reader import View
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What this run published of a model.
+
+    Attributes:
+        role: The model's role.
+        own: This run's results; None where it published none.
+        skipped: Why it published none; empty otherwise.
+        completed: Earlier runs' publications that were cut short, and what became of them.
+    """
+
+    role: str
+    own: Published | None = None
+    skipped: str = ""
+    completed: tuple[Published, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Publication:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        own = Published(**data["own"]) if data["own"] else None
+        completed = tuple(Published(**entry) for entry in data["completed"])
+        return cls(data["role"], own, data["skipped"], completed)
+
+
+def publication_of(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Publication:
+    """What the run published of a model; the first process that asks publishes.
+
+    Raises:
+        StageError: it could not be published.
+    """
+    name = f"publication-{role}"
+    return Publication.from_json(run.shared.ensure(name, lambda: _publish(run, cluster, stage, role).to_json()))
+
+
+def registry_url(run: Run, kube: lightkube.Client, cluster: ClusterFacts) -> str | None:
+    """Root of the Model Registry; None where the stage has none that is reached from here."""
+    return run.config.get("registry_url") or addresses.of_registry(kube, cluster, run.config.namespace)
+
+
+def connect_registry(run: Run, kube: lightkube.Client, cluster: ClusterFacts) -> Registry:
+    """A connection to the Model Registry; whoever asks for it closes it.
+
+    Raises:
+        EnvironmentUnfit: there is none that is reached from here.
+    """
+    url = registry_url(run, kube, cluster)
+    if url is None:
+        raise EnvironmentUnfit(
+            f"namespace {run.config.namespace} has no Model Registry that is reached from here",
+            hint=f"name it: --stage-registry-url; or: kubectl -n {run.config.namespace} get service model-registry",
+        )
+    token = os.environ.get(TOKEN_VARIABLE)
+    return Registry(
+        url,
+        run.journal,
+        token=Secret(token) if token else None,
+        ca_file=run.config.get("ca_file"),
+        # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
+        trust_env=cluster.kind != "local",
+    )
+
+
+def connect_bucket(run: Run, kube: lightkube.Client, stage: StageFacts) -> Bucket:
+    """The bucket of results, with the stage's credentials.
+
+    Raises:
+        StageError: MinIO is not reached, or its Secret is not there.
+    """
+    ca_file = run.config.get("ca_file")
+    minio = object_store.connect(stage, kube, ca_file)
+    return Bucket(minio, run.config.profile.registry.bucket, object_store.address(stage), ca_file)
+
+
+def names_of(run: Run, role: str, service: Object) -> links.Names:
+    """Model and version under which a role's results are filed; see `links.names_of`."""
+    said = run.config.profile.registry.models.get(role)
+    return links.names_of(service, said.model if said else "", said.version if said else "")
+
+
+def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Publication:
+    if not run.config.publishes:
+        setting = run.config.settings["publish"]
+        reason = f"this run publishes nothing: --stage-publish={setting.value} ({setting.source})"
+        return Publication(role, skipped=reason)
+    if stage.simulated:
+        return Publication(role, skipped="the stage is simulated: its numbers are no model's, and are never published")
+    with _place(run, cluster, stage, role) as (view, place):
+        completed = tuple(publishing.complete_earlier(place, run.run_id, lambda one: _left_by(run, one, role, place)))
+        measured = _steps(run, place.service)
+        if not measured:
+            return Publication(role, skipped="this run has no load results of this model", completed=completed)
+        results = make(measured, _source(run, view, place, measured))
+        document = _document(run.directory, role)
+        publishing.write_document(results, document)
+        own = publishing.publish(place, results, publishing.files_of(steps.folder_of(run), measured, document))
+    run.journal.event("published", role, **{**asdict(own), "others": None})
+    return Publication(role, own, completed=completed)
+
+
+@contextmanager
+def _place(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Iterator[tuple[View, Place]]:
+    namespace, name = run.config.namespace, run.config.profile.models[role].inference_service
+    with client.connection(cluster, namespace) as kube:
+        service = objects.get(kube, "InferenceService", name, namespace)
+        if service is None:
+            raise StageFailure(f"inferenceservice/{name} does not exist in namespace {namespace}")
+        names = names_of(run, role, service)
+        registry = connect_registry(run, kube, cluster)
+        try:
+            bucket = connect_bucket(run, kube, stage)
+            yield View(kube, cluster, namespace), Place(registry, bucket, names, service, run.journal)
+        finally:
+            registry.close()
+
+
+def _steps(run: Run, service: Object) -> list[Step]:
+    """What this run measured of a service, with the verdicts that hold for the run as a whole."""
+    run.shared.ensure("judged", lambda: json.dumps(steps.finish(run)))
+
+    def outcome_of(measurement: Measurement, outcome: str) -> str:
+        """That of a rate beyond the promised one is an observation, unless it is invalid."""
+        observation = plans.saved(run.config, measurement.step).observation
+        return OBSERVED if observation and outcome != Outcome.INVALID else outcome
+
+    return read_steps(steps.folder_of(run), objects.name_of(service), outcome_of)
+
+
+def _document(directory: Path, role: str) -> Path:
+    return directory / "publication" / role / DOCUMENT
+
+
+def _left_by(run: Run, earlier: str, role: str, place: Place) -> Mapping[str, Path] | None:
+    """What an earlier run meant to upload, where its directory is still beside this run's; None where it is not."""
+    directory = run.directory.parent / earlier
+    document = _document(directory, role)
+    if not document.is_file():
+        return None
+    folder = directory / steps.FOLDER
+    measured = read_steps(folder, objects.name_of(place.service), lambda measurement, outcome: outcome)
+    return publishing.files_of(folder, measured, document)
+
+
+def _source(run: Run, view: View, place: Place, measured: list[Step]) -> Source:
+    """Where the numbers come from, once it is seen that the revision is older than they are.
+
+    Raises:
+        StageFailure: what runs now was made after the measurement began.
+    """
+    running = revision.running(view, place.service)
+    began = utc(min(step.measurement.started_at for step in measured))
+    if running.created_at and running.created_at > began:
+        raise StageFailure(
+            f"inferenceservice/{objects.name_of(place.service)}: revision {running.name} was made at "
+            f"{running.created_at}, after the measurement began ({began}): the results are of another revision"
+        )
+    names = place.names
+    return Source(
+        names.model,
+        names.version,
+        run.run_id,
+        run.config.namespace,
+        objects.name_of(place.service),
+        running.name,
+        uri_of(place.bucket.name, prefix_of(names.model, names.version, run.run_id)),
+    )

@@ -1,0 +1,98 @@
+"""One run as any of its processes sees it: identity, configuration, directory, journal, shared facts.
+
+The plugin loads this module in every pytest run, so it imports the rest of the package only when a test asks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.core.journal import Journal, Say
+    from pytest_vllm_stage.run.shared import Shared
+    from pytest_vllm_stage.settings.config import StageConfig
+
+
+class Identity(NamedTuple):
+    """What the controller tells its workers.
+
+    Attributes:
+        run_id: Names the run everywhere: directory, labels, record.
+        run_dir: The run's record; it is made when the first test asks for the stage.
+        controller_pid: The process whose end is the run's end.
+    """
+
+    run_id: str
+    run_dir: str
+    controller_pid: int
+
+
+def new_run_id() -> str:
+    """The time in UTC and four random hex digits, valid as a label value and as part of a file name."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + os.urandom(2).hex()
+
+
+class Run:
+    """The run; see the module. Configuration is resolved when first asked for, so unrelated test runs resolve none."""
+
+    def __init__(self, identity: Identity, resolve: Callable[[], StageConfig], say: Say) -> None:
+        self.identity = identity
+        self._resolve = resolve
+        self._say = say
+
+    @cached_property
+    def config(self) -> StageConfig:
+        """The resolved configuration.
+
+        Raises:
+            ConfigError: an option or the profile is wrong.
+        """
+        return self._resolve()
+
+    @property
+    def run_id(self) -> str:
+        """See `Identity`."""
+        return self.identity.run_id
+
+    @property
+    def directory(self) -> Path:
+        """The run directory, which exists only once the stage was asked for."""
+        return Path(self.identity.run_dir)
+
+    @property
+    def active(self) -> bool:
+        """Some test of this run has asked for the stage or an endpoint."""
+        return self.journal_path.exists()
+
+    @property
+    def journal_path(self) -> Path:
+        """Every event of every process of the run."""
+        return self.directory / "journal.jsonl"
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The run's journal; asking for it makes the run directory."""
+        from pytest_vllm_stage.core.journal import Journal
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        journal = Journal(self.journal_path, self._say)
+        if not self.active:
+            journal.event("run", self.run_id, controller_pid=self.identity.controller_pid)
+        return journal
+
+    @cached_property
+    def shared(self) -> Shared:
+        """Facts shared by the run's processes."""
+        from pytest_vllm_stage.run.shared import Shared
+
+        return Shared(self.directory / "facts")
+
+
+RUN = pytest.StashKey[Run]()

@@ -1,0 +1,76 @@
+"""Facts that one process makes and every other reads: a file and a lock for each, in the run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from pytest_vllm_stage.core import errors
+from pytest_vllm_stage.core.errors import StageError
+
+
+class Shared:
+    """Named texts under ``folder``; whoever asks first makes them, whatever worker that is in.
+
+    A failure is a fact too: it is kept, and everyone who asks later gets an error of the same type that says only
+    the headline, so that forty tests do not print one cause forty times.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def ensure(self, name: str, make: Callable[[], str]) -> str:
+        """The text called ``name``, made by ``make`` if nobody has yet.
+
+        Raises:
+            StageError: what ``make`` raised, now or in the process that asked first.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f"{name}.lock"):
+            known = self.get(name)
+            if known is not None:
+                return known
+            failure = self.failure(name)
+            if failure is not None:
+                raise failure
+            try:
+                text = make()
+            except StageError as error:
+                self._write(f"{name}.error.json", _dump(error))
+                raise
+            self._write(f"{name}.json", text)
+            return text
+
+    def get(self, name: str) -> str | None:
+        """The text, if it was made."""
+        path = self.folder / f"{name}.json"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def failure(self, name: str) -> StageError | None:
+        """Why it could not be made, shortened to the headline, if that happened."""
+        path = self.folder / f"{name}.error.json"
+        if not path.exists():
+            return None
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        kind: type[StageError] = getattr(errors, kept["type"], StageError)
+        failure = kind(kept["message"].splitlines()[0])
+        failure.told_before = True
+        return failure
+
+    def failures(self) -> list[StageError]:
+        """Every kept failure."""
+        names = sorted(path.name.removesuffix(".error.json") for path in self.folder.glob("*.error.json"))
+        return [failure for name in names if (failure := self.failure(name))]
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.folder / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self.folder / name)
+
+
+def _dump(error: StageError) -> str:
+    known = [kind for kind in type(error).__mro__ if hasattr(errors, kind.__name__)]
+    return json.dumps({"type": known[0].__name__, "message": error.message, "hint": error.hint})

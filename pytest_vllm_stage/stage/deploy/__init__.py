@@ -1,0 +1,1 @@
+"""Render the stage, apply it, wait for it, take it away."""

@@ -1,0 +1,97 @@
+"""Where the stage's servers answer, seen from this machine."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from lightkube import Client
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.objects import Object
+
+MINIO = "minio"
+REGISTRY = "model-registry"
+CONNECT_TIMEOUT_S = 3.0
+
+
+def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Object) -> str:
+    """Root URL of an InferenceService's server.
+
+    Where cluster IPs answer it is the predictor's Service, else what the service itself publishes, if it answers; the
+    Service last, for a machine that happens to be inside the cluster's network.
+
+    Raises:
+        StageFailure: the predictor has no Service.
+        EnvironmentUnfit: the service is Ready and no URL of it is reached from here; it names those that were tried.
+    """
+    name = objects.name_of(service)
+    if cluster.reaches_services:
+        return _of_service(kube, namespace, f"{name}-predictor", "80")
+    status = service.get("status") or {}
+    published = [status.get("url"), (status.get("address") or {}).get("url")]
+    tried = [str(url).rstrip("/") for url in published if url]
+    if objects.get(kube, "Service", f"{name}-predictor", namespace):
+        tried.append(_of_service(kube, namespace, f"{name}-predictor", "80"))
+    found = next(filter(answers, tried), None)
+    if found:
+        return found
+    if tried and not objects.is_true(service, "Ready"):
+        return tried[0]  # that nothing answers is the stage's fault, and for the checks to say
+    raise EnvironmentUnfit(
+        f"inferenceservice/{name} is not reached from here; tried: {', '.join(tried) or 'nothing'}",
+        hint=f"kubectl -n {namespace} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
+    )
+
+
+def of_minio(kube: Client, cluster: ClusterFacts, namespace: str) -> str | None:
+    """Root URL of MinIO's S3 API, or None where the stage has none that is reached from here."""
+    route = None if cluster.reaches_services else objects.get(kube, "Route", MINIO, namespace)
+    if route and route["spec"].get("host"):
+        return f"https://{route['spec']['host']}"
+    if objects.get(kube, "Service", MINIO, namespace) is None:
+        return None
+    url = _of_service(kube, namespace, MINIO, "9000")
+    return url if cluster.reaches_services or answers(url) else None
+
+
+def of_registry(kube: Client, cluster: ClusterFacts, namespace: str) -> str | None:
+    """Root URL of the Model Registry's REST API, or None where the stage has none that is reached from here."""
+    if objects.get(kube, "Service", REGISTRY, namespace) is None:
+        return None
+    url = _of_service(kube, namespace, REGISTRY, "8080")
+    return url if cluster.reaches_services or answers(url) else None
+
+
+def _of_service(kube: Client, namespace: str, name: str, port: str) -> str:
+    found = objects.get(kube, "Service", name, namespace)
+    if found is None:
+        raise StageFailure(f"service/{name} does not exist", hint=f"kubectl -n {namespace} get services")
+    spec = found["spec"]
+    ports = {str(entry["port"]): entry for entry in spec.get("ports") or []}
+    chosen = ports.get(port) or next(iter(ports.values()), {"port": int(port)})
+    if spec.get("clusterIP") not in (None, "", "None"):
+        return _url(spec["clusterIP"], chosen["port"])
+    # A headless Service has the pods' addresses and ports instead of its own.
+    pods = objects.listed(kube, "Pod", namespace, spec.get("selector"))
+    ready = [pod["status"]["podIP"] for pod in pods if objects.is_true(pod, "Ready")]
+    if not ready:
+        raise StageFailure(f"service/{name} has no Ready pod to answer", hint=f"kubectl -n {namespace} get pods")
+    return _url(ready[0], chosen.get("targetPort", chosen["port"]))
+
+
+def _url(host: str, port: int | str) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def answers(url: str) -> bool:
+    """Something accepts connections at the URL's host and port."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((parts.hostname or "", port), CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False

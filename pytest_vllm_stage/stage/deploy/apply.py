@@ -1,0 +1,110 @@
+"""Server-side apply of what this run owns: what was there before is not taken over."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightkube import Client
+
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.api_errors import Refused, patiently, told
+from pytest_vllm_stage.stage.client import FIELD_MANAGER
+from pytest_vllm_stage.stage.deploy import secrets
+from pytest_vllm_stage.stage.objects import Object
+
+RUN_ID_LABEL = "vllm-stage/run-id"
+EXPIRES_ANNOTATION = "vllm-stage/expires-at"
+#: How long what a run made is meant to stay when nobody takes it away.
+LIFETIME = datetime.timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Whose objects they are.
+
+    Attributes:
+        run_id: The run that makes them.
+        expires_at: RFC 3339 time after which they are litter; fixed once a run, for KServe copies an
+            InferenceService's metadata into its pod template, where a new value would restart the pods.
+    """
+
+    run_id: str
+    expires_at: str
+
+    @classmethod
+    def of_run(cls, run_id: str) -> Ownership:
+        """Ownership that begins now."""
+        expiry = datetime.datetime.now(datetime.UTC) + LIFETIME
+        return cls(run_id, expiry.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+    def mark(self, manifest: Object) -> Object:
+        """The manifest with the run's label and expiry; on the object itself, its children inherit by owner."""
+        metadata = dict(manifest["metadata"])
+        metadata["labels"] = {**(metadata.get("labels") or {}), RUN_ID_LABEL: self.run_id}
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), EXPIRES_ANNOTATION: self.expires_at}
+        return {**manifest, "metadata": metadata}
+
+
+def run_id_of(item: Object) -> str | None:
+    """The run that made an object; None where no run of this plugin did."""
+    label = (item["metadata"].get("labels") or {}).get(RUN_ID_LABEL)
+    return str(label) if label else None
+
+
+def apply(
+    kube: Client, manifests: list[Object], namespace: str, ownership: Ownership, values: Mapping[str, Secret]
+) -> list[Object]:
+    """Apply manifests as this run's; return what the server made of them.
+
+    Raises:
+        ConfigError: an object of that name is there and is not this run's; it names whose it is.
+        Refused: the server does not take a manifest.
+    """
+    for manifest in manifests:
+        _refuse_foreign(kube, manifest, namespace, ownership.run_id)
+    return [_apply_one(kube, ownership.mark(manifest), namespace, values) for manifest in manifests]
+
+
+def _refuse_foreign(kube: Client, manifest: Object, namespace: str, run_id: str) -> None:
+    existing = objects.get(kube, manifest["kind"], objects.name_of(manifest), namespace)
+    if existing is not None and run_id_of(existing) != run_id:
+        raise ConfigError(
+            f"{objects.reference(manifest)} in namespace {namespace} is there already and belongs to "
+            f"{describe_owner(existing)}: it is not taken over",
+            hint="choose another namespace (--stage-namespace), validate what is there (without --stage-deploy), "
+            "or remove it first",
+        )
+
+
+def describe_owner(item: Object) -> str:
+    """Whose an object is, in words."""
+    run_id = run_id_of(item)
+    if run_id:
+        expiry = (item["metadata"].get("annotations") or {}).get(EXPIRES_ANNOTATION, "an unknown time")
+        return f"run {run_id} (expires {expiry})"
+    managers = sorted({str(entry.get("manager")) for entry in item["metadata"].get("managedFields") or []})
+    return f"field manager {', '.join(managers)}" if managers else "an unknown owner"
+
+
+def _apply_one(kube: Client, manifest: Object, namespace: str, values: Mapping[str, Secret]) -> Object:
+    kind, what = manifest["kind"], objects.reference(manifest)
+    scope: dict[str, Any] = {"namespace": namespace} if objects.is_namespaced(kind) else {}
+
+    def send() -> Object:
+        with told(f"apply {what}"):
+            filled = objects.resource_of(kind)(secrets.fill(manifest, values))
+            return objects.plain(kube.apply(filled, field_manager=FIELD_MANAGER, **scope))
+
+    try:
+        return patiently(f"apply {what}", send)
+    except Refused as error:
+        if error.code == 409:
+            raise ConfigError(f"{what} in namespace {namespace} has fields of another owner: {error.message}") from None
+        if error.code in (400, 422) and kind != "Namespace":
+            raise ConfigError(f"the cluster does not take {what}: {error.message}") from None
+        raise

@@ -1,0 +1,103 @@
+"""From a kustomize overlay to manifests, and to the flat fields by which two renderings are compared."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.objects import Object
+
+RENDER_TIMEOUT_S = 60
+#: Manifests are applied in waves, by the annotation that Argo CD orders them by too.
+WAVE_ANNOTATION = "argocd.argoproj.io/sync-wave"
+
+
+def render(overlay: Path, kubectl: str) -> list[Object]:
+    """The overlay's manifests, as ``kubectl kustomize`` gives them.
+
+    Raises:
+        ConfigError: the overlay does not render, or holds something that is no manifest; it names the folder or file.
+        EnvironmentUnfit: kubectl does not run.
+    """
+    try:
+        done = subprocess.run(
+            [kubectl, "kustomize", str(overlay)], capture_output=True, text=True, timeout=RENDER_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentUnfit(f"{kubectl} kustomize does not run: {error}") from None
+    hint = f"{kubectl} kustomize {overlay}"
+    if done.returncode != 0:
+        reason = done.stderr.strip().removeprefix("error: ")
+        raise ConfigError(f"overlay {overlay} does not render: {reason}", hint=hint)
+    manifests = [document for document in yaml.safe_load_all(done.stdout) if document is not None]
+    for manifest in manifests:
+        _check(manifest, overlay, hint)
+    return manifests
+
+
+def _check(manifest: Any, overlay: Path, hint: str) -> None:
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    if kind not in objects.KINDS:
+        raise ConfigError(
+            f"overlay {overlay}: {kind or 'a document without kind'} is no kind that a stage can hold; "
+            f"valid: {', '.join(objects.KINDS)}",
+            hint=hint,
+        )
+
+
+def in_namespace(manifests: list[Object], namespace: str) -> list[Object]:
+    """The manifests for another namespace than the overlay's; inside the stage, names are short and need no change."""
+    moved = []
+    for manifest in manifests:
+        metadata = dict(manifest["metadata"])
+        if manifest["kind"] == "Namespace":
+            metadata["name"] = namespace
+        elif objects.is_namespaced(manifest["kind"]):
+            metadata["namespace"] = namespace
+        moved.append({**manifest, "metadata": metadata})
+    return moved
+
+
+def waves(manifests: list[Object]) -> list[list[Object]]:
+    """The manifests by `WAVE_ANNOTATION`, lowest first; 0 where there is none."""
+    by_wave: dict[int, list[Object]] = {}
+    for manifest in manifests:
+        annotations = manifest["metadata"].get("annotations") or {}
+        by_wave.setdefault(int(annotations.get(WAVE_ANNOTATION, "0")), []).append(manifest)
+    return [by_wave[wave] for wave in sorted(by_wave)]
+
+
+def flatten(manifests: list[Object]) -> dict[str, str]:
+    """Field path to value, for example ``ServingRuntime/vllm spec.containers[0].image``."""
+    return {
+        f"{manifest['kind']}/{objects.name_of(manifest)} {path}": value
+        for manifest in manifests
+        for path, value in _fields({key: manifest[key] for key in manifest if key not in ("kind", "apiVersion")}, "")
+    }
+
+
+def _fields(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key in sorted(value):
+            yield from _fields(value[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(value):
+            yield from _fields(item, f"{path}[{index}]")
+    else:
+        yield path, str(value)
+
+
+def of_kind(manifests: list[Object], kind: str) -> list[Object]:
+    """The manifests of one kind."""
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+def named(manifests: list[Object], kind: str, name: str) -> Object | None:
+    """One manifest, or None."""
+    return next((found for found in of_kind(manifests, kind) if objects.name_of(found) == name), None)

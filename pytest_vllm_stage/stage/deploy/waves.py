@@ -1,0 +1,191 @@
+"""Bring the stage about, wave by wave, or attach to one that is there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from lightkube import Client
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.errors import ConfigError, StageFailure
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.settings.profile import Profile
+from pytest_vllm_stage.stage import client, drift, objects
+from pytest_vllm_stage.stage.deploy import addresses, render
+from pytest_vllm_stage.stage.deploy import secrets as secret_values
+from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
+from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts, TargetFacts
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import conditions, diagnose
+from pytest_vllm_stage.stage.observe.reader import Condition, View
+from pytest_vllm_stage.stage.observe.wait import wait_for_all
+
+
+def deploy(
+    cluster: ClusterFacts,
+    profile: Profile,
+    *,
+    namespace: str,
+    run_id: str,
+    secrets: secret_values.Values,
+    journal: Journal,
+    diagnostics: Path,
+) -> StageFacts:
+    """Deploy the profile's overlay and wait until its models answer.
+
+    Args:
+        cluster: Where.
+        profile: What, and how long each wait may take.
+        namespace: The stage's namespace; it must not exist.
+        run_id: Goes onto everything as a label.
+        secrets: What `stage.secrets.load` gave.
+        journal: Takes each wave's and each wait's duration.
+        diagnostics: Folder for objects, events and logs when it fails.
+
+    Raises:
+        ConfigError: the manifests, the secrets or what is there already do not allow it; nothing was left half done
+            that the run's label does not find.
+        EnvironmentUnfit: the cluster cannot carry it.
+        StageFailure: the stage does not come up; the first line names the cause.
+    """
+    manifests = render.in_namespace(render.render(profile.overlay, cluster.kubectl), namespace)
+    _check_roles(profile, manifests)
+    values = secret_values.complete(manifests, secrets, generate=cluster.kind == "local")
+    with client.connection(cluster, namespace) as kube:
+        try:
+            _bring_about(View(kube, cluster, namespace), manifests, profile, Ownership.of_run(run_id), values, journal)
+            services = _services(kube, namespace, profile)
+            targets = _targets(kube, cluster, namespace, services)
+            _await_answers(targets, profile.waits_s["first_answer_s"], journal)
+        except StageFailure:
+            diagnose.collect(cluster, namespace, diagnostics)
+            raise
+        minio_url = addresses.of_minio(kube, cluster, namespace)
+    return StageFacts(
+        namespace,
+        run_id,
+        owned=True,
+        targets=targets,
+        minio_url=minio_url,
+        deployed_at=time.time(),
+        simulated=is_simulated(services),
+    )
+
+
+def _bring_about(
+    view: View,
+    manifests: list[Object],
+    profile: Profile,
+    ownership: Ownership,
+    values: Mapping[str, Secret],
+    journal: Journal,
+) -> None:
+    for wave in render.waves(manifests):
+        kinds = ", ".join(sorted({manifest["kind"] for manifest in wave}))
+        with journal.phase(f"deploy {kinds}", objects=[objects.reference(manifest) for manifest in wave]):
+            apply(view.kube, wave, view.namespace, ownership, values)
+            wait_for_all(view, conditions_of(wave, profile.waits_s), journal)
+
+
+def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Journal) -> StageFacts:
+    """Take a stage that is there, changing nothing; whether it is healthy is for the suites to say.
+
+    Raises:
+        StageFailure: a model of the profile has no InferenceService in the namespace.
+        EnvironmentUnfit: the cluster or its servers are not reached from here.
+    """
+    with client.connection(cluster, namespace) as kube:
+        services = _services(kube, namespace, profile)
+        targets = _targets(kube, cluster, namespace, services)
+        minio_url = addresses.of_minio(kube, cluster, namespace)
+    facts = StageFacts(namespace, "", False, targets, minio_url, simulated=is_simulated(services))
+    journal.event("attached", namespace, targets=[target.base_url for target in facts.targets])
+    return facts
+
+
+def _check_roles(profile: Profile, manifests: list[Object]) -> None:
+    there = [objects.name_of(manifest) for manifest in render.of_kind(manifests, "InferenceService")]
+    for role, model in profile.models.items():
+        if model.inference_service not in there:
+            raise ConfigError(
+                f"profile {profile.name}: models.{role}.inference_service: {model.inference_service} is not in overlay "
+                f"{profile.overlay.name}; valid: {', '.join(there) or 'none'}"
+            )
+
+
+def conditions_of(wave: Sequence[Object], waits_s: Mapping[str, float]) -> list[Condition]:
+    """What to wait for before the next wave is applied."""
+    makers: dict[str, tuple[Callable[[str, float], Condition], str]] = {
+        "Namespace": (conditions.NamespaceActive, "namespace_s"),
+        "PersistentVolumeClaim": (conditions.ClaimBound, "persistent_volume_claim_s"),
+        "Deployment": (conditions.DeploymentAvailable, "minio_s"),
+        "Job": (conditions.JobComplete, "model_download_s"),
+        "InferenceService": (conditions.InferenceServiceReady, "inference_service_s"),
+    }
+    return [
+        makers[manifest["kind"]][0](objects.name_of(manifest), waits_s[makers[manifest["kind"]][1]])
+        for manifest in wave
+        if manifest["kind"] in makers
+    ]
+
+
+def _services(kube: Client, namespace: str, profile: Profile) -> dict[str, Object]:
+    """Role to the live InferenceService."""
+    found = {}
+    for role, model in profile.models.items():
+        service = objects.get(kube, "InferenceService", model.inference_service, namespace)
+        if service is None:
+            raise StageFailure(
+                f"inferenceservice/{model.inference_service} (role {role}) does not exist in namespace {namespace}",
+                hint=f"kubectl -n {namespace} get inferenceservices; is --stage-namespace right?",
+            )
+        found[role] = service
+    return found
+
+
+def is_simulated(services: Mapping[str, Object]) -> bool:
+    """Some model is labelled as simulated; one is enough, since numbers of a run are compared with each other."""
+    labels = [service["metadata"].get("labels") or {} for service in services.values()]
+    return any(found.get(SIMULATED_LABEL) == "true" for found in labels)
+
+
+def _targets(
+    kube: Client, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
+) -> tuple[TargetFacts, ...]:
+    found = []
+    for role, service in services.items():
+        runtime = objects.get(kube, "ServingRuntime", drift.runtime_name(service), namespace)
+        length = max_model_len(drift.demand(service, runtime).args) if runtime else None
+        url = addresses.of_model(kube, cluster, namespace, service)
+        found.append(TargetFacts(role, objects.name_of(service), url, length))
+    return tuple(found)
+
+
+def max_model_len(args: Sequence[str]) -> int | None:
+    """The context length that serving arguments declare, the last where it is there twice."""
+    match = re.findall(r"--max-model-len[= ](\d+)", " ".join(args))
+    return int(match[-1]) if match else None
+
+
+def _await_answers(targets: Sequence[TargetFacts], timeout_s: float, journal: Journal) -> None:
+    """Ready is told by the API server before every Service rule is in place: see that connections are taken."""
+    for target in targets:
+        wait_until(
+            f"connection to {target.base_url}",
+            partial(_look_at, target.base_url),
+            timeout_s=timeout_s,
+            journal=journal,
+            interval_s=0.2,
+            hint=f"curl -i {target.base_url}/health",
+        )
+
+
+def _look_at(url: str) -> Observation:
+    accepted = addresses.answers(url)
+    return Observation(accepted, "accepted" if accepted else "refused")

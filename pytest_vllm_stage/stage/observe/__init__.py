@@ -1,0 +1,1 @@
+"""Read the stage as it is now, and find out what is wrong with it."""

@@ -1,0 +1,155 @@
+"""Why something is wrong: a short text for the error, the whole into a folder; bounded in time and size, redacted."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lightkube import Client
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError
+from pytest_vllm_stage.stage import client, objects
+from pytest_vllm_stage.stage.api_errors import Refused
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import runbook, trouble
+from pytest_vllm_stage.stage.observe.trouble import Trouble
+
+Redact = Callable[[str], str]
+LOG_TIMEOUT_S = 10
+#: In the text of an error, and in a file.
+LINES_SHOWN, LINES_KEPT = 8, 2000
+LONGEST_FILE = 1024 * 1024
+COLLECT_BUDGET_S = 60.0
+COLLECTED = (
+    "InferenceService", "ServingRuntime", "Deployment", "ReplicaSet", "Job", "Pod", "PersistentVolumeClaim", "Service",
+    "ConfigMap", "ResourceQuota", "LimitRange", "Event",
+)  # fmt: skip
+_TOKENS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )[A-Za-z0-9._~+/-]{8,}=*|AKIA[A-Z0-9]{12,}")
+#: Shorter secret values would redact ordinary words.
+SHORTEST_REDACTED = 6
+
+
+def redactor(kube: Client, namespace: str) -> Redact:
+    """A function that takes the namespace's secret values, and what looks like a token, out of a text."""
+    try:
+        held = [
+            value for item in objects.listed(kube, "Secret", namespace) for value in (item.get("data") or {}).values()
+        ]
+    except EnvironmentUnfit:  # not allowed to read them: then none can be told from other text, save by its form
+        held = []
+    values = {base64.b64decode(value).decode("utf-8", "replace").strip() for value in held}
+    known = sorted((value for value in values if len(value) >= SHORTEST_REDACTED), key=len, reverse=True)
+
+    def redact(text: str) -> str:
+        for value in known:
+            text = text.replace(value, "***")
+        return _TOKENS.sub("***", text)
+
+    return redact
+
+
+class Logs:
+    """Reads container logs through kubectl, which alone gives those of an instance that ended."""
+
+    def __init__(self, cluster: ClusterFacts, namespace: str, redact: Redact) -> None:
+        self._command = [cluster.kubectl, f"--kubeconfig={cluster.kubeconfig}", f"--context={cluster.context}"]
+        self._namespace = namespace
+        self._redact = redact
+
+    def __call__(self, pod: str, container: str, previous: bool, lines: int = 200) -> list[str]:
+        """The last lines of a log, redacted; empty where there is none or it does not come in time."""
+        command = [*self._command, "logs", pod, f"--namespace={self._namespace}", f"--container={container}"]
+        command += [f"--tail={lines}", f"--previous={str(previous).lower()}", f"--request-timeout={LOG_TIMEOUT_S}s"]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=LOG_TIMEOUT_S + 5, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        if done.returncode != 0:
+            return []
+        return self._redact(done.stdout.decode("utf-8", "replace")).splitlines()
+
+
+def explain(found: Trouble, logs: Logs, warnings: Iterable[Object]) -> str:
+    """The cause on the first line, then the last log lines and the warning events that go with it."""
+    parts = [found.cause]
+    if found.container:
+        lines = runbook.telling(logs(found.pod, found.container, found.previous), LINES_SHOWN)
+        if lines:
+            parts.append(f"  log of pod/{found.pod} container {found.container}, last lines:")
+            parts += [f"    {line}" for line in lines]
+    told = event_lines(warnings)[-LINES_SHOWN:]
+    if told:
+        parts += ["  warning events:", *[f"    {line}" for line in told]]
+    return "\n".join(parts)
+
+
+def event_lines(events: Iterable[Object]) -> list[str]:
+    """Events in their order, one line each: how often, reason, subject, message."""
+    lines = []
+    for event in sorted(events, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or "")):
+        about = event.get("involvedObject") or {}
+        subject = f"{str(about.get('kind', '')).lower()}/{about.get('name', '')}"
+        count = event.get("count") or (event.get("series") or {}).get("count") or 1
+        lines.append(f"{event.get('reason')} {subject} (x{count}): {runbook.cut(str(event.get('message', '')))}")
+    return lines
+
+
+def collect(cluster: ClusterFacts, namespace: str, folder: Path) -> None:
+    """Write the namespace's objects (no Secrets), events and logs into a folder, as far as a minute reaches.
+
+    What cannot be read is named in ``not-collected.txt`` instead of being raised: it runs when something is wrong.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with client.connection(cluster, namespace) as kube:
+            missed = _collect(kube, cluster, namespace, folder)
+    except StageError as error:
+        missed = [f"everything: {error}"]
+    if missed:
+        _write(folder / "not-collected.txt", "\n".join(missed) + "\n")
+
+
+def _collect(kube: Client, cluster: ClusterFacts, namespace: str, folder: Path) -> list[str]:
+    deadline, redact = time.monotonic() + COLLECT_BUDGET_S, redactor(kube, namespace)
+    pods: list[Object] = []
+    missed: list[str] = []
+    for kind in COLLECTED:
+        try:
+            items = objects.listed(kube, kind, namespace)
+        except (EnvironmentUnfit, Refused) as error:
+            missed.append(f"{kind}: {error}")
+            continue
+        pods = items if kind == "Pod" else pods
+        text = "\n".join(event_lines(items)) if kind == "Event" else json.dumps(items, indent=1, default=str)
+        _write(folder / f"{kind.lower()}s.{'txt' if kind == 'Event' else 'json'}", redact(text))
+    return missed + _collect_logs(pods, Logs(cluster, namespace, redact), folder / "logs", deadline)
+
+
+def _collect_logs(pods: list[Object], logs: Logs, folder: Path, deadline: float) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    missed = []
+    for pod in pods:
+        status, name = pod.get("status") or {}, objects.name_of(pod)
+        for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+            for previous in (False, True) if container.get("restartCount") else (False,):
+                file = f"{name}.{container['name']}{'.previous' if previous else ''}.log"
+                if time.monotonic() > deadline:
+                    missed.append(f"logs/{file}: no time left")
+                    continue
+                _write(folder / file, "\n".join(logs(name, container["name"], previous, LINES_KEPT)) + "\n")
+    return missed
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text if len(text) <= LONGEST_FILE else text[-LONGEST_FILE:], encoding="utf-8")
+
+
+def warnings_about(items: Iterable[Object], events: list[Object]) -> list[Object]:
+    """The warning events about any of the objects."""
+    return [event for item in items for event in trouble.warnings_of(item, events)]

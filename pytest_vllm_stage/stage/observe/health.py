@@ -1,0 +1,205 @@
+"""Whether what runs is healthy: pure functions over objects. Each returns a line for every problem, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import diagnose, rollout
+from pytest_vllm_stage.stage.observe.trouble import quantity
+
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
+
+def of_service(service: Object, runtime: Object | None, deployment: Object | None, pods: Sequence[Object]) -> list[str]:
+    """An InferenceService that is not Ready, or Ready for an older generation than the one it is at."""
+    lines = [
+        f"condition {entry.get('type')} is {entry.get('status')}: {entry.get('reason', '')} {entry.get('message', '')}"
+        for entry in (service.get("status") or {}).get("conditions") or []
+        if entry.get("status") != "True" and entry.get("severity") != "Info"
+    ]
+    if not objects.condition(service, "Ready"):
+        lines.append("condition Ready is not reported: no KServe controller has seen it")
+    return lines + rollout.stale_reasons(service, runtime, deployment, pods)
+
+
+def of_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
+    """Another number of Ready pods than the service declares."""
+    predictor = service["spec"]["predictor"]
+    least, most = predictor.get("minReplicas", 1), predictor.get("maxReplicas") or predictor.get("minReplicas", 1)
+    ready = [pod for pod in pods if objects.is_true(pod, "Ready")]
+    leaving = [objects.name_of(pod) for pod in pods if pod["metadata"].get("deletionTimestamp")]
+    lines = [f"pod {name} of an old revision is still there and holds its resources" for name in leaving]
+    if not least <= len(ready) - len(leaving) <= most:
+        lines.append(f"{len(ready)} pods are Ready, declared are {least} to {most}")
+    return lines
+
+
+def of_pods(pods: Sequence[Object]) -> list[str]:
+    """Pods that are not Ready, or whose containers did not live through."""
+    lines = [] if pods else ["there is no pod"]
+    for pod in pods:
+        name, status = objects.name_of(pod), pod.get("status") or {}
+        if not objects.is_true(pod, "Ready"):
+            lines.append(f"pod {name} is not Ready: {rollout.pod_states([pod])}")
+        for container in status.get("containerStatuses") or []:
+            count = container.get("restartCount", 0)
+            if count:
+                ended = (container.get("lastState") or {}).get("terminated") or {}
+                why = f"{ended.get('reason', 'unknown reason')}, exit code {ended.get('exitCode', 'unknown')}"
+                lines.append(f"container {container['name']} of pod {name} was restarted {count} times ({why})")
+    return lines
+
+
+def of_claim(claim: Object | None, declared: Object) -> list[str]:
+    """A claim that is not bound, or to less than is declared."""
+    name, wants = objects.name_of(declared), declared["spec"]["resources"]["requests"]["storage"]
+    if claim is None:
+        return [f"PVC {name} does not exist"]
+    status = claim.get("status") or {}
+    if status.get("phase") != "Bound":
+        return [f"PVC {name} is {status.get('phase', 'unknown')}, not Bound"]
+    has = (status.get("capacity") or {}).get("storage", "0")
+    return [] if quantity(has) >= quantity(wants) else [f"PVC {name} has {has}, declared are {wants}"]
+
+
+def of_zones(volume: Object, node: Object) -> list[str]:
+    """A volume in another zone than the node that is to mount it."""
+    required = ((volume["spec"].get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
+    zones = {
+        value
+        for term in required
+        for entry in term.get("matchExpressions") or []
+        if entry.get("key") == ZONE_LABEL and entry.get("operator") == "In"
+        for value in entry.get("values") or []
+    }
+    zone = (node["metadata"].get("labels") or {}).get(ZONE_LABEL)
+    if not zones or zone in zones:
+        return []
+    return [
+        f"persistentvolume {objects.name_of(volume)} lies in zone {', '.join(sorted(zones))}, "
+        f"node {objects.name_of(node)} in {zone or 'none'}"
+    ]
+
+
+def of_job(job: Object | None, name: str) -> list[str]:
+    """A Job that has not completed."""
+    if job is None:
+        return [f"job {name} does not exist"]
+    if objects.is_true(job, "Complete"):
+        return []
+    failed = objects.condition(job, "Failed")
+    if failed.get("status") == "True":
+        return [f"job {name} failed: {failed.get('reason')}: {failed.get('message')}"]
+    return [f"job {name} has not completed: {(job.get('status') or {}).get('active', 0)} pods active"]
+
+
+@dataclass(frozen=True)
+class SecretReference:
+    """A place in the manifests that needs a Secret.
+
+    Attributes:
+        secret: The Secret's name.
+        key: The key in it; None where the whole Secret is needed.
+        where: The object that needs it.
+    """
+
+    secret: str
+    key: str | None
+    where: str
+
+
+def secret_references(manifests: Iterable[Object]) -> list[SecretReference]:
+    """Every Secret, and key of one, that the manifests name or declare; those marked optional are left out."""
+    found: list[SecretReference] = []
+    for manifest in manifests:
+        where = f"{manifest['kind']}/{objects.name_of(manifest)}"
+        if manifest["kind"] == "Secret":
+            keys = [*(manifest.get("stringData") or {}), *(manifest.get("data") or {})]
+            found += [SecretReference(objects.name_of(manifest), key, where) for key in keys]
+        elif manifest["kind"] == "ServiceAccount":
+            named = [*(manifest.get("secrets") or []), *(manifest.get("imagePullSecrets") or [])]
+            found += [SecretReference(entry["name"], None, where) for entry in named]
+        else:
+            found += _references_in(manifest.get("spec"), where)
+    return sorted(set(found), key=lambda ref: (ref.secret, ref.key or "", ref.where))
+
+
+def _references_in(value: Any, where: str) -> list[SecretReference]:
+    found: list[SecretReference] = []
+    if isinstance(value, list):
+        for item in value:
+            found += _references_in(item, where)
+    if not isinstance(value, dict):
+        return found
+    for field, item in value.items():
+        optional = isinstance(item, dict) and item.get("optional")
+        if field == "secretKeyRef" and not optional:
+            found.append(SecretReference(item["name"], item["key"], where))
+        elif field == "secretRef" and not optional:
+            found.append(SecretReference(item["name"], None, where))
+        elif field == "secret" and isinstance(item, dict) and "secretName" in item and not optional:
+            keys = [entry["key"] for entry in item.get("items") or []] or [None]
+            found += [SecretReference(item["secretName"], key, where) for key in keys]
+        elif field == "imagePullSecrets":
+            found += [SecretReference(entry["name"], None, where) for entry in item]
+        else:
+            found += _references_in(item, where)
+    return found
+
+
+def of_secrets(references: Iterable[SecretReference], live: Mapping[str, Iterable[str]]) -> list[str]:
+    """References that lead nowhere; ``live`` has the names of Secrets with the names of their keys, and no values."""
+    lines = []
+    for ref in references:
+        if ref.secret not in live:
+            lines.append(f"secret {ref.secret} does not exist ({ref.where} needs it)")
+        elif ref.key is not None and ref.key not in live[ref.secret]:
+            lines.append(f'secret {ref.secret} has no key "{ref.key}" ({ref.where} needs it)')
+    return lines
+
+
+def _pod_is_well(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") == "Succeeded" or objects.is_true(pod, "Ready")
+
+
+def _replica_set_is_well(found: Object) -> bool:
+    return bool((found.get("status") or {}).get("readyReplicas", 0) >= found["spec"].get("replicas", 0))
+
+
+#: Kinds whose warnings are judged, and when a warning about one belongs to the past.
+_WELL: dict[str, Callable[[Object], bool]] = {
+    "Pod": _pod_is_well,
+    "Job": lambda job: objects.is_true(job, "Complete"),
+    "PersistentVolumeClaim": lambda claim: (claim.get("status") or {}).get("phase") == "Bound",
+    "Deployment": lambda deployment: rollout.rolled_out(deployment)[0],
+    "ReplicaSet": _replica_set_is_well,
+    "InferenceService": lambda service: objects.is_true(service, "Ready"),
+}
+JUDGED_KINDS = tuple(_WELL)
+
+
+def standing_warnings(events: Iterable[Object], subjects: Iterable[Object]) -> list[str]:
+    """Warning events that are still true: their subject exists, and is not well now.
+
+    A readiness probe that failed while the model loaded, or a pod that waited for its volume, is past once the pod is
+    Ready; an event about an object that is gone is nobody's problem.
+    """
+    by_uid = {item["metadata"].get("uid"): item for item in subjects}
+    standing = []
+    for event in events:
+        about = event.get("involvedObject") or {}
+        subject, well = by_uid.get(about.get("uid")), _WELL.get(str(about.get("kind")))
+        if event.get("type") == "Warning" and subject is not None and well is not None and not well(subject):
+            standing.append(event)
+    return diagnose.event_lines(standing)
+
+
+def message(symptom: str, lines: Sequence[str], command: str) -> str:
+    """A failed check for a person: the symptom and what was seen, then what to run next."""
+    return "\n".join(
+        [f"{symptom}: {lines[0] if lines else ''}", *[f"  {line}" for line in lines[1:]], f"  next: {command}"]
+    )

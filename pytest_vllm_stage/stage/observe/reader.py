@@ -1,0 +1,86 @@
+"""One look at the stage: what conditions look through, and what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lightkube import Client
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.api_errors import Unreachable
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import diagnose
+from pytest_vllm_stage.stage.observe.trouble import Trouble
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one look showed.
+
+    Attributes:
+        done: The condition holds.
+        state: In a few words.
+        trouble: A state that may never heal.
+        about: Objects whose warning events explain it.
+    """
+
+    done: bool
+    state: str
+    trouble: Trouble | None = None
+    about: Sequence[Object] = ()
+
+
+@dataclass
+class View:
+    """What conditions look through: the cluster, the namespace, and its events as of this look."""
+
+    kube: Client
+    cluster: ClusterFacts
+    namespace: str
+    events: list[Object] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._logs: diagnose.Logs | None = None
+
+    @property
+    def logs(self) -> diagnose.Logs:
+        """Reads logs, without the namespace's secret values."""
+        if self._logs is None:
+            redact = diagnose.redactor(self.kube, self.namespace)
+            self._logs = diagnose.Logs(self.cluster, self.namespace, redact)
+        return self._logs
+
+    def get(self, kind: str, name: str) -> Object | None:
+        """One object of the namespace."""
+        return objects.get(self.kube, kind, name, self.namespace)
+
+    def listed(self, kind: str, labels: dict[str, str] | None = None) -> list[Object]:
+        """Objects of the namespace."""
+        return objects.listed(self.kube, kind, self.namespace, labels)
+
+    def everywhere(self, kind: str) -> list[Object]:
+        """Cluster-wide objects; empty where this user may not list them."""
+        try:
+            return objects.listed(self.kube, kind)
+        except Unreachable:
+            raise
+        except EnvironmentUnfit:
+            return []
+
+
+class Condition(Protocol):
+    """Something about one object that is to become true."""
+
+    what: str
+    timeout_s: float
+
+    @property
+    def failing(self) -> str:
+        """How the failure is told: ``job/download cannot complete``."""
+
+    def look(self, view: View) -> Sight:
+        """One look."""

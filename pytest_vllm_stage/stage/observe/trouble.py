@@ -1,0 +1,231 @@
+"""States that waiting does not mend, told from healthy ones: pure functions over objects, events and log lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import runbook
+
+#: (pod, container, of the previous instance) to its log lines.
+Logs = Callable[[str, str, bool], list[str]]
+#: A container that ended so often with nothing else known is a crash loop.
+RESTARTS_OF_A_LOOP = 2
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A state that will not heal by waiting.
+
+    Attributes:
+        cause: What is wrong, in the runbook's terms, in one line.
+        pod: The pod whose log and events tell more; empty where there is none.
+        container: The container in it.
+        previous: The log is that of the container's previous instance.
+        looks: In how many consecutive looks it must be seen: some states pass by themselves at start.
+    """
+
+    cause: str
+    pod: str = ""
+    container: str = ""
+    previous: bool = False
+    looks: int = 1
+
+
+def of_pods(pods: Iterable[Object], events: list[Object], logs: Logs) -> Trouble | None:
+    """The first trouble among pods that are not on their way out."""
+    for pod in pods:
+        if pod["metadata"].get("deletionTimestamp"):
+            continue
+        found = of_pod(pod, events, logs)
+        if found:
+            return found
+    return None
+
+
+def of_pod(pod: Object, events: list[Object], logs: Logs) -> Trouble | None:
+    """What keeps a pod from running or made it fail."""
+    name, status = objects.name_of(pod), pod.get("status") or {}
+    if status.get("reason") == "Evicted":
+        return Trouble(f"pod {name} was evicted: {runbook.cut(status.get('message', ''))}", name)
+    mine = warnings_of(pod, events)
+    scheduling = _unschedulable(pod, events)
+    if scheduling:
+        return scheduling
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        found = _of_container(pod, container, logs)
+        if found:
+            return found
+    return _of_mounts(pod, mine)
+
+
+def warnings_of(item: Object, events: Iterable[Object]) -> list[Object]:
+    """The warning events about an object, by uid."""
+    uid = item["metadata"].get("uid")
+    return [
+        event
+        for event in events
+        if event.get("type") == "Warning" and (event.get("involvedObject") or {}).get("uid") == uid
+    ]
+
+
+def _unschedulable(pod: Object, events: list[Object]) -> Trouble | None:
+    scheduled = objects.condition(pod, "PodScheduled")
+    if scheduled.get("status") != "False" or scheduled.get("reason") != "Unschedulable":
+        return None
+    uid = pod["metadata"].get("uid")
+    if any(e.get("reason") == "TriggeredScaleUp" and e["involvedObject"].get("uid") == uid for e in events):
+        return None  # a node is on its way
+    name, wanted = objects.name_of(pod), pod["spec"].get("nodeSelector") or {}
+    selector = ", ".join(f"{key}={value}" for key, value in wanted.items())
+    where = f" (node selector {selector})" if selector else ""
+    cause = f"pod {name} cannot be scheduled{where}: {runbook.cut(scheduled.get('message', ''))}"
+    return Trouble(cause, name, looks=5)
+
+
+def _of_container(pod: Object, container: Object, logs: Logs) -> Trouble | None:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    found = _of_waiting(pod, container, waiting)
+    if found:
+        return found
+    ended, previous = _last_end(container)
+    return _of_end(pod, container, ended, previous, logs) if ended else None
+
+
+def _of_waiting(pod: Object, container: Object, waiting: Object) -> Trouble | None:
+    name, reason, message = objects.name_of(pod), waiting.get("reason", ""), waiting.get("message", "")
+    who = container["name"]
+    if reason == "CreateContainerConfigError":
+        known = config_error(message)
+        if known:
+            return Trouble(known, name, who, looks=3)
+        # For example a kubelet that has not seen a new Secret in time: it tries again.
+        return Trouble(f"container {who} cannot be configured: {message}", name, who, looks=20)
+    if reason in ("ErrImageNeverPull", "InvalidImageName", "ErrImagePull", "ImagePullBackOff"):
+        image = _spec_of(pod, who).get("image", container.get("image"))
+        looks = {"ErrImagePull": 4, "ImagePullBackOff": 2}.get(reason, 1)
+        return Trouble(f"image {image} cannot be pulled: {runbook.cut(message or reason)}", name, who, looks=looks)
+    if reason in ("CreateContainerError", "RunContainerError"):
+        return Trouble(f"container {who} cannot be started: {runbook.cut(message)}", name, who, looks=2)
+    return None
+
+
+def config_error(message: str) -> str | None:
+    """A kubelet's message about a missing Secret, ConfigMap or key, in the runbook's terms."""
+    match = re.search(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:[^/\s]+/)?(\S+)", message)
+    if match:
+        return f'{match[2].lower()} {match[3]} has no key "{match[1]}"'
+    match = re.search(r'(secret|configmap) "([^"]+)" not found', message, re.IGNORECASE)
+    return f"{match[1].lower()} {match[2]} does not exist" if match else None
+
+
+def _last_end(container: Object) -> tuple[Object | None, bool]:
+    """The container's last end that was a failure, and whether a newer instance has begun or waits to."""
+    now = (container.get("state") or {}).get("terminated")
+    before = (container.get("lastState") or {}).get("terminated")
+    for ended, previous in ((now, False), (before, True)):
+        if ended and ended.get("exitCode"):
+            return ended, previous
+    return None, False
+
+
+def _of_end(pod: Object, container: Object, ended: Object, previous: bool, logs: Logs) -> Trouble | None:
+    name, who = objects.name_of(pod), container["name"]
+    if ended.get("reason") == "OOMKilled":
+        limit = _spec_of(pod, who).get("resources", {}).get("limits", {}).get("memory", "none")
+        return Trouble(f"container {who} was OOM-killed (memory limit {limit})", name, who, previous)
+    known = runbook.cause_of(logs(name, who, previous))
+    if known:
+        return Trouble(known, name, who, previous)
+    restarts = container.get("restartCount", 0)
+    if restarts >= RESTARTS_OF_A_LOOP or pod["spec"].get("restartPolicy") == "Never":
+        again = f" and restarted {restarts} times" if restarts else ""
+        return Trouble(f"container {who} ended with exit code {ended['exitCode']}{again}", name, who, previous)
+    return None
+
+
+def _spec_of(pod: Object, container: str) -> Object:
+    specs = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
+    return next((dict(spec) for spec in specs if spec["name"] == container), {})
+
+
+def _of_mounts(pod: Object, warnings: list[Object]) -> Trouble | None:
+    """A volume that cannot be mounted; only while no container has begun."""
+    states = [status.get("state") or {} for status in (pod.get("status") or {}).get("containerStatuses") or []]
+    if any("waiting" not in state for state in states):
+        return None
+    for event in warnings:
+        if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
+            message = event.get("message", "")
+            known = config_error(message)
+            cause = known or f"a volume cannot be mounted: {runbook.cut(message)}"
+            # A kubelet that has not seen a new ConfigMap in time, or a disk that is detaching: it tries again.
+            return Trouble(f"pod {objects.name_of(pod)}: {cause}", objects.name_of(pod), looks=10 if known else 60)
+    return None
+
+
+def of_creation(owner: Object, events: Iterable[Object]) -> Trouble | None:
+    """Pods that are not even created: quota, limit range, security policy."""
+    failure = objects.condition(owner, "ReplicaFailure")
+    if failure.get("status") == "True":
+        return Trouble(f"pods cannot be created: {runbook.cut(failure.get('message', ''))}", looks=3)
+    for event in warnings_of(owner, events):
+        if event.get("reason") == "FailedCreate" and not (owner.get("status") or {}).get("active"):
+            return Trouble(f"pods cannot be created: {runbook.cut(event.get('message', ''))}", looks=3)
+    return None
+
+
+def of_inference_service(service: Object) -> Trouble | None:
+    """What KServe itself says is wrong with the specification."""
+    model = (service.get("status") or {}).get("modelStatus") or {}
+    if model.get("transitionStatus") != "InvalidSpec":
+        return None
+    failure = model.get("lastFailureInfo") or {}
+    reason = f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
+    return Trouble(f"KServe refuses the specification: {runbook.cut(reason)}", looks=2)
+
+
+def of_claim(claim: Object, classes: list[Object], volumes: list[Object], events: Iterable[Object]) -> Trouble | None:
+    """Why a PersistentVolumeClaim cannot bind; None where it is bound, or may yet be."""
+    if (claim.get("status") or {}).get("phase") != "Pending":
+        return None
+    name, spec = objects.name_of(claim), claim["spec"]
+    class_name, wants = spec.get("storageClassName"), spec["resources"]["requests"]["storage"]
+    storage_class = next((found for found in classes if objects.name_of(found) == class_name), None)
+    if class_name and classes and storage_class is None:
+        known = ", ".join(sorted(map(objects.name_of, classes)))
+        return Trouble(f"PVC {name} cannot bind: there is no StorageClass {class_name} (there are: {known})", looks=2)
+    static = storage_class is not None and storage_class.get("provisioner") == "kubernetes.io/no-provisioner"
+    if static and not any(_fits(volume, claim) for volume in volumes):
+        cause = f"PVC {name} cannot bind: no PersistentVolume of StorageClass {class_name} offers {wants}"
+        return Trouble(cause, looks=3)
+    for event in warnings_of(claim, events):
+        if event.get("reason") in ("ProvisioningFailed", "FailedBinding"):
+            return Trouble(f"PVC {name} cannot bind: {runbook.cut(event.get('message', ''))}", looks=3)
+    return None
+
+
+def _fits(volume: Object, claim: Object) -> bool:
+    """A static volume could take the claim, or has it already."""
+    owner = volume["spec"].get("claimRef") or {}
+    if owner and owner.get("uid") != claim["metadata"].get("uid"):
+        return False
+    same_class = volume["spec"].get("storageClassName") == claim["spec"].get("storageClassName")
+    wanted = quantity(claim["spec"]["resources"]["requests"]["storage"])
+    return same_class and quantity(volume["spec"]["capacity"]["storage"]) >= wanted
+
+
+_FACTORS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_FACTORS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+
+
+def quantity(text: Any) -> float:
+    """A Kubernetes quantity as a number: ``500Mi``, ``1.5``, ``200m``."""
+    match = re.fullmatch(r"([0-9.]+(?:[eE][0-9]+)?)([A-Za-z]*)", str(text))
+    if match is None or match[2] not in _FACTORS:
+        raise ValueError(f"{text!r} is no quantity")
+    return float(match[1]) * _FACTORS[match[2]]

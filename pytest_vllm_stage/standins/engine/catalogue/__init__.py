@@ -1,0 +1,15 @@
+"""The faults that the simulated engine knows; importing this registers them all."""
+
+from pytest_vllm_stage.standins.engine.catalogue import (
+    answers,
+    parameters,
+    prompts,
+    protocol,
+    service,
+    sharing,
+    streams,
+    structure,
+    timing,
+)
+
+__all__ = ["answers", "parameters", "prompts", "protocol", "service", "sharing", "streams", "structure", "timing"]

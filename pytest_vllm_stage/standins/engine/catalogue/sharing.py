@@ -1,0 +1,148 @@
+"""Faults that show only when requests meet: at once, one after the other, or given up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pytest_vllm_stage.standins.engine.engine import Engine
+from pytest_vllm_stage.standins.engine.faults import Fault, fault
+from pytest_vllm_stage.standins.engine.generation import Generated
+from pytest_vllm_stage.standins.engine.parameters import Parameters
+
+#: Prompts of fewer tokens are not worth caching.
+_LONG = 200
+
+
+def _copy(generated: Generated) -> Generated:
+    return replace(generated, pieces=list(generated.pieces), texts=list(generated.texts))
+
+
+def _become(generated: Generated, other: Generated) -> None:
+    generated.pieces, generated.texts = list(other.pieces), list(other.texts)
+    generated.finish_reason, generated.stop_reason = other.finish_reason, other.stop_reason
+
+
+@fault("cross_talk")
+@dataclass
+class CrossTalk(Fault):
+    """Where another request is running, its answer is given instead of the own one."""
+
+    _engine: Engine | None = field(default=None, init=False, repr=False)
+    _last: Generated | None = field(default=None, init=False, repr=False)
+
+    def start(self, engine: Engine) -> None:
+        """Know what runs."""
+        self._engine = engine
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Give the answer that was made before this one, if something runs."""
+        own = _copy(generated)
+        if self._engine is not None and self._engine.running and self._last is not None:
+            _become(generated, self._last)
+        self._last = own
+
+
+@fault("cache_ignores_parameters")
+@dataclass
+class CacheIgnoresParameters(Fault):
+    """A gateway's cache knows requests by their prompt alone."""
+
+    _answers: dict[bytes, Generated] = field(default_factory=dict, init=False, repr=False)
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Say what was said to the same prompt first."""
+        _become(generated, self._answers.setdefault(b"".join(parameters.prompt), _copy(generated)))
+
+
+@fault("prefix_cache_mixes_prompts")
+@dataclass
+class PrefixCacheMixesPrompts(Fault):
+    """The prefix cache knows a long prompt by its length and its end: one with another beginning gets its content."""
+
+    _answers: dict[tuple[int, Sequence[bytes]], Generated] = field(default_factory=dict, init=False, repr=False)
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Say what was said to the one that was taken for the same."""
+        if len(parameters.prompt) >= _LONG:
+            key = len(parameters.prompt), tuple(parameters.prompt[-1:])
+            _become(generated, self._answers.setdefault(key, _copy(generated)))
+
+
+@fault("prefix_cache_garbles")
+@dataclass
+class PrefixCacheGarbles(Fault):
+    """What comes from the prefix cache is damaged: the second answer to a long prompt is garbled."""
+
+    _seen: set[bytes] = field(default_factory=set, init=False, repr=False)
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Garble it."""
+        key = b"".join(parameters.prompt)
+        if len(parameters.prompt) >= _LONG and key in self._seen:
+            generated.texts = ["#" * len(text) for text in generated.texts]
+        self._seen.add(key)
+
+
+@fault("prefix_cache_off")
+class PrefixCacheOff(Fault):
+    """The prefix cache is said to be on, and is never hit."""
+
+    def on_metrics(self, text: str) -> str:
+        """Count no hit."""
+        return "\n".join(
+            f"{line.rpartition(' ')[0]} 0.0" if line.startswith("vllm:prefix_cache_hits") else line
+            for line in text.split("\n")
+        )
+
+
+@fault("one_at_a_time")
+@dataclass
+class OneAtATime(Fault):
+    """Requests are served one after the other."""
+
+    _engine: Engine | None = field(default=None, init=False, repr=False)
+    _slots: int = field(default=0, init=False, repr=False)
+
+    def start(self, engine: Engine) -> None:
+        """Leave one slot."""
+        self._engine, self._slots = engine, engine.settings.max_num_seqs
+        engine.settings = replace(engine.settings, max_num_seqs=1)
+
+    def stop(self) -> None:
+        """Give the slots back."""
+        if self._engine is not None:
+            self._engine.settings = replace(self._engine.settings, max_num_seqs=self._slots)
+
+
+@fault("abandoned_answers_go_on")
+class AbandonedAnswersGoOn(Fault):
+    """The engine does not hear that a client went away, and generates to the end."""
+
+    def on_disconnect(self) -> bool:
+        """Keep it from the engine."""
+        return False
+
+
+@fault("confused_by_aborts")
+@dataclass
+class ConfusedByAborts(Fault):
+    """After many aborted requests, the next answer is made of what they left behind.
+
+    Attributes:
+        aborts: How many it takes.
+    """
+
+    aborts: int = 24
+    _count: int = field(default=0, init=False, repr=False)
+
+    def on_disconnect(self) -> bool:
+        """Count them."""
+        self._count += 1
+        return True
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Garble one answer."""
+        if self._count >= self.aborts:
+            self._count = 0
+            generated.texts = ["#" * len(text) for text in generated.texts]

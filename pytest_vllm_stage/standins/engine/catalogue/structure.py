@@ -1,0 +1,168 @@
+"""Faults of answers that programs read: structure ignored or wrapped, tool calls lost, broken or left in the text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pytest_vllm_stage.standins.engine.faults import Event, Fault, fault
+from pytest_vllm_stage.standins.engine.generation import Generated
+from pytest_vllm_stage.standins.engine.guided import guide_of
+from pytest_vllm_stage.standins.engine.parameters import Parameters
+from pytest_vllm_stage.standins.engine.refusal import Refusal
+
+
+@fault("ignored_structure")
+class IgnoredStructure(Fault):
+    """Schema, expression and choice are not passed on: free text comes."""
+
+    def on_parameters(self, parameters: Parameters) -> None:
+        """Forget them."""
+        if parameters.guide is not None and parameters.guide.tool is None:
+            parameters.guide = None
+
+
+@fault("structure_in_a_fence")
+class StructureInAFence(Fault):
+    """A guided answer is wrapped for people to read."""
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Wrap it."""
+        if parameters.guide is not None and generated.call is None:
+            generated.texts[0] = "```\n" + generated.texts[0]
+            generated.texts[-1] += "\n```"
+
+
+@fault("bad_structures_accepted")
+class BadStructuresAccepted(Fault):
+    """An expression or schema that is none is dropped, and free text comes."""
+
+    def on_body(self, body: dict[str, Any], model: str) -> None:
+        """Drop it."""
+        try:
+            guide_of(body)
+        except Refusal:
+            body.pop("structured_outputs", None)
+            body.pop("response_format", None)
+
+
+@fault("tool_calls_as_text")
+class ToolCallsAsText(Fault):
+    """No tool parser reads the answer: the call stays in the text."""
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Leave it there."""
+        generated.call = None
+
+
+@fault("wrong_tool")
+class WrongTool(Fault):
+    """A call names a tool that there is not."""
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Name it."""
+        if generated.call is not None:
+            generated.call += "_v2"
+
+
+@fault("another_tool")
+class AnotherTool(Fault):
+    """Of the tools the last one is called, whichever was named."""
+
+    def on_body(self, body: dict[str, Any], model: str) -> None:
+        """Name it."""
+        if isinstance(body.get("tool_choice"), dict) and body.get("tools"):
+            body["tool_choice"] = {"type": "function", "function": {"name": body["tools"][0]["function"]["name"]}}
+
+
+@fault("cut_tool_arguments")
+class CutToolArguments(Fault):
+    """The arguments of a call lack their end."""
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Cut it off."""
+        if generated.call is not None:
+            generated.texts = ["" if text == "}" else text for text in generated.texts]
+
+
+@fault("tool_arguments_in_a_string")
+class ToolArgumentsInAString(Fault):
+    """The arguments are encoded twice."""
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Encode them again."""
+        if generated.call is not None:
+            generated.texts = [json.dumps("".join(generated.texts)), *("" for _ in generated.texts[1:])]
+
+
+@fault("tool_arguments_ignore_schema")
+class ToolArgumentsIgnoreSchema(Fault):
+    """The arguments are JSON, and do not fit the tool's schema."""
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Pass on what fits no schema."""
+        if generated.call is not None:
+            generated.texts = ['{"anything": 1}', *("" for _ in generated.texts[1:])]
+
+
+@fault("lost_tool_piece")
+class LostToolPiece(Fault):
+    """A relay loses a piece of a streamed call."""
+
+    def on_stream(self, events: list[Event]) -> None:
+        """Lose the third one."""
+        places = [place for place, event in enumerate(events) if _call_of(event)]
+        if len(places) > 3:
+            del events[places[2]]
+
+
+@fault("tool_call_without_id")
+class ToolCallWithoutId(Fault):
+    """Calls have no id by which a result could be sent back."""
+
+    def on_answer(self, body: dict[str, Any]) -> None:
+        """Take it away."""
+        for choice in body["choices"]:
+            for call in choice.get("message", {}).get("tool_calls", []):
+                call["id"] = None
+
+    def on_stream(self, events: list[Event]) -> None:
+        """Take it away."""
+        for event in events:
+            for call in _call_of(event):
+                call.pop("id", None)
+
+
+@fault("tool_call_says_stop")
+class ToolCallSaysStop(Fault):
+    """After a call the finish reason is ``stop``: an agent takes the turn for ended."""
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Say it."""
+        if generated.call is not None:
+            generated.finish_reason = "stop"
+
+
+@fault("forbidden_tool_call")
+class ForbiddenToolCall(Fault):
+    """A tool is called where ``tool_choice`` says none."""
+
+    def on_body(self, body: dict[str, Any], model: str) -> None:
+        """Ask for a call."""
+        if body.get("tools") and body.get("tool_choice") == "none":
+            body["tool_choice"] = "required"
+
+
+@fault("dropped_tool_results")
+class DroppedToolResults(Fault):
+    """A gateway drops messages of tools."""
+
+    def on_body(self, body: dict[str, Any], model: str) -> None:
+        """Drop them."""
+        if isinstance(body.get("messages"), list):
+            body["messages"] = [one for one in body["messages"] if one.get("role") != "tool"]
+
+
+def _call_of(event: Event) -> list[dict[str, Any]]:
+    choices = event.data["choices"] if isinstance(event.data, dict) else []
+    return [call for choice in choices for call in choice.get("delta", {}).get("tool_calls") or []]

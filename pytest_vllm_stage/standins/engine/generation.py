@@ -1,0 +1,147 @@
+"""The tokens of one answer and the text that each of them lets out, decided before the first one is sent."""
+
+from __future__ import annotations
+
+import codecs
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from pytest_vllm_stage.standins.engine import answers
+from pytest_vllm_stage.standins.engine.guided import Call, Guide, call_in
+from pytest_vllm_stage.standins.engine.parameters import Parameters
+from pytest_vllm_stage.standins.engine.tokenizer import END, split, token_id
+
+
+@dataclass(slots=True)
+class Generated:
+    """One answer.
+
+    Attributes:
+        pieces: The tokens, the end token included where the answer ended by it.
+        texts: For each token the text that it lets out: nothing while a character or a stop text may be unfinished.
+        finish_reason: ``stop``, ``length`` or ``tool_calls``.
+        stop_reason: The stop text, or the id of the stop token, that ended it.
+        call: The tool call that the answer is; ``texts`` are then the pieces of its arguments.
+    """
+
+    pieces: list[bytes]
+    texts: list[str]
+    finish_reason: str
+    stop_reason: str | int | None = None
+    call: str | None = None
+
+    @property
+    def ended_itself(self) -> bool:
+        """The last token is the end token, which has no text."""
+        return self.pieces[-1] == END
+
+
+def generate(parameters: Parameters, seed: int, salt: int) -> Generated:
+    """The answer to a request.
+
+    Args:
+        parameters: What is asked for.
+        seed: The engine's seed.
+        salt: Makes answers differ where the temperature is above 0 and the request has no seed.
+    """
+    if parameters.greedy or parameters.temperature == 0:
+        salt = 0
+    elif parameters.seed is not None:
+        salt = parameters.seed + 1
+    key = answers.key_of(parameters.prompt, seed, salt + (parameters.penalised << 40))
+    if parameters.guide is not None:
+        return _guided(parameters.guide, parameters, key)
+    pieces, ended = _pieces(_source(parameters, key), parameters, key)
+    texts = _texts(pieces)
+    finish_reason = "stop" if ended else "length"
+    if parameters.stop:
+        return _stopped(pieces, texts, parameters, finish_reason)
+    return Generated(pieces, texts, finish_reason, _stop_token(pieces, parameters))
+
+
+def _source(parameters: Parameters, key: int) -> Iterator[bytes]:
+    """The tokens that come where nothing holds the answer back."""
+    copied = answers.copied(b"".join(parameters.prompt).decode(errors="replace"))
+    source = answers.answer_to if parameters.kind == "chat" else answers.continuation_of
+    natural = copied or source(parameters.question, key)
+    return (_biased(piece, parameters) for piece in natural)
+
+
+def _biased(piece: bytes, parameters: Parameters) -> bytes:
+    """A token after the bias: another one where it is forbidden, and always the one that is forced."""
+    if not parameters.bias:
+        return piece
+    forced = max(parameters.bias, key=lambda one: parameters.bias[one])
+    if parameters.bias[forced] > 0:
+        return forced
+    return next(word for word in (piece, *answers.WORDS) if word not in parameters.bias)
+
+
+def _guided(guide: Guide, parameters: Parameters, key: int) -> Generated:
+    """An answer that is held to a structure: it ends by itself when that is complete, or is cut by its limit."""
+    dice = random.Random(key)  # noqa: S311 - decides an answer, no secret
+    text = guide.text(dice)
+    call = Call(guide.tool, text) if guide.tool else call_in(text, parameters.has_tools)
+    pieces = [*split(call.arguments if call else text), END]
+    complete = len(pieces) <= parameters.limit
+    pieces = pieces[: parameters.limit]
+    finish_reason = "length" if not complete else "tool_calls" if call and not guide.tool else guide.finish_reason
+    return Generated(pieces, _texts(pieces), finish_reason, call=call.name if call else None)
+
+
+def _stop_token(pieces: list[bytes], parameters: Parameters) -> int | None:
+    return token_id(pieces[-1]) if pieces[-1] in parameters.stop_pieces else None
+
+
+def _pieces(natural: Iterator[bytes], parameters: Parameters, key: int) -> tuple[list[bytes], bool]:
+    """As many tokens as the request allows, and whether the answer ended by itself."""
+    limit = parameters.limit
+    pieces: list[bytes] = []
+    for piece in islice(natural, limit):
+        pieces.append(piece)
+        if piece in parameters.stop_pieces and len(pieces) > parameters.min_tokens:
+            return pieces, True
+    if len(pieces) == limit:
+        return pieces, False
+    least = limit if parameters.ignore_eos else parameters.min_tokens
+    if len(pieces) < least:
+        more = answers.more_words(key, plain=parameters.question.isascii())
+        pieces += islice(more, least - len(pieces))
+    if len(pieces) == limit:
+        return pieces, False
+    return [*pieces, END], True
+
+
+def _texts(pieces: list[bytes]) -> list[str]:
+    """The text that each token completes; a character that the answer's end cuts in two is never let out."""
+    if b"".join(pieces).isascii():
+        return ["" if piece is END else piece.decode() for piece in pieces]
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    return ["" if piece is END else decoder.decode(piece) for piece in pieces]
+
+
+def _stopped(pieces: list[bytes], texts: list[str], parameters: Parameters, finish_reason: str) -> Generated:
+    """Cut at the first stop text, and hold back what may become one."""
+    held = max(map(len, parameters.stop)) - 1
+    out: list[str] = []
+    text, sent = "", 0
+    for place, more in enumerate(texts, start=1):
+        searched_from = max(len(text) - held, 0)
+        text += more
+        found = _first(text, parameters.stop, searched_from) if place > parameters.min_tokens else None
+        if found is not None:
+            at, stop = found
+            until = at + len(stop) if parameters.include_stop else at
+            return Generated(pieces[:place], [*out, text[sent:until]], "stop", stop)
+        until = max(len(text) - held, sent)
+        out.append(text[sent:until])
+        sent = until
+    out[-1] += text[sent:]
+    return Generated(pieces, out, finish_reason)
+
+
+def _first(text: str, stops: tuple[str, ...], start: int) -> tuple[int, str] | None:
+    found = [(at, stop) for stop in stops if (at := text.find(stop, start)) >= 0]
+    return min(found) if found else None

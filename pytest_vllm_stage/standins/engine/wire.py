@@ -1,0 +1,191 @@
+"""The bodies and chunks that leave, in vLLM's shapes; chunks come from templates, as thousands are sent a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pytest_vllm_stage.standins.engine import SERVER, logprobs
+from pytest_vllm_stage.standins.engine.generation import Generated
+from pytest_vllm_stage.standins.engine.parameters import Kind, Parameters
+from pytest_vllm_stage.standins.engine.tokenizer import token_id
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(slots=True)
+class Identity:
+    """What every body and chunk of one answer repeats."""
+
+    id: str
+    kind: Kind
+    created: int
+    model: str
+
+
+def usage_of(parameters: Parameters, choices: Sequence[Generated]) -> dict[str, Any]:
+    """The token counts."""
+    prompt, completion = len(parameters.prompt), sum(len(generated.pieces) for generated in choices)
+    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+
+def answer_body(
+    who: Identity, parameters: Parameters, choices: Sequence[Generated], usage: dict[str, Any]
+) -> dict[str, Any]:
+    """A whole answer."""
+    body: dict[str, Any] = {
+        "id": who.id,
+        "object": "chat.completion" if who.kind == "chat" else "text_completion",
+        "created": who.created,
+        "model": who.model,
+        "choices": [_choice(who, parameters, generated, index) for index, generated in enumerate(choices)],
+        "system_fingerprint": SERVER,
+        "usage": usage,
+    }
+    prompt_ids = [token_id(piece) for piece in parameters.prompt] if parameters.return_token_ids else None
+    # In a chat they are the answer's, in a plain completion each choice's.
+    for place in [body] if who.kind == "chat" else body["choices"]:
+        place["prompt_logprobs"] = logprobs.of_prompt(parameters)
+        place["prompt_token_ids"] = prompt_ids
+    return body
+
+
+def _choice(who: Identity, parameters: Parameters, generated: Generated, index: int) -> dict[str, Any]:
+    text = "".join(generated.texts)
+    choice: dict[str, Any] = {"index": index}
+    if who.kind == "completion":
+        choice["text"] = text
+    elif generated.call is None:
+        choice["message"] = {"role": "assistant", "content": text}
+    else:
+        function = {"name": generated.call, "arguments": text}
+        call = {"id": call_id(who, index), "type": "function", "function": function}
+        choice["message"] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    choice["logprobs"] = logprobs.of_answer(parameters, generated, range(len(generated.pieces)))
+    return choice | {
+        "finish_reason": generated.finish_reason,
+        "stop_reason": generated.stop_reason,
+        "token_ids": [token_id(piece) for piece in generated.pieces] if parameters.return_token_ids else None,
+    }
+
+
+def call_id(who: Identity, index: int) -> str:
+    """The id of the tool call in a choice."""
+    return f"{who.id}-tool-{index}"
+
+
+def emissions_of(
+    who: Identity, parameters: Parameters, choices: Sequence[Generated], usage: dict[str, Any]
+) -> list[bytes]:
+    """What leaves with each token of a stream: its chunk, before the first one the role, after the last one the end."""
+    emissions = [b""] * max(len(generated.pieces) for generated in choices)
+    for index, generated in enumerate(choices):
+        for place, data in enumerate(_choice_emissions(_Chunks(who, index), parameters, generated)):
+            emissions[place] += data
+    if who.kind == "chat":
+        emissions[0] = b"".join(_Chunks(who, index).role() for index in range(len(choices))) + emissions[0]
+    if parameters.include_usage:
+        emissions[-1] += _Chunks(who, 0).usage(usage)
+    emissions[-1] += DONE
+    return emissions
+
+
+def _choice_emissions(chunks: _Chunks, parameters: Parameters, generated: Generated) -> Iterator[bytes]:
+    if generated.call is not None:
+        yield from _call_emissions(chunks, generated)
+        return
+    for place, text in enumerate(generated.texts[:-1]):
+        yield chunks.text(text, _extra(parameters, generated, place))
+    last = len(generated.texts) - 1
+    ended_silently = generated.ended_itself and not generated.texts[last]
+    text_or_none = None if ended_silently else generated.texts[last]
+    yield chunks.last(text_or_none, _reason(generated), _extra(parameters, generated, last))
+
+
+def _call_emissions(chunks: _Chunks, generated: Generated) -> Iterator[bytes]:
+    """The call's head with the first piece of its arguments, then the others, and an end without any."""
+    last = len(generated.texts) - 1
+    for place, text in enumerate(generated.texts):
+        head = chunks.call_head(generated.call or "") if place == 0 else b""
+        body = chunks.call_arguments(text) if text else b""
+        yield head + body + (chunks.last(None, _reason(generated), {}) if place == last else b"")
+
+
+def _reason(generated: Generated) -> dict[str, Any]:
+    return {"finish_reason": generated.finish_reason, "stop_reason": generated.stop_reason}
+
+
+class _Chunks:
+    """Makes the chunks of one stream."""
+
+    def __init__(self, who: Identity, index: int) -> None:
+        self._who, self._index = who, index
+        self._chat = who.kind == "chat"
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        head = {"id": who.id, "object": kind, "created": who.created, "model": who.model}
+        self._head = b"data: " + _dumps(head)[:-1]
+        opening = b'{"content":' if self._chat else b""
+        self._open = (
+            self._head + b',"choices":[{"index":%d,' % index + (b'"delta":' if self._chat else b'"text":') + opening
+        )
+        self._close = (
+            b'},"logprobs":null,"finish_reason":null}]}\n\n'
+            if self._chat
+            else (b',"logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n')
+        )
+
+    def role(self) -> bytes:
+        delta = {"role": "assistant", "content": ""}
+        return self._whole({"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None})
+
+    def text(self, text: str, extra: dict[str, Any]) -> bytes:
+        if not extra:
+            return self._open + _json_text(text) + self._close
+        return self._whole(self._choice(text) | {"logprobs": None, "finish_reason": None} | extra)
+
+    def last(self, text: str | None, reason: dict[str, Any], extra: dict[str, Any]) -> bytes:
+        return self._whole(self._choice(text) | {"logprobs": None} | reason | extra)
+
+    def call_head(self, name: str) -> bytes:
+        call = {"id": call_id(self._who, self._index), "type": "function", "index": 0, "function": {"name": name}}
+        return self._call(call)
+
+    def call_arguments(self, text: str) -> bytes:
+        return self._call({"index": 0, "function": {"arguments": text}})
+
+    def _call(self, call: dict[str, Any]) -> bytes:
+        delta = {"content": None, "tool_calls": [call]}
+        return self._whole({"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None})
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        return self._head + b',"choices":[],"usage":' + _dumps(usage) + b"}\n\n"
+
+    def _choice(self, text: str | None) -> dict[str, Any]:
+        if self._chat:
+            return {"index": self._index, "delta": {} if text is None else {"content": text}}
+        return {"index": self._index, "text": text or ""}
+
+    def _whole(self, choice: dict[str, Any]) -> bytes:
+        return self._head + b',"choices":[' + _dumps(choice) + b"]}\n\n"
+
+
+def _extra(parameters: Parameters, generated: Generated, place: int) -> dict[str, Any]:
+    """What a chunk carries only when asked."""
+    extra: dict[str, Any] = {}
+    if parameters.return_token_ids:
+        extra["token_ids"] = [token_id(generated.pieces[place])]
+    if parameters.top_logprobs is not None:
+        extra["logprobs"] = logprobs.of_answer(parameters, generated, range(place, place + 1))
+    return extra
+
+
+@lru_cache(maxsize=4096)
+def _json_text(text: str) -> bytes:
+    return _dumps(text)
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,92 @@
+"""``python -m pytest_vllm_stage.standins.registry``: a stand-in for the Model Registry server, as a process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+
+from pytest_vllm_stage.standins.registry import SERVER
+from pytest_vllm_stage.standins.registry import faults as f
+from pytest_vllm_stage.standins.registry.api import PREFIXES, Api
+from pytest_vllm_stage.standins.registry.http import Server
+from pytest_vllm_stage.standins.registry.store import Store
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m pytest_vllm_stage.standins.registry", description=__doc__)
+    result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    result.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one and says which")
+    result.add_argument(
+        "--database", default=":memory:", metavar="FILE", help="SQLite file that keeps the entries (default: none)"
+    )
+    result.add_argument(
+        "--api",
+        choices=(*PREFIXES, "both"),
+        default="both",
+        help="prefixes to serve: older servers have v1alpha3 alone (default: %(default)s)",
+    )
+    result.add_argument("--faults", type=Path, metavar="FILE", help="JSON list of faults to start with")
+    return result
+
+
+def faults_of(path: Path | None) -> list[f.Fault]:
+    """The faults of a file.
+
+    Raises:
+        WrongScript: The file is no fault script.
+    """
+    if path is None:
+        return []
+    try:
+        return f.make(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise f.WrongScript(str(error)) from None
+
+
+async def serve(api: Api, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    server = Server(api)
+    host, port = await server.start(host, port)
+    sys.stdout.write(f"{SERVER}: a stand-in for the Model Registry, listening on http://{host}:{port}\n")
+    sys.stdout.flush()
+    await stopped.wait()
+    await server.stop()
+
+
+def main() -> int:
+    """Run; 2 when the command line is wrong, 1 when the address or the database cannot be had."""
+    arguments = parser().parse_args()
+    try:
+        faults = faults_of(arguments.faults)
+    except f.WrongScript as error:
+        sys.stderr.write(f"{SERVER}: --faults {arguments.faults}: {error}\n")
+        return 2
+    try:
+        store = Store(arguments.database)
+    except sqlite3.Error as error:
+        sys.stderr.write(f"{SERVER}: cannot open the database {arguments.database}: {error}\n")
+        return 1
+    api = Api(store, tuple(PREFIXES) if arguments.api == "both" else (arguments.api,))
+    api.faults = faults
+    try:
+        asyncio.run(serve(api, arguments.host, arguments.port))
+    except OSError as error:
+        sys.stderr.write(f"{SERVER}: cannot listen on {arguments.host}:{arguments.port}: {error.strerror}\n")
+        return 1
+    finally:
+        store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
