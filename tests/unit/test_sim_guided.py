@@ -90,14 +90,44 @@ def test_tools_are_called_as_the_choice_says() -> None:
     names = ("weather", "clock")
     tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in names]
     required = answer(asked(text="The weather?", tools=tools, tool_choice="required"))
-    assert (required.call, required.finish_reason) == ("weather", "tool_calls")
+    assert (required.calls, required.finish_reason) == (["weather"], "tool_calls")
     assert misfit(json.loads(text_of(required)), SCHEMA) == ""
     named = answer(asked(tools=tools, tool_choice={"type": "function", "function": {"name": "clock"}}))
-    assert (named.call, named.finish_reason) == ("clock", "stop")
+    assert (named.calls, named.finish_reason) == (["clock"], "stop")
     said = '<tool_call>\n{"name": "clock", "arguments": {"x": 1}}\n</tool_call>'
     auto = answer(asked(tools=tools, structured_outputs={"choice": [said]}))
-    assert (auto.call, text_of(auto), auto.finish_reason) == ("clock", '{"x": 1}', "tool_calls")
-    assert answer(asked(tools=tools, tool_choice="none", structured_outputs={"choice": [said]})).call is None
+    assert (auto.calls, text_of(auto), auto.finish_reason) == (["clock"], '{"x": 1}', "tool_calls")
+    assert answer(asked(tools=tools, tool_choice="none", structured_outputs={"choice": [said]})).calls == []
+
+
+def said_calls(*calls: dict[str, Any]) -> str:
+    return "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
+
+
+TWO_CALLS = said_calls({"name": "clock", "arguments": {"x": 1}}, {"name": "weather", "arguments": {"city": "Zürich"}})
+
+
+def answer_with_tools(text: str, **body: Any) -> Generated:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("weather", "clock")]
+    return answer(asked(tools=tools, structured_outputs={"choice": [text]}, **body))
+
+
+def test_each_tool_call_block_is_a_call() -> None:
+    two = answer_with_tools(f"One moment. {TWO_CALLS}")
+    assert (two.calls, two.finish_reason) == (["clock", "weather"], "tool_calls")
+    assert [two.arguments(0), two.arguments(1), two.content] == ['{"x": 1}', '{"city": "Zürich"}', "One moment. "]
+
+
+@pytest.mark.parametrize("block", ['{"name": "clock"', '{"arguments": {}}', "[1]", "7"])
+def test_a_block_that_is_not_a_call_stays_text(block: str) -> None:
+    text = f"<tool_call>{block}</tool_call>"
+    generated = answer_with_tools(text)
+    assert (generated.calls, generated.content, generated.finish_reason) == ([], text, "stop")
+
+
+def test_a_call_that_the_limit_leaves_out_is_not_announced() -> None:
+    cut = answer_with_tools(TWO_CALLS, max_tokens=2)
+    assert (cut.calls, cut.finish_reason) == (["clock"], "length")
 
 
 def test_bias_penalties_and_stop_tokens_decide() -> None:

@@ -145,6 +145,32 @@ def test_the_openai_client_sees_the_faults_of_requests_and_of_streams(client: Cl
         assert create(**asked).choices[0].message.content == ANSWER
 
 
+def test_two_tool_calls_are_two_calls_plain_and_streamed(url: str) -> None:
+    said = [{"name": "clock", "arguments": {"zone": "CET"}}, {"name": "clock", "arguments": {"zone": "UTC"}}]
+    text = "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in said)
+    asked: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "What time is it in Paris and in London?"}],
+        "tools": [{"type": "function", "function": {"name": "clock"}}],
+        "extra_body": {"structured_outputs": {"choice": [text]}},
+    }
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
+        plain = api.chat.completions.create(**asked)
+        chunks = list(api.chat.completions.create(**asked, stream=True))
+    calls = plain.choices[0].message.tool_calls
+    assert [(call.function.name, json.loads(call.function.arguments)) for call in calls] == [
+        ("clock", {"zone": "CET"}),
+        ("clock", {"zone": "UTC"}),
+    ]
+    assert len({call.id for call in calls}) == 2
+    pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or []]
+    assert [piece.index for piece in pieces if piece.id] == [0, 1]
+    assert [piece.index for piece in pieces] == sorted(piece.index for piece in pieces)
+    streamed = ["".join(piece.function.arguments or "" for piece in pieces if piece.index == index) for index in (0, 1)]
+    assert streamed == [call.function.arguments for call in calls]
+    assert {chunks[-1].choices[0].finish_reason, plain.choices[0].finish_reason} == {"tool_calls"}
+
+
 @pytest.mark.parametrize(
     ("change", "status", "param"),
     [

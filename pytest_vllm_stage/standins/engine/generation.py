@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from pytest_vllm_stage.standins.engine import answers
-from pytest_vllm_stage.standins.engine.guided import Call, Guide, call_in
+from pytest_vllm_stage.standins.engine.guided import Call, Guide, parse_calls
 from pytest_vllm_stage.standins.engine.parameters import Parameters
 from pytest_vllm_stage.standins.engine.tokenizer import END, split, token_id
 
@@ -23,19 +23,30 @@ class Generated:
         texts: For each token the text that it lets out: nothing while a character or a stop text may be unfinished.
         finish_reason: ``stop``, ``length`` or ``tool_calls``.
         stop_reason: The stop text, or the id of the stop token, that ended it.
-        call: The tool call that the answer is; ``texts`` are then the pieces of its arguments.
+        calls: The names of the tools that are called; empty where the answer is text.
+        call_indexes: For each token the index of the call whose arguments it belongs to; -1 for content.
     """
 
     pieces: list[bytes]
     texts: list[str]
     finish_reason: str
     stop_reason: str | int | None = None
-    call: str | None = None
+    calls: list[str] = field(default_factory=list)
+    call_indexes: list[int] = field(default_factory=list)
 
     @property
     def ended_itself(self) -> bool:
         """The last token is the end token, which has no text."""
         return self.pieces[-1] == END
+
+    def arguments(self, call_index: int) -> str:
+        """The arguments of one call."""
+        return "".join(text for text, index in zip(self.texts, self.call_indexes, strict=True) if index == call_index)
+
+    @property
+    def content(self) -> str:
+        """The text beside the calls."""
+        return self.arguments(-1) if self.calls else "".join(self.texts)
 
 
 def generate(parameters: Parameters, seed: int, salt: int) -> Generated:
@@ -83,12 +94,17 @@ def _guided(guide: Guide, parameters: Parameters, key: int) -> Generated:
     """An answer that is held to a structure: it ends by itself when that is complete, or is cut by its limit."""
     dice = random.Random(key)  # noqa: S311 - decides an answer, no secret
     text = guide.text(dice)
-    call = Call(guide.tool, text) if guide.tool else call_in(text, parameters.has_tools)
-    pieces = [*split(call.arguments if call else text), END]
-    complete = len(pieces) <= parameters.limit
-    pieces = pieces[: parameters.limit]
-    finish_reason = "length" if not complete else "tool_calls" if call and not guide.tool else guide.finish_reason
-    return Generated(pieces, _texts(pieces), finish_reason, call=call.name if call else None)
+    content, calls = ("", [Call(guide.tool, text)]) if guide.tool else (text, [])
+    if parameters.has_tools and not guide.tool:
+        content, calls = parse_calls(text)
+    parts = [(-1, content), *enumerate(call.arguments for call in calls)]
+    tokens = [(index, piece) for index, part in parts for piece in split(part)]
+    tokens.append((len(calls) - 1, END))
+    complete = len(tokens) <= parameters.limit
+    indexes, pieces = (list(column) for column in zip(*tokens[: parameters.limit], strict=True))
+    finish_reason = "length" if not complete else "tool_calls" if calls and not guide.tool else guide.finish_reason
+    names = [call.name for call in calls[: max(indexes) + 1]]
+    return Generated(pieces, _texts(pieces), finish_reason, calls=names, call_indexes=indexes)
 
 
 def _stop_token(pieces: list[bytes], parameters: Parameters) -> int | None:

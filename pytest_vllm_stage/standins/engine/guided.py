@@ -13,7 +13,7 @@ from pytest_vllm_stage.standins.engine.refusal import impossible, malformed
 from pytest_vllm_stage.standins.engine.structure import Unsupported, fitting, json_text, matching
 
 #: How a call looks in the text of a model whose calls the ``hermes`` parser reads.
-_CALL = re.compile(r"\A<tool_call>\s*(\{.*\})\s*</tool_call>\Z", re.DOTALL)
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 Maker = Callable[[random.Random], str]
 
@@ -53,13 +53,17 @@ def guide_of(body: Mapping[str, Any]) -> Guide | None:
     return guide
 
 
-def call_in(text: str, body_has_tools: bool) -> Call | None:
-    """The call that a free answer of a model with tools consists of, as a tool parser finds it."""
-    found = _CALL.match(text) if body_has_tools else None
-    if found is None:
-        return None
-    call = json.loads(found[1])
-    return Call(call["name"], json_text(call["arguments"]))
+def parse_calls(text: str) -> tuple[str, list[Call]]:
+    """The text before the first call, and the calls, as vLLM's ``hermes`` parser finds them.
+
+    A block that is not a call leaves the whole text as it is; what follows the first call is dropped.
+    """
+    try:
+        blocks = [json.loads(block) for block in _CALL.findall(text)]
+        calls = [Call(block["name"], json_text(block["arguments"])) for block in blocks]
+    except (ValueError, TypeError, KeyError):
+        return text, []
+    return (text.partition("<tool_call>")[0], calls) if calls else (text, [])
 
 
 def has_tools(body: Mapping[str, Any]) -> bool:

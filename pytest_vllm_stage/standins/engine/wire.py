@@ -54,16 +54,13 @@ def answer_body(
 
 
 def _choice(who: Identity, parameters: Parameters, generated: Generated, index: int) -> dict[str, Any]:
-    text = "".join(generated.texts)
     choice: dict[str, Any] = {"index": index}
     if who.kind == "completion":
-        choice["text"] = text
-    elif generated.call is None:
-        choice["message"] = {"role": "assistant", "content": text}
+        choice["text"] = "".join(generated.texts)
     else:
-        function = {"name": generated.call, "arguments": text}
-        call = {"id": call_id(who, index), "type": "function", "function": function}
-        choice["message"] = {"role": "assistant", "content": "", "tool_calls": [call]}
+        choice["message"] = {"role": "assistant", "content": generated.content}
+        if generated.calls:
+            choice["message"]["tool_calls"] = _calls(who, generated, index)
     choice["logprobs"] = logprobs.of_answer(parameters, generated, range(len(generated.pieces)))
     return choice | {
         "finish_reason": generated.finish_reason,
@@ -72,9 +69,20 @@ def _choice(who: Identity, parameters: Parameters, generated: Generated, index: 
     }
 
 
-def call_id(who: Identity, index: int) -> str:
-    """The id of the tool call in a choice."""
-    return f"{who.id}-tool-{index}"
+def _calls(who: Identity, generated: Generated, index: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": call_id(who, index, call_index),
+            "type": "function",
+            "function": {"name": name, "arguments": generated.arguments(call_index)},
+        }
+        for call_index, name in enumerate(generated.calls)
+    ]
+
+
+def call_id(who: Identity, index: int, call_index: int) -> str:
+    """The id of a tool call in a choice."""
+    return f"{who.id}-tool-{index}-{call_index}"
 
 
 def emissions_of(
@@ -94,7 +102,7 @@ def emissions_of(
 
 
 def _choice_emissions(chunks: _Chunks, parameters: Parameters, generated: Generated) -> Iterator[bytes]:
-    if generated.call is not None:
+    if generated.calls:
         yield from _call_emissions(chunks, generated)
         return
     for place, text in enumerate(generated.texts[:-1]):
@@ -106,11 +114,14 @@ def _choice_emissions(chunks: _Chunks, parameters: Parameters, generated: Genera
 
 
 def _call_emissions(chunks: _Chunks, generated: Generated) -> Iterator[bytes]:
-    """The call's head with the first piece of its arguments, then the others, and an end without any."""
-    last = len(generated.texts) - 1
-    for place, text in enumerate(generated.texts):
-        head = chunks.call_head(generated.call or "") if place == 0 else b""
-        body = chunks.call_arguments(text) if text else b""
+    """The content, each call's head with the first piece of its arguments, the other pieces, and an empty end."""
+    last, begun = len(generated.texts) - 1, -1
+    for place, (text, index) in enumerate(zip(generated.texts, generated.call_indexes, strict=True)):
+        head = body = b""
+        if index > begun:
+            head, begun = chunks.call_head(generated.calls[index], index), index
+        if text:
+            body = chunks.text(text, {}) if index < 0 else chunks.call_arguments(text, index)
         yield head + body + (chunks.last(None, _reason(generated), {}) if place == last else b"")
 
 
@@ -149,12 +160,12 @@ class _Chunks:
     def last(self, text: str | None, reason: dict[str, Any], extra: dict[str, Any]) -> bytes:
         return self._whole(self._choice(text) | {"logprobs": None} | reason | extra)
 
-    def call_head(self, name: str) -> bytes:
-        call = {"id": call_id(self._who, self._index), "type": "function", "index": 0, "function": {"name": name}}
-        return self._call(call)
+    def call_head(self, name: str, call_index: int) -> bytes:
+        call_identity = {"id": call_id(self._who, self._index, call_index), "type": "function", "index": call_index}
+        return self._call(call_identity | {"function": {"name": name}})
 
-    def call_arguments(self, text: str) -> bytes:
-        return self._call({"index": 0, "function": {"arguments": text}})
+    def call_arguments(self, text: str, call_index: int) -> bytes:
+        return self._call({"index": call_index, "function": {"arguments": text}})
 
     def _call(self, call: dict[str, Any]) -> bytes:
         delta = {"content": None, "tool_calls": [call]}

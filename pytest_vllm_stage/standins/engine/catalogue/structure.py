@@ -28,7 +28,7 @@ class StructureInAFence(Fault):
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Wrap it."""
-        if parameters.guide is not None and generated.call is None:
+        if parameters.guide is not None and not generated.calls:
             generated.texts[0] = "```\n" + generated.texts[0]
             generated.texts[-1] += "\n```"
 
@@ -52,7 +52,7 @@ class ToolCallsAsText(Fault):
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Leave it there."""
-        generated.call = None
+        generated.calls = []
 
 
 @fault("wrong_tool")
@@ -61,8 +61,8 @@ class WrongTool(Fault):
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Name it."""
-        if generated.call is not None:
-            generated.call += "_v2"
+        if generated.calls:
+            generated.calls = [f"{name}_v2" for name in generated.calls]
 
 
 @fault("another_tool")
@@ -81,7 +81,7 @@ class CutToolArguments(Fault):
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Cut it off."""
-        if generated.call is not None:
+        if generated.calls:
             generated.texts = ["" if text == "}" else text for text in generated.texts]
 
 
@@ -91,7 +91,7 @@ class ToolArgumentsInAString(Fault):
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Encode them again."""
-        if generated.call is not None:
+        if generated.calls:
             generated.texts = [json.dumps("".join(generated.texts)), *("" for _ in generated.texts[1:])]
 
 
@@ -101,7 +101,7 @@ class ToolArgumentsIgnoreSchema(Fault):
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Pass on what fits no schema."""
-        if generated.call is not None:
+        if generated.calls:
             generated.texts = ['{"anything": 1}', *("" for _ in generated.texts[1:])]
 
 
@@ -139,7 +139,7 @@ class ToolCallSaysStop(Fault):
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Say it."""
-        if generated.call is not None:
+        if generated.calls:
             generated.finish_reason = "stop"
 
 
