@@ -11,13 +11,13 @@ import pytest
 from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.run.context import RUN, Identity, Run, new_run_id
 from pytest_vllm_stage.run.progress import Progress
-from pytest_vllm_stage.session.exclusive import Turns
+from pytest_vllm_stage.session.exclusive import ExclusiveAccess
 from pytest_vllm_stage.settings.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.config import StageConfig
 
-TOLD = pytest.StashKey[set[str]]()
+REPORTED = pytest.StashKey[set[str]]()
 
 pytest_plugins = ("pytest_vllm_stage.fixtures",)
 
@@ -76,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
             int(worker_input["vllm_stage_controller_pid"]),
         )
         config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
-    config.pluginmanager.register(Turns(config.stash[RUN]), "vllm-stage-turns")
+    config.pluginmanager.register(ExclusiveAccess(config.stash[RUN]), "vllm-stage-exclusive-access")
 
 
 def resolve(config: pytest.Config) -> StageConfig:
@@ -131,7 +131,7 @@ def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell a broken stage once: pytest raises a session fixture's error anew for every test that needs it.
+    """Report a broken stage once: pytest raises a session fixture's error again for every test that needs it.
 
     The first test is the error; the others are skipped for that reason, so that one cause reads as one cause.
     """
@@ -139,11 +139,11 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo else None
     headline = getattr(error, "headline", None)
     if headline and report.when == "setup":
-        told = item.config.stash.setdefault(TOLD, set())
-        if headline in told:
+        reported = item.config.stash.setdefault(REPORTED, set())
+        if headline in reported:
             report.outcome = "skipped"
             report.longrepr = ("pytest_vllm_stage/fixtures.py", 0, f"Skipped: {headline}")
-        told.add(headline)
+        reported.add(headline)
     return report
 
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 
 KUBECTL_TIMEOUT_S = 30
 
@@ -19,18 +19,20 @@ def connect(context: str) -> ClusterFacts:
 
     Raises:
         ConfigError: there is no kubeconfig, or no such context in it.
-        EnvironmentUnfit: kubectl is missing, or the API server does not answer.
+        EnvironmentUnusable: kubectl is missing, or the API server does not answer.
     """
     kubectl = shutil.which("kubectl") or shutil.which("oc")
     if kubectl is None:
-        raise EnvironmentUnfit("neither kubectl nor oc is on the PATH", hint="install kubectl")
+        raise EnvironmentUnusable("neither kubectl nor oc is on the PATH", hint="install kubectl")
     path = _kubeconfig_of(context, kubectl)
     command = [kubectl, f"--kubeconfig={path}", f"--context={context}", "version", "--output=json"]
     done = _run([*command, "--request-timeout=15s"])
     version = json.loads(done.stdout or "{}").get("serverVersion", {}) if done.returncode == 0 else {}
     if not version:
         reason = done.stderr.strip().splitlines()[-1:] or ["no answer"]
-        raise EnvironmentUnfit(f"the cluster of context {context} does not answer: {reason[0]}", hint=" ".join(command))
+        raise EnvironmentUnusable(
+            f"the cluster of context {context} does not answer: {reason[0]}", hint=" ".join(command)
+        )
     return ClusterFacts(
         kind="kubeconfig",
         kubeconfig=str(path),
@@ -60,4 +62,4 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=KUBECTL_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EnvironmentUnfit(f"{command[0]} does not run: {error}") from None
+        raise EnvironmentUnusable(f"{command[0]} does not run: {error}") from None

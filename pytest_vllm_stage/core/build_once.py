@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -56,7 +56,7 @@ class Build:
             env: The command's whole environment.
 
         Raises:
-            EnvironmentUnfit: It failed or took too long; carries the end of its output.
+            EnvironmentUnusable: It failed or took too long; carries the end of its output.
         """
         with self.log.open("ab") as log:
             streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
@@ -64,14 +64,14 @@ class Build:
         try:
             look = _watch(process, self.log)
             hint = f"see {self.log}"
-            wait_until(what, look, timeout_s=timeout_s, journal=self._journal, error=EnvironmentUnfit, hint=hint)
+            wait_until(what, look, timeout_s=timeout_s, journal=self._journal, error=EnvironmentUnusable, hint=hint)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
         if process.returncode:
             tail = _tail(self.log, 2000)
-            raise EnvironmentUnfit(f"{what} failed with exit code {process.returncode}:\n{tail}", hint=advise(tail))
+            raise EnvironmentUnusable(f"{what} failed with exit code {process.returncode}:\n{tail}", hint=advise(tail))
 
 
 def ensure(folder: Path, what: str, build: Callable[[Build], Facts], journal: Journal) -> Facts:
@@ -122,7 +122,7 @@ def _locked(path: Path, what: str, journal: Journal) -> Iterator[int]:
             lambda: _try_lock(lock, path),
             timeout_s=3600,
             journal=journal,
-            error=EnvironmentUnfit,
+            error=EnvironmentUnusable,
             hint=f"find out who builds with: fuser -v {path}",
         )
         yield lock

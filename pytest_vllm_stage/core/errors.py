@@ -2,13 +2,13 @@
 
     StageError                 anything that this plugin raises on purpose
     ├── ConfigError            an option, profile, manifest or file is wrong; nothing was deployed
-    ├── EnvironmentUnfit       this machine or cluster cannot carry a stage; says nothing about the stage
+    ├── EnvironmentUnusable    this machine or cluster cannot carry a stage; says nothing about the stage
     │   └── Interrupted        the run was told to stop while it waited
     └── StageFailure           the stage itself is broken: the product failed
         └── WaitFailed         a condition of the stage was not reached
 
 The split is what exit codes tell apart: ``StageFailure`` is a product failure (exit code 1, as any failed test),
-``EnvironmentUnfit`` ends the run with `ENVIRONMENT_EXIT_CODE`.
+``EnvironmentUnusable`` ends the run with `ENVIRONMENT_EXIT_CODE`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class StageError(Exception):
         hint: What to run or change next; empty where nothing sensible can be said.
 
     Attributes:
-        told_before: This is the short form of an error that was already shown in full.
+        already_reported: This is the short form of an error that was already shown in full.
     """
 
-    told_before = False
+    already_reported = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -51,11 +51,11 @@ class ConfigError(StageError):
     """Bad input, found before anything was deployed; names the field and the valid values."""
 
 
-class EnvironmentUnfit(StageError):
+class EnvironmentUnusable(StageError):
     """The machine or the cluster cannot carry a stage; no verdict on the stage follows from it."""
 
 
-class Interrupted(EnvironmentUnfit):
+class Interrupted(EnvironmentUnusable):
     """The run was told to stop while it waited."""
 
 

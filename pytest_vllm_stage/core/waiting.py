@@ -46,7 +46,7 @@ def wait_until(
         timeout_s: Seconds until the wait fails.
         journal: Takes the wait's duration and says progress.
         interval_s: Seconds between two looks.
-        error: The type raised on failure: `WaitFailed` for the stage, `EnvironmentUnfit` for what carries it.
+        error: The type raised on failure: `WaitFailed` for the stage, `EnvironmentUnusable` for what carries it.
         hint: What to run next, put into the error.
 
     Raises:

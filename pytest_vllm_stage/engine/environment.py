@@ -22,7 +22,7 @@ from pathlib import Path
 import uv
 
 from pytest_vllm_stage.core import build_once, paths
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import pins
 
@@ -65,7 +65,7 @@ def ensure(journal: Journal) -> EngineEnvironment:
     """Make the environment unless it is there; minutes and 2.9 GB of download the first time, nothing later.
 
     Raises:
-        EnvironmentUnfit: This machine has no fitting processor, Python, network or disk space.
+        EnvironmentUnusable: This machine has no fitting processor, Python, network or disk space.
     """
     _check_machine()
     python = _interpreter()
@@ -83,14 +83,14 @@ def clean_environ() -> dict[str, str]:
 
 
 def _check_machine() -> None:
-    """Raises: EnvironmentUnfit: vLLM's CPU build does not run here."""
+    """Raises: EnvironmentUnusable: vLLM's CPU build does not run here."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"the local engine runs on x86_64 Linux only; this is {sys.platform} on {platform.machine()}",
             hint="validate a server that runs elsewhere: pytest suites/ --stage-endpoint URL",
         )
     if not re.search(r"^flags\s*:.*\bavx2\b", _CPUINFO.read_text(), re.MULTILINE):
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"the local engine needs a processor with AVX2; {_CPUINFO} shows none",
             hint="validate a server that runs elsewhere: pytest suites/ --stage-endpoint URL",
         )
@@ -104,7 +104,7 @@ def _interpreter() -> Path:
     command = [uv.find_uv_bin(), "python", "find", "--no-project", "--no-python-downloads", f"cpython@{wanted}"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode:
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"the local engine needs Python {wanted}; this is {platform.python_version()}, and no other was found\n"
             f"  {found.stderr.strip()}",
             hint=f"run pytest with Python {wanted}, or: uv python install {wanted}",
@@ -152,7 +152,7 @@ def _is_cached(install: list[str], folder: Path) -> bool:
 def _check_space(folder: Path, *, cached: bool) -> None:
     needed, free = NEEDED_IF_CACHED_BYTES if cached else NEEDED_BYTES, shutil.disk_usage(folder).free
     if free < needed:
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"the engine's environment needs {needed / 1e9:.1f} GB in {folder.parent}; {free / 1e9:.1f} GB are free",
             hint="free some space, or set VLLM_STAGE_CACHE_DIR to a folder on a larger disk",
         )

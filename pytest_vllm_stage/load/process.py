@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, Any, BinaryIO, cast
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.load.driver import Job, Watcher
 from pytest_vllm_stage.load.worker import frame, read_frame
@@ -29,7 +29,7 @@ def measure(job: Job, journal: Journal, *, watcher: Watcher | None = None) -> Me
         watcher: Sees each sample as it is complete, in any order; a text that it returns ends the sending.
 
     Raises:
-        EnvironmentUnfit: the driver's process ended without a result; says what it wrote last.
+        EnvironmentUnusable: the driver's process ended without a result; says what it wrote last.
         StageError: what the driver itself refused.
     """
     with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts, tempfile.TemporaryFile() as errors:
@@ -99,10 +99,10 @@ def _tell(process: subprocess.Popen[bytes], line: str) -> None:
         pass  # it has just ended by itself
 
 
-def _ended(job: Job, process: subprocess.Popen[bytes], errors: IO[bytes]) -> EnvironmentUnfit:
+def _ended(job: Job, process: subprocess.Popen[bytes], errors: IO[bytes]) -> EnvironmentUnusable:
     errors.seek(0)
     wrote = errors.read().decode(errors="replace").strip()[-_SHOWN_CHARACTERS:]
-    return EnvironmentUnfit(
+    return EnvironmentUnusable(
         f"the load driver of step {job.step.id} ended without a result (exit status {process.returncode})\n"
         f"  it wrote: {wrote or 'nothing'}"
     )

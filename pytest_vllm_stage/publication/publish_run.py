@@ -13,7 +13,7 @@ import lightkube
 
 from pytest_vllm_stage.benchmark import plans, steps
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.publication import links, publishing
@@ -79,11 +79,11 @@ def connect_registry(run: Run, kube: lightkube.Client, cluster: ClusterFacts) ->
     """A connection to the Model Registry; whoever asks for it closes it.
 
     Raises:
-        EnvironmentUnfit: there is none that is reached from here.
+        EnvironmentUnusable: there is none that is reached from here.
     """
     url = registry_url(run, kube, cluster)
     if url is None:
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"namespace {run.config.namespace} has no Model Registry that is reached from here",
             hint=f"name it: --stage-registry-url; or: kubectl -n {run.config.namespace} get service model-registry",
         )

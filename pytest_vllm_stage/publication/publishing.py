@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.benchmark.artifacts import CSV_NAME
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.measurement.samples_file import SUFFIX
 from pytest_vllm_stage.publication import check, links
@@ -116,7 +116,7 @@ def to_registry(place: Place, results: Results) -> Published:
                 *rest,
                 f"  its results are complete in {uri}",
             ]
-            kind = EnvironmentUnfit if isinstance(error, EnvironmentUnfit) else StageFailure
+            kind = EnvironmentUnusable if isinstance(error, EnvironmentUnusable) else StageFailure
             raise kind("\n".join(lines), hint=error.hint or "run again: it goes on from there") from None
         facts["state"] = published.state
         _mark(place, published)

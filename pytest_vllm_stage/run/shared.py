@@ -57,7 +57,7 @@ class Shared:
         kept = json.loads(path.read_text(encoding="utf-8"))
         kind: type[StageError] = getattr(errors, kept["type"], StageError)
         failure = kind(kept["message"].splitlines()[0])
-        failure.told_before = True
+        failure.already_reported = True
         return failure
 
     def failures(self) -> list[StageError]:

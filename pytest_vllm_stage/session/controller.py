@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnfit, StageError, StageFailure
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable, StageError, StageFailure
 from pytest_vllm_stage.run.context import Run
 
 
@@ -69,9 +69,9 @@ class Controller:
 
 def _exit_status(exitstatus: int, failures: list[StageError], leftovers: list[str]) -> int:
     """Pytest's status, or the environment's own when nothing but the environment failed, or 1 for leftovers."""
-    unfit = any(isinstance(failure, EnvironmentUnfit) for failure in failures)
+    unusable = any(isinstance(failure, EnvironmentUnusable) for failure in failures)
     product = any(isinstance(failure, StageFailure) for failure in failures)
-    if exitstatus == 1 and unfit and not product:
+    if exitstatus == 1 and unusable and not product:
         return ENVIRONMENT_EXIT_CODE
     return exitstatus or (1 if leftovers else 0)
 

@@ -33,7 +33,7 @@ _POLL_S = 0.05
 _TELL_EVERY_S = 30.0
 
 
-class Turns:
+class ExclusiveAccess:
     """Registered in controller and workers alike."""
 
     def __init__(self, run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import Client, RequestFailed
@@ -40,7 +40,7 @@ def of_endpoint(run: Run) -> dict[str, Target]:
     """The one target of ``--stage-endpoint``; its model is asked for unless ``--stage-model`` names it.
 
     Raises:
-        EnvironmentUnfit: the server does not answer ``GET /v1/models``.
+        EnvironmentUnusable: the server does not answer ``GET /v1/models``.
         ConfigError: it serves several models and none was named, or not the one that was.
     """
     url = (run.config.endpoint or "").rstrip("/")
@@ -56,7 +56,7 @@ def _model_at(target: Target, run: Run) -> str:
     try:
         models = client.models()
     except RequestFailed as error:
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"--stage-endpoint {target.base_url} does not answer: {error.message}",
             hint=f"curl -i {target.base_url}/v1/models",
         ) from None

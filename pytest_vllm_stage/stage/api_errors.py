@@ -9,7 +9,7 @@ from typing import TypeVar
 import httpx2
 from lightkube import ApiError
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -22,7 +22,7 @@ BUSY_S = 20.0
 _BAD_MANIFEST = "failed to create typed patch object"
 
 
-class Unreachable(EnvironmentUnfit):
+class Unreachable(EnvironmentUnusable):
     """The API server did not answer; it may in a moment."""
 
 
@@ -50,7 +50,7 @@ def told(what: str) -> Iterator[None]:
 
     Raises:
         Unreachable: no answer; `Busy` where the server asks to come back.
-        EnvironmentUnfit: the credentials were refused, or do not allow the request.
+        EnvironmentUnusable: the credentials were refused, or do not allow the request.
         Refused: any other answer that is an error.
     """
     try:
@@ -59,9 +59,9 @@ def told(what: str) -> Iterator[None]:
         code, text = error.status.code or 0, error.status.message or str(error)
         if code == 401:
             message = f"the cluster refuses the credentials (401) for: {what}"
-            raise EnvironmentUnfit(message, hint="log in again") from None
+            raise EnvironmentUnusable(message, hint="log in again") from None
         if code == 403 and "is forbidden: User" in text:
-            raise EnvironmentUnfit(f"not allowed to {what}: {text}", hint="kubectl auth can-i --list") from None
+            raise EnvironmentUnusable(f"not allowed to {what}: {text}", hint="kubectl auth can-i --list") from None
         if text.startswith(_BAD_MANIFEST):
             raise Refused(f"{what}: {text}", code=422) from None
         if code == 429:
@@ -82,7 +82,7 @@ def patiently(what: str, act: Callable[[], T], timeout_s: float = BUSY_S) -> T:
     """Do a request again while the API server asks for it; any other answer is the answer.
 
     Raises:
-        EnvironmentUnfit: the server stayed busy.
+        EnvironmentUnusable: the server stayed busy.
     """
     answered: list[T] = []
 
@@ -93,5 +93,5 @@ def patiently(what: str, act: Callable[[], T], timeout_s: float = BUSY_S) -> T:
             return Observation(False, error.message)
         return Observation(True, "answered")
 
-    wait_until(what, look, timeout_s=timeout_s, journal=Journal(), interval_s=0.5, error=EnvironmentUnfit)
+    wait_until(what, look, timeout_s=timeout_s, journal=Journal(), interval_s=0.5, error=EnvironmentUnusable)
     return answered[0]

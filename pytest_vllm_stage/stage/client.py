@@ -9,7 +9,7 @@ from lightkube import Client, KubeConfig
 from lightkube.core.exceptions import ConfigError as KubeconfigError
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.api_errors import Refused, patiently, told
 
@@ -25,7 +25,7 @@ def connect(cluster: ClusterFacts, namespace: str) -> Client:
 
     Raises:
         ConfigError: the kubeconfig or its context is wrong.
-        EnvironmentUnfit: the cluster does not answer, refuses the credentials, or lacks KServe; it names which.
+        EnvironmentUnusable: the cluster does not answer, refuses the credentials, or lacks KServe; it names which.
     """
     try:
         config = KubeConfig.from_file(cluster.kubeconfig).get(cluster.context)
@@ -63,7 +63,7 @@ def _require_kserve(kube: Client, namespace: str, kind: str) -> None:
     except Refused as error:
         if error.code != 404:
             raise
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"the cluster has no KServe: CustomResourceDefinition {definition} "
             f"({resource._api_info.resource.version}) is missing",
             hint="kubectl get crd | grep serving.kserve.io",

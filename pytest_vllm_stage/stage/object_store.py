@@ -10,7 +10,7 @@ import urllib3
 from lightkube import Client
 from minio import Minio
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.facts import StageFacts
@@ -30,7 +30,7 @@ def connect(stage: StageFacts, kube: Client, ca_file: str | None = None) -> Mini
         ca_file: PEM file of the authorities that sign MinIO's certificate.
 
     Raises:
-        EnvironmentUnfit: the stage has no MinIO that is reached from here.
+        EnvironmentUnusable: the stage has no MinIO that is reached from here.
         StageFailure: the Secret or one of its keys is missing.
     """
     url = urlsplit(address(stage))
@@ -45,10 +45,10 @@ def address(stage: StageFacts) -> str:
     """Root URL of the S3 API.
 
     Raises:
-        EnvironmentUnfit: there is none that is reached from here.
+        EnvironmentUnusable: there is none that is reached from here.
     """
     if stage.minio_url is None:
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"namespace {stage.namespace} has no MinIO that is reached from here",
             hint=f"kubectl -n {stage.namespace} get service,route minio",
         )

@@ -23,8 +23,8 @@ def note(word):
 
 def make_cluster(run):
     note("cluster")
-    if os.environ.get("FAKE_UNFIT"):
-        raise errors.EnvironmentUnfit("no containerd here", hint="apt-get install containerd")
+    if os.environ.get("FAKE_UNUSABLE"):
+        raise errors.EnvironmentUnusable("no containerd here", hint="apt-get install containerd")
     with run.journal.phase("step: cluster"):
         return ClusterFacts("local", "/k", "c", "v1.34.4", "kubectl", True, True, "/state")
 

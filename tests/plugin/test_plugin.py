@@ -94,14 +94,14 @@ def test_a_broken_stage_is_one_story_and_a_product_failure(
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_an_unfit_environment_has_its_own_exit_code(
+def test_an_unusable_environment_has_its_own_exit_code(
     place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
-    monkeypatch.setenv("FAKE_UNFIT", "1")
+    monkeypatch.setenv("FAKE_UNUSABLE", "1")
     place.makepyfile(SUITE)
     result = place.runpytest_subprocess("-n", workers)
     assert result.ret == 69
-    result.stdout.fnmatch_lines(["*environment unfit (no verdict on the stage): no containerd here*"])
+    result.stdout.fnmatch_lines(["*environment unusable (no verdict on the stage): no containerd here*"])
 
 
 def test_a_leftover_fails_the_run_and_is_listed(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_strict_fails_a_run_that_skipped(place: pytest.Pytester) -> None:
     assert place.runpytest_subprocess("--stage-strict").ret == 1
 
 
-def test_a_dead_endpoint_is_an_unfit_environment(place: pytest.Pytester) -> None:
+def test_an_endpoint_that_does_not_answer_is_an_unusable_environment(place: pytest.Pytester) -> None:
     place.makepyfile("def test_it(endpoint): pass")
     result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9")
     assert result.ret == 69

@@ -269,7 +269,7 @@ def test_what_reads_results_gives_up_where_no_load_step_comes_any_more(place: py
         impatient="""
         from pytest_vllm_stage.session import exclusive
         exclusive.IDLE_S = 0.5
-        exclusive.Turns.pytest_collection_finish = lambda self, session: setattr(self, "_loads", ["never"])
+        exclusive.ExclusiveAccess.pytest_collection_finish = lambda self, session: setattr(self, "_loads", ["never"])
         """,
         test_reads="import pytest\n@pytest.mark.after_load\ndef test_reads(stage_run): pass",
     )

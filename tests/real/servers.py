@@ -19,7 +19,7 @@ import urllib3
 from minio import Minio
 
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
@@ -134,7 +134,7 @@ def _await(url: str) -> None:
             return Observation(False, f"{type(error).__name__}: {error}")
         return Observation(status == 200, f"HTTP {status}")
 
-    wait_until(f"GET {url}", look, timeout_s=30, journal=Journal(), interval_s=0.1, error=EnvironmentUnfit)
+    wait_until(f"GET {url}", look, timeout_s=30, journal=Journal(), interval_s=0.1, error=EnvironmentUnusable)
 
 
 def _free_port() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -42,7 +42,7 @@ def until_builders(are_there: bool) -> None:
         timeout_s=30,
         journal=Journal(),
         interval_s=0.02,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import components, listing
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -35,7 +35,7 @@ def until(what: str, true: Callable[[], bool], timeout_s: float = 60) -> None:
         timeout_s=timeout_s,
         journal=SILENT,
         interval_s=0.2,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
     )
 
 
@@ -308,7 +308,7 @@ def test_an_image_that_cannot_be_pulled_is_told(kubectl: Kubectl) -> None:
 
 
 def test_a_second_start_says_who_holds_what(cluster: ClusterFacts) -> None:
-    with pytest.raises(EnvironmentUnfit, match=r"another one is in use, and a machine has one at a time") as caught:
+    with pytest.raises(EnvironmentUnusable, match=r"another one is in use, and a machine has one at a time") as caught:
         local.start(run_id="second", lifeline_pid=os.getpid(), mounts={}, journal=SILENT)
     assert "of run test" in str(caught.value)
     assert str(cluster.state_dir) in str(caught.value)

@@ -17,7 +17,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import components, listing, locking
 from pytest_vllm_stage.cluster.local.layout import SHADOWED
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -47,7 +47,7 @@ def until(what: str, true: Callable[[], bool], timeout_s: float = 60) -> None:
         timeout_s=timeout_s,
         journal=SILENT,
         interval_s=0.1,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
     )
 
 
@@ -167,7 +167,7 @@ def test_a_program_that_cannot_run_is_named_with_its_log(
     broken.chmod(0o755)
     real = components.ensure
     monkeypatch.setattr(components, "ensure", lambda journal: real(journal) | {"kube-scheduler": broken})
-    with pytest.raises(EnvironmentUnfit) as caught:
+    with pytest.raises(EnvironmentUnusable) as caught:
         local.start(run_id="broken", lifeline_pid=os.getpid(), mounts={}, journal=SILENT, wait_s=300)
     text = str(caught.value)
     assert "kube-scheduler ended 4 times, exited with 3" in text.splitlines()[0]
@@ -179,7 +179,7 @@ def test_a_program_that_cannot_run_is_named_with_its_log(
 
 def test_a_cluster_that_cannot_be_made_says_why(before: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHADOWED, "impossible", Path("/proc/impossible"))
-    with pytest.raises(EnvironmentUnfit, match="the cluster ended: ") as caught:
+    with pytest.raises(EnvironmentUnusable, match="the cluster ended: ") as caught:
         local.start(run_id="broken", lifeline_pid=os.getpid(), mounts={}, journal=SILENT, wait_s=300)
     assert "/proc/impossible" in str(caught.value)
     assert listing.difference(before, listing.snapshot()) == []

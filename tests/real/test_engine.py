@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.engine import environment, weights
@@ -100,7 +100,7 @@ def serving(engine: EngineEnvironment, model: Path, name: str, log: Path) -> Ite
             lambda: look(server, f"http://127.0.0.1:{port}/health", log),
             timeout_s=300,
             journal=Journal(),
-            error=EnvironmentUnfit,
+            error=EnvironmentUnusable,
         )
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.engine import environment
@@ -180,7 +180,7 @@ def test_the_key_is_in_no_process_argument_and_all_ends_with_an_error(
 
     monkeypatch.setattr(run, "PROGRESS_INTERVAL_S", 0.5)
     job = sim.job(step(seed=8), api_key=Secret("sesame"))
-    with pytest.raises(EnvironmentUnfit, match="GuideLLM did not end step s within 4 s"):
+    with pytest.raises(EnvironmentUnusable, match="GuideLLM did not end step s within 4 s"):
         guidellm.measure(job, Journal(None, lambda _line: seen.update(processes())), environment=engine)
     (keeper,) = (pid for pid, process in seen.items() if b"keeper.py" in process.line)
     ours = {pid for pid, process in seen.items() if process.group == keeper}
@@ -217,7 +217,7 @@ def test_a_guidellm_that_dies_says_what_it_wrote(engine: EngineEnvironment, sim:
     dying.write_text("#!/bin/sh\necho out of luck with sesame >&2\nexit 3\n")
     dying.chmod(0o755)
     job = sim.job(step(seed=9), api_key=Secret("sesame"))
-    with pytest.raises(EnvironmentUnfit, match=r"\(exit status 3\)\n  it wrote: out of luck with \*\*\*"):
+    with pytest.raises(EnvironmentUnusable, match=r"\(exit status 3\)\n  it wrote: out of luck with \*\*\*"):
         guidellm.measure(job, Journal(), environment=replace(engine, python=dying))
 
 

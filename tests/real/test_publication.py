@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.publication import properties, publishing
@@ -284,7 +284,7 @@ def test_a_refused_token_is_the_environments(
         (None, "asks for a token, and there is none in"),
         (Secret("old-token"), "refuses the token of"),
     ):
-        refused = pytest.raises(EnvironmentUnfit, match=f"{says} VLLM_STAGE_REGISTRY_TOKEN")
+        refused = pytest.raises(EnvironmentUnusable, match=f"{says} VLLM_STAGE_REGISTRY_TOKEN")
         with closing(Registry(standin.url, journal, token=token, trust_env=False)) as registry, refused as caught:
             _ = registry.api
         assert "old-token" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -76,7 +76,7 @@ def wait_for_answer(registry: httpx.Client) -> None:
         except httpx.TransportError as error:
             return Observation(False, repr(error))
 
-    wait_until("the registry answers", look, timeout_s=60, journal=SILENT, error=EnvironmentUnfit)
+    wait_until("the registry answers", look, timeout_s=60, journal=SILENT, error=EnvironmentUnusable)
 
 
 def kubectl(cluster: ClusterFacts, *arguments: str) -> str:
@@ -118,7 +118,7 @@ def test_what_is_registered_outlives_its_container(cluster: ClusterFacts, view: 
         done = status["restartCount"] == 1 and status["ready"]
         return Observation(done, f"{status['restartCount']} restarts, {'ready' if status['ready'] else 'not ready'}")
 
-    wait_until("its container is started again", look, timeout_s=120, journal=SILENT, error=EnvironmentUnfit)
+    wait_until("its container is started again", look, timeout_s=120, journal=SILENT, error=EnvironmentUnusable)
     ended = pod_of(view)["status"]["containerStatuses"][0]["lastState"]["terminated"]
     assert (ended["exitCode"], ended["reason"]) == (0, "Completed")
     wait_for_answer(registry)

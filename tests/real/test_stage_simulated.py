@@ -14,7 +14,7 @@ import lightkube
 import pytest
 
 from pytest_vllm_stage.cluster import local
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.serving.client import Client
@@ -61,7 +61,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         lambda: Observation(local.running() == [], "one is in use"),
         timeout_s=300,
         journal=SILENT,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
     )
     directory = tmp_path_factory.mktemp("runs") / "first"
     outcome = run(directory, *SUITES, "--stage-engine=sim", "--stage-keep=always", "-n", "2")

@@ -25,7 +25,7 @@ from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import components, images, tekton_files
 from pytest_vllm_stage.cluster.local.images import Image
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE, fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -91,7 +91,7 @@ def cluster() -> Iterator[ClusterFacts]:
         lambda: Observation(local.running() == [], "one is in use"),
         timeout_s=300,
         journal=SILENT,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
     )
     local.sweep(SILENT)
     engine = environment.ensure(SILENT)
@@ -194,7 +194,7 @@ def tekton(cluster: ClusterFacts, kubectl: Kubectl) -> None:
         lambda: Observation(all(registered(kubectl, name) for name in WEBHOOKS), "not yet"),
         timeout_s=60,
         journal=SILENT,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
     )
 
 
@@ -253,7 +253,7 @@ def carried_out(kubectl: Kubectl, run: Object, timeout_s: float = 180) -> Ended:
         condition: Object = next(iter(kubectl.get(name).get("status", {}).get("conditions", [])), {})
         return Observation(condition.get("status") in ("True", "False"), str(condition.get("message", "not begun")))
 
-    wait_until(f"{name} ended", look, timeout_s=timeout_s, journal=SILENT, error=EnvironmentUnfit)
+    wait_until(f"{name} ended", look, timeout_s=timeout_s, journal=SILENT, error=EnvironmentUnusable)
     found = kubectl.get(name)
     (condition,) = found["status"]["conditions"]
     results = {result["name"]: result["value"] for result in found["status"].get("results", [])}

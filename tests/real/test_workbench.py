@@ -13,7 +13,7 @@ import pytest
 
 from pytest_vllm_stage.benchmark.artifacts import write_csv, write_step
 from pytest_vllm_stage.cluster.local import components
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.load import process as driver_process
@@ -88,7 +88,7 @@ def measure_step(sim: Sim, step: LoadStep, model: str, name: str) -> tuple[Measu
         metrics, verdict = judge(measured, OBJECTIVES.get(name, []))
         if verdict.outcome is not Outcome.INVALID:
             return measured, metrics, verdict
-    raise EnvironmentUnfit(f"step {step.id} was invalid five times: {verdict.why}")
+    raise EnvironmentUnusable(f"step {step.id} was invalid five times: {verdict.why}")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_vllm_stage.cluster.local import components, gotool
 from pytest_vllm_stage.cluster.local.components import COMPONENTS, Component
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
 
 #: Stands in for ``go``: it notes its arguments and writes what ``-o`` names.
@@ -92,7 +92,7 @@ def test_changed_flags_build_anew(modules: Path) -> None:
 
 def test_a_failed_build_shows_its_last_lines_and_leaves_no_component(modules: Path, tmp_path: Path) -> None:
     (tmp_path / "bin" / "broken").touch()
-    with pytest.raises(EnvironmentUnfit, match="build of tool failed") as caught:
+    with pytest.raises(EnvironmentUnusable, match="build of tool failed") as caught:
         components.ensure(Journal())
     assert "no such package" in str(caught.value)
     log = Path(str(caught.value).split("log: ")[1].splitlines()[0])

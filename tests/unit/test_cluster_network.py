@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_vllm_stage.cluster.local import network
 from pytest_vllm_stage.cluster.local.network import CANDIDATES, Addresses, blocks, choose
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 
 NETWORKS = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 32)).map(
     lambda pair: IPv4Network((pair[0] & ~((1 << (32 - pair[1])) - 1), pair[1]))
@@ -40,7 +40,7 @@ def test_what_is_routed_is_passed_over(routed: str, chosen: str) -> None:
 
 
 def test_a_full_machine_is_told_where_to_look() -> None:
-    with pytest.raises(EnvironmentUnfit, match="no free address range") as caught:
+    with pytest.raises(EnvironmentUnusable, match="no free address range") as caught:
         choose(CANDIDATES)
     assert "ip -4 route" in caught.value.hint
 
@@ -49,7 +49,7 @@ def test_a_full_machine_is_told_where_to_look() -> None:
 def test_the_choice_never_overlaps(routed: list[IPv4Network]) -> None:
     try:
         chosen = choose(routed)
-    except EnvironmentUnfit:
+    except EnvironmentUnusable:
         assert all(any(block.overlaps(other) for other in routed) for block in blocks())
     else:
         assert not any(chosen.overlaps(other) for other in routed)

@@ -16,7 +16,7 @@ from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local.locking import Seat, this_process
 from pytest_vllm_stage.cluster.local.process import ProcessRef, start_time
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 
 NOBODY = ProcessRef(2**22 + 1, 1)
@@ -170,7 +170,7 @@ def test_a_cluster_lives_while_its_seat_is_held(tmp_path: Path, held: Seat) -> N
 
 def test_a_seat_in_use_is_refused_with_its_holder(tmp_path: Path, held: Seat) -> None:
     held.note(make_record(tmp_path / "0a1b2c", phase="up").path)
-    with pytest.raises(EnvironmentUnfit, match="a local cluster on this machine: another one is in use") as caught:
+    with pytest.raises(EnvironmentUnusable, match="a local cluster on this machine: another one is in use") as caught:
         locking.acquire(Journal())
     assert "run-1" in str(caught.value)
     assert "cluster.local stop" in caught.value.hint
@@ -225,7 +225,7 @@ def test_missing_programs_are_named_with_their_packages(monkeypatch: pytest.Monk
     assert missing.pop("runc") == "runc"
     assert list(missing.values()) == ["containernetworking-plugins"]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(EnvironmentUnfit, match=r"missing for a local cluster: .*runc") as caught:
+    with pytest.raises(EnvironmentUnusable, match=r"missing for a local cluster: .*runc") as caught:
         packages.ensure(Journal())
     assert "containernetworking-plugins runc" in caught.value.hint
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_stage.core import build_once
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -53,7 +53,7 @@ def test_a_failed_step_shows_its_output_and_the_build_does_not_count(tmp_path: P
         run(build, "print('no can do'); raise SystemExit(3)")
         return {}
 
-    with pytest.raises(EnvironmentUnfit, match=r"step failed with exit code 3:\nno can do") as caught:
+    with pytest.raises(EnvironmentUnusable, match=r"step failed with exit code 3:\nno can do") as caught:
         build_once.ensure(folder, "thing", fail, Journal())
     assert caught.value.hint == "advice on can do"
     assert build_once.ensure(folder, "thing", write_file, Journal()) == {"answer": 42}
@@ -64,7 +64,7 @@ def test_a_step_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         run(build, "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)", timeout_s=2)
         return {}
 
-    with pytest.raises(EnvironmentUnfit, match="step: not reached within 2 s"):
+    with pytest.raises(EnvironmentUnusable, match="step: not reached within 2 s"):
         build_once.ensure(tmp_path / "abc", "thing", hang, Journal())
     assert not Path(f"/proc/{(tmp_path / 'abc' / 'pid').read_text()}").exists()
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.engine import environment, pins
 
 
@@ -55,14 +55,14 @@ def test_the_running_interpreter_is_used_when_it_fits() -> None:
 
 def test_a_missing_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "PYTHON", (3, 99))
-    with pytest.raises(EnvironmentUnfit, match=r"needs Python 3\.99") as caught:
+    with pytest.raises(EnvironmentUnusable, match=r"needs Python 3\.99") as caught:
         environment._interpreter()
     assert "uv python install 3.99" in caught.value.hint
 
 
 def test_another_architecture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    with pytest.raises(EnvironmentUnfit, match="x86_64 Linux only; this is linux on aarch64"):
+    with pytest.raises(EnvironmentUnusable, match="x86_64 Linux only; this is linux on aarch64"):
         environment._check_machine()
 
 
@@ -78,7 +78,7 @@ def test_a_processor_without_avx2_is_refused(
     if fits:
         environment._check_machine()
     else:
-        with pytest.raises(EnvironmentUnfit, match="AVX2"):
+        with pytest.raises(EnvironmentUnusable, match="AVX2"):
             environment._check_machine()
 
 
@@ -91,7 +91,7 @@ def test_a_small_disk_is_refused_before_the_download(
     if fits:
         environment._check_space(tmp_path, cached=cached)
     else:
-        with pytest.raises(EnvironmentUnfit, match=rf"{free / 1e9:.1f} GB are free") as caught:
+        with pytest.raises(EnvironmentUnusable, match=rf"{free / 1e9:.1f} GB are free") as caught:
             environment._check_space(tmp_path, cached=cached)
         assert "VLLM_STAGE_CACHE_DIR" in caught.value.hint
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load import process as driver_process
@@ -281,7 +281,7 @@ def test_a_driver_that_dies_says_what_it_wrote(sim: Sim, monkeypatch: pytest.Mon
     dying.write_text("#!/bin/sh\necho out of luck >&2\nexit 3\n")
     dying.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(dying))
-    with pytest.raises(EnvironmentUnfit, match=r"without a result \(exit status 3\)\n  it wrote: out of luck"):
+    with pytest.raises(EnvironmentUnusable, match=r"without a result \(exit status 3\)\n  it wrote: out of luck"):
         driver_process.measure(sim.job(step(50, 1, seed=10)), Journal())
 
 

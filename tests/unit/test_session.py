@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit, StageError, StageFailure, WaitFailed
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable, StageError, StageFailure, WaitFailed
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.report import junit, record
@@ -23,13 +23,13 @@ def test_a_phase_is_recorded_with_its_outcome_and_facts(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j", said.append)
     with journal.phase("build", target="etcd") as facts:
         facts["bytes"] = 3
-    with pytest.raises(EnvironmentUnfit), journal.phase("start"):
-        raise EnvironmentUnfit("no")
+    with pytest.raises(EnvironmentUnusable), journal.phase("start"):
+        raise EnvironmentUnusable("no")
     first, second = read_events(tmp_path / "j")
     assert (first["name"], first["outcome"], first["target"], first["bytes"]) == ("build", "done", "etcd", 3)
-    assert (second["name"], second["outcome"]) == ("start", "EnvironmentUnfit")
+    assert (second["name"], second["outcome"]) == ("start", "EnvironmentUnusable")
     assert said[0] == "build ..."
-    assert said[-1].startswith("start: EnvironmentUnfit in ")
+    assert said[-1].startswith("start: EnvironmentUnusable in ")
 
 
 def test_a_torn_line_does_not_lose_the_others(tmp_path: Path) -> None:
@@ -59,18 +59,18 @@ def test_a_wait_fails_at_once_on_what_cannot_heal() -> None:
 
 
 def test_a_wait_past_its_deadline_names_the_last_state() -> None:
-    with pytest.raises(EnvironmentUnfit, match=r"etcd answers: not reached within 0.01 s\n .*: refused"):
+    with pytest.raises(EnvironmentUnusable, match=r"etcd answers: not reached within 0.01 s\n .*: refused"):
         wait_until(
             "etcd answers",
             lambda: Observation(False, "refused"),
             timeout_s=0.01,
             journal=Journal(),
             interval_s=0.001,
-            error=EnvironmentUnfit,
+            error=EnvironmentUnusable,
         )
 
 
-@pytest.mark.parametrize("kind", [StageError, ConfigError, EnvironmentUnfit, StageFailure, WaitFailed])
+@pytest.mark.parametrize("kind", [StageError, ConfigError, EnvironmentUnusable, StageFailure, WaitFailed])
 def test_errors_cross_processes_whole(kind: type[StageError]) -> None:
     copy = pickle.loads(pickle.dumps(kind("what\nmore", hint="do")))  # noqa: S301
     assert (type(copy), str(copy)) == (kind, "what\nmore\n  next: do")
@@ -101,7 +101,7 @@ def test_a_failure_is_shared_as_its_headline_and_not_tried_again(tmp_path: Path)
         Shared(tmp_path).ensure("a", make)
     with pytest.raises(WaitFailed) as caught:
         Shared(tmp_path).ensure("a", never)
-    assert (str(caught.value), caught.value.told_before) == ("no disk", True)
+    assert (str(caught.value), caught.value.already_reported) == ("no disk", True)
     assert [type(failure) for failure in Shared(tmp_path).failures()] == [WaitFailed]
 
 

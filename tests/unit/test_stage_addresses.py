@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy import addresses
 from pytest_vllm_stage.stage.objects import Object
@@ -89,7 +89,7 @@ def test_a_far_cluster_that_does_not_answer_names_what_was_tried(there: list[Obj
     made = service()
     made["status"]["url"] = f"http://127.0.0.1:{closed_port}"
     there.append(a_service("m-predictor", "127.0.0.1", port=closed_port))
-    with pytest.raises(EnvironmentUnfit, match=rf"tried: http://127\.0\.0\.1:{closed_port}, http://127") as failed:
+    with pytest.raises(EnvironmentUnusable, match=rf"tried: http://127\.0\.0\.1:{closed_port}, http://127") as failed:
         model(made, FAR)
     assert "port-forward service/m-predictor" in failed.value.hint
     made["status"]["conditions"] = [condition("Ready", "False")]

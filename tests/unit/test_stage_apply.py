@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from lightkube import ApiError
 
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage import api_errors, objects
 from pytest_vllm_stage.stage.deploy import apply
@@ -132,8 +132,8 @@ def test_secret_values_are_filled_in_the_request_alone() -> None:
 @pytest.mark.parametrize(
     ("code", "message", "kind"),
     [
-        (401, "Unauthorized", EnvironmentUnfit),
-        (403, 'pods is forbidden: User "x" cannot list', EnvironmentUnfit),
+        (401, "Unauthorized", EnvironmentUnusable),
+        (403, 'pods is forbidden: User "x" cannot list', EnvironmentUnusable),
         (403, "pods is forbidden: exceeded quota", api_errors.Refused),
         (500, "failed calling webhook", api_errors.Unreachable),
         (429, "storage is (re)initializing", api_errors.Busy),
@@ -158,7 +158,7 @@ def test_a_busy_server_is_asked_again_and_not_for_ever() -> None:
         return "answer"
 
     assert api_errors.patiently("ask", busy_once) == "answer"
-    with pytest.raises(EnvironmentUnfit, match="come back"):
+    with pytest.raises(EnvironmentUnusable, match="come back"):
         api_errors.patiently("ask", lambda: (_ for _ in ()).throw(api_errors.Busy("come back")), timeout_s=0)
     with pytest.raises(api_errors.Unreachable, match="gone"):
         api_errors.patiently("ask", lambda: (_ for _ in ()).throw(api_errors.Unreachable("gone")))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import diagnose
@@ -50,7 +50,7 @@ def test_secret_values_and_tokens_are_taken_out(namespace: dict[str, list[Object
 
 def test_tokens_are_taken_out_though_secrets_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> list[Object]:
-        raise EnvironmentUnfit("not allowed")
+        raise EnvironmentUnusable("not allowed")
 
     monkeypatch.setattr(objects, "listed", refuse)
     assert diagnose.redactor(NO_KUBE, "ns")("hf_abcdefghijkl") == "***"
@@ -106,7 +106,7 @@ def test_everything_is_collected_without_secrets(
 
 def test_a_cluster_that_is_gone_leaves_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise EnvironmentUnfit("the cluster does not answer")
+        raise EnvironmentUnusable("the cluster does not answer")
 
     monkeypatch.setattr(client, "connect", refuse)
     diagnose.collect(cluster_with(tmp_path, ""), "ns", tmp_path / "out")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.stage.deploy import render
 
 
@@ -45,7 +45,7 @@ def test_an_unknown_kind_is_refused_with_the_valid_ones(tmp_path: Path) -> None:
 
 
 def test_a_missing_kubectl_is_the_environments_fault(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentUnfit, match="kubectl kustomize does not run"):
+    with pytest.raises(EnvironmentUnusable, match="kubectl kustomize does not run"):
         render.render(tmp_path, str(tmp_path / "kubectl"))
 
 

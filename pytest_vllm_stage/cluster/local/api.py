@@ -8,14 +8,14 @@ import ssl
 from typing import Any
 
 from pytest_vllm_stage.cluster.local.layout import API_PORT, Layout
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 
 Object = dict[str, Any]
 #: What a call raises when there is no answer, or none that is HTTP.
 CALL_FAILED = (OSError, http.client.HTTPException)
 
 
-class Refused(EnvironmentUnfit):
+class Refused(EnvironmentUnusable):
     """The API server answered with an error.
 
     Attributes:

@@ -13,7 +13,7 @@ from pytest_vllm_stage.cluster.local import kserve_files
 from pytest_vllm_stage.cluster.local.api import Api
 from pytest_vllm_stage.cluster.local.layout import MOUNTS, WEBHOOK_PORT, Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -125,7 +125,7 @@ def apply_kserve(api: Api, layout: Layout, files: Path, journal: Journal) -> Non
         timeout_s=60,
         journal=journal,
         interval_s=0.2,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
     )
     layout.kserve_gate.touch()
     ca = Path(layout.pki.certificate("ca")).read_bytes()

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pytest_vllm_stage.cluster.local import gotool, kserve_files, tekton_files
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE, cache_dir
 from pytest_vllm_stage.core.waiting import PROGRESS_INTERVAL_S
@@ -134,7 +134,7 @@ def ensure(journal: Journal, names: Iterable[str] | None = None) -> dict[str, Pa
         Program name to path.
 
     Raises:
-        EnvironmentUnfit: no Go, or a build failed; it shows the last lines and names the log.
+        EnvironmentUnusable: no Go, or a build failed; it shows the last lines and names the log.
     """
     wanted = COMPONENTS if names is None else [one for one in (*COMPONENTS, *EXTRAS) if one.name in names]
     missing = [component for component in wanted if not component.folder.exists()]
@@ -203,7 +203,7 @@ def _module_folder(component: Component, go: Path) -> Path:
         command, cwd=component.source, capture_output=True, text=True, check=False, env=_environment()
     )
     if result.returncode:
-        raise EnvironmentUnfit(f"go list -m {component.module}: {result.stderr.strip()[-500:]}")
+        raise EnvironmentUnusable(f"go list -m {component.module}: {result.stderr.strip()[-500:]}")
     return Path(result.stdout.strip())
 
 
@@ -236,7 +236,7 @@ def _run(component: Component, command: list[str], log: Path, environment: dict[
             process.wait()
     if process.returncode:
         tail = "\n  ".join(_tail(log, _LOG_LINES))
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"build of {component.name} failed (go build exited with {process.returncode})\n  {tail}\n  log: {log}",
             hint="a failed download heals by running again",
         )

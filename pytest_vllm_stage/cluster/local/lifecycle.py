@@ -26,7 +26,7 @@ from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.cluster.local.programs import Mount, Plan, all_programs
 from pytest_vllm_stage.cluster.local.readiness import Watch
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -51,11 +51,11 @@ def start(
         What the layers above need.
 
     Raises:
-        EnvironmentUnfit: the machine cannot carry a cluster, another one is in use, or a program does not get ready;
+        EnvironmentUnusable: the machine cannot carry a cluster, another one is in use, or a program does not get ready;
             nothing is left of the attempt but its logs.
     """
     if os.geteuid() != 0:
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             "a local cluster needs root (namespaces, cgroups, containerd)",
             hint="run as root, or name a cluster: --stage-cluster=kubeconfig --stage-context=NAME",
         )
@@ -81,10 +81,10 @@ def _given_up_on_error(record: Record, journal: Journal) -> Iterator[None]:
     layout = Layout.of(record)
     try:
         yield
-    except EnvironmentUnfit as error:
+    except EnvironmentUnusable as error:
         stop(layout.state_dir, journal)
         moved = str(removal.logs_dir() / layout.state_dir.name)
-        raise EnvironmentUnfit(error.message.replace(str(layout.logs), moved), hint=error.hint) from error
+        raise EnvironmentUnusable(error.message.replace(str(layout.logs), moved), hint=error.hint) from error
     except BaseException:
         stop(layout.state_dir, journal)
         raise
@@ -103,7 +103,7 @@ def _intend(run_id: str, lifeline_pid: int, seat: Seat) -> Record:
 def _plan_record(run_id: str, lifeline_pid: int) -> Record:
     lifeline = ProcessRef.of(lifeline_pid)
     if lifeline is None:
-        raise EnvironmentUnfit(f"process {lifeline_pid}, with which the cluster is to end, has ended already")
+        raise EnvironmentUnusable(f"process {lifeline_pid}, with which the cluster is to end, has ended already")
     cluster_id = records.new_id()
     state_dir = records.clusters_dir() / cluster_id
     others = locking.living()
@@ -233,11 +233,11 @@ def keep(facts: ClusterFacts) -> None:
     """Let a cluster outlive the process that it was made for.
 
     Raises:
-        EnvironmentUnfit: it has ended or is ending.
+        EnvironmentUnusable: it has ended or is ending.
     """
     record = _of(facts.state_dir)
     if record is None or record.supervisor is None:
-        raise EnvironmentUnfit(f"cannot keep the local cluster {facts.state_dir}: it has ended")
+        raise EnvironmentUnusable(f"cannot keep the local cluster {facts.state_dir}: it has ended")
     (record.path / records.KEEP_FILE).touch()
     record.supervisor.signal(signal.SIGUSR1)
     _wait_record(record, "kept", lambda now: now.kept)
@@ -260,7 +260,7 @@ def _wait_record(record: Record, what: str, done: Callable[[Record], bool]) -> N
         timeout_s=10,
         journal=Journal(),
         interval_s=0.05,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
     )
 
 
@@ -296,7 +296,7 @@ def sweep(journal: Journal) -> list[str]:
         timeout_s=locking.ENDING_S,
         journal=journal,
         interval_s=0.1,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
         hint="kill the process that is named, then sweep again",
     )
     return _sweep(journal, None)
@@ -313,7 +313,7 @@ def _sweep(journal: Journal, own: Seat | None) -> list[str]:
     for line in done.removed:
         journal.event("swept", line)
     if done.left:
-        raise EnvironmentUnfit("a dead local cluster cannot be removed:\n  " + "\n  ".join(done.left))
+        raise EnvironmentUnusable("a dead local cluster cannot be removed:\n  " + "\n  ".join(done.left))
     return done.removed
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -143,7 +143,7 @@ def acquire(journal: Journal, *, wait_s: float = 0.0) -> Seat:
         wait_s: Seconds to wait while every cluster is in use.
 
     Raises:
-        EnvironmentUnfit: every seat is in use; the message says by whom.
+        EnvironmentUnusable: every seat is in use; the message says by whom.
     """
     if (seat := try_acquire()) is not None:
         return seat
@@ -167,7 +167,7 @@ def acquire(journal: Journal, *, wait_s: float = 0.0) -> Seat:
         timeout_s=max(ENDING_S, wait_s + 5),
         journal=journal,
         interval_s=0.2,
-        error=EnvironmentUnfit,
+        error=EnvironmentUnusable,
         hint="wait for it, or end it: python -m pytest_vllm_stage.cluster.local stop",
     )
     return taken[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 
 #: Ranges tried in this order, each in blocks of `BLOCK_PREFIX`; private addresses that few networks use.
 CANDIDATES = (IPv4Network("10.219.0.0/16"), IPv4Network("10.98.0.0/16"), IPv4Network("172.29.0.0/16"))
@@ -66,14 +66,14 @@ def choose(taken: Iterable[IPv4Network]) -> IPv4Network:
     """The first block that overlaps nothing of ``taken``; default routes do not count.
 
     Raises:
-        EnvironmentUnfit: every block overlaps.
+        EnvironmentUnusable: every block overlaps.
     """
     used = [network for network in taken if network.prefixlen]
     for block in blocks():
         if not any(block.overlaps(network) for network in used):
             return block
     ranges = ", ".join(map(str, CANDIDATES))
-    raise EnvironmentUnfit(
+    raise EnvironmentUnusable(
         f"no free address range for a local cluster: every /{BLOCK_PREFIX} of {ranges} is routed on this machine",
         hint="look at them: ip -4 route show table all",
     )
@@ -136,7 +136,7 @@ def remove_route(route: str) -> None:
 def _ip(*arguments: str) -> str:
     result = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if result.returncode:
-        raise EnvironmentUnfit(f"ip {' '.join(arguments)}: {result.stderr.strip()}")
+        raise EnvironmentUnusable(f"ip {' '.join(arguments)}: {result.stderr.strip()}")
     return result.stdout
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 
 #: Program to the Debian package that ships it.
@@ -50,7 +50,7 @@ def ensure(journal: Journal) -> None:
     """Install what is missing.
 
     Raises:
-        EnvironmentUnfit: something is missing and cannot be installed; it names all of it.
+        EnvironmentUnusable: something is missing and cannot be installed; it names all of it.
     """
     absent = missing()
     if not absent:
@@ -58,14 +58,14 @@ def ensure(journal: Journal) -> None:
     names = sorted(set(absent.values()))
     command = f"apt-get install --no-install-recommends {' '.join(names)}"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise EnvironmentUnfit(
+        raise EnvironmentUnusable(
             f"missing for a local cluster: {', '.join(sorted(absent))}", hint=f"as root: {command} (or your system's)"
         )
     with journal.phase(f"install {' '.join(names)}"):
         _apt("update")
         _apt("install", "--yes", "--no-install-recommends", *names)
     if absent := missing():
-        raise EnvironmentUnfit(f"still missing after {command}: {', '.join(sorted(absent))}")
+        raise EnvironmentUnusable(f"still missing after {command}: {', '.join(sorted(absent))}")
 
 
 def _apt(*arguments: str) -> None:
@@ -73,4 +73,4 @@ def _apt(*arguments: str) -> None:
     result = subprocess.run(["apt-get", *arguments], capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         tail = (result.stdout + result.stderr).strip()[-1000:]
-        raise EnvironmentUnfit(f"apt-get {' '.join(arguments)} exited with {result.returncode}\n  {tail}")
+        raise EnvironmentUnusable(f"apt-get {' '.join(arguments)} exited with {result.returncode}\n  {tail}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vllm_stage.cluster.local.network import Addresses
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 
 NODE_NAME = "vllm-stage"
 _DAYS = "30"
@@ -71,4 +71,4 @@ def _out(pki: Pki, name: str) -> tuple[str, ...]:
 def _openssl(*arguments: str) -> None:
     result = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
     if result.returncode:
-        raise EnvironmentUnfit(f"openssl {arguments[0]}: {result.stderr.strip()[-500:]}", hint="openssl 3 is needed")
+        raise EnvironmentUnusable(f"openssl {arguments[0]}: {result.stderr.strip()[-500:]}", hint="openssl 3 is needed")

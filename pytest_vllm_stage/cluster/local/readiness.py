@@ -11,7 +11,7 @@ from pytest_vllm_stage.cluster.local import removal, status
 from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, Refused
 from pytest_vllm_stage.cluster.local.layout import Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
@@ -35,7 +35,7 @@ class Watch:
         """Wait until the named programs, or all where none is named, are ready at one time.
 
         Raises:
-            EnvironmentUnfit: one ended too often, or was not ready in time; with the last lines of its log.
+            EnvironmentUnusable: one ended too often, or was not ready in time; with the last lines of its log.
         """
         what = f"{', '.join(names) or 'all programs'} ready"
         self._wait(
@@ -46,7 +46,7 @@ class Watch:
         """Wait until the node is Ready.
 
         Raises:
-            EnvironmentUnfit: it was not; with the last lines of the kubelet's log.
+            EnvironmentUnusable: it was not; with the last lines of the kubelet's log.
         """
         what = f"node/{NODE_NAME} condition=Ready"
         self._wait(what, lambda: self._look_at_node(api), lambda: "kubelet", timeout_s)
@@ -55,13 +55,13 @@ class Watch:
         """Run what calls the API server.
 
         Raises:
-            EnvironmentUnfit: a call failed; with why the cluster ended, or the last lines of the API server's log.
+            EnvironmentUnusable: a call failed; with why the cluster ended, or the last lines of the API server's log.
         """
         try:
             task()
         except (Refused, *CALL_FAILED) as error:
             why = self._fatal(status.read(self._layout.programs)) or f"{error!r}{self._tail('kube-apiserver')}"
-            raise EnvironmentUnfit(f"local cluster: a call to its API server failed: {why}") from error
+            raise EnvironmentUnusable(f"local cluster: a call to its API server failed: {why}") from error
 
     def record_times(self) -> None:
         """Put into the journal when each program was started and ready, in seconds since the first was started."""
@@ -86,11 +86,11 @@ class Watch:
                 timeout_s=timeout_s,
                 journal=self._journal,
                 interval_s=_INTERVAL_S,
-                error=EnvironmentUnfit,
+                error=EnvironmentUnusable,
             )
-        except EnvironmentUnfit as error:
+        except EnvironmentUnusable as error:
             tail = "" if "\n  log: " in error.message else self._tail(whose())
-            raise EnvironmentUnfit(f"local cluster: {error.message}{tail}", hint=error.hint) from None
+            raise EnvironmentUnusable(f"local cluster: {error.message}{tail}", hint=error.hint) from None
 
     def _look_at_programs(self, names: tuple[str, ...]) -> Observation:
         states = status.read(self._layout.programs)

@@ -26,7 +26,7 @@ from pytest_vllm_stage.cluster.local.locking import Seat
 from pytest_vllm_stage.cluster.local.network import Addresses
 from pytest_vllm_stage.cluster.local.packages import SYSTEM_PATH
 from pytest_vllm_stage.cluster.local.record import Record
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -138,7 +138,9 @@ class Supervisor:
             made = os.readlink(f"/proc/{inner.pid}/ns/net") != os.readlink("/proc/self/ns/net")
             return Observation(made, "made" if made else "not made yet")
 
-        wait_until("network namespace", look, timeout_s=20, journal=Journal(), interval_s=0.01, error=EnvironmentUnfit)
+        wait_until(
+            "network namespace", look, timeout_s=20, journal=Journal(), interval_s=0.01, error=EnvironmentUnusable
+        )
 
     def _watch(self) -> str:
         """Wait until the cluster has to end; the reason."""

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import environment as engine_environment
 from pytest_vllm_stage.engine.environment import EngineEnvironment
@@ -65,7 +65,7 @@ def measure(
 
     Raises:
         ConfigError: the step or its bodies are nothing that GuideLLM can carry out.
-        EnvironmentUnfit: GuideLLM ended without a report, or did not end in time; says what it wrote last.
+        EnvironmentUnusable: GuideLLM ended without a report, or did not end in time; says what it wrote last.
     """
     installed = environment or engine_environment.ensure(journal)
     with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts:
@@ -189,7 +189,7 @@ class _Run:
             self._priority = _priority_of(process.pid) or self._priority
             now_s = time.monotonic()
             if now_s - started_s > longest_s:
-                raise EnvironmentUnfit(
+                raise EnvironmentUnusable(
                     f"GuideLLM did not end step {step.id} within {longest_s:.0f} s\n  it wrote: {self._wrote()}"
                 )
             if now_s - said_s >= PROGRESS_INTERVAL_S:
@@ -199,7 +199,7 @@ class _Run:
 
     def _check(self, process: subprocess.Popen[bytes]) -> None:
         if process.returncode or not (self.folder / REPORT).exists():
-            raise EnvironmentUnfit(
+            raise EnvironmentUnusable(
                 f"GuideLLM ended step {self.job.step.id} without a report (exit status {process.returncode})\n"
                 f"  it wrote: {self._wrote()}"
             )

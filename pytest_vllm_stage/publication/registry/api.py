@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -198,7 +198,7 @@ class Registry:
             raise Unavailable(f"the registry at {self.url} does not answer {method} {path}: {text}") from None
         if answer.status_code in (401, 403):
             have = "refuses the token of" if self._token else "asks for a token, and there is none in"
-            raise EnvironmentUnfit(
+            raise EnvironmentUnusable(
                 f"the registry at {self.url} {have} {TOKEN_VARIABLE} (HTTP {answer.status_code}, {method} {path})",
                 hint=f"set {TOKEN_VARIABLE} to a token that is still valid, for example from: oc whoami -t",
             )

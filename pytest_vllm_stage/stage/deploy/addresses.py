@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from lightkube import Client
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 
@@ -25,7 +25,7 @@ def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Objec
 
     Raises:
         StageFailure: the predictor has no Service.
-        EnvironmentUnfit: the service is Ready and no URL of it is reached from here; it names those that were tried.
+        EnvironmentUnusable: the service is Ready and no URL of it is reached from here; it names those that were tried.
     """
     name = objects.name_of(service)
     if cluster.reaches_services:
@@ -40,7 +40,7 @@ def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Objec
         return found
     if tried and not objects.is_true(service, "Ready"):
         return tried[0]  # that nothing answers is the stage's fault, and for the checks to say
-    raise EnvironmentUnfit(
+    raise EnvironmentUnusable(
         f"inferenceservice/{name} is not reached from here; tried: {', '.join(tried) or 'nothing'}",
         hint=f"kubectl -n {namespace} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnfit
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 
@@ -23,14 +23,14 @@ def render(overlay: Path, kubectl: str) -> list[Object]:
 
     Raises:
         ConfigError: the overlay does not render, or holds something that is no manifest; it names the folder or file.
-        EnvironmentUnfit: kubectl does not run.
+        EnvironmentUnusable: kubectl does not run.
     """
     try:
         done = subprocess.run(
             [kubectl, "kustomize", str(overlay)], capture_output=True, text=True, timeout=RENDER_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EnvironmentUnfit(f"{kubectl} kustomize does not run: {error}") from None
+        raise EnvironmentUnusable(f"{kubectl} kustomize does not run: {error}") from None
     hint = f"{kubectl} kustomize {overlay}"
     if done.returncode != 0:
         reason = done.stderr.strip().removeprefix("error: ")

@@ -9,7 +9,7 @@ from lightkube import Client
 from lightkube.types import CascadeType
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import client, objects
@@ -70,7 +70,7 @@ def _listed(kube: Client, kind: str, namespace: str, run_id: str) -> list[Object
         return objects.listed(kube, kind, namespace, {RUN_ID_LABEL: run_id})
     except Unreachable:
         raise
-    except EnvironmentUnfit:  # what this user may not list, it did not make
+    except EnvironmentUnusable:  # what this user may not list, it did not make
         return []
 
 
@@ -114,7 +114,7 @@ def _volumes_left(kube: Client, namespace: str) -> list[str]:
     """PersistentVolumes that outlive their claims: their reclaim policy is Retain, or reclaiming failed."""
     try:
         volumes = objects.listed(kube, "PersistentVolume")
-    except EnvironmentUnfit:  # volumes are cluster-wide, and not everyone may list them
+    except EnvironmentUnusable:  # volumes are cluster-wide, and not everyone may list them
         return []
     return [
         f"persistentvolume/{objects.name_of(volume)} was claimed by {namespace} and is {volume['status']['phase']}"

@@ -51,7 +51,7 @@ def deploy(
     Raises:
         ConfigError: the manifests, the secrets or what is there already do not allow it; nothing was left half done
             that the run's label does not find.
-        EnvironmentUnfit: the cluster cannot carry it.
+        EnvironmentUnusable: the cluster cannot carry it.
         StageFailure: the stage does not come up; the first line names the cause.
     """
     manifests = render.in_namespace(render.render(profile.overlay, cluster.kubectl), namespace)
@@ -98,7 +98,7 @@ def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Jou
 
     Raises:
         StageFailure: a model of the profile has no InferenceService in the namespace.
-        EnvironmentUnfit: the cluster or its servers are not reached from here.
+        EnvironmentUnusable: the cluster or its servers are not reached from here.
     """
     with client.connection(cluster, namespace) as kube:
         services = _services(kube, namespace, profile)

@@ -13,7 +13,7 @@ from pathlib import Path
 from lightkube import Client
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnfit, StageError
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.api_errors import Refused
 from pytest_vllm_stage.stage.objects import Object
@@ -41,7 +41,7 @@ def redactor(kube: Client, namespace: str) -> Redact:
         held = [
             value for item in objects.listed(kube, "Secret", namespace) for value in (item.get("data") or {}).values()
         ]
-    except EnvironmentUnfit:  # not allowed to read them: then none can be told from other text, save by its form
+    except EnvironmentUnusable:  # not allowed to read them: then none can be told from other text, save by its form
         held = []
     values = {base64.b64decode(value).decode("utf-8", "replace").strip() for value in held}
     known = sorted((value for value in values if len(value) >= SHORTEST_REDACTED), key=len, reverse=True)
@@ -122,7 +122,7 @@ def _collect(kube: Client, cluster: ClusterFacts, namespace: str, folder: Path) 
     for kind in COLLECTED:
         try:
             items = objects.listed(kube, kind, namespace)
-        except (EnvironmentUnfit, Refused) as error:
+        except (EnvironmentUnusable, Refused) as error:
             missed.append(f"{kind}: {error}")
             continue
         pods = items if kind == "Pod" else pods

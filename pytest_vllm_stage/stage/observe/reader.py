@@ -9,7 +9,7 @@ from typing import Protocol
 from lightkube import Client
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnfit
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.api_errors import Unreachable
 from pytest_vllm_stage.stage.objects import Object
@@ -68,7 +68,7 @@ class View:
             return objects.listed(self.kube, kind)
         except Unreachable:
             raise
-        except EnvironmentUnfit:
+        except EnvironmentUnusable:
             return []
 
 

@@ -36,7 +36,7 @@ def ensure(journal: Journal) -> Path:
     """The environment's interpreter; some 80 MB of download the first time, nothing later.
 
     Raises:
-        EnvironmentUnfit: the packages cannot be had.
+        EnvironmentUnusable: the packages cannot be had.
     """
     digest = hashlib.sha256(REQUIREMENTS.read_bytes())
     digest.update(f"{sys.base_prefix} {platform.python_version()}".encode())
