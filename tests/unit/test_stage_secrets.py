@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.paths import fixtures_dir
@@ -15,6 +18,7 @@ from pytest_vllm_stage.stage.deploy import secrets
 
 OVERLAY = fixtures_dir() / "overlays" / "local"
 VALUE = "correct-horse-battery"
+DATA = Path(__file__).parents[1] / "data"
 MANIFESTS = [
     {
         "kind": "Secret",
@@ -28,7 +32,7 @@ MANIFESTS = [
 
 def env_file(folder: Path, text: str) -> Path:
     path = folder / ".env"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -37,36 +41,106 @@ def env_file(folder: Path, text: str) -> Path:
     [
         ("HF_TOKEN=plain", "plain"),
         ("export HF_TOKEN=plain", "plain"),
-        ("  HF_TOKEN = plain  ", "plain"),
+        ("  HF_TOKEN = plain  \t", "plain"),
         ("HF_TOKEN='with space # kept'", "with space # kept"),
         ('HF_TOKEN="a=b"', "a=b"),
+        ('HF_TOKEN="a b"  # a comment', "a b"),
         ("HF_TOKEN=plain # a comment", "plain"),
+        ("HF_TOKEN=plain\t# a comment", "plain"),
+        ("HF_TOKEN=#plain#", "#plain#"),
         ("HF_TOKEN=$(whoami)", "$(whoami)"),
+        ("HF_TOKEN=a\u2028b", None),
+        ("HF_TOKEN='a\u00a0b'", "a\u00a0b"),
+        ("HF_TOKEN=\u00fcber\u2603", "\u00fcber\u2603"),
     ],
 )
-def test_entries_are_read_without_a_shell(tmp_path: Path, line: str, value: str) -> None:
-    found = secrets.load(OVERLAY, env_file(tmp_path, f"# a comment\n\n{line}\n"))
-    assert found.values == {"HF_TOKEN": Secret(value)}
+def test_entries_are_read_without_a_shell(tmp_path: Path, line: str, value: str | None) -> None:
+    path = env_file(tmp_path, f"# a comment\n\n{line}\n")
+    if value is None:
+        with pytest.raises(ConfigError, match=r":3: HF_TOKEN has an invisible character, LINE SEPARATOR \(U\+2028\)"):
+            secrets.load(OVERLAY, path)
+    else:
+        assert secrets.load(OVERLAY, path).values == {"HF_TOKEN": Secret(value)}
+
+
+@pytest.mark.parametrize("line", ["HF_TOKEN=", "HF_TOKEN=   ", "HF_TOKEN= # a comment", "HF_TOKEN=''"])
+def test_an_empty_value_is_no_value(tmp_path: Path, line: str) -> None:
+    assert secrets.load(OVERLAY, env_file(tmp_path, line)).values == {}
+
+
+@pytest.mark.parametrize("name", ["bom-before-a-key.env", "bom-before-a-comment.env", "utf-16.env"])
+def test_files_of_windows_editors_are_read(name: str) -> None:
+    found = secrets.load(OVERLAY, DATA / "env-files" / name)
+    assert {key: value.reveal() for key, value in found.values.items()} == {
+        "MINIO_ACCESS_KEY": "stage-operator",
+        "MINIO_SECRET_KEY": "not-a-real-secret-42",
+    }
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        (f"HF_TOKEN=ok\n{VALUE}\n", ":2: no KEY=VALUE"),
+        (f"HF_TOKEN=ok\n{VALUE}\n", ":2: expected KEY=VALUE, got no '='"),
+        (f"HF-TOKEN={VALUE}\n", ":1: expected KEY=VALUE, got an invalid key"),
+        (f"={VALUE}\n", ":1: expected KEY=VALUE, got an invalid key"),
         (f"HF_TOKEN='{VALUE}\n", ":1: HF_TOKEN has an opening quote without a closing one"),
         (f'HF_TOKEN={VALUE}"\n', ":1: HF_TOKEN has a closing quote without an opening one"),
-        (f"HF_TOCKEN={VALUE}\n", ":1: HF_TOCKEN is not a key of the stage; env.template lists HF_TOKEN, MINIO_ACCESS"),
-        (f"HF_TOKEN={VALUE}\nHF_TOKEN={VALUE}\n", ":2: HF_TOKEN is there twice"),
+        (f"HF_TOKEN='ok'{VALUE}\n", ":1: HF_TOKEN has text after its closing quote"),
+        (
+            f"HF_TOCKEN={VALUE}\n",
+            ":1: HF_TOCKEN is not a key of the stage (did you mean HF_TOKEN?); env.template lists",
+        ),
+        (f"hf_token={VALUE}\n", ":1: hf_token is not a key of the stage (did you mean HF_TOKEN?)"),
+        ("Y29ycmVjdC1ob3JzZQ==\n", ":1: unknown key (not shown, it may be part of a secret); env.template lists"),
+        (f"HF_TOKEN={VALUE}\nHF_TOKEN={VALUE}\n", ":2: HF_TOKEN is set twice"),
+        (f"HF_TOKEN=\u00a0{VALUE}\n", ":1: HF_TOKEN has an invisible character, NO-BREAK SPACE (U+00A0), in its value"),
+        (f"HF_TOKEN={VALUE}\u200b\n", ":1: HF_TOKEN has an invisible character, ZERO WIDTH SPACE (U+200B), in its"),
+        (f"\u00a0HF_TOKEN={VALUE}\n", ":1: an invisible character, NO-BREAK SPACE (U+00A0), in or next to the key"),
+        (f"#\n\ufeffHF_TOKEN={VALUE}\n", ":2: an invisible character, BYTE ORDER MARK (U+FEFF), in or next to the"),
         ("MINIO_SECRET_KEY=short\n", ":1: MINIO_SECRET_KEY is too short"),
     ],
 )
-def test_a_malformed_entry_is_one_error_without_its_value(tmp_path: Path, text: str, told: str) -> None:
+def test_a_malformed_entry_is_one_error_without_its_value(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as failed:
         secrets.load(OVERLAY, env_file(tmp_path, text))
-    message = str(failed.value)
-    assert f"{tmp_path}/.env{told}" in message
+    found = str(failed.value)
+    assert f"{tmp_path}/.env{message}" in found
+    assert VALUE not in found
+    assert "Y29y" not in found
+    assert "short\n" not in found
+
+
+def test_a_file_in_another_encoding_is_refused_without_its_values(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_bytes(f"HF_TOKEN={VALUE}\xfc\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"env file {path}:1: not valid UTF-8") as failed:
+        secrets.load(OVERLAY, path)
+    assert VALUE not in str(failed.value)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    before=st.text("HF_TOKEN=#'\" \t\n\r\u00a0\ufeffexport", max_size=12),
+    after=st.text("HF_TOKEN=#'\" \t\n\r\u00a0\ufeffexport", max_size=12),
+    codec=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-32-be"]),
+    noise=st.binary(max_size=3),
+)
+def test_any_file_gives_its_values_or_one_error_that_shows_none(
+    tmp_path_factory: pytest.TempPathFactory, before: str, after: str, codec: str, noise: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("env") / ".env"
+    path.write_bytes(f"{before}{VALUE}{after}".encode(codec) + noise)
+    found, message = load_or_message(path)
     assert VALUE not in message
-    assert "short\n" not in message
+    commented = "#" in before
+    assert str(path) in message or commented or all(VALUE in value.reveal() for value in found.values())
+
+
+def load_or_message(path: Path) -> tuple[Mapping[str, Secret], str]:
+    try:
+        return secrets.load(OVERLAY, path).values, ""
+    except ConfigError as error:
+        return {}, str(error)
 
 
 def test_missing_and_empty_entries_are_named_together(tmp_path: Path) -> None:

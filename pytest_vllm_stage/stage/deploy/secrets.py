@@ -5,13 +5,16 @@ Manifests hold ``${KEY}`` where a value belongs. Values live in `Secret` until t
 
 from __future__ import annotations
 
+import difflib
 import re
 import secrets as random
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.files import read_text
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage import objects
@@ -19,7 +22,9 @@ from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.objects import Object
 
 PLACEHOLDER = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
-_ENTRY = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
+_ENTRY = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=(.*)", re.DOTALL)
+#: A comment after a value begins behind whitespace: a value may hold a ``#``.
+_COMMENT = re.compile(r"[ \t]#.*", re.DOTALL)
 #: Keys that a run may make itself, with the length of what it makes: nobody else ever needs these values.
 _GENERATED = {"MINIO_ACCESS_KEY": 20, "MINIO_SECRET_KEY": 40}
 #: MinIO does not start with shorter ones.
@@ -54,47 +59,86 @@ def load(overlay: Path, env_file: Path | None) -> Values:
     if env_file is None:
         return Values()
     template = template_path(overlay)
-    known = {key for _, key, _ in _entries(template)}
+    known = [entry.key for entry in _read_entries(template)]
     found: dict[str, Secret] = {}
-    for number, key, value in _entries(env_file):
-        where = f"{env_file}:{number}: {key}"
-        if key not in known:
-            raise ConfigError(f"{where} is not a key of the stage; {template.name} lists {', '.join(sorted(known))}")
-        if key in found:
-            raise ConfigError(f"{where} is there twice")
-        if 0 < len(value.reveal()) < _SHORTEST.get(key, 0):
-            raise ConfigError(f"{where} is too short: MinIO asks for at least {_SHORTEST[key]} characters")
-        found[key] = value
+    for entry in _read_entries(env_file):
+        if entry.key not in known:
+            raise ConfigError(f"{entry.where}: {_describe_unknown_key(entry.key, known, template)}")
+        where = f"{entry.where}: {entry.key}"
+        if entry.key in found:
+            raise ConfigError(f"{where} is set twice")
+        if 0 < len(entry.value.reveal()) < _SHORTEST.get(entry.key, 0):
+            raise ConfigError(f"{where} is too short: MinIO requires at least {_SHORTEST[entry.key]} characters")
+        found[entry.key] = entry.value
     return Values({key: value for key, value in found.items() if value.reveal()}, env_file)
 
 
-def _entries(path: Path) -> list[tuple[int, str, Secret]]:
-    """Line number, key and value of every entry."""
+@dataclass(frozen=True)
+class _Entry:
+    """One ``KEY=VALUE`` line, and its file and line number."""
+
+    where: str
+    key: str
+    value: Secret
+
+
+def _read_entries(path: Path) -> list[_Entry]:
     entries = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"env file {path} cannot be read: {type(error).__name__}") from None
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
+    for number, line in enumerate(read_text(path, "env file").split("\n"), start=1):
+        text, where = line.strip(" \t"), f"env file {path}:{number}"
         if not text or text.startswith("#"):
             continue
         match = _ENTRY.fullmatch(text)
         if match is None:
-            raise ConfigError(f"{path}:{number}: no KEY=VALUE (the line is not shown, it may hold a secret)")
-        entries.append((number, match[1], Secret(_unquoted(match[2].strip(), f"{path}:{number}: {match[1]}"))))
+            raise ConfigError(f"{where}: {_describe_malformed_line(text)} (the line is not shown, it may be secret)")
+        value = Secret(_parse_value(match[2], f"{where}: {match[1]}"))
+        entries.append(_Entry(where, match[1], value))
     return entries
 
 
-def _unquoted(text: str, where: str) -> str:
-    quote = text[:1]
+def _describe_malformed_line(text: str) -> str:
+    before, equals, _ = text.partition("=")
+    if invisible := _name_invisible(before):
+        return f"{invisible} in or next to the key"
+    return "expected KEY=VALUE, got an invalid key" if equals else "expected KEY=VALUE, got no '='"
+
+
+def _describe_unknown_key(key: str, known: Sequence[str], template: Path) -> str:
+    """Name the key only where it is close to a valid one: a line of a wrapped value can look like a key, too."""
+    near = difflib.get_close_matches(key.upper(), known, n=1)
+    valid = f"; {template.name} lists {', '.join(sorted(known))}"
+    if not near:
+        return f"unknown key (not shown, it may be part of a secret){valid}"
+    return f"{key} is not a key of the stage (did you mean {near[0]}?){valid}"
+
+
+def _parse_value(text: str, where: str) -> str:
+    """The value without its quotes, and without a comment after whitespace."""
+    stripped = text.lstrip(" \t")
+    quote = stripped[:1]
     if quote in ("'", '"'):
-        if len(text) < 2 or text[-1] != quote:
+        end = stripped.find(quote, 1)
+        if end < 0:
             raise ConfigError(f"{where} has an opening quote without a closing one")
-        return text[1:-1]
-    if text.endswith(("'", '"')):
+        if _COMMENT.sub("", stripped[end + 1 :]).strip(" \t"):
+            raise ConfigError(f"{where} has text after its closing quote")
+        return stripped[1:end]
+    value = _COMMENT.sub("", text).strip(" \t")
+    if value.endswith(("'", '"')):
         raise ConfigError(f"{where} has a closing quote without an opening one")
-    return text.split(" #", 1)[0].rstrip()
+    if invisible := _name_invisible(value):
+        raise ConfigError(f"{where} has {invisible} in its value: retype the line, or put the value in quotes")
+    return value
+
+
+def _name_invisible(text: str) -> str:
+    """The first character that shows as nothing or as a plain space, for people; empty where there is none."""
+    for character in text:
+        category = unicodedata.category(character)
+        if character not in " \t" and (category in ("Cf", "Cc", "Zs", "Zl", "Zp")):
+            name = "BYTE ORDER MARK" if character == "\ufeff" else unicodedata.name(character, "CONTROL CHARACTER")
+            return f"an invisible character, {name} (U+{ord(character):04X}),"
+    return ""
 
 
 def needed(manifests: list[Object]) -> dict[str, str]:

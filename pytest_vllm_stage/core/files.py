@@ -1,0 +1,78 @@
+"""Reading files that a person wrote: every editor's encoding is read or refused by name, never misread."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from pytest_vllm_stage.core.errors import ConfigError
+
+#: Byte order marks with what they announce; the mark of UTF-32 LE begins with that of UTF-16 LE, so it comes first.
+_MARKS = (
+    (codecs.BOM_UTF8, "UTF-8", "utf-8"),
+    (codecs.BOM_UTF32_LE, "UTF-32 LE", "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "UTF-32 BE", "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "UTF-16 LE", "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "UTF-16 BE", "utf-16-be"),
+)
+#: Which bytes of a 4-byte group are zero where ASCII text was encoded without a mark.
+_ZEROS = (
+    ((False, True, True, True), "UTF-32 LE"),
+    ((True, True, True, False), "UTF-32 BE"),
+    ((False, True, False, True), "UTF-16 LE"),
+    ((True, False, True, False), "UTF-16 BE"),
+)
+_ADVICE = "save it as UTF-8"
+
+
+def read_text(path: Path, what: str = "file") -> str:
+    """Read a text file that a person wrote, its line ends normalised to line feeds.
+
+    UTF-8 is read with or without a byte order mark, UTF-16 and UTF-32 with one.
+
+    Args:
+        path: The file.
+        what: What it is, for the error.
+
+    Raises:
+        ConfigError: it cannot be read, or is in another encoding; names the file, the line and the encoding, and never
+            repeats its content, which may be secret.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror or type(error).__name__}") from None
+    return decode_text(data, f"{what} {path}")
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """The text of a file's bytes; see `read_text`."""
+    mark, name, codec = next((entry for entry in _MARKS if data.startswith(entry[0])), (b"", "", "utf-8"))
+    if not mark and (guess := _guess_encoding(data)):
+        raise ConfigError(f"{where} looks like {guess} without a byte order mark: {_ADVICE}")
+    body = data[len(mark) :]
+    try:
+        text = body.decode(codec)
+    except UnicodeDecodeError as error:
+        line = _line_number(body[: error.start].decode(codec, "ignore"))
+        problem = f"{name}, which its byte order mark announces" if mark else "UTF-8 (Latin-1 or Windows-1252?)"
+        raise ConfigError(f"{where}:{line}: not valid {problem}: {_ADVICE}") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        line = _line_number(text[: text.index("\0")])
+        raise ConfigError(f"{where}:{line}: contains a NUL character (UTF-16 without a byte order mark?): {_ADVICE}")
+    return text
+
+
+def _line_number(before: str) -> int:
+    return before.replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1
+
+
+def _guess_encoding(data: bytes) -> str:
+    """The encoding that the zero bytes of unmarked text give away; empty where they give none away."""
+    start = data[: 64 - 64 % 4]
+    groups = [start[i : i + 4] for i in range(0, len(start) - 3, 4)] or [start]
+    for zeros, name in _ZEROS:
+        if len(data) > 1 and all(tuple(byte == 0 for byte in group) == zeros[: len(group)] for group in groups):
+            return name
+    return ""

@@ -1,0 +1,74 @@
+"""Reading a person's text files: the common encodings are read, the others are named, the content is never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.files import decode_text, read_text
+
+TEXT = "# Schlüssel\nKEY=not-shown\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        b"\xff\xfe" + TEXT.encode("utf-16-le"),
+        b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        b"\x00\x00\xfe\xff" + TEXT.encode("utf-32-be"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\r").encode(),
+    ],
+    ids=["utf-8", "utf-8-mark", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "crlf", "cr"],
+)
+def test_every_marked_encoding_and_line_end_is_read(data: bytes) -> None:
+    assert decode_text(data, "file f") == TEXT
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("KEY=not-shown\n".encode("utf-16-le"), "file f looks like UTF-16 LE without a byte order mark: save it as"),
+        ("KEY=not-shown\n".encode("utf-16-be"), "file f looks like UTF-16 BE without a byte order mark"),
+        ("KEY=not-shown\n".encode("utf-32-le"), "file f looks like UTF-32 LE without a byte order mark"),
+        ("KEY=not-shown\n".encode("utf-32-be"), "file f looks like UTF-32 BE without a byte order mark"),
+        ("Ключ=not-shown\n".encode("utf-16-le"), "file f:1: contains a NUL character (UTF-16 without a byte order"),
+        (b"a=1\r\nKEY=\xfcnot-shown\n", "file f:2: not valid UTF-8 (Latin-1 or Windows-1252?): save it as UTF-8"),
+        (b"a=1\rKEY=not-\0shown\n", "file f:2: contains a NUL character"),
+        (b"\xff\xfea\0\n\0b", "file f:2: not valid UTF-16 LE, which its byte order mark announces: save it as UTF-8"),
+    ],
+)
+def test_another_encoding_is_named_and_the_content_is_not_shown(data: bytes, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decode_text(data, "file f")
+    assert message in caught.value.message
+    assert "not-shown" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"env file {tmp_path} cannot be read: Is a directory"):
+        read_text(tmp_path, "env file")
+    with pytest.raises(ConfigError, match="No such file"):
+        read_text(tmp_path / "nothing")
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(data=st.binary(max_size=80), mark=st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"]))
+def test_any_bytes_give_text_or_one_named_error(data: bytes, mark: bytes) -> None:
+    text, message = decode_or_message(mark + data)
+    assert not {"\0", "\r"} & set(text)
+    assert not message or (message.startswith("file f") and "save it as UTF-8" in message)
+
+
+def decode_or_message(data: bytes) -> tuple[str, str]:
+    try:
+        return decode_text(data, "file f"), ""
+    except ConfigError as error:
+        return "", error.message
