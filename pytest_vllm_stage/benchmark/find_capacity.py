@@ -8,7 +8,7 @@ from pytest_vllm_stage.benchmark import plans, steps
 from pytest_vllm_stage.benchmark.artifacts import write_step
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.load.prompts import PromptMaker
-from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import Client
 from pytest_vllm_stage.slo.capacity import Capacity, CapacitySearch
@@ -67,7 +67,8 @@ def find(run: Run, role: str, client: Client, maker: PromptMaker) -> FoundCapaci
         duration_s = max(search.step_duration_s(rate, objectives), 1 / rate)
         step = replace(
             base,
-            id=f"{role}-capacity-{rate:.3g}",
+            role=role,
+            variant="capacity",
             arrivals=CONSTANT,
             request_rate=rate,
             concurrency=None,
@@ -82,7 +83,7 @@ def find(run: Run, role: str, client: Client, maker: PromptMaker) -> FoundCapaci
 
 
 def _try(
-    run: Run, step: Step, objectives: tuple[Objective, ...], alpha: float, client: Client, maker: PromptMaker
+    run: Run, step: LoadStep, objectives: tuple[Objective, ...], alpha: float, client: Client, maker: PromptMaker
 ) -> StepVerdict:
     watcher = EarlyDecision(step, objectives, alpha=alpha)
     measurement = steps.measure(run, step, client, maker, watcher)

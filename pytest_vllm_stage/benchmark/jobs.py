@@ -18,7 +18,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.load.guidellm import read_report
 from pytest_vllm_stage.measurement.samples import Measurement
-from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.slo.verdict import judge
 from pytest_vllm_stage.stage import objects
@@ -131,8 +131,8 @@ def measurements(run: Run, job: BenchmarkJob, *, simulated: bool) -> list[Measur
     facts = {"run_id": run.run_id, "profile": run.config.profile.name, "simulated": simulated, "job": job.name}
     found = []
     for one in summary["steps"]:
-        step = Step(
-            id=f"{job.role}-rate-{one['request_rate']:g}",
+        step = LoadStep(
+            role=job.role,
             model=summary["model"],
             arrivals=CONSTANT,
             duration_s=summary["duration_s"],
@@ -153,7 +153,7 @@ def judged(run: Run, job: BenchmarkJob, measured: list[Measurement]) -> list[Ste
     limit = plans.limit_of(config, job.role)
     planned = []
     for one in measured:
-        objectives = plans.objectives_of(config, job.role, one.step.id.removeprefix(f"{job.role}-"))
+        objectives = plans.objectives_of(config, job.role, one.step.name)
         above = limit is not None and (one.step.request_rate or 0.0) > limit
         planned.append(PlannedStep(job.role, one.step, objectives, above))
     gates = plans.gates_of(planned) or None

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadPlan, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadPlan, LoadStep
 
 #: Keys with their defaults; those without one must be set.
 REQUIRED = ("duration_s", "prompt_tokens", "output_tokens")
@@ -65,7 +65,7 @@ def parse_load_plan(
     concurrencies = _levels(merged.pop("concurrencies"), f"{where}: concurrencies", whole=True)
     # A rate that only makes the base a valid step; every step of the plan brings its own.
     any_rate = max([1.0, *rates]) + 1 / merged["duration_s"] if _is_number(merged["duration_s"], whole=False) else 1.0
-    base = Step(f"{role} ({where})", model, request_rate=any_rate, seed=seed, decide_early=decide_early, **merged)
+    base = LoadStep(f"{role} ({where})", model, request_rate=any_rate, seed=seed, decide_early=decide_early, **merged)
     return LoadPlan(role, model, rates, concurrencies, base)
 
 

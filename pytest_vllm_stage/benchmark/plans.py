@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_vllm_stage.benchmark.load_tables import parse_load_plan
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.measurement.step import LoadPlan, Step
+from pytest_vllm_stage.measurement.step import LoadPlan, LoadStep
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.settings.profile import ModelProfile
 from pytest_vllm_stage.slo.baselines import read_baselines
@@ -35,7 +35,7 @@ class PlannedStep:
     """
 
     role: str
-    step: Step
+    step: LoadStep
     objectives: tuple[Objective, ...]
     observation: bool = False
 
@@ -75,7 +75,7 @@ def check(config: StageConfig) -> None:
     """
     roles = dict.fromkeys((*config.profile.models, *config.roles))
     planned = {role: _steps_of_role(config, "check", role) for role in roles}
-    known = [step.step.id.removeprefix(f"{role}-") for role, steps in planned.items() for step in steps]
+    known = [one.step.name for steps in planned.values() for one in steps]
     for role in roles:
         for where, table in _tables(config, role, "slo"):
             _check_step_names(where, table, known)
@@ -101,18 +101,17 @@ def regression_rule(config: StageConfig) -> Rule:
     return parse_rule(config.profile.regression, f"profile {config.profile.source.name}: regression")
 
 
-def saved(config: StageConfig, step: Step) -> PlannedStep:
+def saved(config: StageConfig, step: LoadStep) -> PlannedStep:
     """The plan of a step that an earlier run carried out: its own load, and what the profile promises of it now.
 
     A plain server's step is compared with the profile's model of the name that was served, if there is one.
     """
-    roles = (ENDPOINT, *config.profile.models)
-    role = next((role for role in roles if step.id.startswith(f"{role}-")), ENDPOINT)
+    role = step.role if step.role in config.profile.models else ENDPOINT
     served = [name for name, model in config.profile.models.items() if model.inference_service == step.model]
     promised = served[0] if role == ENDPOINT and served else role
     limit = limit_of(config, promised)
     above = limit is not None and step.request_rate is not None and step.request_rate > limit
-    return PlannedStep(role, step, objectives_of(config, promised, step.id.removeprefix(f"{role}-")), above)
+    return PlannedStep(role, step, objectives_of(config, promised, step.name), above)
 
 
 def seed_of(config: StageConfig, run_id: str) -> int:
@@ -121,7 +120,7 @@ def seed_of(config: StageConfig, run_id: str) -> int:
     return int(given) if given is not None else int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:4], "big")
 
 
-def base_step(config: StageConfig, run_id: str, role: str) -> Step | None:
+def base_step(config: StageConfig, run_id: str, role: str) -> LoadStep | None:
     """A step with the model's lengths and durations; None where no load is planned."""
     plan = _plan(config, run_id, role)
     return plan.base if plan else None
@@ -197,7 +196,7 @@ def _steps_of_role(config: StageConfig, run_id: str, role: str) -> list[PlannedS
     made = []
     for planned in plan.steps():
         above = limit is not None and (planned.request_rate or 0.0) > limit
-        objectives = objectives_of(config, role, planned.id.removeprefix(f"{role}-"))
+        objectives = objectives_of(config, role, planned.name)
         made.append(PlannedStep(role, planned, objectives, above))
     return made
 

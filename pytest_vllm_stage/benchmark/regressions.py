@@ -29,6 +29,9 @@ FOLDER = "reruns"
 #: Change points are looked for among so many runs: the search takes the square of their number.
 TREND_RUNS = 50
 
+#: Fields of a step that do not make its load another one: the key has the step and the model as fields of its own.
+_NOT_OF_THE_LOAD = ("id", "role", "variant", "model", "seed")
+
 #: Measures a step as the run measures it.
 Remeasure = Callable[[PlannedStep], Measurement]
 
@@ -141,7 +144,7 @@ def _reruns(run: Run, planned: PlannedStep, remeasure: Remeasure) -> list[Mappin
     for number in range(1, RERUNS + 1):
         step = planned.step
         # Other prompts: these are in the prefix cache by now.
-        again = replace(step, id=f"{step.id}-rerun-{number}", seed=step.seed + 10_000 * number)
+        again = replace(step, variant=f"rerun-{number}", seed=step.seed + 10_000 * number)
         measurement = remeasure(replace(planned, step=again))
         metrics, verdict = judge(measurement, planned.objectives)
         write_step(steps.folder_of(run) / FOLDER, measurement, metrics, verdict)
@@ -189,7 +192,7 @@ def _key(result: StepResult, data: Mapping[str, Any], serving: Serving) -> dict[
     """What makes two runs comparable."""
     step, facts = result.planned.step, data["facts"]
     driver, _, version = str(data["client"]["driver"]).partition(" ")
-    plan = {name: value for name, value in step.to_json().items() if name not in ("id", "model", "seed")}
+    plan = {name: value for name, value in step.to_json().items() if name not in _NOT_OF_THE_LOAD}
     engine = "simulated" if facts.get("simulated") else f"vllm {facts.get('engine_version', '')}".strip()
     return make_key(
         model=str(data["step"]["model"]),

@@ -19,7 +19,7 @@ from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, as_saved, read_measurement
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import Client, RequestFailed
 from pytest_vllm_stage.serving.target import is_simulated
@@ -94,7 +94,9 @@ def measure_planned(run: Run, planned: PlannedStep, client: Client, maker: Promp
     return measure(run, planned.step, client, maker, watcher)
 
 
-def measure(run: Run, step: Step, client: Client, maker: PromptMaker, watcher: Watcher | None = None) -> Measurement:
+def measure(
+    run: Run, step: LoadStep, client: Client, maker: PromptMaker, watcher: Watcher | None = None
+) -> Measurement:
     """Send a step's load by the chosen driver.
 
     Args:
@@ -155,7 +157,7 @@ def saved_steps(config: StageConfig) -> list[tuple[PlannedStep, Path]]:
 
 
 @functools.cache
-def _steps_in(folder: Path) -> tuple[tuple[Step, Path], ...]:
+def _steps_in(folder: Path) -> tuple[tuple[LoadStep, Path], ...]:
     """Read once: every test of a run asks for all of them, to share the risk of a false fail."""
     return tuple((read_measurement(path).step, path) for path in sorted(folder.glob(f"*{SUFFIX}")))
 

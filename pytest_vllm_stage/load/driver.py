@@ -21,7 +21,7 @@ from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
 from pytest_vllm_stage.load.progress import LoopLag, Progress
 from pytest_vllm_stage.load.timer import Timer
 from pytest_vllm_stage.measurement.samples import ClientFacts, EarlyStop, Measurement, Sample
-from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 
 VERSION = "1"
 PROGRESS_INTERVAL_S = 5.0
@@ -50,7 +50,7 @@ class Job:
         facts: Goes into the measurement.
     """
 
-    step: Step
+    step: LoadStep
     base_url: str
     bodies: Sequence[bytes]
     warmup_bodies: Sequence[bytes] = ()

@@ -12,7 +12,7 @@ from pytest_vllm_stage.load.answer import Answer, EventSplitter, shown
 from pytest_vllm_stage.load.connections import Connection, Pool
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
 from pytest_vllm_stage.measurement.samples import Failure, Sample
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 _MOST_ERROR_BYTES = 4096
 
@@ -29,7 +29,7 @@ class Outgoing:
         finished: Told of each exchange with its sample, once.
     """
 
-    step: Step
+    step: LoadStep
     pool: Pool
     head: bytes
     zero_s: float

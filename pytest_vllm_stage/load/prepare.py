@@ -10,7 +10,7 @@ from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import Job
 from pytest_vllm_stage.load.prompts import Count, PromptMaker, body_of, prompt_maker
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.serving.client import Client, RequestFailed
 
 #: A closed loop gets bodies for this many times the requests that the fastest lone answer allows.
@@ -42,7 +42,7 @@ def _count(client: Client, api: str) -> Count:
 
 
 def prepare(
-    step: Step,
+    step: LoadStep,
     client: Client,
     maker: PromptMaker,
     *,
@@ -79,7 +79,7 @@ def prepare(
     )
 
 
-def _most_requests(step: Step, client: Client, maker: PromptMaker) -> int:
+def _most_requests(step: LoadStep, client: Client, maker: PromptMaker) -> int:
     """How many requests a closed loop can make at most: no answer comes faster than a lone one."""
     fastest_s = math.inf
     for text in maker.texts(step, _PROBES, "probe"):

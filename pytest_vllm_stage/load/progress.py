@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from pytest_vllm_stage.measurement.statistics import rank_of
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 _INTERVAL_S = 0.05
 #: The loop's own timers are this coarse; less is no lag.
@@ -34,7 +34,7 @@ class Progress:
     running: float | None = None
     waiting: float | None = None
 
-    def text(self, step: Step) -> str:
+    def text(self, step: LoadStep) -> str:
         """One line."""
         engine = "" if self.running is None else f", engine runs {self.running:g}, {self.waiting or 0:g} wait"
         failed = f", {self.failed} failed" if self.failed else ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.load.words import WORDS
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 #: Tokens of a text, or of a conversation with this text as the user's message, as the step's API makes a prompt of it.
 Count = Callable[[str], int]
@@ -43,7 +43,7 @@ class PromptMaker:
     words: tuple[str, ...]
     count: Count
 
-    def texts(self, step: Step, count: int, purpose: str) -> list[str]:
+    def texts(self, step: LoadStep, count: int, purpose: str) -> list[str]:
         """This many texts, no two alike, each of exactly ``step.prompt_tokens`` tokens.
 
         Args:
@@ -119,7 +119,7 @@ def _additive(count: Count, overhead: int, words: Sequence[str]) -> Iterator[str
         yield from _additive(count, overhead, words[middle:])
 
 
-def body_of(step: Step, text: str) -> bytes:
+def body_of(step: LoadStep, text: str) -> bytes:
     """The request for one prompt: streamed, with usage, and an answer of exactly the step's length."""
     chat = {"messages": [{"role": "user", "content": text}]}
     prompt: dict[str, Any] = chat if step.api == "chat" else {"prompt": text}

@@ -17,7 +17,7 @@ from typing import Any
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.stalls import find_stalls
 from pytest_vllm_stage.measurement.statistics import deviation, interval_needs, interval_ranks, nearest_rank, rank_of
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 PERCENTS = (50, 90, 95, 99)
 #: Raised when a field changes its meaning or goes; adding one does not raise it.
@@ -169,7 +169,7 @@ def json_number(value: float | None) -> float | str | None:
     return "inf" if math.isinf(value) else float(f"{value:.6g}")
 
 
-def summarise(samples: Sequence[Sample], step: Step, *, limits_s: Mapping[str, float] | None = None) -> Metrics:
+def summarise(samples: Sequence[Sample], step: LoadStep, *, limits_s: Mapping[str, float] | None = None) -> Metrics:
     """Every metric of a step.
 
     Args:
@@ -288,7 +288,7 @@ def _per(amount: float, of: float) -> float:
     return amount / of if of > 0 else 0.0
 
 
-def achieved_over_offered(samples: Sequence[Sample], step: Step) -> float | None:
+def achieved_over_offered(samples: Sequence[Sample], step: LoadStep) -> float | None:
     """How much of the planned rate was really sent, 0 to 1; a refused connection was still an attempt.
 
     None for closed loops, and where nothing could be sent at all.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 #: Every way a request can fail, and what it means.
 FAILURES = {
@@ -181,7 +181,7 @@ class Measurement:
         facts: What makes runs comparable or labels them: image digest, arguments, GPU, ``simulated``.
     """
 
-    step: Step
+    step: LoadStep
     started_at: float
     samples: tuple[Sample, ...]
     client: ClientFacts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +26,6 @@ SCHEMA = "vllm-stage/publication"
 DOCUMENT = "publication.json"
 #: What the verdict of a load beyond the promised one is called.
 OBSERVED = "observed"
-_LOAD = re.compile(r".+-(rate|concurrency)-[^-]+")
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,7 @@ class Step:
     @property
     def load(self) -> tuple[str, float]:
         """``rate`` with requests a second, or ``concurrency`` with users."""
-        step = self.measurement.step
-        return (
-            ("rate", float(step.request_rate or 0)) if step.open_loop else ("concurrency", float(step.concurrency or 0))
-        )
+        return self.measurement.step.kind.value, self.measurement.step.level
 
 
 @dataclass(frozen=True)
@@ -153,7 +148,7 @@ def read_steps(folder: Path, service: str, outcome_of: Callable[[Measurement, st
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         measurement = read_measurement(path)
-        if measurement.step.model != service or not _LOAD.fullmatch(measurement.step.id):
+        if measurement.step.model != service or measurement.step.variant:
             continue
         result = read_result(path.with_name(path.name.removesuffix(SUFFIX) + ".json"))
         found.append(Step(measurement, outcome_of(measurement, str(result["verdict"]["outcome"]))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_vllm_stage.measurement.samples import Sample
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
 from pytest_vllm_stage.slo.gates import Risks, SequentialGate, is_sequential, misses_of
 from pytest_vllm_stage.slo.objectives import Objective
@@ -28,7 +28,7 @@ class EarlyDecision:
     """
 
     def __init__(
-        self, step: Step, objectives: Sequence[Objective], *, alpha: float = ALPHA, gates: int | None = None
+        self, step: LoadStep, objectives: Sequence[Objective], *, alpha: float = ALPHA, gates: int | None = None
     ) -> None:
         risks = Risks.shared(alpha, gates or len(objectives))
         planned = step.planned_requests or 1

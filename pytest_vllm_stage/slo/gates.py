@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pytest_vllm_stage.measurement.metrics import gaps_s, latency_s
 from pytest_vllm_stage.measurement.samples import Sample
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, smallest_pass
 from pytest_vllm_stage.slo.dependence import confirmed, effects
 from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective
@@ -100,7 +100,7 @@ def _miss(objective: Objective, sample: Sample) -> float | None:
     return float(value > objective.limit_s)
 
 
-def is_sequential(step: Step, objective: Objective) -> bool:
+def is_sequential(step: LoadStep, objective: Objective) -> bool:
     """The objective is judged by the sequential rule in this step."""
     return step.decide_early and step.open_loop and not objective.is_floor and objective.allowed_share > 0
 
@@ -164,7 +164,7 @@ class SequentialGate:
 
 
 def judge_gate(
-    step: Step, samples: Sequence[Sample], objective: Objective, observed: float | None, risks: Risks
+    step: LoadStep, samples: Sequence[Sample], objective: Objective, observed: float | None, risks: Risks
 ) -> GateVerdict:
     """Judge an objective on a latency or on the error rate.
 

@@ -25,7 +25,7 @@ from pytest_vllm_stage.load.driver import Job
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.statistics import nearest_rank
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from pytest_vllm_stage.serving.client import Client
 from pytest_vllm_stage.serving.target import Target
 
@@ -54,12 +54,12 @@ class Pair:
         return not self.failed and abs(self.difference_ms) <= within
 
 
-def step_of(name: str, model: str, arguments: argparse.Namespace, seed: int) -> Step:
+def step_of(name: str, model: str, arguments: argparse.Namespace, seed: int) -> LoadStep:
     """``rate-5`` or ``concurrency-10`` as a step."""
     kind, _, number = name.partition("-")
     if kind not in ("rate", "concurrency"):
         raise SystemExit(f"--steps: {name!r} is neither rate-N nor concurrency-N")
-    return Step(
+    return LoadStep(
         name,
         model,
         CONSTANT if kind == "rate" else CLOSED,

@@ -29,7 +29,7 @@ from typing import Any, cast
 
 from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
 from pytest_vllm_stage.measurement.statistics import nearest_rank
-from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from tests.bench.drivers import DRIVERS, Driver
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
@@ -132,8 +132,8 @@ def bench(engine: Engine, maker: PromptMaker, driver: Driver, rate: float, secon
     p99s: list[float] = []
     reports = []
     for repeat in range(repeats):
-        step = Step(
-            f"rate-{rate:g}", "sim", CONSTANT, seconds, PROMPT_TOKENS, OUTPUT_TOKENS, rate, seed=time.time_ns() + repeat
+        step = LoadStep(
+            "driver", "sim", CONSTANT, seconds, PROMPT_TOKENS, OUTPUT_TOKENS, rate, seed=time.time_ns() + repeat
         )
         bodies = [body_of(step, text) for text in maker.texts(step, step.planned_requests or 0, "step")]
         warmup = [body_of(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]

@@ -27,7 +27,7 @@ from pytest_vllm_stage.load.process import measure
 from pytest_vllm_stage.load.prompts import body_of, prompt_maker
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.statistics import nearest_rank
-from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.slo.decision import Outcome, decide
 from pytest_vllm_stage.slo.gates import Risks, SequentialGate
 from pytest_vllm_stage.slo.objectives import Objective
@@ -72,7 +72,7 @@ class Tally:
 def rows(steps: Sequence[Sequence[float]], true_p99: float) -> Iterator[str]:
     """Judge every step by both rules against every objective."""
     n = len(steps[0])
-    load_step = Step("s", "sim", CONSTANT, float(n), 64, 1, 1.0, decide_early=True)
+    load_step = LoadStep("s", "sim", CONSTANT, float(n), 64, 1, 1.0, decide_early=True)
     for name, factor in OBJECTIVES.items():
         limit = factor * true_p99
         tallies = {rule: Tally() for rule in ("fixed", "sequential")}
@@ -90,7 +90,7 @@ def rows(steps: Sequence[Sequence[float]], true_p99: float) -> Iterator[str]:
             yield f"| {name} | {n} | {rule} | {tally.cells()} |"
 
 
-def _sample(step: Step, index: int, ttft_s: float) -> Sample:
+def _sample(step: LoadStep, index: int, ttft_s: float) -> Sample:
     return Sample(step.id, index, 0.0, 0.0, (ttft_s,), ttft_s, 64, 1)
 
 
@@ -130,7 +130,9 @@ def live(n: int, steps: int, rate: float) -> tuple[list[list[float]], float]:
         truth: list[float] = []
         parts = max(1, round(total_s / 30))
         for part in range(parts):
-            step = Step(f"part-{part}", "sim", CONSTANT, total_s / parts, prompt_tokens, 2, rate, seed=time.time_ns())
+            step = LoadStep(
+                f"part-{part}", "sim", CONSTANT, total_s / parts, prompt_tokens, 2, rate, seed=time.time_ns()
+            )
             bodies = [body_of(step, text) for text in maker.texts(step, step.planned_requests or 0, "step")]
             engine.forget()
             measurement = measure(Job(step, engine.url, bodies), Journal())

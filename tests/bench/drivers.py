@@ -28,7 +28,7 @@ from pytest_vllm_stage.load.guidellm.usage import GroupUsage
 from pytest_vllm_stage.load.process import measure
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.statistics import nearest_rank
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 AIPERF = "aiperf==0.13.0"
 _AIPERF_TIMEOUT_S = 180.0
@@ -70,7 +70,7 @@ class Driver(Protocol):
 
     name: str
 
-    def run(self, url: str, step: Step, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
+    def run(self, url: str, step: LoadStep, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
         """Carry the step out."""
 
 
@@ -79,7 +79,7 @@ class OurDriver:
 
     name = "pytest-vllm-stage"
 
-    def run(self, url: str, step: Step, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
+    def run(self, url: str, step: LoadStep, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
         """Carry the step out."""
         measurement = measure(Job(step, url, bodies, warmup), Journal())
         metrics = summarise(measurement.samples, step)
@@ -101,7 +101,7 @@ class GuideLlm:
     def __init__(self) -> None:
         self._environment = environment.ensure(Journal())
 
-    def run(self, url: str, step: Step, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
+    def run(self, url: str, step: LoadStep, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
         """Carry the step out."""
         measurement = guidellm.measure(Job(step, url, bodies, warmup), Journal(), environment=self._environment)
         metrics = summarise(measurement.samples, step)
@@ -129,7 +129,7 @@ class AiPerf:
             subprocess.run([program, "pip", "install", "-q", "--python", python, AIPERF], check=True)
             subprocess.run([python, "-c", _TOKENIZER, self._tokenizer], check=True, capture_output=True)
 
-    def run(self, url: str, step: Step, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
+    def run(self, url: str, step: LoadStep, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
         """Carry the step out; the warm-up is aiperf's own."""
         with tempfile.TemporaryDirectory() as folder:
             usage = self._profile(url, step, bodies, len(warmup), Path(folder))
@@ -137,7 +137,7 @@ class AiPerf:
         records = [json.loads(line) for line in lines]
         return _report([one for one in records if one["metadata"]["benchmark_phase"] == "profiling"], step, usage)
 
-    def _profile(self, url: str, step: Step, bodies: Sequence[bytes], warmup: int, folder: Path) -> GroupUsage:
+    def _profile(self, url: str, step: LoadStep, bodies: Sequence[bytes], warmup: int, folder: Path) -> GroupUsage:
         prompts = folder / "prompts.jsonl"
         fields = [json.loads(body) for body in bodies]
         prompts.write_text("".join(json.dumps({"text": one["messages"][0]["content"]}) + "\n" for one in fields))
@@ -177,7 +177,7 @@ def _watched(process: subprocess.Popen[bytes], folder: Path) -> GroupUsage:
     return usage
 
 
-def _report(records: Sequence[Mapping[str, Any]], step: Step, usage: GroupUsage) -> Report:
+def _report(records: Sequence[Mapping[str, Any]], step: LoadStep, usage: GroupUsage) -> Report:
     """The lag is taken against the schedule of the planned rate that fits best, since aiperf tells none."""
     whole = [one for one in records if "time_to_first_token" in one["metrics"]]
     rows = [

@@ -33,6 +33,11 @@ metrics = ["ttft_p50_ms"]
 worse = {worse}
 """
 STEPS = ["endpoint-rate-10", "endpoint-rate-20"]
+#: What the lines of all runs so far have in their key's prompt_set.
+KEY_FIELDS = {
+    "api", "arrivals", "decide_early", "duration_s", "output_tokens", "prompt_tokens", "request_rate",
+    "request_timeout_s", "shared_prefix_tokens", "warmup_requests",
+}  # fmt: skip
 #: The slow engine takes six times as long as the usual one: no load of this machine hides or makes that.
 WORSE = 3
 
@@ -99,7 +104,10 @@ def test_the_first_run_has_nothing_to_compare_with_and_is_kept(
     assert sorted(kept) == STEPS
     assert {line["accepted"] for line in kept.values()} == {True}
     assert all(line["metrics"]["ttft_p50_ms"] >= 50 for line in kept.values())
-    assert "request_rate=20" in kept["endpoint-rate-20"]["key"]["prompt_set"]
+    prompt_set = kept["endpoint-rate-20"]["key"]["prompt_set"]
+    assert "request_rate=20" in prompt_set
+    names = {part.partition("=")[0] for part in prompt_set.split()}
+    assert names == KEY_FIELDS, "with other fields no earlier run is comparable any more"
     assert kept["endpoint-rate-20"]["key"]["image_digest"] == "simulated"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_vllm_stage.load.guidellm import write_report
 from pytest_vllm_stage.measurement.samples import Sample
-from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from tests.unit.made_samples import failed, measurement, sample
 
 SUITE = Path(__file__).parents[2] / "suites" / "benchmark"
@@ -118,7 +118,7 @@ def reports(
     steps = []
     for rate in rates:
         count = int(rate * 8)
-        step = Step("any", f"{role}-model", CONSTANT, (count + 1) / rate, 64, 16, request_rate=rate)
+        step = LoadStep("any", f"{role}-model", CONSTANT, (count + 1) / rate, 64, 16, request_rate=rate)
         rows = [row(i, i / rate, ttft_s, failing=0 < i <= bad) for i in range(count + 1)]
         write_report(measurement(step, rows), folder / f"rate-{rate:g}.json")
         digest = hashlib.sha256((folder / f"rate-{rate:g}.json").read_bytes()).hexdigest()

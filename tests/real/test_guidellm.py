@@ -25,7 +25,7 @@ from pytest_vllm_stage.load import process as our_driver
 from pytest_vllm_stage.load.guidellm import run
 from pytest_vllm_stage.measurement.metrics import PERCENTS, summarise
 from pytest_vllm_stage.measurement.samples import Measurement
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, LoadStep
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
@@ -55,8 +55,8 @@ def _healthy(sim: Sim) -> Iterator[None]:
     sim.faults()
 
 
-def step(**changes: Any) -> Step:
-    made = Step("s", "sim", CONSTANT, 8, 64, 16, request_rate=10.0, warmup_requests=5, request_timeout_s=20)
+def step(**changes: Any) -> LoadStep:
+    made = LoadStep("s", "sim", CONSTANT, 8, 64, 16, request_rate=10.0, warmup_requests=5, request_timeout_s=20)
     return replace(made, **changes)
 
 

@@ -20,7 +20,7 @@ from pytest_vllm_stage.load import process as driver_process
 from pytest_vllm_stage.measurement.metrics import Metrics
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT
-from pytest_vllm_stage.measurement.step import Step as LoadStep
+from pytest_vllm_stage.measurement.step import LoadStep as LoadStep
 from pytest_vllm_stage.publication import document, publishing
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.publication.document import OBSERVED, Results, Source
@@ -57,13 +57,11 @@ COSTS = {"QUANTIZED_COST_PER_HOUR_USD": "1", "FULL_COST_PER_HOUR_USD": "5"}
 
 def steps_of(role: str) -> list[LoadStep]:
     """Two rates, of which one is far beyond capacity, and two users."""
-    calm = LoadStep(
-        f"{role}-rate-10", "sim", CONSTANT, 2.0, 64, 8, request_rate=10, warmup_requests=2, request_timeout_s=20
-    )
+    calm = LoadStep(role, "sim", CONSTANT, 2.0, 64, 8, request_rate=10, warmup_requests=2, request_timeout_s=20)
     return [
         calm,
-        replace(calm, id=f"{role}-rate-150", request_rate=150, duration_s=1.0),
-        replace(calm, id=f"{role}-concurrency-2", request_rate=None, concurrency=2, arrivals=CLOSED, duration_s=1.0),
+        replace(calm, request_rate=150, duration_s=1.0),
+        replace(calm, request_rate=None, concurrency=2, arrivals=CLOSED, duration_s=1.0),
     ]
 
 
@@ -71,7 +69,7 @@ def measure(role: str, folder: Path) -> None:
     """Drive a simulated engine, and leave a run's files; what is measured says that it was simulated."""
     model, _, pace = MODELS[role]
     with running_sim("--max-num-seqs=4", *pace) as sim:
-        rows = [measure_step(sim, step, model, step.id.removeprefix(f"{role}-")) for step in steps_of(role)]
+        rows = [measure_step(sim, step, model, step.name) for step in steps_of(role)]
     for row in rows:
         write_step(folder, *row)
     write_csv(folder, rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_vllm_stage.benchmark.artifacts import write_csv, write_step
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
-from pytest_vllm_stage.measurement.step import Step as LoadStep
+from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.publication import document
 from pytest_vllm_stage.publication.document import Results, Source, Step
 from pytest_vllm_stage.slo.objectives import Objective
@@ -39,11 +39,11 @@ def measured(
 
 
 def rate_step(rate: float, role: str = "quantized", service: str = SERVICE, duration_s: float = 40.0) -> LoadStep:
-    return open_step(rate, duration_s, id=f"{role}-rate-{rate:g}", model=service)
+    return open_step(rate, duration_s, role=role, model=service)
 
 
 def user_step(users: int, role: str = "quantized", service: str = SERVICE) -> LoadStep:
-    return closed_step(users, id=f"{role}-concurrency-{users}", model=service)
+    return closed_step(users, role=role, model=service)
 
 
 def write_folder(folder: Path, measurements: Sequence[Measurement]) -> Path:

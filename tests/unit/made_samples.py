@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_vllm_stage.measurement.samples import ClientFacts, Failure, Measurement, Sample, ServerReading
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 
 
-def open_step(rate: float = 10.0, duration_s: float = 60.0, **changes: Any) -> Step:
-    step = Step("full-rate", "m", CONSTANT, duration_s, 64, 16, request_rate=rate)
+def open_step(rate: float = 10.0, duration_s: float = 60.0, **changes: Any) -> LoadStep:
+    step = LoadStep("full", "m", CONSTANT, duration_s, 64, 16, request_rate=rate)
     return replace(step, **changes)
 
 
-def closed_step(concurrency: int = 5, duration_s: float = 60.0, **changes: Any) -> Step:
-    return replace(Step("full-users", "m", CLOSED, duration_s, 64, 16, concurrency=concurrency), **changes)
+def closed_step(concurrency: int = 5, duration_s: float = 60.0, **changes: Any) -> LoadStep:
+    return replace(LoadStep("full", "m", CLOSED, duration_s, 64, 16, concurrency=concurrency), **changes)
 
 
 def sample(
@@ -26,7 +26,7 @@ def sample(
 ) -> Sample:
     times = tuple(round(scheduled_s + ttft_s + i * itl_s, 6) for i in range(tokens))
     made = Sample(
-        step="full-rate",
+        step="full-rate-10",
         index=index,
         scheduled_s=scheduled_s,
         sent_s=round(scheduled_s + 0.0002, 6),
@@ -50,10 +50,11 @@ def failed(index: int, scheduled_s: float, kind: str = "http_status", **changes:
 
 
 def measurement(
-    step: Step, samples: Sequence[Sample], server: Sequence[ServerReading] | None = None, **client: Any
+    step: LoadStep, samples: Sequence[Sample], server: Sequence[ServerReading] | None = None, **client: Any
 ) -> Measurement:
+    rows = tuple(replace(row, step=step.id) for row in samples)
     readings = [ServerReading(0.0, 1, 0), ServerReading(60.0, 1, 0)] if server is None else server
-    return Measurement(step, 1000.0, tuple(samples), ClientFacts("test 1", **client), tuple(readings))
+    return Measurement(step, 1000.0, rows, ClientFacts("test 1", **client), tuple(readings))
 
 
 def with_ttfts(ttfts_s: Sequence[float], rate: float = 10.0, **changes: Any) -> Measurement:
@@ -62,7 +63,7 @@ def with_ttfts(ttfts_s: Sequence[float], rate: float = 10.0, **changes: Any) -> 
     return measurement(step, [sample(i, i / rate, ttft_s=ttft_s) for i, ttft_s in enumerate(ttfts_s)])
 
 
-def queued(step: Step, servers: int, service_s: Callable[[random.Random], float], seed: int = 1) -> Measurement:
+def queued(step: LoadStep, servers: int, service_s: Callable[[random.Random], float], seed: int = 1) -> Measurement:
     """An open loop against a FIFO queue with so many servers: TTFT is the wait and a tenth of the service."""
     dice = random.Random(seed)
     free = [0.0] * servers

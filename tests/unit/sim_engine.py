@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pytest_vllm_stage.load.driver import Job
 from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 
 class Sim:
@@ -43,7 +43,7 @@ class Sim:
     def truth(self) -> dict[str, dict[str, Any]]:
         return {one["request_id"]: one for one in self.call("/sim/requests")["requests"]}
 
-    def job(self, step: Step, *, requests: int | None = None, **changes: Any) -> Job:
+    def job(self, step: LoadStep, *, requests: int | None = None, **changes: Any) -> Job:
         count = requests or step.planned_requests or 0
         bodies = [body_of(step, text) for text in self.maker.texts(step, count, "step")]
         warmup = [body_of(step, text) for text in self.maker.texts(step, step.warmup_requests, "warm-up")]

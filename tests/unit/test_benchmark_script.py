@@ -24,7 +24,7 @@ from minio.signer import sign_v4_s3
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.load.guidellm import read_report, write_report
 from pytest_vllm_stage.measurement.samples import Sample
-from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from tests.unit.made_samples import failed, measurement, sample
 from tests.unit.sim_engine import Sim, running_sim
 
@@ -118,7 +118,7 @@ class GuideLLM:
 
     def __call__(self, settings: Any, rate: float, prompts: list[str], folder: Path) -> Path:
         self.prompts[rate] = prompts
-        step = Step("rate", settings.model, CONSTANT, len(prompts) / rate, 48, 4, request_rate=rate)
+        step = LoadStep("any", settings.model, CONSTANT, len(prompts) / rate, 48, 4, request_rate=rate)
         sent = range(len(prompts) - self.missing)
         write_report(measurement(step, [self._sample(i, rate) for i in sent]), folder / "report.json")
         return folder / "report.json"
@@ -196,7 +196,7 @@ def test_what_it_published_is_read_as_a_measurement(
     script.main()
     summary = store.document("summary.json")
     (tmp_path / "rate-5.json").write_text(json.dumps(store.document("rate-5.json")))
-    step = Step("full-rate-5", "sim", CONSTANT, summary["duration_s"], 48, 4, request_rate=5)
+    step = LoadStep("full", "sim", CONSTANT, summary["duration_s"], 48, 4, request_rate=5)
     found = read_report(tmp_path / "rate-5.json", step, lead_in=summary["lead_in"])
     assert len(found.samples) == step.planned_requests == 20
 

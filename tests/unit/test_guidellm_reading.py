@@ -16,7 +16,7 @@ from pytest_vllm_stage.load.guidellm import read_report
 from pytest_vllm_stage.load.guidellm.failures import failure_of, never_sent, status_of
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import FAILURES, Sample
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.saturation import saturation
@@ -25,9 +25,9 @@ from tests.unit.made_samples import open_step, queued
 
 DATA = Path(__file__).parents[1] / "data"
 #: 20 requests/s against an engine with 20 ms to the first token, 5 ms between two, and scripted faults.
-OPEN, OPEN_STEP = DATA / "guidellm-0.8.1-constant.json", Step("s", "sim", CONSTANT, 3, 64, 16, request_rate=20.0)
+OPEN, OPEN_STEP = DATA / "guidellm-0.8.1-constant.json", LoadStep("s", "sim", CONSTANT, 3, 64, 16, request_rate=20.0)
 #: 2 users against the same engine.
-USERS, USERS_STEP = DATA / "guidellm-0.8.1-concurrent.json", Step("s", "sim", CLOSED, 3, 64, 16, concurrency=2)
+USERS, USERS_STEP = DATA / "guidellm-0.8.1-concurrent.json", LoadStep("s", "sim", CLOSED, 3, 64, 16, concurrency=2)
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -119,7 +119,7 @@ def test_a_closed_loop_counts_from_when_guidellm_took_a_request_up() -> None:
 
 
 def test_an_answer_that_took_too_long_is_a_miss() -> None:
-    step = Step("s", "sim", CONSTANT, 3, 64, 16, request_rate=20.0, request_timeout_s=0.05)
+    step = LoadStep("s", "sim", CONSTANT, 3, 64, 16, request_rate=20.0, request_timeout_s=0.05)
     kinds = [sample.failure.kind for sample in read_report(OPEN, step).samples if sample.failure]
     assert kinds.count("timeout") == 3
 

@@ -23,14 +23,14 @@ from pytest_vllm_stage.load.guidellm.scenario import PROMPTS, REPORT, SCENARIO, 
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
 from pytest_vllm_stage.load.prompts import body_of
 from pytest_vllm_stage.measurement.samples import ServerReading
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, LoadStep
 from tests.unit.made_samples import failed, sample
 
-STEP = Step("quantized-rate-5", "m", CONSTANT, 60, 64, 16, request_rate=5.0, request_timeout_s=30, seed=7)
+STEP = LoadStep("quantized", "m", CONSTANT, 60, 64, 16, request_rate=5.0, request_timeout_s=30, seed=7)
 USERS = replace(STEP, arrivals=CLOSED, request_rate=None, concurrency=4)
 
 
-def written(tmp_path: Path, step: Step, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def written(tmp_path: Path, step: LoadStep, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scenario's spec and the prompts' lines."""
     bodies = [body_of(step, f"Text: number {i}") for i in range(3)]
     write_scenario(Job(step, "http://host:8000", bodies, **changes), bodies, tmp_path)
@@ -65,7 +65,7 @@ def test_completions_are_sent_as_plain_prompts(tmp_path: Path) -> None:
         (USERS, {"kind": "concurrent", "streams": [4]}),
     ],
 )
-def test_each_kind_of_load_has_its_profile(tmp_path: Path, step: Step, profile: dict[str, Any]) -> None:
+def test_each_kind_of_load_has_its_profile(tmp_path: Path, step: LoadStep, profile: dict[str, Any]) -> None:
     spec, _ = written(tmp_path, step)
     assert spec["profile"] == profile
     assert spec["seed"]["value"] == 7

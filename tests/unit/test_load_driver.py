@@ -25,7 +25,7 @@ from pytest_vllm_stage.load import process as driver_process
 from pytest_vllm_stage.load.driver import Job, run_step
 from pytest_vllm_stage.load.prompts import body_of
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from tests.unit.sim_engine import Handler, Sim, request_of, running_sim, serving
 
 
@@ -42,12 +42,12 @@ def _healthy(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("sim").faults()
 
 
-def step(rate: float = 50, duration_s: float = 1.0, **changes: Any) -> Step:
-    made = Step("s", "sim", CONSTANT, duration_s, 64, 8, request_rate=rate, warmup_requests=3, request_timeout_s=20)
+def step(rate: float = 50, duration_s: float = 1.0, **changes: Any) -> LoadStep:
+    made = LoadStep("s", "sim", CONSTANT, duration_s, 64, 8, request_rate=rate, warmup_requests=3, request_timeout_s=20)
     return replace(made, **changes)
 
 
-def users(concurrency: int, duration_s: float = 1.0, **changes: Any) -> Step:
+def users(concurrency: int, duration_s: float = 1.0, **changes: Any) -> LoadStep:
     return replace(
         step(), arrivals=CLOSED, request_rate=None, concurrency=concurrency, duration_s=duration_s, **changes
     )
@@ -158,7 +158,7 @@ def test_a_watcher_ends_the_sending_and_nothing_else(sim: Sim) -> None:
     assert kinds(measurement) == {None}
 
 
-async def against(serve: Handler, plan: Step, **tls: Any) -> Measurement:
+async def against(serve: Handler, plan: LoadStep, **tls: Any) -> Measurement:
     """Run a step against a handler of connections, of which some never carry a request."""
     bodies = [body_of(plan, f"Text: {i}") for i in range(plan.planned_requests or 0)]
     scheme = "https" if tls.get("server") else "http"
@@ -260,7 +260,7 @@ def test_the_drivers_own_process_gives_the_same_and_is_recorded(sim: Sim, tmp_pa
     assert measurement.facts == {"gpu": "none"}
     assert measurement.client.priority in ("realtime", "nice -15", "normal")
     (phase,) = [event for event in read_events(journal.path or tmp_path) if event["kind"] == "phase"]
-    assert (phase["name"], phase["requests"], phase["failed"], phase["outcome"]) == ("load s", 50, 0, "done")
+    assert (phase["name"], phase["requests"], phase["failed"], phase["outcome"]) == ("load s-rate-50", 50, 0, "done")
 
 
 def test_the_drivers_own_process_can_be_told_to_stop(sim: Sim) -> None:

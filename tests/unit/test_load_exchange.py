@@ -12,9 +12,9 @@ from pytest_vllm_stage.load.connections import Pool, address_of
 from pytest_vllm_stage.load.driver import Job, _Run
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.progress import LoopLag
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, LoadStep
 
-STEP = Step("s", "sim", CONSTANT, 10, 64, 8, request_rate=10.0)
+STEP = LoadStep("s", "sim", CONSTANT, 10, 64, 8, request_rate=10.0)
 
 
 class Recording:
@@ -56,7 +56,7 @@ def test_a_request_goes_out_before_spare_connections_are_opened() -> None:
         (replace(STEP, arrivals=CLOSED, request_rate=None, concurrency=2), 0.0),
     ],
 )
-def test_readings_fall_between_the_sends_of_a_regular_schedule(step: Step, after_s: float) -> None:
+def test_readings_fall_between_the_sends_of_a_regular_schedule(step: LoadStep, after_s: float) -> None:
     async def quiet_s() -> float:
         lag = LoopLag()
         run = _Run(Job(step, "http://localhost:1", [b"{}"]), Pool(address_of("http://localhost:1")), None, print, lag)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.load.prompts import LEAST_OWN_TOKENS, PromptMaker, body_of, prompt_maker
 from pytest_vllm_stage.load.words import WORDS
-from pytest_vllm_stage.measurement.step import POISSON, LoadPlan, Step, step_from_json
+from pytest_vllm_stage.measurement.step import POISSON, LoadPlan, LoadStep, step_from_json
 from tests.unit.made_samples import closed_step, open_step
 
 
@@ -46,7 +46,7 @@ def test_a_closed_loop_has_no_schedule() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arrivals": "bursts"}, "step full-rate: arrivals: is 'bursts'; valid: constant, poisson, closed"),
+        ({"arrivals": "bursts"}, "step full-rate-10: arrivals: is 'bursts'; valid: constant, poisson, closed"),
         ({"api": "audio"}, "api: is 'audio'; valid: chat, completions"),
         ({"concurrency": 2}, "concurrency: has no meaning for constant arrivals, which take request_rate"),
         ({"arrivals": "closed", "concurrency": 1}, "request_rate: has no meaning for closed arrivals"),
@@ -71,7 +71,40 @@ def test_a_step_survives_json_and_a_later_versions_keys() -> None:
     data = json.loads(json.dumps(step.to_json())) | {"colour": "blue"}
     assert step_from_json(data) == step
     with pytest.raises(ConfigError, match="model"):
-        step_from_json({"id": "x"})
+        step_from_json({"role": "x"})
+
+
+@pytest.mark.parametrize("role", ["full", "full-int8", "a-rate-5", "endpoint"])
+@pytest.mark.parametrize("step", [open_step(5), open_step(2.5), closed_step(25)])
+def test_a_step_saved_without_a_role_gets_the_part_of_its_id_before_the_load(role: str, step: LoadStep) -> None:
+    data = replace(step, role=role).to_json()
+    del data["role"], data["variant"]
+    assert step_from_json(data) == replace(step, role=role)
+
+
+@pytest.mark.parametrize("step_id", ["full-rate-7", "rate-5", "-rate-5", "full-rate-5-rerun-1", "s", ""])
+def test_a_step_without_a_role_whose_id_is_not_that_of_its_load_is_refused(step_id: str) -> None:
+    data = open_step(5).to_json() | {"id": step_id}
+    del data["role"]
+    with pytest.raises(ConfigError, match=f"step: role: is missing, and id {step_id!r} does not end with"):
+        step_from_json(data)
+
+
+def test_a_step_whose_id_contradicts_its_fields_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="id: expected 'full-rate-5', which the step's fields give, got 'full-rate-1'"
+    ):
+        step_from_json(open_step(5).to_json() | {"id": "full-rate-1"})
+
+
+def test_a_level_of_the_wrong_type_is_refused_by_its_field() -> None:
+    with pytest.raises(ConfigError, match="step full: request_rate: must be a number above 0, not 'fast'"):
+        step_from_json(open_step(5).to_json() | {"request_rate": "fast"})
+
+
+def test_two_levels_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two load steps have the id full-rate-1: their levels are too close"):
+        LoadPlan("full", "m", (1.0, 1.0000001), (), open_step()).steps()
 
 
 def test_a_load_plan_names_its_steps_and_gives_each_its_own_prompts() -> None:
@@ -158,7 +191,7 @@ def test_a_tokenizer_that_changes_its_mind_is_refused() -> None:
 
 @pytest.mark.parametrize(("api", "field"), [("chat", "messages"), ("completions", "prompt")])
 def test_a_body_asks_for_exactly_the_output(api: str, field: str) -> None:
-    step: Step = open_step(api=api, output_tokens=128)
+    step: LoadStep = open_step(api=api, output_tokens=128)
     body = json.loads(body_of(step, "Text: a"))
     assert (body["max_tokens"], body["min_tokens"], body["ignore_eos"]) == (128, 128, True)
     assert body["stream"]

@@ -109,21 +109,32 @@ def test_a_plain_server_has_the_promises_of_the_model_that_is_named(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("step_id", "model", "objectives", "observation"),
+    ("role", "rate", "model", "objectives", "observation"),
     [
-        ("quantized-rate-5", "q", 3, False),
-        ("quantized-rate-10", "q", 2, True),
-        ("endpoint-rate-5", "q", 3, False),
-        ("endpoint-rate-5", "other", 2, False),
-        ("full-rate-1", "f", 1, False),
+        ("quantized", 5, "q", 3, False),
+        ("quantized", 10, "q", 2, True),
+        ("endpoint", 5, "q", 3, False),
+        ("endpoint", 5, "other", 2, False),
+        ("full", 1, "f", 1, False),
+        ("unknown", 5, "q", 3, False),
     ],
 )
-def test_a_saved_step_is_held_against_the_profile_of_now(
-    config: StageConfig, step_id: str, model: str, objectives: int, observation: bool
+def test_a_saved_step_is_judged_by_the_current_profile(
+    config: StageConfig, role: str, rate: float, model: str, objectives: int, observation: bool
 ) -> None:
-    rate = float(step_id.rsplit("-", 1)[1])
-    planned = plans.saved(config, open_step(rate, id=step_id, model=model))
+    planned = plans.saved(config, open_step(rate, role=role, model=model))
     assert (len(planned.objectives), planned.observation) == (objectives, observation)
+
+
+def test_a_role_whose_name_begins_with_another_roles_keeps_its_own_promises(tmp_path: Path) -> None:
+    """`full-int8-rate-5` was read as a step of `full`, and judged by the promises of `full`."""
+    models = '[models.full]\ninference_service = "f"\n[models.full.slo]\nttft_p50_ms = 900\n'
+    models += '[models.full-int8]\ninference_service = "i"\nrate_limit_requests_per_s = 2\n'
+    config = made(tmp_path, PROFILE.split("[models.quantized]")[0] + models + "[slo]\nttft_p50_ms = 100\n")
+    planned = plans.saved(config, open_step(5, role="full-int8", model="i"))
+    assert planned.role == "full-int8"
+    assert [objective.text() for objective in planned.objectives] == ["ttft_p50_ms <= 100"]
+    assert planned.observation
 
 
 def test_a_step_table_without_its_step_is_refused(tmp_path: Path) -> None:
@@ -132,10 +143,9 @@ def test_a_step_table_without_its_step_is_refused(tmp_path: Path) -> None:
         plans.check(config)
 
 
-def measured(step_id: str, slow: int, requests: int = 18) -> Measurement:
+def measured(role: str, rate: float, slow: int, requests: int = 18) -> Measurement:
     """So many answers over an objective of 500 ms."""
-    made = with_ttfts([0.9] * slow + [0.1] * (requests - slow), id=step_id)
-    return replace(made, samples=tuple(replace(sample, step=step_id) for sample in made.samples))
+    return with_ttfts([0.9] * slow + [0.1] * (requests - slow), rate, role=role)
 
 
 def test_what_one_step_alone_cannot_show_the_run_as_a_whole_does(tmp_path: Path) -> None:
@@ -146,7 +156,7 @@ def test_what_one_step_alone_cannot_show_the_run_as_a_whole_does(tmp_path: Path)
     )
     run = run_of(made(tmp_path, text), tmp_path)
     objectives = plans.objectives_of(run.config, "full")
-    for one in (measured("full-rate-1", 18), measured("full-rate-2", 13)):
+    for one in (measured("full", 1, 18), measured("full", 2, 13)):
         write_step(steps.folder_of(run), one, *judge(one, objectives, gates=2))
     before = read_result(steps.folder_of(run) / "full-rate-2.json")
     assert before["verdict"]["outcome"] == "inconclusive"
@@ -166,9 +176,9 @@ def test_a_run_without_load_has_nothing_to_say_of_it(tmp_path: Path, config: Sta
 
 def test_an_observation_that_is_no_use_leaves_nothing_undecided(config: StageConfig) -> None:
     """Nothing was promised of it, so a strict run has nothing to fail for; its verdict still says invalid."""
-    late = replace(measured("quantized-rate-10", 0), client=replace(measured("x", 0).client, loop_lag_p99_ms=900.0))
-    for step_id, undecided in (("quantized-rate-10", False), ("quantized-rate-5", True)):
-        rate = float(step_id.rsplit("-", 1)[1])
-        planned = plans.saved(config, open_step(rate, id=step_id, model="q"))
+    for rate, undecided in ((10, False), (5, True)):
+        intime = measured("quantized", rate, 0)
+        late = replace(intime, client=replace(intime.client, loop_lag_p99_ms=900.0))
+        planned = plans.saved(config, open_step(rate, role="quantized", model="q"))
         result = steps.StepResult(planned, *judge(late, planned.objectives))
         assert (result.outcome, result.undecided) == ("invalid", undecided)

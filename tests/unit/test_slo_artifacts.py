@@ -25,7 +25,7 @@ P99 = Objective("ttft_p99_ms", 500)
 
 def test_a_step_is_written_read_back_and_judged_again_alike(tmp_path: Path) -> None:
     samples = [sample(i, i / 10) if i % 50 else failed(i, i / 10) for i in range(600)]
-    made = measurement(open_step(id="full-rate-10"), samples, cpu_s=1.0, wall_s=60.0)
+    made = measurement(open_step(), samples, cpu_s=1.0, wall_s=60.0)
     metrics, verdict = judge(made, [P99])
     result = read_result(write_step(tmp_path, made, metrics, verdict))
     assert result["verdict"]["outcome"] == "fail"
@@ -72,7 +72,7 @@ def test_no_results_are_refused(tmp_path: Path) -> None:
 
 def step_verdict(name: str, misses: int, gates: int) -> StepVerdict:
     slow = {i * 50 + 7 for i in range(misses)}
-    made = with_ttfts([0.6 if i in slow else 0.1 for i in range(600)], id=name)
+    made = with_ttfts([0.6 if i in slow else 0.1 for i in range(600)], role=name)
     return judge(made, [P99], gates=gates)[1]
 
 
@@ -80,13 +80,13 @@ def test_holms_rule_gives_a_run_what_its_steps_could_not_spend() -> None:
     """12 misses of 600 (p 0.02) are too few for a fifth of alpha; beside four certain fails they do."""
     verdicts = [step_verdict(f"s{i}", 12, 5) for i in range(1)]
     assert [found.outcome for found in verdicts] == [Outcome.INCONCLUSIVE]
-    made = with_ttfts([0.6] * 600, id="broken")
+    made = with_ttfts([0.6] * 600, role="broken")
     clear = [replace(judge(made, [P99], gates=5)[1], step=f"b{i}") for i in range(4)]
     together = judge_run([*verdicts, *clear])
     assert [found.outcome for found in together] == [Outcome.FAIL] * 5
     assert together[0].why == "ttft_p99_ms <= 500: 600, 12 misses of 600 requests; broken by Holm's rule over the run"
     assert together[1:] == clear
-    assert judge_run([*verdicts, *clear], sequential=["s0"])[0] == verdicts[0]
+    assert judge_run([*verdicts, *clear], sequential=["s0-rate-10"])[0] == verdicts[0]
 
 
 def test_healthy_and_invalid_steps_stay_as_they_are() -> None:

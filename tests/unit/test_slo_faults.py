@@ -13,7 +13,7 @@ import pytest
 
 from pytest_vllm_stage.load.driver import Job, run_step
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective
@@ -32,8 +32,10 @@ def sim() -> Iterator[Sim]:
         engine.faults()
 
 
-def step(rate: float = 40, duration_s: float = 1.5, **changes: Any) -> Step:
-    made = Step("s", "sim", CONSTANT, duration_s, 64, 16, request_rate=rate, warmup_requests=2, request_timeout_s=30)
+def step(rate: float = 40, duration_s: float = 1.5, **changes: Any) -> LoadStep:
+    made = LoadStep(
+        "s", "sim", CONSTANT, duration_s, 64, 16, request_rate=rate, warmup_requests=2, request_timeout_s=30
+    )
     return replace(made, **{"seed": time.time_ns() % 10**9} | changes)
 
 
@@ -42,7 +44,7 @@ def verdict(job: Job, *objectives: Objective) -> StepVerdict:
     return judge(asyncio.run(run_step(job, watcher=watcher)), objectives or OBJECTIVES)[1]
 
 
-def under(sim: Sim, plan: Step, *faults: dict[str, Any]) -> StepVerdict:
+def under(sim: Sim, plan: LoadStep, *faults: dict[str, Any]) -> StepVerdict:
     sim.faults(*faults)
     try:
         return verdict(sim.job(plan))

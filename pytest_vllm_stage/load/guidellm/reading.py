@@ -19,7 +19,7 @@ from typing import Any
 from pytest_vllm_stage.load.guidellm.document import Node, read_document
 from pytest_vllm_stage.load.guidellm.failures import failure_of, never_sent, status_of
 from pytest_vllm_stage.measurement.samples import ClientFacts, Failure, Measurement, Sample
-from pytest_vllm_stage.measurement.step import CONSTANT, POISSON, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, POISSON, LoadStep
 
 #: Of the report's schema; GuideLLM 0.8 writes it.
 VERSION = 2
@@ -60,7 +60,7 @@ class _Row:
 
 
 def read_report(
-    path: Path, step: Step, *, benchmark: int = 0, lead_in: int = 0, facts: Mapping[str, Any] | None = None
+    path: Path, step: LoadStep, *, benchmark: int = 0, lead_in: int = 0, facts: Mapping[str, Any] | None = None
 ) -> Measurement:
     """Make a measurement of one benchmark of a report.
 
@@ -96,7 +96,7 @@ def _driver(report: Node) -> str:
     return f"guidellm {report.child('metadata', 'guidellm_version').text()}"
 
 
-def _check_strategy(strategy: Node, step: Step) -> None:
+def _check_strategy(strategy: Node, step: LoadStep) -> None:
     """A report of another load would be judged by the wrong objectives."""
     kind = strategy.child("type_").text()
     if kind in (CONSTANT, POISSON):
@@ -111,7 +111,7 @@ def _check_strategy(strategy: Node, step: Step) -> None:
         strategy.refuse(f"is {ran}; step {step.id} plans {planned}")
 
 
-def _rows(benchmark: Node, step: Step) -> list[_Row]:
+def _rows(benchmark: Node, step: LoadStep) -> list[_Row]:
     """The rows of all requests that were sent or should have been, in the schedule's order."""
     requests = benchmark.child("requests")
     rows = [_row(node, status, step) for status in _STATUSES for node in requests.child(status).items()]
@@ -121,7 +121,7 @@ def _rows(benchmark: Node, step: Step) -> list[_Row]:
     return sorted((row for row in rows if row.is_a_sample), key=lambda row: (row.scheduled, row.taken_up or row.end))
 
 
-def _row(node: Node, status: str, step: Step) -> _Row:
+def _row(node: Node, status: str, step: LoadStep) -> _Row:
     times = node.child("info", "timings")
     taken_up = times.child("resolve_start").number_or_none()
     sent = times.child(SENT if SENT in times.value else "request_start").number_or_none()
@@ -133,7 +133,7 @@ def _row(node: Node, status: str, step: Step) -> _Row:
     return replace(row, sent=None) if never_sent(row.error) else row
 
 
-def _sample(row: _Row, step: Step, index: int, zero: float) -> Sample:
+def _sample(row: _Row, step: LoadStep, index: int, zero: float) -> Sample:
     tokens = _token_times(row.node.child("info", "timings"))
     asked, output = row.node.child("request_args").text(), row.node.child("output").text()
     return Sample(
@@ -170,7 +170,7 @@ def _events(times: Node) -> int:
     return times.child("token_iterations").count_or_none() or 0
 
 
-def _failure(row: _Row, step: Step) -> Failure | None:
+def _failure(row: _Row, step: LoadStep) -> Failure | None:
     """What was wrong: GuideLLM's own error, else what it takes as an answer and the plan does not."""
     events = _events(row.node.child("info", "timings"))
     if row.error:

@@ -32,7 +32,7 @@ from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.load.guidellm.scenario import REPORT, SCENARIO, turned, write_scenario
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
 from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 #: Importing torch, making its processes, and at the end its statistics, on a machine that is busy with the engine too.
 AROUND_S = 180.0
@@ -80,7 +80,7 @@ def measure(
     return measurement
 
 
-def requests_of(step: Step, warmup: Sequence[Sample], bodies: int) -> int:
+def requests_of(step: LoadStep, warmup: Sequence[Sample], bodies: int) -> int:
     """How many requests to send: rate times duration, or what so many users make in the duration.
 
     Args:
@@ -259,7 +259,7 @@ def environ_of(ca_file: str | None, folder: Path) -> dict[str, str]:
     return kept | _SETTINGS | authorities | {"HF_HOME": str(folder / "hub")}
 
 
-def progress(step: Step, elapsed_s: float, readings: Sequence[ServerReading]) -> str:
+def progress(step: LoadStep, elapsed_s: float, readings: Sequence[ServerReading]) -> str:
     """One line for people."""
     last = readings[-1] if readings else None
     engine = ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.load.driver import Job
-from pytest_vllm_stage.measurement.step import CONSTANT, Step
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 
 SCENARIO, PROMPTS, REPORT = "scenario.json", "prompts.jsonl", "report.json"
 
@@ -73,14 +73,14 @@ def _scenario(job: Job, fields: dict[str, Any], requests: int) -> dict[str, Any]
     return {"metadata": {"labels": {"step": step.id}}, "spec": spec}
 
 
-def profile_of(step: Step) -> dict[str, Any]:
+def profile_of(step: LoadStep) -> dict[str, Any]:
     """GuideLLM's profile of a step's load."""
     if not step.open_loop:
         return {"kind": "concurrent", "streams": [step.concurrency]}
     return {"kind": "constant" if step.arrivals == CONSTANT else "poisson", "rate": [step.request_rate]}
 
 
-def _common_fields(step: Step, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _common_fields(step: LoadStep, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What all bodies have in common besides the prompt: GuideLLM adds the same to each."""
     prompts = (*_PROMPT_FIELDS, *_OWN_FIELDS)
     kinds = [{name: value for name, value in line.items() if name not in prompts} for line in lines]

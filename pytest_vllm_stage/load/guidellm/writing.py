@@ -19,7 +19,7 @@ from pytest_vllm_stage.load.guidellm.reading import SENT, VERSION
 from pytest_vllm_stage.load.guidellm.scenario import profile_of
 from pytest_vllm_stage.measurement.metrics import Metrics, gaps_s, summarise
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
-from pytest_vllm_stage.measurement.step import Step
+from pytest_vllm_stage.measurement.step import LoadStep
 
 #: The library whose schema this is.
 GUIDELLM_VERSION = "0.8.1"
@@ -97,7 +97,7 @@ def _benchmark(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _config(step: Step) -> dict[str, Any]:
+def _config(step: LoadStep) -> dict[str, Any]:
     strategy = {"type_": step.arrivals, "rate": step.request_rate}
     if not step.open_loop:
         strategy = {"type_": "concurrent", "streams": step.concurrency}
