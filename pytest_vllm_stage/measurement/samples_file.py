@@ -26,9 +26,9 @@ from pytest_vllm_stage.measurement.samples import (
 from pytest_vllm_stage.measurement.step import step_from_json
 from pytest_vllm_stage.settings.config import SAMPLES
 
-#: Raised when a field changes its meaning or goes; adding one does not raise it. Files from before the step had a `role`
-#: are still read: `step_from_json` takes the role from the id, which ends with the load that other fields name, and
-#: refuses an id that does not.
+#: Raised when a field changes its meaning or goes; adding one does not raise it. Files from before the step had a role
+#: are still read: `step_from_json` takes it from the id, which ends with the load that other fields name, and refuses
+#: an id that does not.
 SCHEMA_VERSION = 1
 SCHEMA = "vllm-stage/samples"
 SUFFIX = SAMPLES
