@@ -23,7 +23,14 @@ from pytest_vllm_stage.engine import weights
 from pytest_vllm_stage.engine.environment import EngineEnvironment
 
 #: What the simulator imports, relative to the package; it needs the standard library and nothing else.
-MODULES = ("__init__.py", "core/__init__.py", "core/errors.py", "standins/__init__.py", "standins/engine")
+MODULES = (
+    "__init__.py",
+    "core/__init__.py",
+    "core/errors.py",
+    "standins/__init__.py",
+    "standins/http.py",
+    "standins/engine",
+)
 #: Model to the bytes of its made-up tensor: small, and the quantized one smaller, as with the real ones.
 WEIGHTS_BYTES = {weights.FULL: 256 * 1024, weights.QUANTIZED: 64 * 1024}
 

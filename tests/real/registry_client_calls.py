@@ -18,15 +18,11 @@ from importlib.metadata import version
 from typing import Any
 
 from model_registry import ModelRegistry
-from model_registry.types import DocArtifact, ListOptions, ModelArtifact, RegisteredModelState
+from model_registry.types import DocArtifact, ListOptions, RegisteredModelState
 from mr_openapi import (
-    InferenceServiceCreate,
-    InferenceServiceUpdate,
     MetadataIntValue,
     MetadataValue,
     ModelVersionUpdate,
-    ServeModelCreate,
-    ServingEnvironmentCreate,
 )
 
 FORMAT = {"model_format_name": "safetensors", "model_format_version": "1"}
@@ -183,38 +179,6 @@ def by_hand(registry: ModelRegistry) -> None:
     call("get_model_version_artifacts", listed, ["m", "notes"])
     of_version = lambda: [a.name for a in run(api.get_model_artifacts(one.id, ListOptions()))]  # noqa: E731
     call("get_model_artifacts of a version", of_version, ["m"])
-    loose = ModelArtifact(name="loose", uri="s3://loose", model_format_name="x", model_format_version="1")
-    call("upsert_model_artifact", lambda: run(api.upsert_model_artifact(loose)).state.value, "UNKNOWN")
-    if hasattr(api, "get_artifacts"):
-        filtered = lambda: [a.name for a in run(api.get_artifacts(filter_query="uri = 's3://notes'"))]  # noqa: E731
-        call("get_artifacts(filter_query)", filtered, ["notes"])
-        wrong = lambda: run(api.get_artifacts(filter_query="uri like 's3'"))  # noqa: E731
-        call("get_artifacts(filter_query), lower case", wrong, fails("BadRequestException.*400"))
-
-
-def serving(registry: ModelRegistry) -> None:
-    run = asyncio.get_event_loop().run_until_complete
-
-    async def through() -> list[Any]:
-        async with registry._api.get_client() as client:
-            place = ServingEnvironmentCreate(name="vllm-stage")
-            environment = await client.create_serving_environment(place)
-            service = await client.create_environment_inference_service(
-                environment.id,
-                InferenceServiceCreate(name="s", registeredModelId="1", servingEnvironmentId=environment.id),
-            )
-            serve = await client.create_inference_service_serve(service.id, ServeModelCreate(modelVersionId="2"))
-            version = await client.get_inference_service_version(service.id)
-            model = await client.get_inference_service_model(service.id)
-            change = InferenceServiceUpdate(desiredState="UNDEPLOYED")
-            patched = await client.update_inference_service(service.id, change)
-            found = await client.find_inference_service(name="s", parent_resource_id=environment.id)
-            same = (await client.find_serving_environment(name="vllm-stage")).id == environment.id
-            return [service.desired_state.value, serve.last_known_state.value, version.name, model.name,
-                    patched.desired_state.value, found.id == service.id, same]  # fmt: skip
-
-    expected = ["DEPLOYED", "UNKNOWN", "2", "m", "UNDEPLOYED", True, True]
-    call("serving environments, inference services, serves", lambda: run(through()), expected)
 
 
 def traps(registry: ModelRegistry) -> None:
@@ -253,7 +217,7 @@ def traps(registry: ModelRegistry) -> None:
 def main() -> int:
     """Run all calls; the table goes to standard output."""
     registry = connect(sys.argv[1])
-    for part in (models, updates, lists, by_hand, serving, traps):
+    for part in (models, updates, lists, by_hand, traps):
         part(registry)
     sys.stdout.write(json.dumps({"client": version("model-registry"), "calls": RESULTS}))
     return 0

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from pytest_vllm_stage.standins.registry.api import PREFIXES, Api
-from pytest_vllm_stage.standins.registry.exchange import Request, Response
-from pytest_vllm_stage.standins.registry.http import parse_query
+from pytest_vllm_stage.standins.http import Request, parse_query
+from pytest_vllm_stage.standins.registry.api import PREFIXES, Api, Response
 from pytest_vllm_stage.standins.registry.store import Store
 
 Body = dict[str, Any]
@@ -90,11 +89,6 @@ class Standin:
 
     def artifact(self, version_id: str, name: str = "a", artifact_type: str = "model-artifact", **body: Any) -> Body:
         return self.made(f"model_versions/{version_id}/artifacts", name=name, artifactType=artifact_type, **body)
-
-    def service(self, name: str = "s", **body: Any) -> Body:
-        environment = self.made("serving_environments", name=f"environment of {name}")
-        ids = {"registeredModelId": "99", "servingEnvironmentId": environment["id"]}
-        return self.made("inference_services", name=name, **ids, **body)
 
     def faults(self, *script: object) -> None:
         answer = self.raw("PUT", "/standin/faults", json.dumps(script).encode())

@@ -251,7 +251,7 @@ def test_a_chunked_body_is_taken_and_100_continue_is_sent(url: str) -> None:
     "sent",
     [
         b"nonsense\r\n\r\n",
-        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/3\r\n\r\n",
         b"GET / HTTP/1.1\r\nno header\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"x" * 70_000,
         b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
@@ -261,6 +261,15 @@ def test_a_chunked_body_is_taken_and_100_continue_is_sent(url: str) -> None:
 )
 def test_bytes_that_are_no_request_end_the_connection(url: str, sent: bytes) -> None:
     assert exchange(url, sent).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+def test_http_1_0_gets_a_stream_without_chunks_that_the_connection_ends(url: str) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": FACT}], "temperature": 0, "stream": True}
+    head, _, events = exchange(url, post(body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head
+    assert events.startswith(b"data: {")
+    assert events.endswith(b"data: [DONE]\n\n")
 
 
 def test_a_client_that_goes_away_frees_its_slot(client: Client) -> None:

@@ -15,8 +15,8 @@ from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.standins.engine import SERVER
 from pytest_vllm_stage.standins.engine.api import Api
 from pytest_vllm_stage.standins.engine.faults import Fault, make
-from pytest_vllm_stage.standins.engine.http import Connection
 from pytest_vllm_stage.standins.engine.settings import Settings
+from pytest_vllm_stage.standins.http import Server
 
 #: Serving arguments of vLLM that a declaration may carry and that have no meaning without a model, with a value or not.
 _VLLM_VALUES = ("dtype", "gpu-memory-utilization", "kv-cache-memory-bytes", "tensor-parallel-size", "tool-call-parser")
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     prog = "python -m pytest_vllm_stage.standins.engine"
     result = argparse.ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    result.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one and says which")
+    result.add_argument("--port", type=int, default=0, help="port to listen on; 0 selects a free one and prints it")
     result.add_argument("--faults", type=Path, metavar="FILE", help="JSON list of faults to start with")
     for field in dataclasses.fields(Settings):
         option = "--" + field.name.replace("_", "-")
@@ -95,11 +95,11 @@ def check_weights(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"model path {folder} does not hold a model: there is no config.json")
 
 
-def faults_of(path: Path | None) -> list[Fault]:
+def load_faults(path: Path | None) -> list[Fault]:
     """The faults of a file.
 
     Raises:
-        ConfigError: the file is no fault script.
+        ConfigError: the file is not a fault script.
     """
     if path is None:
         return []
@@ -114,8 +114,8 @@ async def serve(arguments: argparse.Namespace, faults: list[Fault]) -> None:
     loop = asyncio.get_running_loop()
     api = Api(settings_of(arguments))
     api.set_faults(faults)
-    server = await loop.create_server(lambda: Connection(api.handle), arguments.host, arguments.port, backlog=4096)
-    host, port = server.sockets[0].getsockname()[:2]
+    server = Server(api.handle, SERVER)
+    host, port = await server.start(arguments.host, arguments.port)
     sys.stdout.write(f"{SERVER}: a simulated engine without any model, listening on http://{host}:{port}\n")
     sys.stdout.flush()
     # A full collection walks all that start-up made and every kept job: a pause of milliseconds amid streams.
@@ -125,14 +125,14 @@ async def serve(arguments: argparse.Namespace, faults: list[Fault]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     await stopped.wait()
-    server.close()
+    await server.stop()
 
 
 def main() -> int:
-    """Run; 2 when the command line or what it names is wrong, 1 when the address cannot be had."""
+    """Run; 2 when the command line or what it names is wrong, 1 when the address cannot be used."""
     arguments = parser().parse_args()
     try:
-        faults = faults_of(arguments.faults)
+        faults = load_faults(arguments.faults)
         check_weights(arguments)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -15,7 +15,6 @@ from pytest_vllm_stage.standins.engine import SERVER, tokenizer, wire
 from pytest_vllm_stage.standins.engine.engine import Engine, Job
 from pytest_vllm_stage.standins.engine.faults import CUT, Event, Fault, make
 from pytest_vllm_stage.standins.engine.generation import Generated, generate
-from pytest_vllm_stage.standins.engine.http import JSON_TYPE, Reply, Request
 from pytest_vllm_stage.standins.engine.parameters import (
     Kind,
     Parameters,
@@ -28,6 +27,7 @@ from pytest_vllm_stage.standins.engine.parameters import (
 )
 from pytest_vllm_stage.standins.engine.refusal import Refusal, malformed
 from pytest_vllm_stage.standins.engine.settings import Settings
+from pytest_vllm_stage.standins.http import JSON_TYPE, Reply, Request
 
 #: What ``/version`` says; no vLLM has a version like it.
 VERSION = f"0.0.0+{SERVER}"

@@ -17,9 +17,9 @@ from pytest_vllm_stage.core.errors import ConfigError
 if TYPE_CHECKING:
     from pytest_vllm_stage.standins.engine.engine import Engine
     from pytest_vllm_stage.standins.engine.generation import Generated
-    from pytest_vllm_stage.standins.engine.http import Reply
     from pytest_vllm_stage.standins.engine.parameters import Parameters
     from pytest_vllm_stage.standins.engine.refusal import Refusal
+    from pytest_vllm_stage.standins.http import Reply
 
 
 @dataclass

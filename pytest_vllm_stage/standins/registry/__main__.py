@@ -10,10 +10,10 @@ import sqlite3
 import sys
 from pathlib import Path
 
+from pytest_vllm_stage.standins.http import Server
 from pytest_vllm_stage.standins.registry import SERVER
 from pytest_vllm_stage.standins.registry import faults as f
 from pytest_vllm_stage.standins.registry.api import PREFIXES, Api
-from pytest_vllm_stage.standins.registry.http import Server
 from pytest_vllm_stage.standins.registry.store import Store
 
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m pytest_vllm_stage.standins.registry", description=__doc__)
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    result.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one and says which")
+    result.add_argument("--port", type=int, default=0, help="port to listen on; 0 selects a free one and prints it")
     result.add_argument(
         "--database", default=":memory:", metavar="FILE", help="SQLite file that keeps the entries (default: none)"
     )
@@ -29,22 +29,22 @@ def parser() -> argparse.ArgumentParser:
         "--api",
         choices=(*PREFIXES, "both"),
         default="both",
-        help="prefixes to serve: older servers have v1alpha3 alone (default: %(default)s)",
+        help="prefixes to serve: older servers have only v1alpha3 (default: %(default)s)",
     )
     result.add_argument("--faults", type=Path, metavar="FILE", help="JSON list of faults to start with")
     return result
 
 
-def faults_of(path: Path | None) -> list[f.Fault]:
+def load_faults(path: Path | None) -> list[f.Fault]:
     """The faults of a file.
 
     Raises:
-        WrongScript: The file is no fault script.
+        WrongScript: The file is not a fault script.
     """
     if path is None:
         return []
     try:
-        return f.make(json.loads(path.read_text(encoding="utf-8")))
+        return f.parse_faults(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise f.WrongScript(str(error)) from None
 
@@ -55,7 +55,7 @@ async def serve(api: Api, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    server = Server(api)
+    server = Server(api.handle, SERVER)
     host, port = await server.start(host, port)
     sys.stdout.write(f"{SERVER}: a stand-in for the Model Registry, listening on http://{host}:{port}\n")
     sys.stdout.flush()
@@ -64,10 +64,10 @@ async def serve(api: Api, host: str, port: int) -> None:
 
 
 def main() -> int:
-    """Run; 2 when the command line is wrong, 1 when the address or the database cannot be had."""
+    """Run; 2 when the command line is wrong, 1 when the address or the database cannot be used."""
     arguments = parser().parse_args()
     try:
-        faults = faults_of(arguments.faults)
+        faults = load_faults(arguments.faults)
     except f.WrongScript as error:
         sys.stderr.write(f"{SERVER}: --faults {arguments.faults}: {error}\n")
         return 2

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pytest_vllm_stage.standins.http import TEXT_TYPE, Reply, Request
 from pytest_vllm_stage.standins.registry import SERVER
 from pytest_vllm_stage.standins.registry import faults as f
-from pytest_vllm_stage.standins.registry.exchange import JSON_TYPE, NOT_FOUND, Request, Response, as_json, as_text
-from pytest_vllm_stage.standins.registry.openapi import description
 from pytest_vllm_stage.standins.registry.refusal import Refusal, bad_request, database_error
 from pytest_vllm_stage.standins.registry.resources import Registry
-from pytest_vllm_stage.standins.registry.routes import Call, route_of
+from pytest_vllm_stage.standins.registry.routes import Call, find_route
 from pytest_vllm_stage.standins.registry.store import Store
+from pytest_vllm_stage.standins.registry.values import encode, parse_object
 
 PREFIXES = {"v1alpha3": "/api/model_registry/v1alpha3", "v1": "/api/model_registry/v1"}
 
@@ -31,11 +32,38 @@ _DEPRECATED = (
 LOG_LENGTH, LOGGED_BODY_BYTES = 10_000, 64 * 1024
 
 
+JSON_TYPE = "application/json; charset=UTF-8"
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer; a status of 0 drops the connection instead."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = ""
+    headers: Sequence[tuple[str, str]] = ()
+
+
+def as_json(value: Any, status: int = 200) -> Response:
+    """An answer of JSON."""
+    return Response(status, encode(value), JSON_TYPE)
+
+
+def as_text(text: str, status: int) -> Response:
+    """An answer of plain text."""
+    return Response(status, f"{text}\n".encode(), TEXT_TYPE)
+
+
+#: The answer to any unknown path.
+NOT_FOUND = as_text("404 page not found", 404)
+
+
 class Api:
     """Answers requests over a store.
 
     Args:
-        store: Where the entities are.
+        store: Holds the entities.
         versions: Which prefixes are served: keys of `PREFIXES`.
     """
 
@@ -51,12 +79,27 @@ class Api:
             ("GET", "/standin/requests"): lambda _: as_json(list(self.log)),
             ("DELETE", "/standin/requests"): lambda _: self._forget(),
             ("POST", "/standin/reset"): lambda _: self._reset(),
-            ("GET", "/openapi.json"): lambda _: Response(200, description(), JSON_TYPE),
             ("GET", "/readyz/health"): lambda _: self._health(),
         }
 
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Answer one request of a server, now or after the latency of a fault."""
+        faults = self.hit_by(request)
+        delay_s = sum(fault.seconds for fault in f.select_faults(faults, f.Latency))
+        if delay_s:
+            asyncio.get_running_loop().call_later(delay_s, self._reply, request, faults, reply)
+        else:
+            self._reply(request, faults, reply)
+
+    def _reply(self, request: Request, faults: Sequence[f.Fault], reply: Reply) -> None:
+        response = self.answer(request, faults)
+        if response.status:
+            reply.send(response.status, response.body, response.content_type, response.headers)
+        else:
+            reply.cut()
+
     def hit_by(self, request: Request) -> list[f.Fault]:
-        """The faults that hit a request; to be asked once a request."""
+        """The faults that hit a request; counts the request, so called once for each."""
         if not request.path.startswith(tuple(PREFIXES.values())):
             return []
         return [fault for fault in self.faults if fault.hits(request.method, request.path)]
@@ -71,26 +114,26 @@ class Api:
             return NOT_FOUND
         response = self._in_version(request, request.path.removeprefix(PREFIXES[version] + "/"), faults)
         if version == "v1alpha3" and len(self.versions) > 1:
-            response = Response(
-                response.status, response.body, response.content_type, (*response.headers, *_DEPRECATED)
-            )
+            response = replace(response, headers=(*response.headers, *_DEPRECATED))
         self._record(request, response.status)
-        return Response(0) if f.of_type(faults, f.CutAnswer) else response
+        return Response(0) if f.select_faults(faults, f.CutAnswer) else response
 
     def _in_version(self, request: Request, path: str, faults: Sequence[f.Fault]) -> Response:
-        for fault in f.of_type(faults, f.Unavailable):
-            return as_text("the stand-in is told to be unavailable", fault.status)
-        route = route_of(path)
+        for fault in f.select_faults(faults, f.Unavailable):
+            return as_text("a fault makes the stand-in unavailable", fault.status)
+        route = find_route(path)
         if route is None:
             return NOT_FOUND
-        methods, ids = route
+        methods, id_text = route
         handler = methods.get(request.method)
         if handler is None:
             return Response(405, headers=[("allow", ", ".join(sorted(methods)))])
         try:
             if any("\0" in text for pair in request.query.items() for text in pair):
                 raise bad_request("the query holds a NUL character")
-            return handler(Call(Registry(self.store, faults), ids, request))
+            registry = Registry(self.store, faults)
+            status, body = handler(Call(registry, id_text, request.query, lambda: parse_object(request.body)))
+            return as_json(body, status)
         except Refusal as refusal:
             return as_json(refusal.body(), refusal.status)
         except sqlite3.Error as error:
@@ -112,7 +155,7 @@ class Api:
 
     def _put_faults(self, request: Request) -> Response:
         try:
-            self.faults = f.make(json.loads(request.body))
+            self.faults = f.parse_faults(json.loads(request.body))
         except (ValueError, RecursionError, f.WrongScript) as error:
             return as_json({"error": str(error)}, 400)
         return as_json([fault.name for fault in self.faults])
@@ -128,5 +171,5 @@ class Api:
         return as_json({})
 
     def _health(self) -> Response:
-        lost = f.of_type(self.faults, f.LostDatabase)
+        lost = f.select_faults(self.faults, f.LostDatabase)
         return as_text(f"{SERVER}: no database" if lost else f"{SERVER}: ok", 503 if lost else 200)

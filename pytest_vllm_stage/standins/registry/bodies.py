@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -10,17 +11,12 @@ from pytest_vllm_stage.standins.registry.kinds import ARTIFACTS, Field, Kind, Ty
 from pytest_vllm_stage.standins.registry.refusal import Refusal, bad_request, missing
 from pytest_vllm_stage.standins.registry.store import Entity
 from pytest_vllm_stage.standins.registry.values import (
-    INT64_MAX,
-    INT64_MIN,
     RESERVED_KEYS,
     Stored,
-    id_of,
-    integer,
+    format_property,
     is_poison,
-    number_of,
-    shown_number,
-    shown_property,
-    stored_property,
+    parse_id,
+    parse_property,
 )
 
 
@@ -34,12 +30,11 @@ class Mode(Enum):
 
 _ALWAYS = ("customProperties", "externalId")
 _WHOLE = ("id", "createTimeSinceEpoch", "lastUpdateTimeSinceEpoch")
-_WHOLE_ARTIFACT = ("experimentId", "experimentRunId")
 
 
 @dataclass
 class Given:
-    """What a request gives; what is absent or null is None or not there.
+    """What a request gives; what is absent or null is None or left out.
 
     Attributes:
         properties: Custom properties; None where they are not given, so that they stay.
@@ -48,35 +43,34 @@ class Given:
     id: str | None = None
     name: str | None = None
     external_id: str | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     properties: dict[str, Stored] | None = None
 
 
-def read(body: dict[str, Any], kind: Kind, mode: Mode, *, strict: bool = True) -> Given:
-    """Read a request's body.
+def read(body: dict[str, Any], kind: Kind, mode: Mode) -> Given:
+    """Read a request's body; unknown fields are an error, except in a whole artifact, where they are dropped.
 
     Args:
         body: The JSON object.
-        kind: What it is to be.
-        mode: What it may hold.
-        strict: An unknown field is an error, instead of being dropped.
+        kind: The kind of the entity.
+        mode: What the body may hold.
 
     Raises:
         Refusal: A field is unknown, of the wrong type, or missing.
     """
     allowed = _allowed(kind, mode)
     unknown = sorted(set(body) - allowed)
-    if unknown and strict:
+    if unknown and mode is not Mode.WHOLE:
         raise bad_request(f'json: unknown field "{unknown[0]}"')
     given = {name: value for name, value in body.items() if name in allowed and value is not None}
     result = Given(
         _text(given, "id"),
         _text(given, "name"),
         _text(given, "externalId"),
-        {item.name: _value(item, given[item.name]) for item in kind.fields if item.name in given},
+        {field.name: _value(field, given[field.name]) for field in kind.fields if field.name in given},
         _properties(given.get("customProperties")),
     )
-    for name in (*_WHOLE, *_WHOLE_ARTIFACT):
+    for name in _WHOLE:
         _text(given, name)
     if kind.artifact_type and given.get("artifactType", kind.artifact_type) != kind.artifact_type:
         raise bad_request(f"artifactType must be {kind.artifact_type!r}")
@@ -86,13 +80,13 @@ def read(body: dict[str, Any], kind: Kind, mode: Mode, *, strict: bool = True) -
 
 
 def _allowed(kind: Kind, mode: Mode) -> set[str]:
-    allowed = {*_ALWAYS, *(item.name for item in kind.fields if mode is not Mode.UPDATE or not item.fixed)}
+    allowed = {*_ALWAYS, *(field.name for field in kind.fields if mode is not Mode.UPDATE or not field.required)}
     if mode is not Mode.UPDATE:
         allowed.add("name")
     if mode is Mode.WHOLE:
         allowed.update(_WHOLE)
     if kind.artifact_type:
-        allowed.update(("artifactType", *(_WHOLE_ARTIFACT if mode is Mode.WHOLE else ())))
+        allowed.add("artifactType")
     return allowed
 
 
@@ -103,27 +97,18 @@ def _text(given: dict[str, Any], name: str) -> str | None:
     return value
 
 
-def _value(item: Field, value: Any) -> Any:
-    """A field's value as it is stored: ids and integers as numbers, so that they can be compared."""
-    if item.type is Type.NUMBER:
-        return number_of(value, item.name)
-    if item.type is Type.TEXTS:
+def _value(field: Field, value: Any) -> Any:
+    """A field's value as it is stored: ids as numbers."""
+    if field.type is Type.TEXTS:
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise bad_request(f"{item.name} must be a list of JSON strings")
+            raise bad_request(f"{field.name} must be a list of JSON strings")
         return value
     if not isinstance(value, str):
-        raise bad_request(f"{item.name} must be a JSON string")
-    if item.values and value not in item.values:
-        raise bad_request(f"invalid {item.name} {value[:40]!r}; valid: {', '.join(item.values)}")
-    if item.type is Type.ID:
-        # An empty required id is missing, which is another error.
-        return value if item.required and not value else id_of(value, item.name)
-    if item.type is Type.INTEGER_TEXT:
-        number = integer(value, INT64_MIN, INT64_MAX)
-        if number is None:
-            raise bad_request(f"{item.name} must be an integer as a string")
-        return number
-    return value
+        raise bad_request(f"{field.name} must be a JSON string")
+    if field.values and value not in field.values:
+        raise bad_request(f"invalid {field.name} {value[:40]!r}; valid: {', '.join(field.values)}")
+    # An empty id is missing, which is another error.
+    return parse_id(value, field.name) if field.type is Type.ID and value else value
 
 
 def _properties(given: Any) -> dict[str, Stored] | None:
@@ -131,15 +116,15 @@ def _properties(given: Any) -> dict[str, Stored] | None:
         return None
     if not isinstance(given, dict):
         raise bad_request("customProperties must be a JSON object")
-    return {key: stored_property(key, value) for key, value in given.items()}
+    return {key: parse_property(key, value) for key, value in given.items()}
 
 
 def _check_required(given: Given, kind: Kind) -> None:
-    if kind.named and not given.name:
+    if not kind.artifact_type and not given.name:
         raise missing("name")
-    for item in kind.fields:
-        if item.required and given.fields.get(item.name, "") == "":
-            raise missing(item.name)
+    for field in kind.fields:
+        if field.required and given.fields.get(field.name, "") == "":
+            raise missing(field.name)
 
 
 def artifact_kind(body: dict[str, Any]) -> Kind:
@@ -157,7 +142,7 @@ def artifact_kind(body: dict[str, Any]) -> Kind:
 
 def change(entity: Entity, given: Given) -> None:
     """Put what is given over an entity: fields merge, custom properties are replaced as a whole."""
-    fixed = {item.name for item in entity.kind.fields if item.fixed}
+    fixed = {field.name for field in entity.kind.fields if field.required}
     entity.fields |= {name: value for name, value in given.fields.items() if name not in fixed}
     if given.external_id is not None:
         entity.external_id = given.external_id
@@ -165,7 +150,7 @@ def change(entity: Entity, given: Given) -> None:
         entity.properties = given.properties
 
 
-def shown(entity: Entity) -> dict[str, Any]:
+def format_entity(entity: Entity) -> dict[str, Any]:
     """An entity as answers show it; unset fields are absent.
 
     Raises:
@@ -180,23 +165,18 @@ def shown(entity: Entity) -> dict[str, Any]:
         "createTimeSinceEpoch": str(entity.created_ms),
         "lastUpdateTimeSinceEpoch": str(entity.updated_ms),
         "customProperties": {
-            key: shown_property(stored) for key, stored in entity.properties.items() if key not in RESERVED_KEYS
+            key: format_property(stored) for key, stored in entity.properties.items() if key not in RESERVED_KEYS
         },
     }
     if entity.external_id is not None:
         body["externalId"] = entity.external_id
     if entity.kind.artifact_type:
         body["artifactType"] = entity.kind.artifact_type
-    for item in entity.kind.fields:
-        if item.name in entity.fields:
-            body[item.name] = _shown_value(item, entity.fields[item.name])
+    for field in entity.kind.fields:
+        if field.name in entity.fields:
+            value = entity.fields[field.name]
+            body[field.name] = str(value) if field.type is Type.ID else value
     return body
-
-
-def _shown_value(item: Field, value: Any) -> Any:
-    if item.type is Type.NUMBER:
-        return shown_number(value)
-    return str(value) if item.type in (Type.ID, Type.INTEGER_TEXT) else value
 
 
 def unreadable(entity: Entity, key: str) -> Refusal:

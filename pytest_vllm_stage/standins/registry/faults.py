@@ -32,7 +32,7 @@ class Fault:
     seen: int = field(default=0, init=False, repr=False)
 
     def hits(self, method: str, path: str) -> bool:
-        """Whether this request is hit; counts it."""
+        """Whether this request is hit; counts the request."""
         if self.method not in ("", method) or self.path not in path:
             return False
         self.seen += 1
@@ -96,7 +96,7 @@ class Poison(Fault):
 
 @dataclass
 class OtherFirst(Fault):
-    """Lists return another entity first than they should: who takes the first item takes the wrong one.
+    """Lists return another entity first than they should, which misleads a client that reads the first item.
 
     Attributes:
         avoid: Entities of this name come last; empty: the first entity comes last.
@@ -128,10 +128,10 @@ FAULTS: dict[str, type[Fault]] = {
 
 
 class WrongScript(Exception):
-    """A fault script is wrong; the message names what is, and what is valid."""
+    """A fault script is wrong; the message names the mistake and the valid values."""
 
 
-def make(script: Any) -> list[Fault]:
+def parse_faults(script: Any) -> list[Fault]:
     """The faults of a script.
 
     Raises:
@@ -139,10 +139,10 @@ def make(script: Any) -> list[Fault]:
     """
     if not isinstance(script, list):
         raise WrongScript(f"a fault script is a list of faults, not {type(script).__name__}")
-    return [_make(item if isinstance(item, dict) else {"fault": item}) for item in script]
+    return [_parse_fault(item if isinstance(item, dict) else {"fault": item}) for item in script]
 
 
-def _make(item: dict[str, Any]) -> Fault:
+def _parse_fault(item: dict[str, Any]) -> Fault:
     arguments = dict(item)
     name = arguments.pop("fault", None)
     cls = FAULTS.get(name) if isinstance(name, str) else None
@@ -154,14 +154,14 @@ def _make(item: dict[str, Any]) -> Fault:
             raise WrongScript(f"fault {name} has no parameter {key!r}; valid: {', '.join(valid)}")
         types: tuple[type, ...] = (int, float) if isinstance(valid[key], float) else (type(valid[key]),)
         if isinstance(value, bool) or not isinstance(value, types):
-            raise WrongScript(f"fault {name}: {key} is {value!r}; it must be like {valid[key]!r}")
+            raise WrongScript(f"fault {name}: {key} is {value!r}; expected a value like {valid[key]!r}")
         if isinstance(value, (int, float)) and not 0 <= value <= 86_400:
-            raise WrongScript(f"fault {name}: {key} is {value!r}; it must lie between 0 and 86400")
+            raise WrongScript(f"fault {name}: {key} is {value!r}; expected 0 to 86400")
     if not 400 <= arguments.get("status", 503) <= 599:
-        raise WrongScript(f"fault {name}: status is {arguments['status']!r}; it must be an error, 400 to 599")
+        raise WrongScript(f"fault {name}: status is {arguments['status']!r}; expected an error status, 400 to 599")
     return cls(**arguments)
 
 
-def of_type(faults: Sequence[Fault], cls: type[FaultType]) -> list[FaultType]:
+def select_faults(faults: Sequence[Fault], cls: type[FaultType]) -> list[FaultType]:
     """The faults of one class."""
     return [fault for fault in faults if isinstance(fault, cls)]

@@ -10,9 +10,8 @@ import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_vllm_stage.standins.registry.conditions import Clause
 from pytest_vllm_stage.standins.registry.refusal import bad_request
-from pytest_vllm_stage.standins.registry.store import Entity
+from pytest_vllm_stage.standins.registry.store import Clause, Entity
 from pytest_vllm_stage.standins.registry.values import INT64_MAX, INT64_MIN, integer
 
 _ORDERS = {"CREATE_TIME": "created_ms", "LAST_UPDATE_TIME": "updated_ms"}
@@ -38,7 +37,7 @@ class Page:
     def order(self) -> str:
         """The ORDER BY; ids decide between equal times."""
         direction = "DESC" if self.descending else "ASC"
-        return f"entity.{self.column} {direction}, entity.id {direction}"
+        return f"{self.column} {direction}, id {direction}"
 
     @property
     def limit(self) -> int:
@@ -54,7 +53,7 @@ class Page:
         if value is None:
             return Clause("0")
         sign = "<" if self.descending else ">"
-        return Clause(f"(entity.{self.column}, entity.id) {sign} (?, ?)", [value, entity_id])
+        return Clause(f"({self.column}, id) {sign} (?, ?)", [value, entity_id])
 
     def cut(self, entities: list[Entity]) -> tuple[list[Entity], str]:
         """The page's entities, and the next page's token or nothing."""

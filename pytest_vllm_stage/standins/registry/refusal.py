@@ -1,4 +1,4 @@
-"""How a request is refused, in the real server's words."""
+"""The errors of the real server, in its own words."""
 
 from __future__ import annotations
 
@@ -43,3 +43,8 @@ def not_found(message: str) -> Refusal:
 def database_error(message: str) -> Refusal:
     """What the real server's database would refuse."""
     return Refusal(500, message)
+
+
+def not_implemented(message: str) -> Refusal:
+    """The real server does it, and the stand-in does not."""
+    return Refusal(501, message)

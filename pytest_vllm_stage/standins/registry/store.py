@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_vllm_stage.standins.registry.conditions import Clause
 from pytest_vllm_stage.standins.registry.kinds import KINDS, MAX_NAME, Kind, Space
-from pytest_vllm_stage.standins.registry.like import like
 from pytest_vllm_stage.standins.registry.refusal import Refusal, database_error
 from pytest_vllm_stage.standins.registry.values import VALUE_KEYS, Stored
 
@@ -44,12 +42,22 @@ CREATE TABLE IF NOT EXISTS property (
     int_value INTEGER,
     double_value REAL,
     bool_value INTEGER,
-    struct_value TEXT,
     PRIMARY KEY (space, entity_id, key)
 ) WITHOUT ROWID;
 """
 _COLUMNS = tuple(VALUE_KEYS.values())
 _ENTITY = "id, kind, stored_name, parent_id, external_id, created_ms, updated_ms, fields"
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A piece of a WHERE and its parameters."""
+
+    sql: str
+    parameters: Sequence[Any] = ()
+
+    def __and__(self, other: Clause) -> Clause:
+        return Clause(f"{self.sql} AND {other.sql}", [*self.parameters, *other.parameters])
 
 
 @dataclass
@@ -85,8 +93,8 @@ class Store:
         # Readers of the file never see half a write, and a commit need not wait for the disk: nothing is kept for good.
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
-        self._database.create_function("pg_like", 2, _like, deterministic=True)
-        self._database.create_function("pg_lower", 1, _lower, deterministic=True)
+        # PostgreSQL's LIKE counts case.
+        self._database.execute("PRAGMA case_sensitive_like = ON")
         self._database.executescript(_SCHEMA)
 
     def close(self) -> None:
@@ -94,7 +102,7 @@ class Store:
         self._database.close()
 
     def clear(self) -> None:
-        """Forget everything, the sequences too."""
+        """Delete everything, the sequences too."""
         with self.transaction():
             for table in ("entity", "property", "sequence"):
                 self._database.execute(f"DELETE FROM {table}")  # noqa: S608 - the names stand above
@@ -111,7 +119,7 @@ class Store:
         self._database.execute("COMMIT")
 
     def insert(self, entity: Entity) -> Entity:
-        """Add an entity: its id and times are set here. A refused one has used up its id, as in the real database.
+        """Add an entity, with its id and times. A refused one has used up its id, as in the real database.
 
         Raises:
             Refusal: A name or external id is taken, or something is too long.
@@ -130,7 +138,7 @@ class Store:
         return entity
 
     def update(self, entity: Entity) -> Entity:
-        """Write an entity anew; the time of its update moves on, by a millisecond at least.
+        """Write an entity again; the time of its update moves on, by a millisecond at least.
 
         Raises:
             Refusal: The external id is taken, or something is too long.
@@ -159,11 +167,6 @@ class Store:
             self._read_properties(entities)
         return list(entities.values())
 
-    def named(self, kind: Kind, stored_name: str) -> Entity | None:
-        """The oldest entity of a kind and exact stored name."""
-        found = self.select(Clause("kind = ? AND stored_name = ?", [kind.name, stored_name]), limit=1)
-        return found[0] if found else None
-
     def _next_id(self, space: Space) -> int:
         row = self._database.execute(
             "INSERT INTO sequence VALUES (?, 1) ON CONFLICT DO UPDATE SET last = last + 1 RETURNING last", (space,)
@@ -176,8 +179,7 @@ class Store:
         ]
         if too_long:
             raise database_error(f"value too long for type character varying({MAX_NAME}): {too_long[0][:40]!r}...")
-        if entity.kind.repeat.value != "added":
-            self._check_unique(entity, "kind = ? AND stored_name = ?", [entity.kind.name, entity.stored_name])
+        self._check_unique(entity, "kind = ? AND stored_name = ?", [entity.kind.name, entity.stored_name])
         if entity.external_id is not None:
             self._check_unique(entity, "external_id = ?", [entity.external_id])
 
@@ -221,14 +223,6 @@ def _entity(row: Iterable[Any]) -> Entity:
 
 def _text(fields: dict[str, Any]) -> str:
     return json.dumps(fields, ensure_ascii=False)
-
-
-def _like(pattern: str, text: str | None) -> bool:
-    return text is not None and like(pattern, text)
-
-
-def _lower(text: str | None) -> str | None:
-    return None if text is None else text.lower()
 
 
 def _now_ms() -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 from typing import Any
@@ -13,7 +11,7 @@ from pytest_vllm_stage.standins.registry.refusal import Refusal, bad_request
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
-#: A string property that starts with it is taken for an encoded struct when it is read.
+#: A string property that starts with it is read back as an encoded struct.
 STRUCT_MARK = "mlmd-struct::"
 
 #: Keys that the server uses itself and hides.
@@ -25,7 +23,6 @@ VALUE_KEYS = {
     "MetadataIntValue": "int_value",
     "MetadataDoubleValue": "double_value",
     "MetadataBoolValue": "bool_value",
-    "MetadataStructValue": "struct_value",
 }
 
 #: A stored property: its column in the store (a key of `VALUE_KEYS`' values) and its value.
@@ -33,7 +30,7 @@ Stored = tuple[str, Any]
 
 
 def integer(text: str, low: int = INT32_MIN, high: int = INT32_MAX) -> int | None:
-    """A decimal number with an optional sign, within bounds; None where the text is none."""
+    """A decimal number with an optional sign, within bounds; None where the text is not one."""
     digits = text[1:] if text[:1] in ("+", "-") else text
     if not digits.isascii() or not digits.isdigit() or len(digits) > 4000:
         return None
@@ -41,7 +38,7 @@ def integer(text: str, low: int = INT32_MIN, high: int = INT32_MAX) -> int | Non
     return number if low <= number <= high else None
 
 
-def id_of(text: str, what: str) -> int:
+def parse_id(text: str, what: str) -> int:
     """An id as a number.
 
     Raises:
@@ -54,10 +51,10 @@ def id_of(text: str, what: str) -> int:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """A request's JSON object; bytes and surrogates that are no text become U+FFFD, as in Go.
+    """A request's JSON object; bytes and surrogates that are not text become U+FFFD, as in Go.
 
     Raises:
-        Refusal: The body is empty, no JSON, no object, or holds NUL.
+        Refusal: The body is empty, not a JSON object, or holds NUL.
     """
     try:
         value = json.loads(body.decode("utf-8", "replace"), parse_constant=_refuse_constant, parse_float=_finite)
@@ -65,14 +62,14 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except Refusal:
         raise
     except (ValueError, RecursionError) as error:
-        raise bad_request(f"the body is no JSON: {error}") from None
+        raise bad_request(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise bad_request("the body is no JSON object")
+        raise bad_request("the body is not a JSON object")
     return value
 
 
 def _refuse_constant(name: str) -> Any:
-    raise bad_request(f"the body is no JSON: invalid value {name}")
+    raise bad_request(f"the body is not JSON: invalid value {name}")
 
 
 def _finite(text: str) -> float:
@@ -92,7 +89,7 @@ def _cleaned(value: Any) -> Any:
     return [_cleaned(item) for item in value] if isinstance(value, list) else value
 
 
-def number_of(value: Any, where: str) -> float:
+def parse_number(value: Any, where: str) -> float:
     """A JSON number as a double.
 
     Raises:
@@ -106,16 +103,16 @@ def number_of(value: Any, where: str) -> float:
         raise bad_request(f"{where} is out of a double's range") from None
 
 
-def shown_number(value: float) -> float | int:
+def format_number(value: float) -> float | int:
     """A double as Go writes it: without a fraction where it has none."""
     return int(value) if value.is_integer() and abs(value) < 1e21 else value
 
 
-def stored_property(key: str, value: Any) -> Stored:
+def parse_property(key: str, value: Any) -> Stored:
     """A custom property of a request as it is stored.
 
     Raises:
-        Refusal: It is not of a type that the server knows, or its value does not fit.
+        Refusal: Its type is unknown, or its value is not of its type.
     """
     where = f"customProperties[{key!r}]"
     kind = value.get("metadataType") if isinstance(value, dict) else None
@@ -125,7 +122,7 @@ def stored_property(key: str, value: Any) -> Stored:
     given = value.get(column)
     where = f"{where}.{column}"
     if column == "double_value":
-        return column, 0.0 if given is None else number_of(given, where)
+        return column, 0.0 if given is None else parse_number(given, where)
     if column == "bool_value":
         if given is not None and not isinstance(given, bool):
             raise bad_request(f"{where} must be a JSON bool")
@@ -137,40 +134,31 @@ def stored_property(key: str, value: Any) -> Stored:
         if number is None:
             raise bad_request(f"{where} must be an int32 as a string")
         return column, number
-    return column, _struct(given or "", where) if column == "struct_value" else given or ""
+    return column, given or ""
 
 
-def _struct(text: str, where: str) -> str:
-    """The JSON text of a struct that came as base64."""
-    try:
-        value = parse_object(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        raise bad_request(f"{where} must be base64") from None
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def shown_property(stored: Stored) -> dict[str, Any]:
+def format_property(stored: Stored) -> dict[str, Any]:
     """A custom property as an answer shows it."""
     column, value = stored
     kind = next(kind for kind, key in VALUE_KEYS.items() if key == column)
     if column == "int_value":
         value = str(value)
     elif column == "double_value":
-        value = shown_number(value)
+        value = format_number(value)
     elif column == "bool_value":
         value = bool(value)
     return {column: value, "metadataType": kind}
 
 
 def is_poison(stored: Stored) -> bool:
-    """The property cannot be read back: a string that pretends to be an encoded struct.
+    """The property cannot be read back: a string that looks like an encoded struct and is none.
 
-    The real server would read one whose rest is a well-formed encoding; the stand-in knows only the empty one.
+    The real server reads one whose rest is a well-formed encoding; the stand-in only the empty one.
     """
     column, value = stored
     return column == "string_value" and value.startswith(STRUCT_MARK) and value != STRUCT_MARK
 
 
-def encoded(value: Any) -> bytes:
+def encode(value: Any) -> bytes:
     """An answer's JSON."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode() + b"\n"

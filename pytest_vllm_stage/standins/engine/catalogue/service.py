@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from zlib import crc32
 
 from pytest_vllm_stage.standins.engine.faults import Event, Fault, fault
-from pytest_vllm_stage.standins.engine.http import Reply
+from pytest_vllm_stage.standins.http import Reply
 
 
 @fault("unhealthy")
