@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable, StageError
 from pytest_vllm_stage.run.context import RUN, Run
 
 if TYPE_CHECKING:
@@ -31,32 +29,6 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.serving.target import Target
     from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
-
-Asked = TypeVar("Asked")
-Found = TypeVar("Found")
-
-
-def _as_pytest_failure(error: StageError) -> BaseException:
-    """The error for pytest: as it was written, with no traceback through the plugin; ``headline`` is its short form."""
-    kinds = {ConfigError: "configuration", EnvironmentUnusable: "environment unusable (no verdict on the stage)"}
-    kind = next((text for type_, text in kinds.items() if isinstance(error, type_)), "stage failed")
-    if error.already_reported:
-        return pytest.skip.Exception(f"{kind}: {error}")
-    failed = pytest.fail.Exception(f"{kind}: {error}", pytrace=False)
-    vars(failed)["headline"] = f"{kind}: {error.message.splitlines()[0]}"
-    return failed
-
-
-@contextmanager
-def readable_failures() -> Iterator[None]:
-    """Turn our own errors into failures that read well; see `_as_pytest_failure`."""
-    caught = None
-    try:
-        yield
-    except StageError as error:
-        caught = error
-    if caught is not None:
-        raise _as_pytest_failure(caught) from None
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +52,7 @@ def cluster(stage_run: Run) -> ClusterFacts:
         pytest.skip("needs a stage, and --stage-results judges saved samples alone")
     from pytest_vllm_stage.session.lifecycle import cluster_of
 
-    with readable_failures():
-        return cluster_of(stage_run)
+    return cluster_of(stage_run)
 
 
 @pytest.fixture(scope="session")
@@ -89,8 +60,7 @@ def stage(stage_run: Run, cluster: ClusterFacts) -> StageFacts:
     """The stage, deployed or attached to on first use."""
     from pytest_vllm_stage.session.lifecycle import stage_of
 
-    with readable_failures():
-        return stage_of(stage_run)
+    return stage_of(stage_run)
 
 
 @pytest.fixture(scope="session")
@@ -98,8 +68,7 @@ def kube(cluster: ClusterFacts, stage_config: StageConfig) -> Iterator[lightkube
     """A Kubernetes client for the stage's namespace."""
     from pytest_vllm_stage.stage.client import connect
 
-    with readable_failures():
-        client = connect(cluster, stage_config.namespace)
+    client = connect(cluster, stage_config.namespace)
     yield client
     client.close()
 
@@ -109,8 +78,7 @@ def declared(cluster: ClusterFacts, stage_config: StageConfig) -> list[dict[str,
     """The manifests that the profile's overlay renders to: what the stage is declared to be."""
     from pytest_vllm_stage.stage.deploy.render import render
 
-    with readable_failures():
-        return render(stage_config.profile.overlay, cluster.kubectl)
+    return render(stage_config.profile.overlay, cluster.kubectl)
 
 
 @pytest.fixture(scope="session")
@@ -119,8 +87,7 @@ def targets(stage_run: Run, request: pytest.FixtureRequest) -> dict[str, Target]
     from pytest_vllm_stage.session import targets as find
 
     if stage_run.config.endpoint:
-        with readable_failures():
-            return find.of_endpoint(stage_run)
+        return find.of_endpoint(stage_run)
     return find.of_stage(stage_run, request.getfixturevalue("stage"))
 
 
@@ -146,8 +113,7 @@ def minio(stage: StageFacts, kube: lightkube.Client, stage_config: StageConfig) 
     """An authenticated client of the stage's MinIO."""
     from pytest_vllm_stage.stage.object_store import connect
 
-    with readable_failures():
-        return connect(stage, kube, stage_config.get("ca_file"))
+    return connect(stage, kube, stage_config.get("ca_file"))
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +139,7 @@ def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[Pl
         client = clients[planned.role]
         return steps.carry_out(stage_run, planned, client, maker(planned.role, planned.step.api))
 
-    return _with_readable_failures(measure)
+    return measure
 
 
 @pytest.fixture
@@ -197,9 +163,7 @@ def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Ca
         client = clients[planned.role]
         return steps.measure_planned(stage_run, planned, client, maker(planned.role, planned.step.api))
 
-    return _with_readable_failures(
-        lambda result: regressions.compare(stage_run, result, serving_of(result.planned.role), remeasure)
-    )
+    return lambda result: regressions.compare(stage_run, result, serving_of(result.planned.role), remeasure)
 
 
 @pytest.fixture
@@ -212,19 +176,7 @@ def find_capacity(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[s
     def find(role: str) -> FoundCapacity:
         return find_capacity.find(stage_run, role, clients[role], maker(role, plans.api_of(stage_run.config, role)))
 
-    return _with_readable_failures(find)
-
-
-def _with_readable_failures(work: Callable[[Asked], Found]) -> Callable[[Asked], Found]:
-    """The same work, with our own errors turned into failures that read well."""
-
-    def checked(asked: Asked) -> Found:
-        found: list[Found] = []
-        with readable_failures():
-            found.append(work(asked))
-        return found[0]
-
-    return checked
+    return find
 
 
 @pytest.fixture(scope="session")
@@ -235,12 +187,10 @@ def model_registry(
     from pytest_vllm_stage.publication import publish_run
     from pytest_vllm_stage.stage.deploy import addresses, render
 
-    with readable_failures():
-        url = publish_run.registry_url(stage_run, kube, cluster)
+    url = publish_run.registry_url(stage_run, kube, cluster)
     if url is None and render.named(declared, "Service", addresses.REGISTRY) is None:
         pytest.skip("there is no Model Registry: the stage declares none, and --stage-registry-url names none")
-    with readable_failures():
-        registry = publish_run.connect_registry(stage_run, kube, cluster)
+    registry = publish_run.connect_registry(stage_run, kube, cluster)
     yield registry
     registry.close()
 
@@ -250,8 +200,7 @@ def results_bucket(stage_run: Run, stage: StageFacts, kube: lightkube.Client) ->
     """The bucket of benchmark results, with the stage's credentials."""
     from pytest_vllm_stage.publication.publish_run import connect_bucket
 
-    with readable_failures():
-        return connect_bucket(stage_run, kube, stage)
+    return connect_bucket(stage_run, kube, stage)
 
 
 @pytest.fixture
@@ -261,8 +210,7 @@ def publication(
     """What this run published of one model; published by the first test that asks, after the load steps."""
     from pytest_vllm_stage.publication.publish_run import publication_of
 
-    with readable_failures():
-        return publication_of(stage_run, cluster, stage, model_role)
+    return publication_of(stage_run, cluster, stage, model_role)
 
 
 @pytest.fixture
@@ -280,8 +228,7 @@ def benchmark_job(
     """
     from pytest_vllm_stage.benchmark import jobs
 
-    with readable_failures():
-        found = jobs.of_role(stage_run, model_role, cluster, stage, kube, minio)
+    found = jobs.of_role(stage_run, model_role, cluster, stage, kube, minio)
     if found.absent:
         pytest.skip(found.absent)
     return found
@@ -292,8 +239,7 @@ def measured_by_job(stage_run: Run, stage: StageFacts, benchmark_job: BenchmarkJ
     """A measurement for each report of the model's benchmark Job."""
     from pytest_vllm_stage.benchmark import jobs
 
-    with readable_failures():
-        return jobs.measurements(stage_run, benchmark_job, simulated=stage.simulated)
+    return jobs.measurements(stage_run, benchmark_job, simulated=stage.simulated)
 
 
 @pytest.fixture
@@ -301,5 +247,4 @@ def judged_job(stage_run: Run, benchmark_job: BenchmarkJob, measured_by_job: lis
     """The verdict on each report of the model's benchmark Job."""
     from pytest_vllm_stage.benchmark import jobs
 
-    with readable_failures():
-        return jobs.judged(stage_run, benchmark_job, measured_by_job)
+    return jobs.judged(stage_run, benchmark_job, measured_by_job)

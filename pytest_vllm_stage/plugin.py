@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +11,11 @@ from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.run.context import RUN, Identity, Run, new_run_id
 from pytest_vllm_stage.run.progress import Progress
 from pytest_vllm_stage.session.exclusive import ExclusiveAccess
+from pytest_vllm_stage.session.failures import ReadableFailures
 from pytest_vllm_stage.settings.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.config import StageConfig
-
-REPORTED = pytest.StashKey[set[str]]()
 
 pytest_plugins = ("pytest_vllm_stage.fixtures",)
 
@@ -76,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
             int(worker_input["vllm_stage_controller_pid"]),
         )
         config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
+    config.pluginmanager.register(ReadableFailures(), "vllm-stage-failures")
     config.pluginmanager.register(ExclusiveAccess(config.stash[RUN]), "vllm-stage-exclusive-access")
 
 
@@ -125,26 +124,6 @@ def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
     else:
         reason = f"{DOES_NOT_APPLY}profile {run.config.profile.name} plans no load: it has no [load] table"
         metafunc.parametrize("load_step", [pytest.param(None, marks=pytest.mark.skip(reason=reason))], ids=["none"])
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Report a broken stage once: pytest raises a session fixture's error again for every test that needs it.
-
-    The first test is the error; the others are skipped for that reason, so that one cause reads as one cause.
-    """
-    report = yield
-    error = call.excinfo.value if call.excinfo else None
-    headline = getattr(error, "headline", None)
-    if headline and report.when == "setup":
-        reported = item.config.stash.setdefault(REPORTED, set())
-        if headline in reported:
-            report.outcome = "skipped"
-            report.longrepr = ("pytest_vllm_stage/fixtures.py", 0, f"Skipped: {headline}")
-        reported.add(headline)
-    return report
 
 
 def _given(config: pytest.Config, option: Option) -> bool:

@@ -1,14 +1,14 @@
 """The project's one error tree.
 
-    StageError                 anything that this plugin raises on purpose
-    ├── ConfigError            an option, profile, manifest or file is wrong; nothing was deployed
-    ├── EnvironmentUnusable    this machine or cluster cannot carry a stage; says nothing about the stage
-    │   └── Interrupted        the run was told to stop while it waited
-    └── StageFailure           the stage itself is broken: the product failed
-        └── WaitFailed         a condition of the stage was not reached
+    StageError                    anything that this plugin raises on purpose
+    ├── ConfigError               an option, profile, manifest or file is wrong; nothing was deployed
+    ├── EnvironmentUnusable       this machine or cluster cannot carry a stage; says nothing about the stage
+    │   └── Interrupted           the run was stopped while it waited
+    └── StageFailure              the stage itself is broken: the product failed
+        └── WaitFailed            a condition of the stage was not reached
 
-The split is what exit codes tell apart: ``StageFailure`` is a product failure (exit code 1, as any failed test),
-``EnvironmentUnusable`` ends the run with `ENVIRONMENT_EXIT_CODE`.
+Exit codes follow this split: ``StageFailure`` is a product failure (exit code 1, as any failed test), and a run in
+which an ``EnvironmentUnusable`` was reported ends with `ENVIRONMENT_EXIT_CODE`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,30 @@ ENVIRONMENT_EXIT_CODE = 69
 
 
 class StageError(Exception):
-    """An error made for the person who reads it: what happened, then what to do.
+    """An error written for the engineer on call: what happened, then what to do.
 
     Args:
         message: What happened, where, and the last state seen; its first line is the headline.
         hint: What to run or change next; empty where nothing sensible can be said.
 
     Attributes:
+        kind: What failed, in the words of live lines, reports and records.
         already_reported: This is the short form of an error that was already shown in full.
     """
 
+    kind = "stage failed"
     already_reported = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def headline(self) -> str:
+        """The kind and the message's first line."""
+        first, *_ = self.message.splitlines() or [""]
+        return f"{self.kind}: {first}"
 
     def __str__(self) -> str:
         return f"{self.message}\n  next: {self.hint}" if self.hint else self.message
@@ -43,20 +51,24 @@ class StageError(Exception):
 
 
 def _rebuild(cls: type[StageError], message: str, hint: str) -> StageError:
-    """Make the error anew in another process (keyword arguments do not survive plain pickling)."""
+    """Restore the error in another process (keyword arguments do not survive plain pickling)."""
     return cls(message, hint=hint)
 
 
 class ConfigError(StageError):
     """Bad input, found before anything was deployed; names the field and the valid values."""
 
+    kind = "configuration error"
+
 
 class EnvironmentUnusable(StageError):
     """The machine or the cluster cannot carry a stage; no verdict on the stage follows from it."""
 
+    kind = "environment unusable"
+
 
 class Interrupted(EnvironmentUnusable):
-    """The run was told to stop while it waited."""
+    """The run was stopped while it waited."""
 
 
 class StageFailure(StageError):

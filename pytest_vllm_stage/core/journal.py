@@ -49,7 +49,7 @@ class Journal:
     def phase(self, name: str, **data: Any) -> Iterator[dict[str, Any]]:
         """Time a phase; the yielded dict takes further facts for the record.
 
-        Phases nest; each is recorded on its own with ``duration_s`` and ``outcome`` (``done`` or the error's type).
+        Phases nest; each is recorded on its own with ``duration_s`` and ``outcome`` (``done`` or what failed).
         """
         facts: dict[str, Any] = dict(data)
         self.say(f"{name} ...")
@@ -58,7 +58,7 @@ class Journal:
         try:
             yield facts
         except BaseException as error:
-            outcome = type(error).__name__
+            outcome = getattr(error, "kind", type(error).__name__)
             raise
         finally:
             duration_s = time.monotonic() - started

@@ -24,7 +24,7 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``simulated`` (a simulated
         engine answered: nothing in it may be published as a model's), ``settings`` with sources, ``versions``,
         ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``, ``errors``,
-        ``exit_status``, ``benchmarks`` (a load step each), ``load_turns`` (what ran beside each),
+        ``exit_status``, ``benchmarks`` (one per load step), ``load_access`` (which tests ran during each),
         ``regressions`` (a step beside its history each), ``capacities``, ``publications`` (a model's published results
         each).
     """
@@ -55,7 +55,7 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         "reused": _last(events, "reused").get("name"),
         "errors": [_without_kind(event) for event in events if event["kind"] == "error"],
         "benchmarks": _benchmarks(events),
-        "load_turns": _load_turns(events),
+        "load_access": _load_access(events),
         "regressions": [_without_kind(event) for event in events if event["kind"] == "regression"],
         "capacities": [_without_kind(event) for event in events if event["kind"] == "capacity"],
         "publications": [_without_kind(event) for event in events if event["kind"] == "published"],
@@ -67,20 +67,22 @@ def _benchmarks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({event["name"]: _without_kind(event) for event in events if event["kind"] == "benchmark"}.values())
 
 
-def _load_turns(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each time that a test had the endpoints to itself, and which other tests ran meanwhile: there must be none."""
-    turns = [_without_kind(event) for event in events if event["kind"] == "turn"]
+def _load_access(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each exclusive access of a load test, and the other tests that ran during it: there must be none."""
+    accesses = [_without_kind(event) for event in events if event["kind"] == "access"]
     return [
-        turn
+        access
         | {
-            "beside": [
+            "concurrent": [
                 other["name"]
-                for other in turns
-                if other is not turn and other["began_at"] < turn["ended_at"] and turn["began_at"] < other["ended_at"]
+                for other in accesses
+                if other is not access
+                and other["began_at"] < access["ended_at"]
+                and access["began_at"] < other["ended_at"]
             ]
         }
-        for turn in turns
-        if turn["alone"]
+        for access in accesses
+        if access["exclusive"]
     ]
 
 

@@ -93,7 +93,7 @@ def _reasons(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _remarks(data: dict[str, Any]) -> Iterator[str]:
-    benchmarks, turns = data["benchmarks"], data["load_turns"]
+    benchmarks, accesses = data["benchmarks"], data["load_access"]
     saved_s = sum(one["saved_s"] for one in benchmarks)
     if saved_s:
         yield f"decided early: {saved_s:.0f} s of load saved"
@@ -102,6 +102,6 @@ def _remarks(data: dict[str, Any]) -> Iterator[str]:
     blind = [one["name"] for one in benchmarks if not one["engine_metrics"]]
     if blind:
         yield f"the engine's own metrics could not be read in {', '.join(blind)}"
-    for turn in turns:
-        if turn["beside"]:
-            yield f"NOT ALONE: {', '.join(turn['beside'][:3])} ran beside {turn['name']}"
+    for access in accesses:
+        if access["concurrent"]:
+            yield f"NOT EXCLUSIVE: {', '.join(access['concurrent'][:3])} ran during {access['name']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
 from pytest_vllm_stage.report import slo_table
 from pytest_vllm_stage.report.record import counts
 from pytest_vllm_stage.settings.config import SIMULATED_NOTICE
@@ -15,6 +16,8 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
     rows = [("SIMULATED", SIMULATED_NOTICE)] if data["simulated"] else []
     rows += [("where", _where(data)), ("versions", _versions(data["versions"])), ("time", _times(data))]
     rows.append(("tests", ", ".join(f"{n} {outcome}" for outcome, n in counts(data).items()) or "none"))
+    if data["exit_status"] == ENVIRONMENT_EXIT_CODE:
+        rows.append((f"exit {ENVIRONMENT_EXIT_CODE}", f"{EnvironmentUnusable.kind}: no verdict on the stage"))
     rows += [("published", f"{one['name']}: {one['uri']} ({one['state']})") for one in data["publications"]]
     rows += [("swept", line) for line in data["swept"]]
     rows += [("LEFT OVER", line) for line in data["leftovers"]]

@@ -13,17 +13,17 @@ from pytest_vllm_stage.core.errors import StageError
 
 
 class Shared:
-    """Named texts under ``folder``; whoever asks first makes them, whatever worker that is in.
+    """Named texts under ``folder``; the first process that asks makes them, in whichever xdist worker.
 
-    A failure is a fact too: it is kept, and everyone who asks later gets an error of the same type that says only
-    the headline, so that forty tests do not print one cause forty times.
+    A failure is a fact too: it is kept, and later calls raise an error of the same type with the headline only, so that
+    forty tests do not print one cause forty times.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def ensure(self, name: str, make: Callable[[], str]) -> str:
-        """The text called ``name``, made by ``make`` if nobody has yet.
+        """The text called ``name``, made by ``make`` on first use.
 
         Raises:
             StageError: what ``make`` raised, now or in the process that asked first.
@@ -59,11 +59,6 @@ class Shared:
         failure = kind(kept["message"].splitlines()[0])
         failure.already_reported = True
         return failure
-
-    def failures(self) -> list[StageError]:
-        """Every kept failure."""
-        names = sorted(path.name.removesuffix(".error.json") for path in self.folder.glob("*.error.json"))
-        return [failure for name in names if (failure := self.failure(name))]
 
     def _write(self, name: str, text: str) -> None:
         partial = self.folder / f".{name}.partial"

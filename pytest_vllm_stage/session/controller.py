@@ -1,4 +1,4 @@
-"""The controller's hooks: tell workers who they belong to, note outcomes, end the stage, write the record, sum up."""
+"""The controller's hooks: identify the run to workers, record outcomes, end the stage, write the record, summarise."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable, StageError, StageFailure
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE
 from pytest_vllm_stage.run.context import Run
+from pytest_vllm_stage.session.failures import KIND, is_environment_unusable
+
+_ABORTED = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
 
 
 class Controller:
@@ -18,9 +21,11 @@ class Controller:
         self._run = run
         self._pending: list[dict[str, Any]] = []
         self._summary: list[str] = []
+        self._environment_unusable = False
+        self._interrupted_by_hand = False
 
     def pytest_report_header(self) -> str | None:
-        """Show the chosen settings and their sources, when this run was told any."""
+        """Show the chosen settings and their sources, where any was given."""
         return self._run.config.header() if "config" in vars(self._run) else None
 
     @pytest.hookimpl(optionalhook=True)
@@ -32,7 +37,8 @@ class Controller:
         node.workerinput["vllm_stage_controller_pid"] = str(identity.controller_pid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what is worth keeping of a report: each call, and set-up or teardown that did not pass."""
+        """Record each call, and set-up or teardown that did not pass."""
+        self._environment_unusable |= is_environment_unusable(report)
         if report.when != "call" and report.passed:
             return
         self._pending.append(_outcome(report))
@@ -44,36 +50,43 @@ class Controller:
                 self._run.journal.event("test", **outcome)
             self._pending.clear()
 
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Tell Ctrl-C from xdist's own interrupt, which ends a run with ``-x``."""
+        self._interrupted_by_hand = excinfo.type is KeyboardInterrupt
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """End what the run made, then write the record; a leftover fails the run."""
         if not self._run.active:
+            if self._environment_unusable and exitstatus == pytest.ExitCode.TESTS_FAILED:
+                session.exitstatus = ENVIRONMENT_EXIT_CODE
             return
         from pytest_vllm_stage.session import finish
 
         self._flush()
-        # First, since a step that only the run as a whole shows to be broken is a failure that a stage is kept for.
+        # First, since a stage is kept for a step that only the run as a whole shows to be broken.
         broken = finish.judge_load(self._run)
         leftovers = finish.release(self._run, failed=exitstatus != 0 or bool(broken))
-        status = _exit_status(int(exitstatus), self._run.shared.failures(), [*leftovers, *broken])
-        session.exitstatus = status or (1 if self._run.config.strict and finish.skipped(self._run) else 0)
+        session.exitstatus = self._exit_status(int(exitstatus), failed=bool(leftovers or broken))
         self._summary = finish.write_record(self._run, int(session.exitstatus), leftovers)
 
+    def _exit_status(self, status: int, *, failed: bool) -> int:
+        """The environment's own exit code where any part of the run reported it, whatever else failed; see README."""
+        from pytest_vllm_stage.session import finish
+
+        aborted = status in _ABORTED or (status == pytest.ExitCode.INTERRUPTED and self._interrupted_by_hand)
+        if not aborted and (self._environment_unusable or finish.environment_failed(self._run)):
+            return ENVIRONMENT_EXIT_CODE
+        if status == pytest.ExitCode.OK and (failed or (self._run.config.strict and finish.skipped(self._run))):
+            return pytest.ExitCode.TESTS_FAILED
+        return status
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """The run in a few lines that a person can act on."""
+        """Print the run's summary lines."""
         if self._summary:
             terminalreporter.section(f"vllm-stage run {self._run.run_id}")
             for line in self._summary:
                 terminalreporter.line(line)
-
-
-def _exit_status(exitstatus: int, failures: list[StageError], leftovers: list[str]) -> int:
-    """Pytest's status, or the environment's own when nothing but the environment failed, or 1 for leftovers."""
-    unusable = any(isinstance(failure, EnvironmentUnusable) for failure in failures)
-    product = any(isinstance(failure, StageFailure) for failure in failures)
-    if exitstatus == 1 and unusable and not product:
-        return ENVIRONMENT_EXIT_CODE
-    return exitstatus or (1 if leftovers else 0)
 
 
 def _outcome(report: pytest.TestReport) -> dict[str, Any]:
@@ -86,6 +99,7 @@ def _outcome(report: pytest.TestReport) -> dict[str, Any]:
         "name": report.nodeid,
         "when": report.when,
         "outcome": outcome,
+        "error_kind": getattr(report, KIND, ""),
         "start": report.start,
         "duration_s": round(report.duration, 3),
         "reason": reason,

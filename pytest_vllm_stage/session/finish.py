@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
+from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.report import allure, junit, record, terminal
 from pytest_vllm_stage.run.context import Run
@@ -40,7 +41,8 @@ def _without_raising(run: Run, what: str, act: Callable[[], list[str]]) -> list[
     try:
         return act()
     except (StageError, OSError) as error:
-        run.journal.event("error", what, reason=str(error))
+        kind = error.kind if isinstance(error, StageError) else "error"
+        run.journal.event("error", what, reason=str(error), error_kind=kind)
         return [f"{what} failed: {error}"]
 
 
@@ -77,6 +79,12 @@ def end(run: Run, cluster: ClusterFacts) -> list[str]:
         from pytest_vllm_stage.stage.deploy import teardown
 
         return teardown.teardown(cluster, run.config.namespace, run.run_id, run.config.profile.waits_s, run.journal)
+
+
+def environment_failed(run: Run) -> bool:
+    """Whether the end of the run met an unusable environment."""
+    events = read_events(run.journal_path)
+    return any(event["kind"] == "error" and event["error_kind"] == EnvironmentUnusable.kind for event in events)
 
 
 def skipped(run: Run) -> list[str]:

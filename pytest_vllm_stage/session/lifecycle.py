@@ -33,16 +33,16 @@ def stage_of(run: Run) -> StageFacts:
 
 
 def _ensure(run: Run, name: str, make: Callable[[], str]) -> str:
-    """A shared fact; a failure to make it is said at once, since pytest shows errors only at the end."""
+    """A shared fact; a failure is printed at once, since pytest shows errors only at the end."""
 
-    def told() -> str:
+    def make_and_report() -> str:
         try:
             return make()
         except StageError as error:
-            run.journal.say(f"{name} FAILED: {error}")
+            run.journal.say(f"{name}: {error.kind}: {error}")
             raise
 
-    return run.shared.ensure(name, told)
+    return run.shared.ensure(name, make_and_report)
 
 
 def make_cluster(run: Run) -> ClusterFacts:

@@ -283,7 +283,7 @@ def test_they_run_alone_behind_the_load_steps(jobs: pytest.Pytester) -> None:
     ]
     run(jobs).assert_outcomes(passed=6)
     events = [json.loads(line) for line in (jobs.path / "run" / "journal.jsonl").read_text().splitlines()]
-    assert [event["alone"] for event in events if event["kind"] == "turn"] == [True] * 6
+    assert [event["exclusive"] for event in events if event["kind"] == "access"] == [True] * 6
 
 
 def test_the_simulated_engine_has_none(jobs: pytest.Pytester) -> None:

@@ -87,7 +87,7 @@ def test_a_broken_stage_is_one_story_and_a_product_failure(
     assert words(calls)["stage"] == 1
     text = result.stdout.str()
     assert text.count("pod minio-0: waiting") == 1, text
-    assert result.stderr.str().count("stage FAILED: secret minio-credentials") == 1
+    assert result.stderr.str().count("stage: stage failed: secret minio-credentials") == 1
     assert "Traceback" not in text
     assert 'stage failed: secret minio-credentials has no key "secretkey"' in text
     assert "next: add it" in text
@@ -101,7 +101,7 @@ def test_an_unusable_environment_has_its_own_exit_code(
     place.makepyfile(SUITE)
     result = place.runpytest_subprocess("-n", workers)
     assert result.ret == 69
-    result.stdout.fnmatch_lines(["*environment unusable (no verdict on the stage): no containerd here*"])
+    result.stdout.fnmatch_lines(["*environment unusable: no containerd here*"])
 
 
 def test_a_leftover_fails_the_run_and_is_listed(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

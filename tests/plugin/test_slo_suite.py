@@ -1,4 +1,4 @@
-"""suites/slo against the simulated engine: verdicts, what they leave, whose turn it is, and results judged again."""
+"""suites/slo against the simulated engine: verdicts, what they leave, exclusive access, and results judged again."""
 
 from __future__ import annotations
 
@@ -175,26 +175,26 @@ def test_nothing_runs_beside_a_step_and_load_comes_last(place: pytest.Pytester, 
     result = run(place, *endpoint(sim), f"-n{workers}", str(place.path / "test_a.py"), str(place.path / "test_z.py"))
     result.assert_outcomes(passed=42, failed=1)
     assert outcomes(place) == {"endpoint-rate-10": "pass", "endpoint-rate-20": "fail"}
-    turns = record(place)["load_turns"]
-    assert len(turns) == 2
-    assert [turn["beside"] for turn in turns] == [[], []]
+    accesses = record(place)["load_access"]
+    assert len(accesses) == 2
+    assert [access["concurrent"] for access in accesses] == [[], []]
     events = [json.loads(line) for line in (place.path / "run" / "journal.jsonl").read_text().splitlines()]
-    held = [event for event in events if event["kind"] == "turn"]
+    held = [event for event in events if event["kind"] == "access"]
     last_ordinary = max(event["ended_at"] for event in held if "test_asks" in event["name"])
     (reader,) = [event for event in held if "test_reads" in event["name"]]
     if workers == "0":
-        assert last_ordinary <= min(turn["began_at"] for turn in turns)
-    assert reader["began_at"] >= max(turn["ended_at"] for turn in turns)
+        assert last_ordinary <= min(access["began_at"] for access in accesses)
+    assert reader["began_at"] >= max(access["ended_at"] for access in accesses)
 
 
-def test_a_second_run_at_the_same_endpoint_waits_its_turn(place: pytest.Pytester, sim: Sim) -> None:
+def test_a_second_run_at_the_same_endpoint_waits_for_the_first(place: pytest.Pytester, sim: Sim) -> None:
     profile(place)
     options = endpoint(sim)
     with ThreadPoolExecutor() as pool:
         results = [pool.submit(run, place, *options, folder=folder) for folder in ("one", "two")]
     for result in results:
         result.result().assert_outcomes(passed=1)
-    (one,), (two,) = record(place, "one")["load_turns"], record(place, "two")["load_turns"]
+    (one,), (two,) = record(place, "one")["load_access"], record(place, "two")["load_access"]
     assert one["ended_at"] <= two["began_at"] or two["ended_at"] <= one["began_at"]
 
 
@@ -262,8 +262,9 @@ def test_a_wrong_table_is_refused_whatever_runs(place: pytest.Pytester, changes:
     assert not (place.path / "run").exists()
 
 
-def test_what_reads_results_gives_up_where_no_load_step_comes_any_more(place: pytest.Pytester, sim: Sim) -> None:
-    """As in a worker beside one that was stopped: the plan has a step, and nobody takes it."""
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_reader_of_results_fails_where_a_load_test_never_runs(place: pytest.Pytester, sim: Sim, workers: str) -> None:
+    """As in a worker next to one that was stopped: the plan has a load test, and no worker runs it."""
     profile(place)
     place.makepyfile(
         impatient="""
@@ -274,8 +275,7 @@ def test_what_reads_results_gives_up_where_no_load_step_comes_any_more(place: py
         test_reads="import pytest\n@pytest.mark.after_load\ndef test_reads(stage_run): pass",
     )
     place.syspathinsert()
-    result = place.runpytest_subprocess(
-        "test_reads.py", "-p", "impatient", f"--stage-profile={place.path}/small.toml", *endpoint(sim), timeout=60
-    )
+    options = ["-n", workers, "-p", "impatient", f"--stage-profile={place.path}/small.toml", *endpoint(sim)]
+    result = place.runpytest_subprocess("test_reads.py", *options, timeout=60)
     assert result.ret == 69
-    assert "1 load steps never had their turn, the first of them never" in result.stdout.str()
+    assert "environment unusable: 1 load tests never ran, the first of them never" in result.stdout.str()

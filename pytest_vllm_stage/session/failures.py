@@ -1,0 +1,52 @@
+"""How errors of this package read in pytest's reports, and which of them are the environment's."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
+
+#: What kind of `StageError` a report is about (``StageError.kind``): an attribute, so that it travels from a worker.
+KIND = "stage_error_kind"
+
+
+class ReadableFailures:
+    """Reports a `StageError` as it was written, without a traceback, and each cause once.
+
+    Registered in controller and workers alike. pytest raises a session fixture's error again for every test that needs
+    the fixture: the first such test is the error, the others are skipped with the cause's first line as the reason.
+    """
+
+    def __init__(self) -> None:
+        self._reported: set[str] = set()
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Rewrite the report before other plugins read it."""
+        del item
+        error = call.excinfo.value if call.excinfo else None
+        if not isinstance(error, StageError):
+            return (yield)
+        if not isinstance(error, EnvironmentUnusable):
+            # Readers of exception types (allure) count pytest's own failure as failed, and any other as broken.
+            failure = pytest.fail.Exception(f"{error.kind}: {error}", pytrace=False)
+            call.excinfo = pytest.ExceptionInfo.from_exception(failure.with_traceback(error.__traceback__))
+        report = yield
+        vars(report)[KIND] = error.kind
+        report.longrepr = f"{error.kind}: {error}"
+        repeated = error.already_reported or (report.when == "setup" and error.headline in self._reported)
+        if repeated:
+            report.outcome = "skipped"
+            report.longrepr = ("pytest_vllm_stage/fixtures.py", 0, f"Skipped: {error.headline}")
+        self._reported.add(error.headline)
+        return report
+
+
+def is_environment_unusable(report: Any) -> bool:
+    """Whether the report is about an unusable environment."""
+    return getattr(report, KIND, None) == EnvironmentUnusable.kind

@@ -1,0 +1,93 @@
+"""Exit code 69 wherever the environment proves unusable, whatever else fails in the run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+RAISE = "raise errors.EnvironmentUnusable('the API server does not answer', hint='kubectl version')"
+CONFTEST = f"""
+
+@pytest.fixture
+def broken_connection(stage):
+    {RAISE}
+
+@pytest.fixture
+def broken_teardown(stage):
+    yield
+    {RAISE}
+"""
+
+#: Where the error is raised -> the test that meets it; ``end`` is the run's own teardown.
+PLACES = {
+    "fixture": "def test_it(broken_connection): pass",
+    "test": f"def test_it(stage):\n    from pytest_vllm_stage.core import errors\n    {RAISE}",
+    "fixture teardown": "def test_it(broken_teardown): pass",
+    "load test": "@pytest.mark.load\ndef test_it(broken_connection): pass",
+    "end": "def test_it(stage): pass",
+}
+
+
+@pytest.fixture
+def broken_place(place: pytest.Pytester) -> pytest.Pytester:
+    conftest = place.path / "conftest.py"
+    text = conftest.read_text().replace("import os\n", "import os\nimport pytest\n", 1)
+    end = 'if os.environ.get("FAKE_UNUSABLE_END"):\n        ' + RAISE
+    conftest.write_text(text.replace('    note("end")\n', f'    note("end")\n    {end}\n') + CONFTEST)
+    return place
+
+
+@pytest.mark.parametrize("beside", ["", "def test_other(): assert False"], ids=["alone", "with a failed test"])
+@pytest.mark.parametrize("raised_in", PLACES)
+def test_an_unusable_environment_ends_with_69(
+    broken_place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, raised_in: str, beside: str
+) -> None:
+    if raised_in == "end":
+        monkeypatch.setenv("FAKE_UNUSABLE_END", "1")
+    broken_place.makepyfile(f"import pytest\n{PLACES[raised_in]}\n{beside}\n")
+    result = broken_place.runpytest_subprocess("--stage-run-dir=here")
+    assert result.ret == 69, result.stdout.str()
+    record = json.loads((broken_place.path / "here" / "run.json").read_text())
+    assert record["exit_status"] == 69
+    if raised_in != "end":
+        result.stdout.fnmatch_lines(["environment unusable: the API server does not answer", "  next: kubectl version"])
+        assert [test["error_kind"] for test in record["tests"] if test["name"].endswith("test_it")][-1:] == [
+            "environment unusable"
+        ]
+
+
+@pytest.mark.parametrize("raised_in", ["fixture", "test", "fixture teardown"])
+@pytest.mark.parametrize("options", [[], ["-x"]], ids=["", "-x"])
+def test_it_does_so_with_two_workers(broken_place: pytest.Pytester, raised_in: str, options: list[str]) -> None:
+    broken_place.makepyfile(
+        f"import pytest\n{PLACES[raised_in]}\n@pytest.mark.parametrize('n', range(4))\ndef test_other(n): assert n != 1"
+    )
+    assert broken_place.runpytest_subprocess("-n2", *options).ret == 69
+
+
+def test_a_broken_stage_beside_it_does_not_change_that(broken_place: pytest.Pytester) -> None:
+    broken_place.makepyfile(
+        f"{PLACES['test']}\ndef test_other(stage):\n    from pytest_vllm_stage.core import errors\n"
+        "    raise errors.StageFailure('wrong answer')"
+    )
+    result = broken_place.runpytest_subprocess()
+    assert result.ret == 69
+    result.stdout.fnmatch_lines(["*stage failed: wrong answer"])
+
+
+def test_one_word_in_the_live_line_the_report_and_the_record(
+    place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_UNUSABLE", "1")
+    place.makepyfile("def test_it(stage): pass")
+    result = place.runpytest_subprocess("--stage-run-dir=here")
+    result.stderr.fnmatch_lines(["?stage *s? cluster: environment unusable: no containerd here"])
+    result.stdout.fnmatch_lines(["environment unusable: no containerd here", "exit 69   environment unusable: *"])
+    (test,) = json.loads((place.path / "here" / "run.json").read_text())["tests"]
+    assert test["reason"].startswith("environment unusable: no containerd here")
+
+
+def test_a_plain_failure_stays_1(broken_place: pytest.Pytester) -> None:
+    broken_place.makepyfile("def test_it(stage): assert False")
+    assert broken_place.runpytest_subprocess().ret == 1
