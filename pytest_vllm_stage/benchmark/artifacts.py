@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement, write_measurement
@@ -107,8 +108,5 @@ def _row(measurement: Measurement, metrics: Metrics, verdict: StepVerdict) -> Ma
 
 
 def _replace(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, text)
     return path

@@ -1,8 +1,15 @@
-"""Reading files that a person wrote: every editor's encoding is read or refused by name, never misread."""
+"""Files: what a person wrote is read in every encoding or refused by name; what this package writes is whole or absent.
+
+A reader, or a process that is killed, sees the old or the new content and nothing between: a draft in the same folder
+is renamed over the file.
+"""
 
 from __future__ import annotations
 
 import codecs
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_vllm_stage.core.errors import ConfigError
@@ -76,3 +83,33 @@ def _guess_encoding(data: bytes) -> str:
         if len(data) > 1 and all(tuple(byte == 0 for byte in group) == zeros[: len(group)] for group in groups):
             return name
     return ""
+
+
+#: Permissions of files that hold keys, or name what does.
+PRIVATE = 0o600
+
+
+def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
+    """Write a file, its folders too, whole or not at all; text is written as UTF-8.
+
+    Args:
+        path: The file.
+        content: Its whole content.
+        mode: Its permissions, from the first byte on, less the process's umask.
+    """
+    with atomic_draft(path) as draft:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_draft(path: Path) -> Iterator[Path]:
+    """The draft of a file for a writer of its own; it replaces the file, unless the writer fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

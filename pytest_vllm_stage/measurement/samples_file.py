@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.files import atomic_draft
 from pytest_vllm_stage.measurement.samples import (
     FAILURES,
     ClientFacts,
@@ -36,15 +37,14 @@ SUFFIX = SAMPLES
 
 def write_measurement(measurement: Measurement, path: Path) -> None:
     """Write the file, whole or not at all; the same measurement gives the same bytes."""
-    partial = path.with_name(path.name + ".partial")
     with (
-        partial.open("wb") as raw,
+        atomic_draft(path) as draft,
+        draft.open("wb") as raw,
         gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed,
         io.TextIOWrapper(packed, encoding="utf-8") as text,
     ):
         for line in _lines(measurement):
             text.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
-    partial.replace(path)
 
 
 def _lines(measurement: Measurement) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pytest_vllm_stage.benchmark.artifacts import CSV_NAME
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
+from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.measurement.samples_file import SUFFIX
 from pytest_vllm_stage.publication import check, links
@@ -266,10 +267,7 @@ def document_of(found: stored.Stored) -> Results:
 
 def write_document(results: Results, path: Path) -> None:
     """Write the document, whole or not at all, before anything is uploaded: it says what is to be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(results.to_bytes())
-    partial.replace(path)
+    write_atomically(path, results.to_bytes())
 
 
 def files_of(folder: Path, steps: Sequence[documents.Step], document: Path) -> dict[str, Path]:

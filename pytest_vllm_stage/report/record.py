@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_vllm_stage
+from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.settings.config import StageConfig
 
@@ -104,9 +105,7 @@ def _without_kind(event: dict[str, Any]) -> dict[str, Any]:
 
 def write(data: dict[str, Any], path: Path) -> None:
     """Write the record, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=1, sort_keys=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, json.dumps(data, indent=1, sort_keys=False) + "\n")
 
 
 def counts(data: dict[str, Any]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from pytest_vllm_stage.core import errors
 from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.core.files import write_atomically
 
 
 class Shared:
@@ -61,9 +62,7 @@ class Shared:
         return failure
 
     def _write(self, name: str, text: str) -> None:
-        partial = self.folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.folder / name)
+        write_atomically(self.folder / name, text)
 
 
 def _dump(error: StageError) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,6 +146,21 @@ class Server:
         self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=4096)
         address = self._server.sockets[0].getsockname()
         return address[0], address[1]
+
+    async def serve_until_stopped(self, host: str, port: int, introduction: str) -> None:
+        """Listen, print the address behind the introduction, and serve until SIGTERM or SIGINT.
+
+        Raises:
+            OSError: The address cannot be used.
+        """
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        host, port = await self.start(host, port)
+        sys.stdout.write(f"{self.name}: {introduction}, listening on http://{host}:{port}\n")
+        sys.stdout.flush()
+        await stopped.wait()
+        await self.stop()
 
     async def stop(self) -> None:
         """Accept nothing more, let the replies in progress end, and close every connection."""

@@ -1,4 +1,4 @@
-"""Reading a person's text files: the common encodings are read, the others are named, the content is never shown."""
+"""A person's text files are read in the common encodings or refused by name; written files are whole or absent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.core.files import decode_text, read_text
+from pytest_vllm_stage.core.files import PRIVATE, atomic_draft, decode_text, read_text, write_atomically
 
 TEXT = "# Schlüssel\nKEY=not-shown\n"
 
@@ -72,3 +72,35 @@ def decode_or_message(data: bytes) -> tuple[str, str]:
         return decode_text(data, "file f"), ""
     except ConfigError as error:
         return "", error.message
+
+
+def test_a_written_file_is_whole_and_its_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.json"
+    write_atomically(path, "Grüße\r\n")
+    assert path.read_bytes() == "Grüße\r\n".encode()
+    write_atomically(path, b"\xff")
+    assert path.read_bytes() == b"\xff"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_private_file_is_private_and_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    write_atomically(path, "old", mode=PRIVATE)
+    assert path.stat().st_mode & 0o777 == PRIVATE
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \ud800", mode=PRIVATE)
+    assert (path.read_text(), list(tmp_path.iterdir())) == ("old", [path])
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def write_in_part() -> None:
+        with atomic_draft(path) as draft:
+            draft.write_text("new, in part")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_in_part()
+    assert (path.read_text(), list(tmp_path.iterdir())) == ("old", [path])

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_vllm_stage.cluster.local.images import PAUSE
 from pytest_vllm_stage.cluster.local.layout import CONTAINERD_SOCKET, Layout
-from pytest_vllm_stage.cluster.local.record import write_atomically
+from pytest_vllm_stage.core.files import PRIVATE, write_atomically
 
 CONTEXT = "vllm-stage"
 #: Bits of ``CapEff``; without this one no process may lower its oom_score_adj.
@@ -20,13 +20,15 @@ def write_all(layout: Layout, cni_dir: Path) -> None:
     layout.etc.mkdir(parents=True)
     cni = layout.etc / "cni"
     cni.mkdir()
-    write_atomically(layout.etc / "containerd.toml", containerd(layout, cni_dir, restrict_oom=not may_lower_oom()))
-    write_atomically(cni / "10-vllm-stage.conflist", json.dumps(network(layout)))
-    write_atomically(layout.etc / "kubelet.json", json.dumps(kubelet(layout)))
-    write_atomically(layout.etc / "Corefile", corefile(layout), 0o644)
-    write_atomically(layout.etc / "resolv.conf", "# Nothing outside the cluster is resolved.\n", 0o644)
-    write_atomically(layout.kubeconfig, json.dumps(kubeconfig(layout, "admin")))
-    write_atomically(layout.etc / "node.kubeconfig", json.dumps(kubeconfig(layout, "kubelet")))
+    write_atomically(
+        layout.etc / "containerd.toml", containerd(layout, cni_dir, restrict_oom=not may_lower_oom()), mode=PRIVATE
+    )
+    write_atomically(cni / "10-vllm-stage.conflist", json.dumps(network(layout)), mode=PRIVATE)
+    write_atomically(layout.etc / "kubelet.json", json.dumps(kubelet(layout)), mode=PRIVATE)
+    write_atomically(layout.etc / "Corefile", corefile(layout), mode=0o644)
+    write_atomically(layout.etc / "resolv.conf", "# Nothing outside the cluster is resolved.\n", mode=0o644)
+    write_atomically(layout.kubeconfig, json.dumps(kubeconfig(layout, "admin")), mode=PRIVATE)
+    write_atomically(layout.etc / "node.kubeconfig", json.dumps(kubeconfig(layout, "kubelet")), mode=PRIVATE)
 
 
 def may_lower_oom(status: str | None = None) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_stage.core.files import atomic_draft
 from pytest_vllm_stage.core.paths import cache_dir
 
 BASE = "vllm-stage.local/base:1"
@@ -74,10 +75,8 @@ def ensure(images: list[Image], folder: Path | None = None) -> list[Path]:
 def _ensure(image: Image, folder: Path) -> Path:
     path = folder / f"{image.name.rpartition('/')[2].replace(':', '-')}-{fingerprint(image)}.tar"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{id(image)}")
-        write(image, draft)
-        draft.replace(path)
+        with atomic_draft(path) as draft:
+            write(image, draft)
     return path
 
 

@@ -27,6 +27,7 @@ from pytest_vllm_stage.cluster.local.programs import Mount, Plan, all_programs
 from pytest_vllm_stage.cluster.local.readiness import Watch
 from pytest_vllm_stage.cluster.local.record import Record
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
+from pytest_vllm_stage.core.files import PRIVATE, write_atomically
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -153,7 +154,7 @@ def _prepare(record: Record, paths: dict[str, Path], archives: list[Path], mount
         logs=str(layout.logs),
         state=str(layout.programs),
     )
-    records.write_atomically(layout.plan, plan.to_json())
+    write_atomically(layout.plan, plan.to_json(), mode=PRIVATE)
 
 
 def _mounts(layout: Layout, mounts: dict[str, Path]) -> tuple[Mount, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import secrets
 import shutil
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_vllm_stage.cluster.local.process import ProcessRef
+from pytest_vllm_stage.core.files import PRIVATE, write_atomically
 from pytest_vllm_stage.core.paths import cache_dir
 
 #: Prefix of every name that the machine shows of a cluster: cgroups carry it with the cluster's id.
@@ -87,7 +87,7 @@ class Record:
 
     def save(self) -> None:
         """Write it to its folder, whole or not at all."""
-        write_atomically(self.path / FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_atomically(self.path / FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n", mode=PRIVATE)
 
     def describe(self) -> str:
         """Who holds what, in one line."""
@@ -97,14 +97,6 @@ class Record:
             f"local cluster {self.id} {how} run {self.run_id} ({self.phase}, pid {owner.pid}, since {self.since}, "
             f"addresses {self.block}, state {self.state_dir}, started by: {self.command})"
         )
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
-    """Replace a file by one rename, so that a reader sees the old or the new text and nothing between."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
-        file.write(text)
-    draft.replace(path)
 
 
 def clusters_dir() -> Path:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pytest_vllm_stage.cluster.local.record import write_atomically
+from pytest_vllm_stage.core.files import PRIVATE, write_atomically
 
 
 @dataclass
@@ -46,7 +46,7 @@ def to_json(states: dict[str, ProgramState]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Replace the file of states."""
-    write_atomically(path, text)
+    write_atomically(path, text, mode=PRIVATE)
 
 
 def read(path: Path) -> dict[str, ProgramState]:

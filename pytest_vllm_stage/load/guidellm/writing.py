@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.load.guidellm.distribution import breakdown, steady, summary
 from pytest_vllm_stage.load.guidellm.reading import SENT, VERSION
 from pytest_vllm_stage.load.guidellm.scenario import profile_of
@@ -41,9 +42,7 @@ def write_report(measurement: Measurement, path: Path) -> None:
         measurement: What was measured, with any driver; its name is a label of the report.
         path: Should end in ``.json``: by that GuideLLM knows the format.
     """
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(report_of(measurement), allow_nan=False))
-    partial.replace(path)
+    write_atomically(path, json.dumps(report_of(measurement), allow_nan=False))
 
 
 def report_of(measurement: Measurement) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import asyncio
 import dataclasses
 import gc
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -111,21 +110,13 @@ def load_faults(path: Path | None) -> list[Fault]:
 
 async def serve(arguments: argparse.Namespace, faults: list[Fault]) -> None:
     """Serve until SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
     api = Api(settings_of(arguments))
     api.set_faults(faults)
-    server = Server(api.handle, SERVER)
-    host, port = await server.start(arguments.host, arguments.port)
-    sys.stdout.write(f"{SERVER}: a simulated engine without any model, listening on http://{host}:{port}\n")
-    sys.stdout.flush()
     # A full collection walks all that start-up made and every kept job: a pause of milliseconds amid streams.
     gc.freeze()
     gc.set_threshold(50_000, 50, 10_000)
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
-    await server.stop()
+    server = Server(api.handle, SERVER)
+    await server.serve_until_stopped(arguments.host, arguments.port, "a simulated engine without any model")
 
 
 def main() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import sqlite3
 import sys
 from pathlib import Path
@@ -49,20 +48,6 @@ def load_faults(path: Path | None) -> list[f.Fault]:
         raise f.WrongScript(str(error)) from None
 
 
-async def serve(api: Api, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    server = Server(api.handle, SERVER)
-    host, port = await server.start(host, port)
-    sys.stdout.write(f"{SERVER}: a stand-in for the Model Registry, listening on http://{host}:{port}\n")
-    sys.stdout.flush()
-    await stopped.wait()
-    await server.stop()
-
-
 def main() -> int:
     """Run; 2 when the command line is wrong, 1 when the address or the database cannot be used."""
     arguments = parser().parse_args()
@@ -79,7 +64,8 @@ def main() -> int:
     api = Api(store, tuple(PREFIXES) if arguments.api == "both" else (arguments.api,))
     api.faults = faults
     try:
-        asyncio.run(serve(api, arguments.host, arguments.port))
+        server = Server(api.handle, SERVER)
+        asyncio.run(server.serve_until_stopped(arguments.host, arguments.port, "a stand-in for the Model Registry"))
     except OSError as error:
         sys.stderr.write(f"{SERVER}: cannot listen on {arguments.host}:{arguments.port}: {error.strerror}\n")
         return 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from zlib import crc32
 
-from pytest_vllm_stage.standins.engine.faults import Event, Fault, fault
+from pytest_vllm_stage.standins.engine.faults import Event, Fault, fault, zero_metric
 from pytest_vllm_stage.standins.http import Reply
 
 
@@ -145,10 +145,7 @@ class UncountedGeneration(Fault):
 
     def on_metrics(self, text: str) -> str:
         """Set them to 0."""
-        return "\n".join(
-            f"{line.rpartition(' ')[0]} 0.0" if line.startswith("vllm:generation_tokens") else line
-            for line in text.split("\n")
-        )
+        return zero_metric(text, "vllm:generation_tokens")
 
 
 @fault("single_newlines")

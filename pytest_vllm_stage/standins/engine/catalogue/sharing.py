@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_vllm_stage.standins.engine.engine import Engine
-from pytest_vllm_stage.standins.engine.faults import Fault, fault
+from pytest_vllm_stage.standins.engine.faults import Fault, fault, zero_metric
 from pytest_vllm_stage.standins.engine.generation import Generated
 from pytest_vllm_stage.standins.engine.parameters import Parameters
 
@@ -90,10 +90,7 @@ class PrefixCacheOff(Fault):
 
     def on_metrics(self, text: str) -> str:
         """Count no hit."""
-        return "\n".join(
-            f"{line.rpartition(' ')[0]} 0.0" if line.startswith("vllm:prefix_cache_hits") else line
-            for line in text.split("\n")
-        )
+        return zero_metric(text, "vllm:prefix_cache_hits")
 
 
 @fault("one_at_a_time")
