@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -124,6 +125,15 @@ def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
     else:
         reason = f"{DOES_NOT_APPLY}profile {run.config.profile.name} plans no load: it has no [load] table"
         metafunc.parametrize("load_step", [pytest.param(None, marks=pytest.mark.skip(reason=reason))], ids=["none"])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the check says it proves, for reports; as an attribute it travels from a worker."""
+    report = yield
+    docstring = getattr(getattr(item, "function", None), "__doc__", None) or ""
+    vars(report)["proves"] = " ".join(docstring.strip().split("\n\n")[0].split())
+    return report
 
 
 def _given(config: pytest.Config, option: Option) -> bool:

@@ -18,8 +18,12 @@ SCHEMA_VERSION = 1
 STEP_PREFIX = "step: "
 
 
-def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
+def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, Any]:
     """The record of a run.
+
+    Args:
+        journal_path: The run's journal.
+        config: The run's settings; None takes what the journal's first event says, as for a run that was killed.
 
     Returns:
         A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``simulated`` (a simulated
@@ -30,6 +34,7 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         each).
     """
     events = read_events(journal_path)
+    described = config.to_json() if config else {key: events[0].get(key, {}) for key in ("settings", "profile")}
     phases = [_without_kind(event) for event in events if event["kind"] == "phase"]
     end = _last(events, "end")
     return {
@@ -38,9 +43,8 @@ def build(journal_path: Path, config: StageConfig) -> dict[str, Any]:
         "started_at": events[0]["at"],
         "ended_at": end.get("at"),
         "exit_status": end.get("exit_status"),
-        "simulated": config.simulated or any(event["kind"] == "simulated" for event in events),
-        "settings": {name: vars(setting) for name, setting in config.settings.items()},
-        "profile": config.profile.facts() | {"namespace": config.namespace},
+        "simulated": (config is not None and config.simulated) or any(event["kind"] == "simulated" for event in events),
+        **described,
         "versions": _versions(events),
         "steps": {
             phase["name"].removeprefix(STEP_PREFIX): phase["duration_s"]

@@ -84,7 +84,9 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         journal = Journal(self.journal_path, self._say)
         if not self.active:
-            journal.event("run", self.run_id, controller_pid=self.identity.controller_pid)
+            # Here too, since a run that is killed leaves no other record of what it was asked for.
+            asked_for = self.config.to_json() if "config" in vars(self) else {}
+            journal.event("run", self.run_id, controller_pid=self.identity.controller_pid, **asked_for)
         return journal
 
     @cached_property

@@ -103,5 +103,6 @@ def _outcome(report: pytest.TestReport) -> dict[str, Any]:
         "start": report.start,
         "duration_s": round(report.duration, 3),
         "reason": reason,
+        "proves": getattr(report, "proves", ""),
         "properties": dict(report.user_properties),
     }

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pytest_vllm_stage.core.errors import ConfigError
@@ -93,6 +94,13 @@ class StageConfig:
     def roles(self) -> tuple[str, ...]:
         """The target models by role; one called ``endpoint`` when a plain server is validated."""
         return ("endpoint",) if self.endpoint else tuple(self.profile.models)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings with their sources and the profile's facts, as plain data for the record of the run."""
+        return {
+            "settings": {name: vars(setting) for name, setting in self.settings.items()},
+            "profile": self.profile.facts() | {"namespace": self.namespace},
+        }
 
     def header(self) -> str:
         """One line for pytest's header: what was chosen, and by what."""
