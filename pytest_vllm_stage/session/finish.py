@@ -8,7 +8,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
-from pytest_vllm_stage.report import allure, junit, record, terminal
+from pytest_vllm_stage.report import allure, junit, record, run_end, terminal
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.session import kept
 from pytest_vllm_stage.session.lifecycle import fingerprint
@@ -110,4 +110,4 @@ def write_record(run: Run, exit_status: int, leftovers: list[str]) -> list[str]:
     record.write(data, run.directory / "run.json")
     junit.write(data, run.directory / "junit.xml")
     allure.write(data, run.directory / "allure-results")
-    return terminal.summary(data, run.directory)
+    return [*terminal.summary(data, run.directory), *run_end.report_run(run.directory)]

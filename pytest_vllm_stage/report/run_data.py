@@ -1,0 +1,362 @@
+"""A run directory as plain data for the reports that people read: all parsing and checking of its files is here.
+
+Nothing in it is changed. What a killed run did not get to write is missing here too, and `RunData.problems` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_stage.benchmark.artifacts import read_result
+from pytest_vllm_stage.benchmark.steps import FOLDER
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.journal import read_events
+from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
+from pytest_vllm_stage.report import record
+from pytest_vllm_stage.slo.baselines import Baseline, read_baselines
+
+RECORD = "run.json"
+JOURNAL = "journal.jsonl"
+#: The lines of the baselines that this run was compared with, kept so that the page can be made again anywhere.
+HISTORY = "history.jsonl"
+RATE, CONCURRENCY = "rate", "concurrency"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One objective of a step.
+
+    Attributes:
+        objective: Its key, for example ``ttft_p50_ms``.
+        limit: The promised bound.
+        is_floor: Kept from the limit upwards.
+        observed: The measured value; None where there is none.
+        interval: Two-sided 95 % confidence interval; None where the step has too few requests, or none is defined.
+        outcome: ``pass``, ``fail`` or ``inconclusive``.
+        n: Requests behind it.
+        effective_n: Independent requests that these are equivalent to; None where the run did not record it.
+        misses: Requests over the limit.
+        needs: Requests that would decide; None where it is decided.
+        why: The numbers in a sentence.
+    """
+
+    objective: str
+    limit: float
+    is_floor: bool
+    observed: float | None
+    interval: tuple[float, float] | None
+    outcome: str
+    n: int
+    effective_n: int | None
+    misses: float
+    needs: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One load step.
+
+    Attributes:
+        name: Its id, for example ``quantized-rate-5``.
+        role: The model's role.
+        model: The served name.
+        kind: `RATE` or `CONCURRENCY`.
+        level: Requests/s or concurrent users.
+        outcome: The verdict, or ``observed`` for a step beyond the promise.
+        why: The verdict's reason.
+        gates: One per objective.
+        metrics: Every number by its name; ``math.inf`` where too many requests failed.
+        percentiles: Name to ``value``, ``n``, ``ci95`` and ``needs``.
+        findings: What was odd about the measurement.
+        capacity: Requests/s that the server reached while it was saturated; None where it was not.
+        result: The whole result file, for what only later versions write.
+        samples: The file of samples; None where it is missing.
+    """
+
+    name: str
+    role: str
+    model: str
+    kind: str
+    level: float
+    outcome: str
+    why: str
+    gates: tuple[Gate, ...]
+    metrics: Mapping[str, float | None]
+    percentiles: Mapping[str, Mapping[str, Any]]
+    findings: tuple[str, ...]
+    capacity: float | None
+    result: Mapping[str, Any]
+    samples: Path | None
+
+    def measurement(self) -> Measurement | None:
+        """The samples.
+
+        Raises:
+            ConfigError: the file is wrong.
+        """
+        return read_measurement(self.samples) if self.samples else None
+
+    @property
+    def load(self) -> str:
+        """The load in words."""
+        return f"{self.level:g} requests/s" if self.kind == RATE else f"{self.level:g} concurrent users"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run.
+
+    Attributes:
+        directory: Where it lies.
+        record: ``run.json``; of a run that was killed, the same made from its journal.
+        complete: The run reached its end.
+        last_event: The last line of the journal, which tells where a killed run was.
+        steps: Its load steps, models and rates first.
+        history: Lines of the baselines up to and including this run's own.
+        problems: What is missing or could not be read, a line each.
+    """
+
+    directory: Path
+    record: Mapping[str, Any]
+    complete: bool
+    last_event: Mapping[str, Any]
+    steps: tuple[StepData, ...]
+    history: tuple[Baseline, ...]
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return str(self.record["run_id"])
+
+    @property
+    def simulated(self) -> bool:
+        """A simulated engine answered."""
+        return bool(self.record.get("simulated"))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles with load steps, in the order of the record."""
+        return tuple(dict.fromkeys(step.role for step in self.steps))
+
+    def setting(self, name: str) -> str | None:
+        """The value of an option; None where it is unset or unknown."""
+        value = self.record["settings"].get(name, {}).get("value")
+        return None if value is None else str(value)
+
+    def of_model(self, role: str, name: str) -> Any:
+        """What the profile says of a model; None where it says nothing."""
+        profile = self.record["profile"]
+        if role == "endpoint":
+            served = next((step.model for step in self.steps if step.role == role), None)
+            role = next(
+                (
+                    key.split(".")[1]
+                    for key, value in profile.items()
+                    if key.endswith(".inference_service") and value == served
+                ),
+                role,
+            )
+        return profile.get(f"models.{role}.{name}")
+
+
+def load_run(directory: Path) -> RunData:
+    """Read a run directory.
+
+    Raises:
+        ConfigError: it is missing, not a run directory, or written by a later version.
+    """
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: no such run directory")
+    events = read_events(directory / JOURNAL)
+    found, complete, problems = _record(directory, events)
+    steps, step_problems = _steps(directory, found)
+    history, history_problems = _history(directory, found, steps)
+    return RunData(
+        directory=directory,
+        record=found,
+        complete=complete,
+        last_event=events[-1] if events else {},
+        steps=steps,
+        history=history,
+        problems=(*problems, *step_problems, *history_problems),
+    )
+
+
+def _record(directory: Path, events: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], bool, list[str]]:
+    """The record, whether the run reached its end, and what is wrong with it."""
+    path = directory / RECORD
+    ours = bool(events) and events[0].get("kind") == "run"
+    if not path.exists():
+        if not ours:
+            raise ConfigError(f"{directory}: not a run directory: expected {RECORD} or a journal ({JOURNAL}) of a run")
+        return record.build(directory / JOURNAL), False, [f"{RECORD} is missing: the run did not reach its end"]
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if not ours:
+            raise ConfigError(f"{path}: not readable: {error}") from None
+        return record.build(directory / JOURNAL), False, [f"{RECORD} is not readable ({error}); the journal was used"]
+    _check_record(data, path)
+    missing = [] if events else [f"{JOURNAL} is missing"]
+    return data, data.get("ended_at") is not None, missing
+
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "run_id": str,
+    "started_at": (int, float),
+    "settings": dict,
+    "profile": dict,
+    "versions": dict,
+    "tests": list,
+    "phases": list,
+    "waits": list,
+    "benchmarks": list,
+}
+
+
+def _check_record(data: Any, path: Path) -> None:
+    if not isinstance(data, dict) or "schema_version" not in data or "run_id" not in data:
+        raise ConfigError(f"{path}: not the record of a run: expected the fields schema_version and run_id")
+    version = data["schema_version"]
+    if not isinstance(version, int) or version > record.SCHEMA_VERSION:
+        known = record.SCHEMA_VERSION
+        writer = data.get("versions", {}).get("pytest_vllm_stage", "a later version")
+        raise ConfigError(
+            f"{path}: expected schema_version {known} or lower, got {version!r}",
+            hint=f"make the report with the version that wrote it: pytest_vllm_stage {writer}",
+        )
+    for name, kind in _KINDS.items():
+        if not isinstance(data.get(name), kind):
+            raise ConfigError(f"{path}: {name}: expected {_name_kind(kind)}, got {type(data.get(name)).__name__}")
+    for name in ("regressions", "capacities", "publications", "leftovers", "errors", "swept"):
+        data.setdefault(name, [])
+
+
+def _name_kind(kind: type | tuple[type, ...]) -> str:
+    return " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+
+
+def _steps(directory: Path, found: Mapping[str, Any]) -> tuple[tuple[StepData, ...], list[str]]:
+    folder, problems, steps = directory / FOLDER, [], []
+    noted = {str(one.get("name")): one for one in found["benchmarks"]}
+    names = dict.fromkeys([*noted, *(path.name.removesuffix(SUFFIX) for path in sorted(folder.glob(f"*{SUFFIX}")))])
+    for name in names:
+        result: dict[str, Any] = {}
+        try:
+            result = read_result(folder / f"{name}.json")
+        except ConfigError as error:
+            problems.append(f"load step {name}: {error.message}")
+        if result or name in noted:
+            steps.append(_step(name, noted.get(name, {}), result, folder / f"{name}{SUFFIX}"))
+    order = {role: place for place, role in enumerate(dict.fromkeys(step.role for step in steps))}
+    steps.sort(key=lambda step: (order[step.role], step.kind != RATE, step.level))
+    return tuple(steps), problems
+
+
+def _step(name: str, noted: Mapping[str, Any], result: Mapping[str, Any], samples: Path) -> StepData:
+    plan, verdict = result.get("step", {}), result.get("verdict", {})
+    metrics = result.get("metrics") or noted.get("result") or {}
+    role, kind, level = _load(name, noted, result)
+    percentiles = metrics.get("percentiles", {})
+    return StepData(
+        name=name,
+        role=role,
+        model=str(noted.get("model") or plan.get("model", "")),
+        kind=kind,
+        level=level,
+        outcome=str(noted.get("outcome") or verdict.get("outcome", "inconclusive")),
+        why=str(noted.get("why") or verdict.get("why", "")),
+        gates=tuple(_gate(gate, percentiles) for gate in verdict.get("gates", [])),
+        metrics={key: _number(value) for key, value in metrics.get("metrics", {}).items()},
+        percentiles=percentiles,
+        findings=tuple(str(one.get("text", "")) for one in verdict.get("findings", [])),
+        capacity=_number((verdict.get("saturation") or {}).get("capacity_requests_per_s")),
+        result=result,
+        samples=samples if samples.exists() else None,
+    )
+
+
+def _load(name: str, noted: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, str, float]:
+    """Role, kind and level: as recorded, else from the plan, else from the step's name."""
+    plan = result.get("step", {})
+    head, _, last = name.rpartition("-")
+    role, _, word = head.rpartition("-")
+    kind = plan.get("kind") or word
+    level = plan.get("level") or plan.get("request_rate") or plan.get("concurrency") or _number(last) or 0.0
+    if plan.get("arrivals"):
+        kind = CONCURRENCY if plan["arrivals"] == "closed" else RATE
+    role = str(plan.get("role") or noted.get("role") or role or name)
+    return role, CONCURRENCY if kind == CONCURRENCY else RATE, float(level)
+
+
+def _gate(gate: Mapping[str, Any], percentiles: Mapping[str, Any]) -> Gate:
+    key = str(gate.get("objective", ""))
+    interval = gate.get("interval") or percentiles.get(key, {}).get("ci95")
+    effective = gate.get("effective_n", gate.get("worth"))
+    return Gate(
+        objective=key,
+        limit=_number(gate.get("limit")) or 0.0,
+        is_floor=key.endswith("_min"),
+        observed=_number(gate.get("observed")),
+        interval=_interval(interval),
+        outcome=str(gate.get("outcome", "inconclusive")),
+        n=int(gate.get("n") or 0),
+        effective_n=None if effective is None else int(effective),
+        misses=_number(gate.get("misses")) or 0.0,
+        needs=gate.get("needs"),
+        why=str(gate.get("why", "")),
+    )
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    low, high = (_number(end) for end in value)
+    return None if low is None or high is None else (low, high)
+
+
+def _number(value: Any) -> float | None:
+    """A number of our JSON, where ``inf`` is a text; None for anything else."""
+    if value in ("inf", "Infinity"):
+        return math.inf
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _history(
+    directory: Path, found: Mapping[str, Any], steps: Sequence[StepData]
+) -> tuple[tuple[Baseline, ...], list[str]]:
+    """The run's own copy of the lines that it was compared with; else those of the folder that it names."""
+    folder = found["settings"].get("baselines", {}).get("value")
+    path = directory / HISTORY
+    if not path.exists():
+        if not folder:
+            return (), []
+        path = Path(folder) / f"{found['profile'].get('name')}.jsonl"
+        if not path.is_file():
+            return (), [f"history: {path} does not exist on this machine"]
+    try:
+        known = read_baselines(path)
+    except (ConfigError, OSError) as error:
+        return (), [f"history: {error}"]
+    return tuple(select_history(known, str(found["run_id"]), [step.name for step in steps])), []
+
+
+def select_history(known: Sequence[Baseline], run_id: str, steps: Sequence[str]) -> Iterator[Baseline]:
+    """The lines of these steps that were there when the run ended: later runs are not part of its past."""
+    own = [place for place, line in enumerate(known) if line.run_id == run_id]
+    for line in known[: own[-1] + 1 if own else len(known)]:
+        if line.key.get("step") in steps:
+            yield line

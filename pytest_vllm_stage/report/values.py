@@ -1,0 +1,54 @@
+"""Numbers for people: three digits where that suffices, units beside them, infinity by its cause."""
+
+from __future__ import annotations
+
+import math
+
+INFINITE = "∞"
+NONE = "\u2013"  # an en dash
+
+
+def format_number(value: float | None) -> str:
+    """Three significant digits; an infinite latency (too many failed requests) as its sign."""
+    if value is None:
+        return NONE
+    if math.isinf(value):
+        return INFINITE
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """``1.2 to 3.4``; empty where there is none."""
+    return f"{format_number(interval[0])} to {format_number(interval[1])}" if interval else ""
+
+
+def format_duration(seconds: float) -> str:
+    """``12.3 s``, ``4 min 05 s`` or ``1 h 02 min``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def format_bytes(size: float | None) -> str:
+    """With a binary unit."""
+    if size is None:
+        return NONE
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024 or unit == "GiB":
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")
+
+
+def unit_of(name: str) -> str:
+    """The unit that a metric's name ends with, for axes and cells; empty for counts and shares."""
+    name = name.removesuffix("_min")
+    units = {"_tokens_per_s": "tokens/s", "_requests_per_s": "requests/s", "requests_per_s": "requests/s"}
+    units |= {"_ms": "ms", "_s": "s"}
+    return next((unit for ending, unit in units.items() if name.endswith(ending)), "")

@@ -1,0 +1,50 @@
+"""The reports at the end of a run: made without being asked for, linked in the summary, and never a failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TEST = '''
+def test_stage(stage):
+    """The stage is there.
+
+    More text.
+    """
+'''
+
+
+def run(place: pytest.Pytester, *options: str) -> pytest.RunResult:
+    place.makepyfile(TEST)
+    return place.runpytest_subprocess("--stage-run-dir=run", *options, timeout=60)
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_run_leaves_its_reports_and_says_where(place: pytest.Pytester, workers: str) -> None:
+    result = run(place, workers)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([f"report * {place.path / 'run' / 'report.html'}"])
+    page = (place.path / "run" / "report.html").read_text()
+    assert "<td>The stage is there.</td>" in page, "what the check proves is its docstring's first paragraph"
+    assert (place.path / "run" / "report.md").read_text().startswith("## ✅ vLLM stage: pass")
+
+
+def test_job_summary_is_appended_to(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = place.path / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    run(place)
+    assert summary.read_text() == "before\n" + (place.path / "run" / "report.md").read_text()
+
+
+def test_report_that_cannot_be_made_is_a_note(place: pytest.Pytester) -> None:
+    place.makepyfile(
+        broken="from pytest_vllm_stage.report import run_end\nrun_end.report_run.__kwdefaults__ = {'timeout_s': 0.001}"
+    )
+    place.syspathinsert()
+    result = run(place, "-p", "broken")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["report * not made within 0.001 s; again: python -m pytest_vllm_stage.report *run"])
+    assert Path(place.path / "run" / "run.json").exists()
