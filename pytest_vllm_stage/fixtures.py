@@ -12,7 +12,7 @@ from pytest_vllm_stage.run.context import RUN, Run
 
 if TYPE_CHECKING:
     import lightkube
-    import minio as minio_client
+    from mypy_boto3_s3 import S3Client
 
     from pytest_vllm_stage.benchmark.find_capacity import FoundCapacity
     from pytest_vllm_stage.benchmark.jobs import BenchmarkJob
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.serving.target import Target
     from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage.stage.s3 import ObjectStore
 
 
 @pytest.fixture(scope="session")
@@ -109,11 +110,23 @@ def endpoint(model_role: str, _clients: dict[str, Client]) -> Client:
 
 
 @pytest.fixture(scope="session")
-def minio(stage: StageFacts, kube: lightkube.Client, stage_config: StageConfig) -> minio_client.Minio:
-    """An authenticated client of the stage's MinIO."""
-    from pytest_vllm_stage.stage.object_store import connect
+def object_store(
+    stage: StageFacts, cluster: ClusterFacts, kube: lightkube.Client, stage_config: StageConfig
+) -> ObjectStore:
+    """Where the stage's S3 API is, and the credentials of its Secret."""
+    from pytest_vllm_stage.stage.object_store import find_object_store
 
-    return connect(stage, kube, stage_config.get("ca_file"))
+    # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
+    use_proxies = cluster.kind != "local"
+    return find_object_store(stage, kube, ca_file=stage_config.get("ca_file"), use_proxies=use_proxies)
+
+
+@pytest.fixture(scope="session")
+def minio(object_store: ObjectStore) -> Iterator[S3Client]:
+    """A boto3 S3 client of the stage's object store: MinIO, or whatever S3 API its Secret names."""
+    client = object_store.client()
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="session")
@@ -196,11 +209,11 @@ def model_registry(
 
 
 @pytest.fixture(scope="session")
-def results_bucket(stage_run: Run, stage: StageFacts, kube: lightkube.Client) -> Bucket:
+def results_bucket(stage_config: StageConfig, object_store: ObjectStore) -> Bucket:
     """The bucket of benchmark results, with the stage's credentials."""
-    from pytest_vllm_stage.publication.publish_run import connect_bucket
+    from pytest_vllm_stage.publication.bucket.bucket import Bucket
 
-    return connect_bucket(stage_run, kube, stage)
+    return Bucket(object_store, stage_config.profile.registry.bucket)
 
 
 @pytest.fixture
@@ -220,7 +233,7 @@ def benchmark_job(
     cluster: ClusterFacts,
     stage: StageFacts,
     kube: lightkube.Client,
-    minio: minio_client.Minio,
+    minio: S3Client,
 ) -> BenchmarkJob:
     """The stage's benchmark Job of one model, carried out once a run, or looked up where the stage is only read.
 

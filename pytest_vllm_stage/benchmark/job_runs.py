@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightkube import Client
 from lightkube.types import CascadeType
-from minio import Minio
-from minio.error import S3Error
 
 from pytest_vllm_stage.core.errors import ConfigError, StageError, StageFailure
 from pytest_vllm_stage.core.journal import Journal
@@ -30,6 +28,10 @@ from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.conditions import JobComplete
 from pytest_vllm_stage.stage.observe.reader import View
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
+from pytest_vllm_stage.stage.s3 import readable_s3_errors
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 #: The folder of an overlay that renders to its benchmark Jobs.
 FOLDER = "benchmark"
@@ -160,16 +162,18 @@ def location_of(view: View, job: str) -> Location | None:
     return None
 
 
-def newest(minio: Minio, bucket: str, model: str, job: str) -> Location | None:
+def newest(minio: S3Client, bucket: str, model: str, job: str) -> Location | None:
     """Where a Job whose pod is gone put its last reports, by the names in the bucket."""
     prefix = f"{PREFIX}/{model}/"
-    runs = [(found.object_name or "").rstrip("/") for found in minio.list_objects(bucket, prefix)]
+    with readable_s3_errors(f"list {bucket}/{prefix}", minio.meta.endpoint_url):
+        pages = minio.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        runs = [found["Prefix"].rstrip("/") for page in pages for found in page.get("CommonPrefixes", [])]
     # A time, and the pod's name, which begins with the Job's.
     own = [run for run in runs if f"-{job}-" in run]
     return Location(bucket, max(own)) if own else None
 
 
-def fetch(minio: Minio, location: Location) -> Reports:
+def fetch(minio: S3Client, location: Location) -> Reports:
     """Read the summary and every report that it names.
 
     Raises:
@@ -187,16 +191,11 @@ def fetch(minio: Minio, location: Location) -> Reports:
     return Reports(location, summary, contents)
 
 
-def _read(minio: Minio, location: Location, name: str) -> bytes:
-    try:
-        response = minio.get_object(location.bucket, f"{location.prefix}/{name}")
-    except S3Error as error:
-        raise StageFailure(f"{location}/{name} cannot be read: {error.code}: {error.message}") from None
-    try:
-        return bytes(response.read())
-    finally:
-        response.close()
-        response.release_conn()
+def _read(minio: S3Client, location: Location, name: str) -> bytes:
+    with readable_s3_errors(f"get {location}/{name}", minio.meta.endpoint_url):
+        answer = minio.get_object(Bucket=location.bucket, Key=f"{location.prefix}/{name}")
+        with answer["Body"] as body:
+            return body.read()
 
 
 def _remove(view: View, made: list[Object], journal: Journal) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightkube import Client
-from minio import Minio
 
 from pytest_vllm_stage.benchmark import job_runs, plans
 from pytest_vllm_stage.benchmark.job_runs import Location
@@ -26,6 +25,9 @@ from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.stage.observe.reader import View
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 #: In the run directory: a folder a model, with the reports as they are in MinIO.
 FOLDER = "benchmark-jobs"
@@ -60,7 +62,9 @@ class BenchmarkJob:
         return found
 
 
-def of_role(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: Client, minio: Minio) -> BenchmarkJob:
+def of_role(
+    run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: Client, minio: S3Client
+) -> BenchmarkJob:
     """The Job of a model, carried out by the first process that asks.
 
     Raises:
@@ -71,7 +75,7 @@ def of_role(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube:
     return BenchmarkJob(**found | {"rates": tuple(found["rates"])})
 
 
-def _make(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: Client, minio: Minio) -> str:
+def _make(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: Client, minio: S3Client) -> str:
     config = run.config
     model = next(target.inference_service for target in stage.targets if target.role == role)
     manifests = job_runs.manifests_of(config.profile.overlay, cluster.kubectl, stage.namespace)
@@ -101,7 +105,7 @@ def _carried_out(run: Run, view: View, manifests: list[Object], job: Object, run
         return job_runs.carry_out(view, manifests, job, run_id, run.journal)
 
 
-def _looked_up(view: View, minio: Minio, job: Object, model: str) -> Location:
+def _looked_up(view: View, minio: S3Client, job: Object, model: str) -> Location:
     """Where the reports of a Job are that was there before."""
     name = objects.name_of(job)
     hint = f"kubectl -n {view.namespace} logs job/{name}"

@@ -24,9 +24,10 @@ from pytest_vllm_stage.publication.publishing import Place, Published
 from pytest_vllm_stage.publication.registry.api import TOKEN_VARIABLE, Registry
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.slo.decision import Outcome
-from pytest_vllm_stage.stage import client, object_store, objects, revision
+from pytest_vllm_stage.stage import client, objects, revision
 from pytest_vllm_stage.stage.deploy import addresses
 from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.object_store import find_object_store
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.reader import View
 
@@ -98,15 +99,14 @@ def connect_registry(run: Run, kube: lightkube.Client, cluster: ClusterFacts) ->
     )
 
 
-def connect_bucket(run: Run, kube: lightkube.Client, stage: StageFacts) -> Bucket:
+def connect_bucket(run: Run, kube: lightkube.Client, cluster: ClusterFacts, stage: StageFacts) -> Bucket:
     """The bucket of results, with the stage's credentials.
 
     Raises:
-        StageError: MinIO is not reached, or its Secret is not there.
+        StageError: the stage has no object store that is reached from here, or its Secret does not exist.
     """
-    ca_file = run.config.get("ca_file")
-    minio = object_store.connect(stage, kube, ca_file)
-    return Bucket(minio, run.config.profile.registry.bucket, object_store.address(stage), ca_file)
+    store = find_object_store(stage, kube, ca_file=run.config.get("ca_file"), use_proxies=cluster.kind != "local")
+    return Bucket(store, run.config.profile.registry.bucket)
 
 
 def names_of(run: Run, role: str, service: Object) -> links.Names:
@@ -145,7 +145,7 @@ def _place(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Ite
         names = names_of(run, role, service)
         registry = connect_registry(run, kube, cluster)
         try:
-            bucket = connect_bucket(run, kube, stage)
+            bucket = connect_bucket(run, kube, cluster, stage)
             yield View(kube, cluster, namespace), Place(registry, bucket, names, service, run.journal)
         finally:
             registry.close()

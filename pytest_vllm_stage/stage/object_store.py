@@ -1,79 +1,89 @@
-"""MinIO of the stage: an authenticated client, and what somebody without credentials gets to see."""
+"""The stage's object store, as its Secret describes it."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-import urllib3
 from lightkube import Client
-from minio import Minio
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.s3 import DEFAULT_REGION, ObjectStore
 
 CREDENTIALS = "minio-credentials"
-TIMEOUT_S = 10.0
-_TIMEOUT = urllib3.Timeout(connect=TIMEOUT_S, read=60.0)
-_RETRIES = urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
+#: The Secret's keys: MinIO's customary ones, or those of an OpenShift AI data connection.
+_ACCESS_KEYS = ("accesskey", "AWS_ACCESS_KEY_ID")
+_SECRET_KEYS = ("secretkey", "AWS_SECRET_ACCESS_KEY")
+_ENDPOINT, _REGION = "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION"
+#: The annotations that KServe reads: https://kserve.github.io/website/docs/model-serving/storage/providers/s3
+_ANNOTATION = "serving.kserve.io/s3-"
 
 
-def connect(stage: StageFacts, kube: Client, ca_file: str | None = None) -> Minio:
-    """A client with the credentials of Secret ``minio-credentials``.
+def find_object_store(
+    stage: StageFacts, kube: Client, *, ca_file: str | None = None, use_proxies: bool = False
+) -> ObjectStore:
+    """The S3 API that Secret ``minio-credentials`` is for.
+
+    Endpoint, region and addressing come from the Secret (a data connection's keys, or KServe's annotations). An
+    endpoint that only the cluster's own names resolve, as ``minio:9000``, is reached at the stage's own address.
 
     Args:
         stage: The stage.
         kube: Reads the Secret.
-        ca_file: PEM file of the authorities that sign MinIO's certificate.
+        ca_file: PEM file of the authorities that sign the store's certificate.
+        use_proxies: The proxies of the environment apply.
 
     Raises:
-        EnvironmentUnusable: the stage has no MinIO that is reached from here.
+        EnvironmentUnusable: the stage has no object store that is reached from here.
         StageFailure: the Secret or one of its keys is missing.
     """
-    url = urlsplit(address(stage))
-    access, secret = (credential(kube, stage.namespace, key) for key in ("accesskey", "secretkey"))
-    # The client's own pool waits five minutes for an answer, and asks five times.
-    pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=_RETRIES, ca_certs=ca_file)
-    secure = url.scheme == "https"
-    return Minio(url.netloc, access.reveal(), secret.reveal(), secure=secure, region="us-east-1", http_client=pool)
+    found = objects.get(kube, "Secret", CREDENTIALS, stage.namespace)
+    if found is None:
+        raise StageFailure(f"secret {CREDENTIALS} does not exist in namespace {stage.namespace}")
+    data = {key: base64.b64decode(value).decode() for key, value in (found.get("data") or {}).items()}
+    annotations = found["metadata"].get("annotations") or {} if "metadata" in found else {}
+    return ObjectStore(
+        url=_public_endpoint(data, annotations) or _own_address(stage),
+        access_key=_secret(data, _ACCESS_KEYS),
+        secret_key=_secret(data, _SECRET_KEYS),
+        credentials=f"secret {CREDENTIALS}",
+        region=data.get(_REGION) or annotations.get(_ANNOTATION + "region") or DEFAULT_REGION,
+        path_style=annotations.get(_ANNOTATION + "usevirtualbucket", "0").lower() not in ("1", "true"),
+        ca_file=ca_file,
+        use_proxies=use_proxies,
+    )
 
 
-def address(stage: StageFacts) -> str:
-    """Root URL of the S3 API.
+def _secret(data: Mapping[str, str], keys: tuple[str, ...]) -> Secret:
+    value = next((data[key] for key in keys if data.get(key)), "")
+    if not value:
+        raise StageFailure(f'secret {CREDENTIALS} has no key "{keys[0]}" (nor {keys[1]})')
+    return Secret(value)
 
-    Raises:
-        EnvironmentUnusable: there is none that is reached from here.
-    """
+
+def _public_endpoint(data: Mapping[str, str], annotations: Mapping[str, Any]) -> str:
+    """The Secret's endpoint as a URL; empty where it names none, or one that only resolves in the cluster."""
+    text = (data.get(_ENDPOINT) or annotations.get(_ANNOTATION + "endpoint") or "").strip().rstrip("/")
+    if not text:
+        return ""
+    if "://" not in text:
+        plain = str(annotations.get(_ANNOTATION + "usehttps", "1")).lower() in ("0", "false")
+        text = f"{'http' if plain else 'https'}://{text}"
+    host = urlsplit(text).hostname or ""
+    in_cluster = "." not in host.strip("[]") and ":" not in host
+    return "" if in_cluster or host.endswith((".svc", ".cluster.local")) else text
+
+
+def _own_address(stage: StageFacts) -> str:
     if stage.minio_url is None:
         raise EnvironmentUnusable(
-            f"namespace {stage.namespace} has no MinIO that is reached from here",
+            f"namespace {stage.namespace} has no MinIO that is reached from here, and secret {CREDENTIALS} names no "
+            f"endpoint outside the cluster",
             hint=f"kubectl -n {stage.namespace} get service,route minio",
         )
     return stage.minio_url
-
-
-def credential(kube: Client, namespace: str, key: str) -> Secret:
-    """One value of the credentials' Secret.
-
-    Raises:
-        StageFailure: the Secret or the key is missing.
-    """
-    found = objects.get(kube, "Secret", CREDENTIALS, namespace)
-    if found is None:
-        raise StageFailure(f"secret {CREDENTIALS} does not exist in namespace {namespace}")
-    data = found.get("data") or {}
-    if key not in data:
-        raise StageFailure(f'secret {CREDENTIALS} has no key "{key}"')
-    return Secret(base64.b64decode(data[key]).decode())
-
-
-def anonymous_status(stage: StageFacts, path: str) -> int:
-    """HTTP status of a GET without credentials, for example of ``/models`` (a list) or of ``/models/key``."""
-    url = f"{address(stage)}{path}"
-    try:
-        return httpx.get(url, timeout=TIMEOUT_S, trust_env=False).status_code
-    except httpx.HTTPError as error:
-        raise StageFailure(f"MinIO does not answer GET {url}: {type(error).__name__}: {error}") from None

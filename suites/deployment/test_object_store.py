@@ -1,8 +1,7 @@
-"""Does MinIO serve those who have credentials, and nobody else?"""
+"""Does the object store serve clients with credentials, and refuse all others?"""
 
 from __future__ import annotations
 
-import io
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vllm_stage.core.errors import StageError
-from pytest_vllm_stage.stage import object_store
+from pytest_vllm_stage.core.skips import does_not_apply
 from pytest_vllm_stage.stage.deploy import render
 
 if TYPE_CHECKING:
-    import minio as minio_client
+    from mypy_boto3_s3 import S3Client
 
     from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage.stage.s3 import ObjectStore
 
     Object = dict[str, Any]
 
@@ -34,57 +34,75 @@ def buckets(declared: list[Object]) -> list[str]:
 
 
 @pytest.fixture
-def probe(minio: minio_client.Minio, stage: StageFacts, buckets: list[str]) -> Iterator[tuple[str, str]]:
-    """Bucket and key of a real object: one of this test's own, or, in a stage that is only read, one that is there."""
+def probe(
+    minio: S3Client, object_store: ObjectStore, stage: StageFacts, buckets: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Bucket and key of an object: one of this test's own, or, in read-only mode, an existing one."""
     bucket = buckets[-1]
     if not stage.owned:
-        found = next(iter(minio.list_objects(bucket, recursive=True)), None)
-        if found is None or found.object_name is None:
+        with object_store.readable_errors(f"list {bucket}"):
+            found = minio.list_objects_v2(Bucket=bucket, MaxKeys=1).get("Contents", [])
+        if not found:
             pytest.skip(f"bucket {bucket} is empty, and a stage that is only attached to is not changed")
-        yield bucket, found.object_name
+        yield bucket, found[0]["Key"]
         return
     key = f"access-probe/{uuid.uuid4()}"
-    minio.put_object(bucket, key, io.BytesIO(b"not for everyone"), 16)
+    with object_store.readable_errors(f"put {bucket}/{key}"):
+        minio.put_object(Bucket=bucket, Key=key, Body=b"not for everyone")
     yield bucket, key
-    minio.remove_object(bucket, key)
+    minio.delete_object(Bucket=bucket, Key=key)
 
 
-def test_minio_is_ready(stage: StageFacts, kubectl: str) -> None:
-    """MinIO's own health check says that it can serve: results have somewhere to go."""
-    status = _status(stage, "/minio/health/ready")
+def test_minio_is_ready(object_store: ObjectStore, stage: StageFacts, kubectl: str) -> None:
+    """MinIO's own health check reports that it can serve requests."""
+    if object_store.url != stage.minio_url:
+        does_not_apply(f"the stage's Secret names the S3 API at {object_store.url}, not a MinIO of the stage")
+    try:
+        status = object_store.minio_health_status()
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)
     assert status == 200, f"MinIO is not ready: HTTP {status}\n  next: {kubectl} logs deployment/minio"
 
 
-def test_buckets_exist(minio: minio_client.Minio, buckets: list[str], kubectl: str) -> None:
-    """The declared buckets are there, seen by an authenticated list with the credentials of the Secret."""
-    there = [bucket.name for bucket in minio.list_buckets()]
-    missing = [name for name in buckets if name not in there]
+def test_buckets_exist(minio: S3Client, object_store: ObjectStore, buckets: list[str], kubectl: str) -> None:
+    """The declared buckets exist, as an authenticated list with the credentials of the Secret shows."""
+    try:
+        with object_store.readable_errors("list the buckets"):
+            existing = [bucket["Name"] for bucket in minio.list_buckets()["Buckets"]]
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)
+    missing = [name for name in buckets if name not in existing]
     assert not missing, (
-        f"MinIO lacks the buckets {', '.join(missing)}; it has {', '.join(there) or 'none'}\n"
+        f"buckets {', '.join(missing)} do not exist at {object_store.url}; existing: {', '.join(existing) or 'none'}\n"
         f"  next: {kubectl} logs job/{BUCKETS_JOB}"
     )
 
 
-def test_anonymous_list_is_refused(stage: StageFacts, buckets: list[str]) -> None:
-    """Nobody lists a bucket without credentials: models and measurements are not public."""
-    seen = {bucket: _status(stage, f"/{bucket}") for bucket in buckets}
+def test_anonymous_list_is_refused(object_store: ObjectStore, buckets: list[str]) -> None:
+    """No client without credentials lists a bucket: models and measurements are not public."""
+    seen = {bucket: _anonymous_status(object_store, bucket) for bucket in buckets}
     opened = [f"{bucket} answers HTTP {status} instead of 403" for bucket, status in seen.items() if status != 403]
     assert not opened, f"anonymous list not refused: {'; '.join(opened)}\n  next: mc anonymous list STAGE/{buckets[0]}"
 
 
-def test_anonymous_get_is_refused(stage: StageFacts, minio: minio_client.Minio, probe: tuple[str, str]) -> None:
-    """Nobody reads an object without credentials, though it is there and the credentials read it."""
+def test_anonymous_get_is_refused(object_store: ObjectStore, minio: S3Client, probe: tuple[str, str]) -> None:
+    """No client without credentials reads an object that exists and that the credentials read."""
     bucket, key = probe
-    assert minio.stat_object(bucket, key).size, f"the probe object {bucket}/{key} is not readable with credentials"
-    status = _status(stage, f"/{bucket}/{key}")
+    try:
+        with object_store.readable_errors(f"stat {bucket}/{key}"):
+            size = minio.head_object(Bucket=bucket, Key=key)["ContentLength"]
+    except StageError as error:
+        pytest.fail(str(error), pytrace=False)
+    assert size, f"object {bucket}/{key} is empty"
+    status = _anonymous_status(object_store, bucket, key)
     assert status == 403, (
         f"object {bucket}/{key} answers HTTP {status} without credentials, instead of 403\n"
         f"  next: mc anonymous set none STAGE/{bucket}"
     )
 
 
-def _status(stage: StageFacts, path: str) -> int:
+def _anonymous_status(store: ObjectStore, bucket: str, key: str | None = None) -> int:
     try:
-        return object_store.anonymous_status(stage, path)
+        return store.anonymous_status(bucket, key)
     except StageError as error:
         pytest.fail(str(error), pytrace=False)

@@ -27,9 +27,9 @@ def test_artifact_uri_resolves_and_hashes_match(stored: Stored, results_run: str
 def test_results_are_private(stored: Stored, results_bucket: Bucket) -> None:
     """Nobody lists or reads results without credentials, neither by the bucket's policy nor in fact."""
     try:
-        openings = results_bucket.openings(parse_uri(stored.uri)[1] + MANIFEST)
+        ways_in = results_bucket.find_public_access(parse_uri(stored.uri)[1] + MANIFEST)
     except StageError as error:
         pytest.fail(str(error), pytrace=False)
-    assert not openings, health.message(
-        f"bucket {results_bucket.name} is public", openings, f"mc anonymous set none STAGE/{results_bucket.name}"
+    assert not ways_in, health.message(
+        f"bucket {results_bucket.name} is public", ways_in, f"mc anonymous set none STAGE/{results_bucket.name}"
     )

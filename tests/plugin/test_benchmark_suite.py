@@ -31,7 +31,8 @@ from pytest_vllm_stage.stage.observe import reader
 
 HERE = Path(__file__).parent
 client.connect = lambda cluster, namespace: types.SimpleNamespace(close=lambda: None)
-object_store.connect = lambda stage, kube, ca_file=None: None
+NO_STORE = types.SimpleNamespace(client=lambda: types.SimpleNamespace(close=lambda: None))
+object_store.find_object_store = lambda stage, kube, **options: NO_STORE
 
 def there(self, kind, name):
     state = os.environ.get("FAKE_EXISTING")

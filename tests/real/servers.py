@@ -12,17 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import urllib3
-from minio import Minio
 
 from pytest_vllm_stage.cluster.local import components
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
+from pytest_vllm_stage.stage.s3 import ObjectStore
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,19 @@ class MinioServer:
     access: str
     secret: str
 
-    def client(self, secret: str | None = None) -> Minio:
-        """A client; with another ``secret``, one whose credentials are no longer good."""
-        pool = urllib3.PoolManager(timeout=10, retries=urllib3.Retry(total=1, backoff_factor=0.1))
-        host = self.url.removeprefix("http://")
-        return Minio(host, self.access, secret or self.secret, secure=False, region="us-east-1", http_client=pool)
+    def store(self, secret: str | None = None) -> ObjectStore:
+        """Access to it; with another ``secret``, with credentials that are no longer valid."""
+        keys = Secret(self.access), Secret(secret or self.secret)
+        return ObjectStore(self.url, *keys, credentials="secret minio-credentials")
+
+    def client(self) -> S3Client:
+        return self.store().client()
 
     def new_bucket(self) -> Bucket:
-        """A bucket that nobody else uses."""
-        name = f"results-{uuid.uuid4().hex[:8]}"
-        self.client().make_bucket(name)
-        return Bucket(self.client(), name, self.url)
+        """A bucket that no other test uses."""
+        bucket = Bucket(self.store(), f"results-{uuid.uuid4().hex[:8]}")
+        bucket.client.create_bucket(Bucket=bucket.name)
+        return bucket
 
 
 @contextmanager

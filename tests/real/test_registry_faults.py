@@ -204,7 +204,7 @@ class World:
 
     def remove(self, *names: str) -> None:
         for name in names:
-            self.place.bucket.client.remove_object(self.place.bucket.name, self.prefix + name)
+            self.place.bucket.delete(self.prefix + name)
 
 
 @pytest.fixture
@@ -264,7 +264,8 @@ def public(world: World) -> None:
     statement = {
         "Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject"], "Resource": [f"arn:aws:s3:::{bucket.name}/*"],
     }  # fmt: skip
-    bucket.client.set_bucket_policy(bucket.name, json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    bucket.client.put_bucket_policy(Bucket=bucket.name, Policy=policy)
 
 
 def second_version(world: World) -> None:
@@ -327,7 +328,7 @@ FAULTS: dict[str, Fault] = {
         "quantized-rate-5.json: ttft_p99_ms is 99.8, the samples give 119.7",
     ),
     "number altered everywhere but in the samples": Fault(
-        forge, {EQUAL_SAMPLES}, f"{P99} is 219.7 in publishing.json, the samples give 119.7"
+        forge, {EQUAL_SAMPLES}, f"{P99} is 219.7 in publication.json, the samples give 119.7"
     ),
     "samples deleted": Fault(
         lambda w: w.remove("quantized-rate-5.samples.jsonl.gz"),
@@ -335,7 +336,7 @@ FAULTS: dict[str, Fault] = {
         "quantized-rate-5.samples.jsonl.gz is missing: it was deleted",
     ),
     "artifact deleted": Fault(
-        lambda w: w.remove(*[key.removeprefix(w.prefix) for key in w.place.bucket.keys(w.prefix)]),
+        lambda w: w.remove(*[key.removeprefix(w.prefix) for key in w.place.bucket.list_keys(w.prefix)]),
         {*READS_DOCUMENT, HASHES},
         "nothing is there: the artifact was deleted",
     ),
@@ -355,7 +356,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "public bucket": Fault(public, {PRIVATE}, "is public: its policy allows s3:GetObject to everyone"),
     "expired credentials": Fault(
-        change_world(secret="0" * 32), READS_BUCKET, "MinIO refuses the credentials of secret minio-credentials"
+        change_world(secret="0" * 32), READS_BUCKET, "refuses the credentials of secret minio-credentials"
     ),
     "service labelled otherwise": Fault(
         change_world(labels=LABELS | {"vllm-stage/version": "quant-w4a16"}),
@@ -464,7 +465,7 @@ def test_results_that_are_no_models_are_refused_and_nothing_is_written(
     failed, output, _ = world.run()
     assert failed, output
     assert says in output
-    assert world.place.bucket.keys("") == []
+    assert world.place.bucket.list_keys() == []
     assert world.standin.writes() == []
 
 

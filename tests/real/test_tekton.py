@@ -12,10 +12,9 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightkube
-import minio as minio_client
 import pytest
 import yaml
 
@@ -31,12 +30,16 @@ from pytest_vllm_stage.core.paths import PACKAGE, fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.engine import environment
 from pytest_vllm_stage.settings.profile import load_profile
-from pytest_vllm_stage.stage import client, object_store
+from pytest_vllm_stage.stage import client
 from pytest_vllm_stage.stage.deploy import addresses, render, secrets, waves
 from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.object_store import find_object_store
 from pytest_vllm_stage.stage.observe.reader import View
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 pytestmark = pytest.mark.real
 
@@ -163,9 +166,9 @@ def model() -> list[Object]:
 
 
 @pytest.fixture(scope="module")
-def minio(cluster: ClusterFacts, view: View) -> minio_client.Minio:
+def minio(cluster: ClusterFacts, view: View) -> S3Client:
     url = addresses.of_minio(view.kube, cluster, NAMESPACE)
-    return object_store.connect(StageFacts(NAMESPACE, RUN, True, (), url), view.kube)
+    return find_object_store(StageFacts(NAMESPACE, RUN, True, (), url), view.kube).client()
 
 
 @pytest.fixture(scope="module")
@@ -334,14 +337,14 @@ def task_run(kubectl: Kubectl, task: Object) -> Ended:
     return carried_out(kubectl, run)
 
 
-def test_a_task_run_publishes_each_rate(task_run: Ended, minio: minio_client.Minio) -> None:
+def test_a_task_run_publishes_each_rate(task_run: Ended, minio: S3Client) -> None:
     assert task_run.succeeded, task_run.message
     reports = job_runs.fetch(minio, Location.parse(task_run.results["location"]))
     assert sorted(reports.contents) == ["rate-2.json", "rate-5.json"]
     assert [(step["samples"], step["failed"]) for step in reports.summary["steps"]] == [(6, 0), (15, 0)]
 
 
-def test_the_job_does_the_same(cluster: ClusterFacts, view: View, minio: minio_client.Minio, task_run: Ended) -> None:
+def test_the_job_does_the_same(cluster: ClusterFacts, view: View, minio: S3Client, task_run: Ended) -> None:
     """The Job with the same settings leaves the same kind of reports, by its summary and by GuideLLM's own settings."""
     manifests = job_runs.manifests_of(OVERLAYS / "local", cluster.kubectl, NAMESPACE)
     job = copy.deepcopy(job_runs.job_of(manifests, "smollm2-135m"))
@@ -374,7 +377,7 @@ def test_a_benchmark_that_cannot_be_is_a_failed_run(kubectl: Kubectl, task: Obje
     assert ended.results == {}
 
 
-def test_the_pipeline_of_the_example_runs(kubectl: Kubectl, task: Object, minio: minio_client.Minio) -> None:
+def test_the_pipeline_of_the_example_runs(kubectl: Kubectl, task: Object, minio: S3Client) -> None:
     run = example("pipelinerun")
     for one_task in run["spec"]["pipelineSpec"]["tasks"]:
         one_task["params"] = shortened(one_task["params"], "2")

@@ -275,7 +275,7 @@ def truncate(workbench: Workbench) -> None:
 
 def remove(name: str) -> Callable[[Workbench], None]:
     """Delete an object of the quantized model's artifact."""
-    return lambda w: w.minio.client().remove_object(w.bucket.name, w.key("quantized", name))
+    return lambda w: w.bucket.delete(w.key("quantized", name))
 
 
 PLANTED: dict[str, tuple[Callable[[Workbench], None], list[str]]] = {

@@ -4,45 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from minio import Minio
-from minio.error import S3Error
 
 from pytest_vllm_stage.benchmark import job_runs
 from pytest_vllm_stage.benchmark.job_runs import Location
 from pytest_vllm_stage.core.errors import StageFailure, WaitFailed
 from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.s3 import ObjectStore
 from tests.unit.made_objects import pod
+from tests.unit.web_server import s3_objects, web_server
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 PLACE = Location("test-results", "benchmark-jobs/m/20261124-101010-benchmark-m-x7k2p")
 
 
-class Store:
-    """A stand-in for MinIO's client: objects by key, and their folders."""
-
-    def __init__(self, objects: dict[str, bytes]) -> None:
-        self._objects = objects
-
-    def get_object(self, _bucket: str, key: str) -> Any:
-        if key not in self._objects:
-            raise S3Error(cast(Any, None), "NoSuchKey", "it is not there", key, "", "")
-        return SimpleNamespace(read=lambda: self._objects[key], close=lambda: None, release_conn=lambda: None)
-
-    def list_objects(self, _bucket: str, prefix: str) -> list[Any]:
-        names = {key[: key.index("/", len(prefix)) + 1] for key in self._objects if key.startswith(prefix)}
-        return [SimpleNamespace(object_name=name) for name in sorted(names)]
+@contextmanager
+def s3_client(objects: Mapping[str, bytes]) -> Iterator[S3Client]:
+    """A client of a server that holds these objects of the bucket, by key."""
+    with web_server(s3_objects({f"{PLACE.bucket}/{key}": content for key, content in objects.items()})) as server:
+        client = ObjectStore(server.url, Secret("someone"), Secret("correct-horse")).client()
+        yield client
+        client.close()
 
 
-def store(**changed: bytes | None) -> Minio:
+def stored(**changed: bytes | None) -> dict[str, bytes]:
     report = b'{"benchmarks": []}'
     steps = [{"request_rate": 5, "object": "rate-5.json", "sha256": hashlib.sha256(report).hexdigest()}]
     objects = {"rate-5": report, "summary": json.dumps({"steps": steps}).encode()} | changed
-    kept = {f"{PLACE.prefix}/{name}.json": content for name, content in objects.items() if content is not None}
-    return cast(Minio, Store(kept))
+    return {f"{PLACE.prefix}/{name}.json": content for name, content in objects.items() if content is not None}
 
 
 def view(*pods: Any) -> View:
@@ -55,7 +53,8 @@ def ended(exit_code: int, message: str) -> Any:
 
 
 def test_reports_are_fetched_as_they_were_stored() -> None:
-    found = job_runs.fetch(store(), PLACE)
+    with s3_client(stored()) as client:
+        found = job_runs.fetch(client, PLACE)
     assert (found.location, dict(found.contents)) == (PLACE, {"rate-5.json": b'{"benchmarks": []}'})
 
 
@@ -63,13 +62,13 @@ def test_reports_are_fetched_as_they_were_stored() -> None:
     ("name", "content", "told"),
     [
         ("rate-5", b'{"benchmarks": [1]}', "rate-5.json has sha256 .*, the Job stored "),
-        ("rate-5", None, "rate-5.json cannot be read: NoSuchKey"),
-        ("summary", None, "summary.json cannot be read: NoSuchKey"),
+        ("rate-5", None, "rate-5.json: the S3 API at .* answers NoSuchKey: as the"),
+        ("summary", None, "summary.json: the S3 API at .* answers NoSuchKey: as the"),
     ],
 )
 def test_what_is_missing_or_altered_is_named(name: str, content: bytes | None, told: str) -> None:
-    with pytest.raises(StageFailure, match=told):
-        job_runs.fetch(store(**{name: content}), PLACE)
+    with s3_client(stored(**{name: content})) as client, pytest.raises(StageFailure, match=told):
+        job_runs.fetch(client, PLACE)
 
 
 def test_the_place_is_what_the_jobs_pod_said_at_its_end() -> None:
@@ -94,10 +93,11 @@ def test_the_newest_run_of_the_job_itself_is_taken() -> None:
         "m/20261125-101010-run-guidellm-v2-x-pod",
         "m-quantized/20261126-101010-benchmark-m-quantized-ccccc",
     ]
-    kept = cast(Minio, Store({f"benchmark-jobs/{run}/summary.json": b"{}" for run in runs}))
-    found = job_runs.newest(kept, "test-results", "m", "benchmark-m")
+    with s3_client({f"benchmark-jobs/{run}/summary.json": b"{}" for run in runs}) as client:
+        found = job_runs.newest(client, "test-results", "m", "benchmark-m")
+        absent = job_runs.newest(client, "test-results", "absent", "benchmark-absent")
     assert found == Location("test-results", "benchmark-jobs/m/20261124-101010-benchmark-m-bbbbb")
-    assert job_runs.newest(kept, "test-results", "absent", "benchmark-absent") is None
+    assert absent is None
 
 
 def test_a_job_that_fails_is_the_error_even_where_it_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:

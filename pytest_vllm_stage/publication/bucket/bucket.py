@@ -1,49 +1,33 @@
-"""One bucket through the minio client, with this project's errors; and what somebody without credentials may see."""
+"""One bucket of the object store, with this project's errors; and what it shows to clients without credentials."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
-import httpx
-import urllib3
-from minio import Minio
-from minio.error import InvalidResponseError, S3Error, ServerError
-
-from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.publication.bucket.manifest import File
+from pytest_vllm_stage.stage.s3 import NOT_FOUND, ObjectStore, error_code
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 #: Files above this size are uploaded in parts of it.
 PART_BYTES = 8 * 1024 * 1024
-TIMEOUT_S = 10.0
-_ABSENT = ("NoSuchKey", "NoSuchObject")
-_CREDENTIALS = (
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidToken",
-    "InvalidTokenId",
-    "InvalidClientTokenId",
-)
-#: What somebody without credentials must be answered.
-_CLOSED = (401, 403)
-_SHA256 = "x-amz-meta-sha256"
+#: What a client without credentials must be answered.
+_DENIED = (401, 403)
+_SHA256 = "sha256"
+_NO_POLICY = ("NoSuchBucketPolicy", "AccessDenied", "MethodNotAllowed", "NotImplemented")
 
 
 @dataclass(frozen=True)
-class Stat:
-    """What the server says of an object without reading it.
+class StoredObject:
+    """What the server says about an object without its content.
 
     Attributes:
         size_bytes: Its size.
-        sha256: What was noted when it was uploaded; empty where nothing was.
+        sha256: As noted by the upload; empty where nothing was.
     """
 
     size_bytes: int
@@ -54,133 +38,99 @@ class Bucket:
     """A bucket.
 
     Args:
-        client: With the credentials of the stage's Secret.
+        store: The S3 API, with the credentials of the stage's Secret.
         name: The bucket's name.
-        url: Root of the S3 API, for requests without credentials.
-        ca_file: PEM file of the authorities that sign its certificate.
     """
 
-    def __init__(self, client: Minio, name: str, url: str, ca_file: str | None = None) -> None:
-        self.client = client
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        self.store = store
         self.name = name
-        self.url = url.rstrip("/")
-        self._verify: Any = True
-        if ca_file:
-            import ssl
-
-            self._verify = ssl.create_default_context(cafile=ca_file)
-
-    @contextmanager
-    def told(self, what: str) -> Iterator[None]:
-        """Turn the client's errors into ours; ``what`` is the request in a few words.
-
-        Raises:
-            StageFailure: what was asked, what the server answered, and, for credentials, which Secret holds them.
-        """
-        try:
-            yield
-        except S3Error as error:
-            raise self._failure(what, error) from None
-        except (urllib3.exceptions.HTTPError, ServerError, InvalidResponseError) as error:
-            text = str(error)[:200]
-            raise StageFailure(f"{what}: MinIO at {self.url} does not answer: {type(error).__name__}: {text}") from None
-
-    def _failure(self, what: str, error: S3Error) -> StageFailure:
-        if error.code in _CREDENTIALS:
-            return StageFailure(
-                f"{what}: MinIO refuses the credentials of secret minio-credentials: {error.code}: {error.message}",
-                hint="they expired or were changed: renew the Secret, then run again",
-            )
-        if error.code == "NoSuchBucket":
-            return StageFailure(f"{what}: bucket {self.name} does not exist", hint="kubectl logs job/minio-buckets")
-        return StageFailure(f"{what}: MinIO answers {error.code}: {error.message}")
+        self.client: S3Client = store.client()
 
     def upload(self, key: str, path: Path, file: File) -> None:
         """Store a local file, in parts where it is large; an upload that is cut off leaves no object."""
-        with self.told(f"put {self.name}/{key}"):
-            self.client.fput_object(
-                self.name,
-                key,
-                str(path),
-                content_type=file.content_type,
-                metadata={_SHA256: file.sha256},
-                part_size=PART_BYTES,
-            )
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False)
+        extra = {"ContentType": file.content_type, "Metadata": {_SHA256: file.sha256}}
+        with self.store.readable_errors(f"put {self.name}/{key}"), path.open("rb") as content:
+            self.client.upload_fileobj(content, self.name, key, ExtraArgs=extra, Config=parts)
 
     def put(self, key: str, content: bytes, content_type: str) -> None:
         """Store a small object."""
-        with self.told(f"put {self.name}/{key}"):
-            self.client.put_object(self.name, key, io.BytesIO(content), len(content), content_type=content_type)
+        with self.store.readable_errors(f"put {self.name}/{key}"):
+            self.client.put_object(Bucket=self.name, Key=key, Body=content, ContentType=content_type)
 
     def get(self, key: str) -> bytes | None:
         """An object's bytes; None where there is none."""
-        with self.told(f"get {self.name}/{key}"):
+        from botocore.exceptions import ClientError
+
+        with self.store.readable_errors(f"get {self.name}/{key}"):
             try:
-                response = self.client.get_object(self.name, key)
-            except S3Error as error:
-                if error.code in _ABSENT:
+                answer = self.client.get_object(Bucket=self.name, Key=key)
+            except ClientError as error:
+                if error_code(error) in NOT_FOUND:
                     return None
                 raise
-            try:
-                return bytes(response.read())
-            finally:
-                response.close()
-                response.release_conn()
+            with answer["Body"] as body:
+                return body.read()
 
-    def stat(self, key: str) -> Stat | None:
+    def stat(self, key: str) -> StoredObject | None:
         """Size and noted hash; None where there is no object."""
-        with self.told(f"stat {self.name}/{key}"):
+        from botocore.exceptions import ClientError
+
+        with self.store.readable_errors(f"stat {self.name}/{key}"):
             try:
-                found = self.client.stat_object(self.name, key)
-            except S3Error as error:
-                if error.code in _ABSENT:
+                found = self.client.head_object(Bucket=self.name, Key=key)
+            except ClientError as error:
+                if error_code(error) in NOT_FOUND:
                     return None
                 raise
-            headers = found.metadata or {}
-            return Stat(found.size or 0, str(headers.get(_SHA256, "")))
+            return StoredObject(found["ContentLength"], found["Metadata"].get(_SHA256, ""))
 
-    def keys(self, prefix: str) -> list[str]:
-        """Every key under a prefix."""
-        with self.told(f"list {self.name}/{prefix}"):
-            return [str(item.object_name) for item in self.client.list_objects(self.name, prefix, recursive=True)]
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is none."""
+        with self.store.readable_errors(f"delete {self.name}/{key}"):
+            self.client.delete_object(Bucket=self.name, Key=key)
 
-    def openings(self, key: str | None = None) -> list[str]:
-        """How somebody without credentials gets in, a line each: by the bucket's policy, a list, or reading ``key``."""
-        found = [f"its policy allows {action} to everyone" for action in self._open_actions()]
-        paths = [f"/{self.name}", *([f"/{self.name}/{quote(key)}"] if key else [])]
-        return found + [
-            f"GET {path} without credentials answers HTTP {status} instead of 403"
-            for path in paths
-            if (status := self._anonymous_status(path)) not in _CLOSED
-        ]
+    def list_keys(self, prefix: str = "") -> list[str]:
+        """Every key under a prefix, in order."""
+        with self.store.readable_errors(f"list {self.name}/{prefix}"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
-    def _open_actions(self) -> list[str]:
-        with self.told(f"read the policy of bucket {self.name}"):
+    def find_public_access(self, key: str | None = None) -> list[str]:
+        """How a client without credentials gets in, a line each: by the bucket's policy, a list, or reading ``key``."""
+        found = [f"its policy allows {action} to everyone" for action in self._public_actions()]
+        for one in (None, *([key] if key else [])):
+            status = self.store.anonymous_status(self.name, one)
+            if status not in _DENIED:
+                path = f"/{self.name}/{one}" if one else f"/{self.name}"
+                found.append(f"GET {path} without credentials answers HTTP {status} instead of 403")
+        return found
+
+    def _public_actions(self) -> list[str]:
+        from botocore.exceptions import ClientError
+
+        with self.store.readable_errors(f"read the policy of bucket {self.name}"):
             try:
-                policy = json.loads(self.client.get_bucket_policy(self.name))
-            except S3Error as error:
-                if error.code in ("NoSuchBucketPolicy", "AccessDenied", "MethodNotAllowed", "NotImplemented"):
-                    return []  # none, or not for these credentials to see: the requests of `openings` decide
+                policy = json.loads(self.client.get_bucket_policy(Bucket=self.name)["Policy"])
+            except ClientError as error:
+                if error_code(error) in _NO_POLICY:
+                    return []  # none, or not visible to these credentials: the anonymous requests decide
                 raise
         actions = [
             action
             for statement in policy.get("Statement", [])
-            if statement.get("Effect") == "Allow" and _everyone(statement.get("Principal"))
-            for action in _listed(statement.get("Action"))
+            if statement.get("Effect") == "Allow" and _is_everyone(statement.get("Principal"))
+            for action in _as_list(statement.get("Action"))
         ]
         return sorted(set(actions))
 
-    def _anonymous_status(self, path: str) -> int:
-        try:
-            return httpx.get(self.url + path, timeout=TIMEOUT_S, trust_env=False, verify=self._verify).status_code
-        except httpx.HTTPError as error:
-            message = f"MinIO does not answer GET {self.url}{path}: {type(error).__name__}: {error}"
-            raise StageFailure(message) from None
 
-
-def _listed(value: Any) -> list[str]:
+def _as_list(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _everyone(principal: Any) -> bool:
-    return principal == "*" or (isinstance(principal, dict) and "*" in _listed(principal.get("AWS")))
+def _is_everyone(principal: Any) -> bool:
+    return principal == "*" or (isinstance(principal, dict) and "*" in _as_list(principal.get("AWS")))

@@ -44,12 +44,12 @@ def read(bucket: Bucket, uri: str) -> Stored:
     """Read everything under a URI and hold it against the manifest.
 
     Raises:
-        StageError: the URI is none of ours, or MinIO does not give what is asked.
+        StageError: the URI is none of ours, or the object store refuses.
     """
     name, prefix = parse_uri(uri)
     if name != bucket.name:
         raise StageFailure(f"{uri} lies in bucket {name}; results are expected in {bucket.name}")
-    keys = {key.removeprefix(prefix) for key in bucket.keys(prefix)}
+    keys = {key.removeprefix(prefix) for key in bucket.list_keys(prefix)}
     if not keys:
         return Stored(uri, None, {}, ("nothing is there: the artifact was deleted or never uploaded",))
     content = bucket.get(prefix + MANIFEST)
@@ -98,7 +98,7 @@ def unfinished(bucket: Bucket, model: str, version: str) -> list[Unfinished]:
     """The runs of a version that were uploaded, at least in part, and are not marked as published."""
     prefix = prefix_of(model, version)
     names: dict[str, set[str]] = {}
-    for key in bucket.keys(prefix):
+    for key in bucket.list_keys(prefix):
         run = run_of(key, prefix)
         if run:
             names.setdefault(run, set()).add(key.removeprefix(prefix_of(model, version, run)))

@@ -20,10 +20,10 @@ def refuse_public(bucket: Bucket, key: str | None = None) -> None:
     Raises:
         StageFailure: naming every way in.
     """
-    openings = bucket.openings(key)
-    if openings:
+    ways_in = bucket.find_public_access(key)
+    if ways_in:
         raise StageFailure(
-            f"bucket {bucket.name} is public: {'; '.join(openings)}", hint=f"mc anonymous set none STAGE/{bucket.name}"
+            f"bucket {bucket.name} is public: {'; '.join(ways_in)}", hint=f"mc anonymous set none STAGE/{bucket.name}"
         )
 
 

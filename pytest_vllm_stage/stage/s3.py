@@ -1,0 +1,221 @@
+"""An S3 API, whoever serves it (MinIO, Ceph, AWS): its clients, what it shows to everyone, and its errors in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
+from pytest_vllm_stage.core.gateways import MAX_EXCERPT, Answer, identify_gateway
+from pytest_vllm_stage.core.secret import Secret
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+#: A request, and two more where the server or the connection failed.
+ATTEMPTS = 3
+DEFAULT_REGION = "us-east-1"
+#: What a HEAD request's answer, which has no body, is called.
+NOT_FOUND = ("NoSuchKey", "NoSuchObject", "NotFound", "404")
+_BAD_CREDENTIALS = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidToken",
+    "InvalidTokenId",
+    "InvalidClientTokenId",
+)
+_CLOCK = ("RequestTimeTooSkewed", "RequestExpired")
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """Where an S3 API is, and who asks.
+
+    Attributes:
+        url: Its root.
+        access_key: The identity.
+        secret_key: Signs its requests.
+        credentials: Where the keys come from, for errors: ``secret minio-credentials``.
+        region: Part of every signature.
+        path_style: Buckets are the first part of the path, not a host name of their own.
+        ca_file: PEM file of the authorities that sign the server's certificate; None for the usual ones.
+        use_proxies: The proxies of the environment apply.
+    """
+
+    url: str
+    access_key: Secret
+    secret_key: Secret
+    credentials: str = "its credentials"
+    region: str = DEFAULT_REGION
+    path_style: bool = True
+    ca_file: str | None = None
+    use_proxies: bool = False
+
+    def client(self) -> S3Client:
+        """A client with the store's credentials."""
+        return self._client("s3v4", self.access_key.reveal(), self.secret_key.reveal())
+
+    def anonymous_client(self) -> S3Client:
+        """A client without credentials: it sees what everyone sees."""
+        from botocore import UNSIGNED
+
+        return self._client(UNSIGNED)
+
+    def anonymous_status(self, bucket: str, key: str | None = None) -> int:
+        """HTTP status of a list of the bucket, or of reading one object, without credentials.
+
+        Raises:
+            StageError: the store does not answer.
+        """
+        from botocore.exceptions import ClientError
+
+        client = self.anonymous_client()
+        try:
+            with self.readable_errors(f"anonymous GET {bucket}/{key or ''}", raw=ClientError):
+                answer: Any = (
+                    client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+                    if key is None
+                    else client.get_object(Bucket=bucket, Key=key)
+                )
+        except ClientError as error:
+            answer = error.response
+        finally:
+            client.close()
+        return int(answer["ResponseMetadata"]["HTTPStatusCode"])
+
+    def minio_health_status(self) -> int:
+        """HTTP status of MinIO's own readiness check, which lies where a bucket called ``minio`` would."""
+        return replace(self, path_style=True).anonymous_status("minio", "health/ready")
+
+    def _client(self, signature: Any, access_key: str | None = None, secret_key: str | None = None) -> S3Client:
+        from boto3.session import Session
+        from botocore.config import Config
+
+        config = Config(
+            signature_version=signature,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            s3={"addressing_style": "path" if self.path_style else "virtual"},
+            # None means those of the environment.
+            proxies=None if self.use_proxies else {},
+            # Servers other than AWS know the older checksums alone, and uploads that need them are signed anyway.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        client = Session(botocore_session=_isolated_session()).client(
+            "s3",
+            region_name=self.region,
+            endpoint_url=self.url,
+            verify=self.ca_file or True,
+            config=config,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
+        )
+        client.meta.events.register("before-parse.s3", self._refuse_foreign_answer)
+        return client
+
+    def _refuse_foreign_answer(self, operation_model: Any, response_dict: Any, **_: Any) -> None:
+        """Raise for an answer of something in front of the store, before the client makes its own sense of it.
+
+        It takes a login page for an empty list, follows a redirect without end, and drops the text of any error that
+        is not S3's.
+        """
+        status = int(response_dict["status_code"])
+        headers = {str(name).lower(): str(value) for name, value in response_dict["headers"].items()}
+        if "x-amz-request-id" in headers or (operation_model.has_streaming_output and status < 300):
+            return
+        answer = Answer(status, headers, response_dict["body"][: 4 * MAX_EXCERPT].decode(errors="replace"))
+        gateway = identify_gateway(answer)
+        if gateway is None and (status >= 300 or answer.body.lstrip()[:1] in ("", "<", "{")):
+            return
+        sender = gateway.name if gateway else "something that speaks no S3"
+        raise EnvironmentUnusable(
+            f"{sender} answers HTTP {status} in place of the S3 API at {self.url}: {answer.excerpt}",
+            hint=f"curl -i {self.url}",
+        )
+
+    def readable_errors(self, action: str, *, raw: type[Exception] | tuple[()] = ()) -> AbstractContextManager[None]:
+        """See `readable_s3_errors`."""
+        return readable_s3_errors(action, self.url, credentials=self.credentials, raw=raw)
+
+
+@contextmanager
+def readable_s3_errors(
+    action: str, url: str, *, credentials: str = "its credentials", raw: type[Exception] | tuple[()] = ()
+) -> Iterator[None]:
+    """Turn the S3 client's errors into this project's.
+
+    Args:
+        action: The request in a few words, bucket and key in it: ``put results/model/file``.
+        url: Root of the S3 API.
+        credentials: Where they come from.
+        raw: An error that the caller judges, passed on as it is.
+
+    Raises:
+        StageFailure: the store refused, or did not answer.
+        EnvironmentUnusable: something in front of the store answered.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except raw:
+        raise
+    except EnvironmentUnusable as error:  # see `ObjectStore._refuse_foreign_answer`
+        raise EnvironmentUnusable(f"{action}: {error.message}", hint=error.hint) from None
+    except ClientError as error:
+        raise _refused(action, url, credentials, error) from None
+    except BotoCoreError as error:
+        raise _unanswered(action, url, error) from None
+
+
+def _refused(action: str, url: str, credentials: str, error: ClientError) -> StageFailure:
+    code, message = error_code(error), str(error.response.get("Error", {}).get("Message", ""))[:200]
+    where = f"{action}: the S3 API at {url}"
+    if code in _BAD_CREDENTIALS:
+        return StageFailure(
+            f"{where} refuses the credentials of {credentials}: {code}: {message}",
+            hint="they expired or were changed: renew the Secret, then run again",
+        )
+    if code in _CLOCK:
+        return StageFailure(
+            f"{where} answers {code}: {message}", hint="compare the clocks: date -u, here and on the node"
+        )
+    if code == "NoSuchBucket":
+        return StageFailure(f"{where} answers NoSuchBucket: {message}", hint="kubectl logs job/minio-buckets")
+    return StageFailure(f"{where} answers {code}: {message}")
+
+
+def _unanswered(action: str, url: str, error: Exception) -> StageFailure:
+    from botocore.exceptions import SSLError
+
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, SSLError):
+        hint = "--stage-ca-file names the authorities that sign its certificate"
+        return StageFailure(f"{action}: the certificate of {url} is not trusted: {text}", hint=hint)
+    message = f"{action}: the S3 API at {url} does not answer: {type(error).__name__}: {text}"
+    return StageFailure(message, hint=f"curl -i {url}")
+
+
+def error_code(error: ClientError) -> str:
+    """S3's code of an error, for example ``NoSuchKey``; the HTTP status where the answer names none."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _isolated_session() -> Any:
+    """A botocore session that reads no AWS_* variable and no ~/.aws: the stage's Secret decides, and nothing else."""
+    from botocore.session import Session
+
+    known = Session.SESSION_VARIABLES
+    alone = {name: (None, None, default, convert) for name, (_, _, default, convert) in known.items()}
+    for file in ("config_file", "credentials_file"):
+        alone[file] = (None, None, None, None)
+    return Session(session_vars=alone)
