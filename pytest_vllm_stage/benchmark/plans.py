@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from pytest_vllm_stage.benchmark.load_tables import parse_load_plan
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.measurement.step import LoadPlan, LoadStep
 from pytest_vllm_stage.settings.config import StageConfig
-from pytest_vllm_stage.settings.profile import ModelProfile
+from pytest_vllm_stage.settings.profile import ModelProfile, Profile
+from pytest_vllm_stage.settings.slo_tables import SloTable
+from pytest_vllm_stage.settings.tables import describe_unknown
 from pytest_vllm_stage.slo.baselines import read_baselines
-from pytest_vllm_stage.slo.objectives import Objective, merge_objectives, parse_objectives
-from pytest_vllm_stage.slo.regression import Rule, parse_rule
+from pytest_vllm_stage.slo.objectives import Objective, merge_objectives
 
 #: Where no rate above the promised one is planned, this many times the promised one is measured as an observation.
 STEP_ABOVE = 2.0
@@ -62,9 +60,10 @@ def objectives_of(config: StageConfig, role: str, step_name: str | None = None) 
         role: The model's role; `ENDPOINT` has the promises of every model.
         step_name: The step's name without the role, for example ``rate-5``; None for the promises of all its steps.
     """
-    layers = _layers(config, role)
-    general = [layer[None] for layer in layers]
-    return merge_objectives(*general, *(layer[step_name] for layer in layers if step_name and step_name in layer))
+    model = _model(config, role)
+    tables = [config.profile.slo, *([model.slo] if model else [])]
+    inner = [table.steps[step_name] for table in tables if step_name and step_name in table.steps]
+    return merge_objectives(*(table.limits() for table in (*tables, *inner)))
 
 
 def check(config: StageConfig) -> None:
@@ -76,10 +75,8 @@ def check(config: StageConfig) -> None:
     roles = dict.fromkeys((*config.profile.models, *config.roles))
     planned = {role: _steps_of_role(config, "check", role) for role in roles}
     known = [one.step.name for steps in planned.values() for one in steps]
-    for role in roles:
-        for where, table in _tables(config, role, "slo"):
-            _check_step_names(where, table, known)
-    regression_rule(config)
+    for where, table in _slo_tables(config.profile).items():
+        _check_step_names(f"profile {config.profile.source.name}: {where}", table, known)
     folder = config.get("baselines")
     if folder is not None:
         if Path(folder).exists() and not Path(folder).is_dir():
@@ -90,15 +87,6 @@ def check(config: StageConfig) -> None:
 def baselines_file(config: StageConfig, folder: str) -> Path:
     """Where the runs of a profile are kept, to be compared with."""
     return Path(folder) / f"{config.profile.name}.jsonl"
-
-
-def regression_rule(config: StageConfig) -> Rule:
-    """By what a run is compared with earlier ones.
-
-    Raises:
-        ConfigError: the profile's table is wrong.
-    """
-    return parse_rule(config.profile.regression, f"profile {config.profile.source.name}: regression")
 
 
 def saved(config: StageConfig, step: LoadStep) -> PlannedStep:
@@ -146,45 +134,37 @@ def _model(config: StageConfig, role: str) -> ModelProfile | None:
     return next((model for model in config.profile.models.values() if model.inference_service == named), None)
 
 
-def _tables(config: StageConfig, role: str, kind: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The tables of a kind, outer first, with the names that they have in the file."""
-    profile, model = config.profile, _model(config, role)
-    tables = [(f"profile {profile.source.name}: {kind}", getattr(profile, kind))]
-    if model is not None:
-        tables.append((f"profile {profile.source.name}: models.{model.role}.{kind}", getattr(model, kind)))
-    return tables
+def _slo_tables(profile: Profile) -> dict[str, SloTable]:
+    """The tables of objectives, by the names that they have in the file."""
+    return {"slo": profile.slo} | {f"models.{role}.slo": model.slo for role, model in profile.models.items()}
 
 
-def _layers(config: StageConfig, role: str) -> list[dict[str | None, dict[str, float | None]]]:
-    """Of each table: its objectives under None, and those of its step tables under the step's name."""
-    found = []
-    for where, table in _tables(config, role, "slo"):
-        inner = {key: value for key, value in table.items() if isinstance(value, dict)}
-        outer = {key: value for key, value in table.items() if key not in inner}
-        layer: dict[str | None, dict[str, float | None]] = {None: parse_objectives(outer, where)}
-        found.append(layer | {name: parse_objectives(value, f"{where}.{name}") for name, value in inner.items()})
-    return found
-
-
-def _check_step_names(where: str, table: Mapping[str, Any], known: list[str]) -> None:
-    for name, value in table.items():
-        if isinstance(value, dict) and name not in known:
-            valid = ", ".join(dict.fromkeys(known)) or "none, since [load] plans no step"
-            raise ConfigError(f"{where}.{name}: is no planned step; valid: {valid}")
+def _check_step_names(where: str, table: SloTable, known: list[str]) -> None:
+    for name in table.steps:
+        if name not in known:
+            raise ConfigError(f"{where}.{name}: {describe_unknown(name, dict.fromkeys(known), 'load step')}")
 
 
 def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
-    tables = _tables(config, role, "load")
-    if not any(table for _, table in tables):
-        return None
     model = _model(config, role)
-    return parse_load_plan(
-        role,
+    load = config.profile.load.override(model.load) if model else config.profile.load
+    if load.is_empty:
+        return None
+    where = f"profile {config.profile.source.name}: {f'models.{model.role}.load' if model else 'load'}"
+    if missing := load.missing_keys():
+        raise ConfigError(f"{where}.{missing[0]}: required key is missing")
+    values = load.model_dump()
+    rates, concurrencies = values.pop("rates"), values.pop("concurrencies")
+    base = LoadStep(
+        f"{role} ({where})",
         model.inference_service if model else ENDPOINT,
-        tables,
+        # Only makes the base a valid step; every step of the plan has its own level.
+        request_rate=max([1.0, *rates]) + 1 / load.duration_s,
         seed=seed_of(config, run_id),
         decide_early=config.get("full_duration") != "true" and config.text("load_driver") == "builtin",
+        **values,
     )
+    return LoadPlan(role, base.model, rates, concurrencies, base)
 
 
 def _steps_of_role(config: StageConfig, run_id: str, role: str) -> list[PlannedStep]:

@@ -17,10 +17,11 @@ from pytest_vllm_stage.benchmark.plans import PlannedStep
 from pytest_vllm_stage.benchmark.steps import StepResult
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.run.context import Run
+from pytest_vllm_stage.settings.slo_tables import RegressionTable
 from pytest_vllm_stage.slo import trend
 from pytest_vllm_stage.slo.baselines import Baseline, append_baseline, comparable, make_key, read_baselines, why_none
 from pytest_vllm_stage.slo.decision import Outcome
-from pytest_vllm_stage.slo.regression import LEAST_HISTORY, RERUNS, Gate, Rule, State, accepts, gate_all, worst
+from pytest_vllm_stage.slo.regression import LEAST_HISTORY, RERUNS, Gate, State, accepts, gate_all, worst
 from pytest_vllm_stage.slo.verdict import judge
 from pytest_vllm_stage.stage.revision import Serving
 
@@ -100,7 +101,7 @@ def compare(run: Run, result: StepResult, serving: Serving, remeasure: Remeasure
     folder = run.config.get("baselines")
     if folder is None or result.planned.observation:
         return None
-    rule = plans.regression_rule(run.config)
+    rule = run.config.profile.regression
     path = plans.baselines_file(run.config, folder)
     data = read_result(steps.folder_of(run) / f"{result.planned.step.id}.json")
     key = _key(result, data, serving)
@@ -124,7 +125,9 @@ def compare(run: Run, result: StepResult, serving: Serving, remeasure: Remeasure
     return comparison
 
 
-def _judge(run: Run, result: StepResult, rule: Rule, history: list[Baseline], remeasure: Remeasure) -> Comparison:
+def _judge(
+    run: Run, result: StepResult, rule: RegressionTable, history: list[Baseline], remeasure: Remeasure
+) -> Comparison:
     past = [one.metrics for one in history]
     valid = result.verdict.outcome is not Outcome.INVALID
     now = result.metrics.flat()

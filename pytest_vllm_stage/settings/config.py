@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.settings.options import BY_NAME, OPTIONS, Option
-from pytest_vllm_stage.settings.profile import Profile, load_profile
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.settings.profile import Profile
 
 #: What files with a load step's samples end with; `load.samples_file` writes them.
 SAMPLES = ".samples.jsonl.gz"
@@ -128,10 +129,13 @@ def resolve(cli: Lookup, env: Mapping[str, str], ini: Lookup, rootdir: Path) -> 
         (lambda option: f"ini {option.ini}", ini),
     ]
     settings = {option.name: _first(option, layers) for option in OPTIONS}
-    profile = _profile(settings["profile"], rootdir)
+    # Reading a profile imports pydantic: not at the plugin's load.
+    from pytest_vllm_stage.settings.profile import load_profile
+
+    profile = load_profile(settings["profile"].value or "", rootdir)
     for name, value in profile.options.items():
         if settings[name].source == "default":
-            settings[name] = Setting(_checked(BY_NAME[name], value, f"profile {profile.name}"), "profile")
+            settings[name] = Setting(str(value).lower() if isinstance(value, bool) else value, "profile")
     config = StageConfig(settings, profile)
     _check_agreement(config)
     _check_registry_url(config)
@@ -157,13 +161,6 @@ def _checked(option: Option, value: str, source: str) -> str:
     return value
 
 
-def _profile(setting: Setting, rootdir: Path) -> Profile:
-    try:
-        return load_profile(setting.value or "", rootdir)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"profile {setting.value!r} ({setting.source}): {error}") from None
-
-
 def _simulated(profile: Profile, source: str) -> Profile:
     """The profile with the overlay ``NAME-sim`` beside its own, and descriptions that promise no model.
 
@@ -176,11 +173,7 @@ def _simulated(profile: Profile, source: str) -> Profile:
             f"{source}: profile {profile.name} cannot be simulated: there is no kustomization in {overlay.name} beside "
             f"its overlay {profile.overlay.name}"
         )
-    models = {
-        role: replace(model, description=f"simulated, in the place of: {model.description or model.inference_service}")
-        for role, model in profile.models.items()
-    }
-    return replace(profile, overlay=overlay, models=models)
+    return profile.with_simulated_models(overlay)
 
 
 def _check_agreement(config: StageConfig) -> None:

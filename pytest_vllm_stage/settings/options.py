@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 CLUSTERS = ("auto", "local", "kubeconfig")
 ENGINES = ("vllm", "sim")
@@ -20,7 +21,8 @@ class Option:
         help: One sentence for ``--help``, the ini help and README's table.
         default: The value when nobody sets it; None where absence means something of its own.
         choices: The valid values; empty when any text is valid.
-        flag: It is a switch: its values are ``true`` and ``false``.
+        flag: It is a switch: on or off.
+        number: It is a whole number from 0.
         bare: The value of the option given without one; None where a value is required.
         metavar: The value's name in ``--help``.
     """
@@ -30,6 +32,7 @@ class Option:
     default: str | None = None
     choices: tuple[str, ...] = ()
     flag: bool = False
+    number: bool = False
     bare: str | None = None
     metavar: str | None = None
 
@@ -52,6 +55,17 @@ class Option:
     def dest(self) -> str:
         """The attribute on pytest's option namespace."""
         return "vllm_stage_" + self.name
+
+    def json_schema(self) -> dict[str, Any]:
+        """The value's schema in a profile, where switches are booleans and numbers are numbers."""
+        kinds: dict[str, Any] = {"type": "string", "minLength": 1}
+        if self.flag:
+            kinds = {"type": "boolean"}
+        elif self.number:
+            kinds = {"type": "integer", "minimum": 0}
+        elif self.choices:
+            kinds = {"enum": list(self.choices)}
+        return {"description": self.help, **kinds}
 
     @property
     def valid(self) -> tuple[str, ...]:
@@ -159,6 +173,7 @@ OPTIONS: tuple[Option, ...] = (
         "load_seed",
         "whole number that prompts and Poisson arrivals are made from; default: one of the run's own, since prompts "
         "that were sent before may still be in the server's prefix cache",
+        number=True,
         metavar="N",
     ),
     Option(
@@ -177,3 +192,5 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 BY_NAME = {option.name: option for option in OPTIONS}
+#: What a profile may set: it does not choose another profile, and the run directory exists before a profile is read.
+PROFILE_OPTIONS = tuple(option for option in OPTIONS if option.name not in ("profile", "run_dir"))

@@ -1,30 +1,49 @@
-"""Profiles: what is expected of a stage that its manifests cannot say, as TOML under ``fixtures/profiles/``."""
+"""Profiles: what is expected of a stage that its manifests cannot say, as TOML under ``fixtures/profiles/``.
+
+The classes here are the schema, the parsed profile, and the source of docs/profiles.md and of
+fixtures/profiles/profile.schema.json, which editors complete from; see `settings.profile_schema`.
+"""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.files import read_text
 from pytest_vllm_stage.core.paths import fixtures_dir
-from pytest_vllm_stage.settings.options import BY_NAME
+from pytest_vllm_stage.settings.load_table import LoadTable
+from pytest_vllm_stage.settings.options import PROFILE_OPTIONS
+from pytest_vllm_stage.settings.slo_tables import RegressionTable, SloTable
+from pytest_vllm_stage.settings.tables import (
+    OptionalText,
+    Positive,
+    Table,
+    Text,
+    describe_problems,
+    describe_unknown,
+    expect,
+    one_of,
+    refuse,
+    require_table,
+    show,
+)
 
-#: Seconds that each wait of a deployment may take; a profile may override each.
-DEFAULT_WAITS_S = {
-    "namespace_s": 30.0,
-    "persistent_volume_claim_s": 60.0,
-    "minio_s": 120.0,
-    "model_download_s": 900.0,
-    "inference_service_s": 600.0,
-    "first_answer_s": 120.0,
-    "teardown_s": 180.0,
-}
-
-
-#: What a check may need of a model or of its server's flags, and a profile may say that it cannot do.
+#: What a check may need of a model or of its server's flags, and a profile may declare missing.
 CAPABILITIES = (
     "auto_tools",
     "continue_final_message",
@@ -38,115 +57,256 @@ CAPABILITIES = (
 )
 #: Texts by which a model is made to call a tool, for the parsers that read them; see `ModelProfile.tool_format`.
 TOOL_FORMATS = ("hermes",)
+#: What the one target of ``--stage-endpoint`` is called: a profile's role cannot have its name.
+ENDPOINT_ROLE = "endpoint"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
-@dataclass(frozen=True)
-class ModelProfile:
-    """One target model.
-
-    Attributes:
-        role: What the model is in this stage, ``quantized`` or ``full``; test ids use it.
-        inference_service: Name of the InferenceService, which is the served model name.
-        description: What it really is, for reports.
-        rate_limit_requests_per_s: The operational promise of one instance; None where nothing is promised.
-        cost_per_hour_usd: Price of its node; None where it has none.
-        load: Its ``load`` table, which overrides the profile's; `load.tables` reads it.
-        slo: Its ``slo`` table, which overrides the profile's; `slo.objectives` reads it.
-        reference: File of recorded answers and scores; None where nothing is recorded. A profile names it by its stem
-            in ``fixtures/prompts/references``, or by its path beside the profile.
-        tool_format: One of `TOOL_FORMATS` for a model too small to call a tool by itself, which is then made to; None
-            for one that does when asked.
-        cannot: Capability to the reason why this model or its server lacks it; the checks that need it are skipped.
-    """
-
-    role: str
-    inference_service: str
-    description: str = ""
-    rate_limit_requests_per_s: float | None = None
-    cost_per_hour_usd: float | None = None
-    load: Mapping[str, Any] = field(default_factory=dict)
-    slo: Mapping[str, Any] = field(default_factory=dict)
-    reference: Path | None = None
-    tool_format: str | None = None
-    cannot: Mapping[str, str] = field(default_factory=dict)
+def _matching(pattern: re.Pattern[str], what: str) -> tuple[Any, ...]:
+    """The metadata of a string type: for the JSON Schema, and for the message."""
+    return Field(pattern=f"^{pattern.pattern}$"), expect(what)
 
 
-#: Fields of a model that say how it is checked, not what it is.
-_OF_CHECKS = ("role", "load", "slo", "reference", "tool_format", "cannot")
+def _find_overlay(text: Any, info: ValidationInfo) -> Path:
+    if not isinstance(text, str) or not text:
+        refuse(f"expected a string that is not empty, got {show(text)}")
+    places = [base / text for base in (fixtures_dir() / "overlays", _folder(info))]
+    found = next((place for place in places if _is_file(place / "kustomization.yaml")), None)
+    if found is None:
+        refuse(f"there is no kustomization in fixtures/overlays/{text} nor next to the profile")
+    return found.resolve()
 
 
-@dataclass(frozen=True)
-class RegistryNames:
-    """Under which names a model's results are filed; an empty one is taken from the InferenceService's label.
-
-    Attributes:
-        model: The registered model.
-        version: Its version.
-    """
-
-    model: str = ""
-    version: str = ""
-
-
-@dataclass(frozen=True)
-class RegistryProfile:
-    """Where results go.
-
-    Attributes:
-        bucket: The bucket of results.
-        models: Role to names.
-    """
-
-    bucket: str = "test-results"
-    models: Mapping[str, RegistryNames] = field(default_factory=dict)
+def _find_reference(text: Any, info: ValidationInfo) -> Path | None:
+    if text == "":
+        return None
+    if not isinstance(text, str):
+        refuse(f"expected a string, got {show(text)}")
+    known = fixtures_dir() / "prompts" / "references" / f"{text}.json"
+    path = known if not text.endswith(".json") else _folder(info) / text
+    if not _is_file(path):
+        refuse(f"there is no file {path.name} in {path.parent}")
+    return path.resolve()
 
 
-@dataclass(frozen=True)
-class Profile:
-    """A parsed profile.
+def _folder(info: ValidationInfo) -> Path:
+    """The profile's own folder, which its relative paths start from."""
+    return _source_of(info).parent
 
-    Attributes:
-        name: Its name.
-        description: One sentence.
-        overlay: Folder of the kustomize overlay that is deployed or expected.
-        namespace: Namespace of the stage.
-        models: Role to target model, in the file's order.
-        waits_s: Wait name to seconds; see `DEFAULT_WAITS_S`.
-        options: Plugin options that the profile sets.
-        source: The file it was read from.
-        load: The ``load`` table of all models; empty where no load is planned.
-        slo: The ``slo`` table of all models.
-        regression: The ``regression`` table; `slo.regression` reads it.
-        registry: Where results go.
-    """
 
-    name: str
-    description: str
-    overlay: Path
-    namespace: str
-    models: Mapping[str, ModelProfile]
-    waits_s: Mapping[str, float]
-    options: Mapping[str, str]
-    source: Path
-    load: Mapping[str, Any] = field(default_factory=dict)
-    slo: Mapping[str, Any] = field(default_factory=dict)
-    regression: Mapping[str, Any] = field(default_factory=dict)
-    registry: RegistryProfile = field(default_factory=RegistryProfile)
+def _source_of(info: ValidationInfo) -> Path:
+    source: Path = (info.context or {})["source"]
+    return source
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False  # a name that is too long
+
+
+def _check_capabilities(table: Any) -> Any:
+    for key in require_table(table):
+        if key not in CAPABILITIES:
+            refuse(describe_unknown(key, CAPABILITIES, "capability"), key)
+    return table
+
+
+def _table_schema(properties: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "object", "properties": properties, "additionalProperties": False})
+
+
+def _parse_options(table: Any) -> dict[str, str | bool]:
+    return {key: _parse_option(key, value) for key, value in require_table(table).items()}
+
+
+def _parse_option(key: str, value: Any) -> str | bool:
+    """An option's value, in the type that TOML has for it."""
+    option = next((option for option in PROFILE_OPTIONS if option.name == key), None)
+    if option is None:
+        refuse(describe_unknown(key, [option.name for option in PROFILE_OPTIONS], "option"), key)
+    if option.flag:
+        right, what = isinstance(value, bool), "true or false"
+    elif option.number:
+        right, what = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number from 0"
+    else:
+        right, what = isinstance(value, str) and value != "", "a string that is not empty"
+    if not right:
+        refuse(f"expected {what}, got {show(value)}", key)
+    if option.choices and value not in option.choices:
+        refuse(describe_unknown(value, option.choices, f"value {show(value)}"), key)
+    return value if isinstance(value, bool) else str(value)
+
+
+class ModelProfile(Table):
+    """One target model; the table's name is its role, ``quantized`` or ``full``, which test ids use."""
+
+    inference_service: Text
+    """Name of the InferenceService, which is the served model name."""
+    description: OptionalText = ""
+    """What the model really is, for reports."""
+    rate_limit_requests_per_s: Positive | None = None
+    """The operational promise: requests per second of one instance."""
+    cost_per_hour_usd: Positive | None = None
+    """Price of the model's node."""
+    load: LoadTable = LoadTable()
+    """Overrides the profile's `load` table, key by key."""
+    slo: SloTable = SloTable()
+    """Overrides the profile's `slo` table, key by key."""
+    reference: Annotated[Path | None, BeforeValidator(_find_reference), WithJsonSchema({"type": "string"})] = None
+    """Recorded answers and scores: a name in `fixtures/prompts/references`, or the path of a `.json` file."""
+    tool_format: Annotated[
+        str | None, one_of(TOOL_FORMATS, "tool format"), WithJsonSchema({"enum": list(TOOL_FORMATS)})
+    ] = None
+    """For a model too small to call a tool by itself: the text format of a call that it is made to write."""
+    cannot: Annotated[
+        dict[str, Text],
+        BeforeValidator(_check_capabilities),
+        _table_schema({key: {"type": "string", "minLength": 1} for key in CAPABILITIES}),
+    ] = Field(default_factory=dict)
+    """Capabilities that the model or its server lacks, with the reason; the checks that need one are skipped."""
+
+    _role: str = PrivateAttr("")
+
+    @property
+    def role(self) -> str:
+        """The name of the model's table."""
+        return self._role
+
+
+class RegistryNames(Table):
+    """Under which names a model's results are filed; an empty one is taken from the InferenceService's label."""
+
+    model: OptionalText = ""
+    """The registered model."""
+    version: OptionalText = ""
+    """Its version."""
+
+
+class RegistryProfile(Table):
+    """Where results go."""
+
+    bucket: Text = "test-results"
+    """The bucket of results."""
+    models: dict[str, RegistryNames] = Field(default_factory=dict)
+    """Per role: the names in the Model Registry."""
+
+
+class Waits(Table):
+    """Seconds that each wait of a deployment may take."""
+
+    namespace_s: Positive = 30.0
+    """Until the namespace is active."""
+    persistent_volume_claim_s: Positive = 60.0
+    """Until a PersistentVolumeClaim is bound."""
+    minio_s: Positive = 120.0
+    """Until MinIO is available."""
+    model_download_s: Positive = 900.0
+    """Until a model's download Job is complete."""
+    inference_service_s: Positive = 600.0
+    """Until an InferenceService is ready."""
+    first_answer_s: Positive = 120.0
+    """Until a ready model answers its first request."""
+    teardown_s: Positive = 180.0
+    """Until the namespace is gone."""
+
+
+#: Wait name to seconds, where the profile sets none.
+DEFAULT_WAITS_S: dict[str, float] = Waits().model_dump()
+
+
+def _check_roles(models: dict[str, ModelProfile]) -> dict[str, ModelProfile]:
+    if not models:
+        refuse("at least one model is required, as a table [models.<role>]")
+    for role in models:
+        if not _NAME.fullmatch(role):
+            refuse("expected a role of letters, digits, '.', '_' and '-'", role)
+        if role == ENDPOINT_ROLE:
+            refuse("this role is reserved for the server of --stage-endpoint", role)
+    return models
+
+
+class Profile(Table):
+    """A profile: the stage, its models, and what they promise."""
+
+    name: Annotated[str, *_matching(_NAME, "a name of letters, digits, '.', '_' and '-'")]
+    """The profile's name, which is its file's."""
+    description: OptionalText = ""
+    """One sentence."""
+    overlay: Annotated[Path, BeforeValidator(_find_overlay), WithJsonSchema({"type": "string", "minLength": 1})]
+    """The kustomize overlay that is deployed or expected: a folder in `fixtures/overlays`, or next to the profile."""
+    namespace: Annotated[str, *_matching(_NAMESPACE, "a namespace of lower-case letters, digits and '-', at most 63")]
+    """Namespace of the stage."""
+    models: Annotated[
+        dict[str, ModelProfile],
+        Field(json_schema_extra={"minProperties": 1}),
+        BeforeValidator(require_table),
+        AfterValidator(_check_roles),
+    ]
+    """The target models by role, in the order in which they are tested."""
+    waits: Waits = Waits()
+    """Seconds that each wait of a deployment may take."""
+    options: Annotated[
+        dict[str, str | bool],
+        BeforeValidator(_parse_options),
+        _table_schema({option.name: option.json_schema() for option in PROFILE_OPTIONS}),
+    ] = Field(default_factory=dict)
+    """Plugin options that the profile sets; command line, environment and ini file override them."""
+    load: LoadTable = LoadTable()
+    """The load steps of all models; without this table no load is planned."""
+    slo: SloTable = SloTable()
+    """The objectives of all models."""
+    regression: RegressionTable = RegressionTable()
+    """How a run is compared with earlier ones (`--stage-baselines`)."""
+    registry: RegistryProfile = RegistryProfile()
+    """Where results go."""
+
+    _source: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _check_tables_together(self, info: ValidationInfo) -> Profile:
+        self._source = _source_of(info)
+        for role, model in self.models.items():
+            model._role = role
+            for key in self.load.override(model.load).missing_keys():
+                refuse("required key is missing, here and in load", "models", role, "load", key)
+        for role in self.registry.models:
+            if role not in self.models:
+                refuse(describe_unknown(role, self.models, "role"), "registry", "models", role)
+        return self
+
+    @property
+    def source(self) -> Path:
+        """The file that the profile was read from."""
+        return self._source
+
+    @property
+    def waits_s(self) -> Mapping[str, float]:
+        """Wait name to seconds."""
+        return self.waits.model_dump()
 
     def facts(self) -> dict[str, Any]:
         """What makes two stages comparable, as flat fields: used to refuse reuse under another profile."""
-        models = {
-            f"models.{role}.{key}": value
-            for role, model in self.models.items()
-            for key, value in vars(model).items()
-            if key not in _OF_CHECKS
-        }
+        keys = ("inference_service", "description", "rate_limit_requests_per_s", "cost_per_hour_usd")
+        models = {f"models.{role}.{key}": getattr(model, key) for role, model in self.models.items() for key in keys}
         return {"name": self.name, "overlay": self.overlay.name, "namespace": self.namespace, **models}
 
-    def model_of(self, role: str, served_name: str) -> ModelProfile | None:
-        """The model of a role, or of a server that serves it under its name; None where the profile knows neither."""
+    def find_model(self, role: str, served_name: str) -> ModelProfile | None:
+        """The model of a role, or of a server that serves it under its name; None where the profile has neither."""
         named = (model for model in self.models.values() if model.inference_service == served_name)
         return self.models.get(role) or next(named, None)
+
+    def with_simulated_models(self, overlay: Path) -> Profile:
+        """The profile with another overlay, and descriptions that do not claim results of the models."""
+        models = {
+            role: model.model_copy(
+                update={"description": f"simulated, in the place of: {model.description or model.inference_service}"}
+            )
+            for role, model in self.models.items()
+        }
+        return self.model_copy(update={"overlay": overlay, "models": models})
 
 
 def load_profile(name: str, rootdir: Path) -> Profile:
@@ -154,151 +314,28 @@ def load_profile(name: str, rootdir: Path) -> Profile:
 
     Raises:
         ConfigError: naming the file, the key and the valid keys or values.
-        OSError: the file cannot be read.
-        tomllib.TOMLDecodeError: it is no TOML.
     """
     folder = fixtures_dir() / "profiles"
     path = rootdir / name if name.endswith(".toml") else folder / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
-        raise ConfigError(f"there is no profile {name!r}; valid: {known}, or the path of a .toml file")
-    return parse_profile(tomllib.loads(path.read_text(encoding="utf-8")), path)
+    if not _is_file(path):
+        known = sorted(file.stem for file in folder.glob("*.toml"))
+        problem = describe_unknown(name, known, f"profile {name!r}")
+        raise ConfigError(f"{problem}, or the path of a .toml file")
+    text = read_text(path, "profile")
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"profile {path}: not valid TOML: {error}") from None
+    return parse_profile(data, path)
 
 
 def parse_profile(data: Mapping[str, Any], path: Path) -> Profile:
     """Check a profile's data key by key; see `load_profile`."""
-    table = _Table(dict(data), path, "")
-    name, description = table.text("name"), table.text("description", "")
-    overlay = _overlay(table.text("overlay"), table)
-    namespace = table.text("namespace")
-    models = {role: _model(role, table.table("models").table(role)) for role in table.table("models").keys_or_fail()}
-    waits = table.table("waits", optional=True)
-    waits_s = {key: waits.number(key, default) or default for key, default in DEFAULT_WAITS_S.items()}
-    waits.done()
-    options = _options(table.table("options", optional=True))
-    load, slo, regression = (dict(table.table(key, optional=True).data) for key in ("load", "slo", "regression"))
-    registry = _registry(table.table("registry", optional=True), models)
-    table.done()
-    return Profile(
-        name, description, overlay, namespace, models, waits_s, options, path, load, slo, regression, registry
-    )
-
-
-def _registry(table: _Table, roles: Mapping[str, ModelProfile]) -> RegistryProfile:
-    bucket = table.text("bucket", "test-results")
-    models = table.table("models", optional=True)
-    names = {}
-    for role in models.data:
-        if role not in roles:
-            raise models.error(role, f"is no role; valid: {', '.join(roles)}")
-        entry = models.table(role)
-        names[role] = RegistryNames(entry.text("model", ""), entry.text("version", ""))
-        entry.done()
-    table.done()
-    return RegistryProfile(bucket, names)
-
-
-def _overlay(text: str, table: _Table) -> Path:
-    for base in (fixtures_dir() / "overlays", table.path.parent):
-        if (base / text / "kustomization.yaml").is_file():
-            return (base / text).resolve()
-    raise table.error("overlay", f"there is no kustomization in fixtures/overlays/{text} nor beside the profile")
-
-
-def _model(role: str, table: _Table) -> ModelProfile:
-    model = ModelProfile(
-        role=role,
-        inference_service=table.text("inference_service"),
-        description=table.text("description", ""),
-        rate_limit_requests_per_s=table.number("rate_limit_requests_per_s"),
-        cost_per_hour_usd=table.number("cost_per_hour_usd"),
-        load=dict(table.table("load", optional=True).data),
-        slo=dict(table.table("slo", optional=True).data),
-        reference=_reference(table.text("reference", ""), table),
-        tool_format=table.one_of("tool_format", TOOL_FORMATS),
-        cannot=_cannot(table.table("cannot", optional=True)),
-    )
-    table.done()
-    return model
-
-
-def _reference(text: str, table: _Table) -> Path | None:
-    if not text:
-        return None
-    known = fixtures_dir() / "prompts" / "references" / f"{text}.json"
-    path = known if not text.endswith(".json") else table.path.parent / text
-    if not path.is_file():
-        raise table.error("reference", f"there is no file {path.name} in {path.parent}")
-    return path.resolve()
-
-
-def _cannot(table: _Table) -> dict[str, str]:
-    for key in table.data:
-        if key not in CAPABILITIES:
-            raise table.error(key, f"is no capability; valid: {', '.join(CAPABILITIES)}")
-    return {key: table.text(key) for key in table.data}
-
-
-def _options(table: _Table) -> dict[str, str]:
-    allowed = sorted(set(BY_NAME) - {"profile"})
-    for key in table.data:
-        if key not in allowed:
-            raise table.error(key, f"is no option; valid: {', '.join(allowed)}")
-    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in table.data.items()}
-
-
-class _Table:
-    """A TOML table that is emptied key by key, so that what is left at the end was not understood."""
-
-    def __init__(self, data: dict[str, Any], path: Path, prefix: str) -> None:
-        self.data = data
-        self.path = path
-        self.prefix = prefix
-        self._known: list[str] = []
-
-    def error(self, key: str, problem: str) -> ConfigError:
-        return ConfigError(f"profile {self.path.name}: {self.prefix}{key}: {problem}")
-
-    def _take(self, key: str) -> Any:
-        self._known.append(key)
-        return self.data.get(key)
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._take(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, str) or (not value and default is None):
-            raise self.error(key, "must be a text that is not empty" if value is not None else "is missing")
-        return value
-
-    def one_of(self, key: str, valid: tuple[str, ...]) -> str | None:
-        value = self._take(key)
-        if value is not None and value not in valid:
-            raise self.error(key, f"is {value!r}; valid: {', '.join(valid)}")
-        return value if isinstance(value, str) else None
-
-    def number(self, key: str, default: float | None = None) -> float | None:
-        value = self._take(key)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise self.error(key, f"must be a number above 0, not {value!r}")
-        return float(value)
-
-    def table(self, key: str, *, optional: bool = False) -> _Table:
-        value = self._take(key)
-        if value is None and optional:
-            value = {}
-        if not isinstance(value, dict):
-            raise self.error(key, "must be a table" if value is not None else "is missing")
-        return _Table(value, self.path, f"{self.prefix}{key}.")
-
-    def keys_or_fail(self) -> list[str]:
-        if not self.data:
-            raise self.error("<role>", "at least one model is needed")
-        return list(self.data)
-
-    def done(self) -> None:
-        for key in self.data:
-            if key not in self._known:
-                raise self.error(key, f"is unknown; valid keys: {', '.join(sorted(set(self._known)))}")
+    try:
+        return Profile.model_validate(data, context={"source": path})
+    except ValidationError as error:
+        problems = describe_problems(error)
+    where = f"profile {path.name}"
+    if len(problems) == 1:
+        raise ConfigError(f"{where}: {problems[0]}")
+    raise ConfigError("\n  ".join([f"{where}: {len(problems)} problems:", *problems]))

@@ -1,26 +1,10 @@
-"""Objectives: what a profile promises of a step, as TOML keys that say quantity, percentile, unit and direction.
-
-::
-
-    [slo]                             for every step of every model
-    error_rate = 0.01
-
-    [models.quantized.slo]            for every step of this model
-    ttft_p99_ms = 500
-
-    [models.quantized.slo.rate-5]     for one step; ``false`` takes an objective away
-    e2e_latency_p99_s = 12
-    output_tokens_per_s_min = 900
-"""
+"""Objectives: what a profile promises of a load step; `settings.slo_tables` reads them."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.measurement.metrics import GOODPUT_LATENCIES, LATENCIES, PERCENTS
 
 ERROR_RATE = "error_rate"
@@ -37,7 +21,6 @@ LATENCY_KEYS = {
     for name, (unit, factor) in LATENCIES.items()
     for percent in PERCENTS
 }
-VALID_KEYS = (ERROR_RATE, *LATENCY_KEYS, *FLOORS)
 
 
 @dataclass(frozen=True, order=True)
@@ -82,38 +65,6 @@ class Objective:
     def text(self) -> str:
         """For people: ``ttft_p99_ms <= 500``."""
         return f"{self.metric} {'>=' if self.is_floor else '<='} {self.limit:g}"
-
-
-def parse_objectives(table: Mapping[str, Any], where: str) -> dict[str, float | None]:
-    """Check one table of objectives.
-
-    Args:
-        table: Key to number, or to ``false`` for "not here".
-        where: What the table is called in its file, for errors.
-
-    Returns:
-        Key to limit; None takes away what an outer table has set.
-
-    Raises:
-        ConfigError: naming the key and the valid ones, or the value and what it must be.
-    """
-    return {key: _limit(key, value, where) for key, value in table.items()}
-
-
-def _limit(key: str, value: Any, where: str) -> float | None:
-    if key not in VALID_KEYS:
-        near = difflib.get_close_matches(key, VALID_KEYS, n=1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"{where}: {key} is no objective{meant}; valid: {', '.join(VALID_KEYS)}")
-    if value is False:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{where}: {key} must be a number, or false to take it away, not {value!r}")
-    if key == ERROR_RATE and not 0 <= value < 1:
-        raise ConfigError(f"{where}: {key} is a share from 0 to below 1, not {value!r}")
-    if key != ERROR_RATE and not 0 < value < float("inf"):
-        raise ConfigError(f"{where}: {key} must be above 0, not {value!r}")
-    return float(value)
 
 
 def merge_objectives(*layers: Mapping[str, float | None]) -> tuple[Objective, ...]:

@@ -12,53 +12,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
-
-from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.slo.objectives import FLOORS, LATENCY_KEYS
 
 WORSE = 1.10
 HISTORY = 10
 #: With fewer accepted runs their median says too little.
 LEAST_HISTORY = 3
 RERUNS = 2
-#: What a profile may gate: the metrics that objectives are made of.
-GATED_METRICS = (*LATENCY_KEYS, *FLOORS.values())
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a run is gated by.
-
-    Attributes:
-        metrics: Their names. Few: each costs false alarms. Medians by default, which noise moves least.
-        worse: The factor that is too much.
-    """
-
-    metrics: tuple[str, ...] = ("ttft_p50_ms", "tpot_p50_ms")
-    worse: float = WORSE
-
-
-def parse_rule(table: Mapping[str, Any], where: str) -> Rule:
-    """Read a profile's ``regression`` table.
-
-    Raises:
-        ConfigError: naming the key and what is valid.
-    """
-    for key in table:
-        if key not in ("metrics", "worse"):
-            raise ConfigError(f"{where}.{key}: is unknown; valid keys: metrics, worse")
-    metrics, worse = table.get("metrics", list(Rule.metrics)), table.get("worse", WORSE)
-    if not isinstance(metrics, list) or not metrics:
-        raise ConfigError(f"{where}.metrics: must be a list of metrics that is not empty, not {metrics!r}")
-    for name in metrics:
-        if name not in GATED_METRICS:
-            raise ConfigError(
-                f"{where}.metrics: {name!r} is no metric that can be gated; valid: {', '.join(GATED_METRICS)}"
-            )
-    if isinstance(worse, bool) or not isinstance(worse, int | float) or not 1 < worse < math.inf:
-        raise ConfigError(f"{where}.worse: must be a factor above 1, not {worse!r}")
-    return Rule(tuple(dict.fromkeys(metrics)), float(worse))
 
 
 class State(StrEnum):

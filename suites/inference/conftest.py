@@ -30,7 +30,7 @@ def counting() -> str:
 @pytest.fixture
 def model_profile(endpoint: Client, stage_config: StageConfig) -> ModelProfile | None:
     """What the profile says of the model under check; None where it does not know it."""
-    return stage_config.profile.model_of(endpoint.target.role, endpoint.target.model)
+    return stage_config.profile.find_model(endpoint.target.role, endpoint.target.model)
 
 
 @pytest.fixture

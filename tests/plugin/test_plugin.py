@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-HEAVY = ("kubernetes", "lightkube", "httpx", "minio", "boto3", "hypothesis", "model_registry", "yaml", "aiohttp")
+HEAVY = (
+    "kubernetes",
+    "lightkube",
+    "httpx",
+    "minio",
+    "boto3",
+    "hypothesis",
+    "model_registry",
+    "yaml",
+    "aiohttp",
+    "pydantic",
+)
 
 SUITE = """
 import pytest
@@ -149,7 +160,7 @@ def test_an_endpoint_that_does_not_answer_is_an_unusable_environment(place: pyte
     ("arguments", "message"),
     [
         (["--stage-keep=sometimes"], "--stage-keep: 'sometimes' is not valid; valid values: never, on-failure, always"),
-        (["--stage-profile=nope"], "there is no profile 'nope'; valid: *"),
+        (["--stage-profile=nope"], "unknown profile 'nope'; valid: *"),
         (["--stage-cluster=kubeconfig"], "*--stage-context must name the context*"),
     ],
 )

@@ -78,6 +78,22 @@ def test_the_promised_rate_is_measured_and_one_above_it_is_an_observation(config
     assert [one.step.model for one in planned] == ["q"] * 3 + ["f"] * 3
 
 
+def test_the_load_tables_make_the_steps_of_a_model(config: StageConfig) -> None:
+    steps = {one.step.id: one.step for one in plans.steps_of(config, "run")}
+    rate, closed = steps["full-rate-4"], steps["full-concurrency-2"]
+    assert (rate.arrivals, rate.request_rate, rate.planned_requests) == ("constant", 4, 8)
+    assert (rate.model, rate.prompt_tokens, rate.output_tokens, rate.decide_early) == ("f", 64, 16, True)
+    assert (closed.arrivals, closed.concurrency, closed.request_rate) == ("closed", 2, None)
+
+
+def test_a_load_table_that_only_the_models_complete_is_refused_for_a_plain_server(tmp_path: Path) -> None:
+    text = PROFILE.replace("rates = [1]\nduration_s = 2\n", "").replace("concurrencies = [2]", "duration_s = 2")
+    text = text.replace("[models.quantized.slo]", "[models.quantized.load]\nduration_s = 2\n[models.quantized.slo]", 1)
+    assert plans.steps_of(made(tmp_path, text), "run")
+    with pytest.raises(ConfigError, match=r"profile small\.toml: load\.duration_s: required key is missing"):
+        plans.check(made(tmp_path, text, endpoint="http://127.0.0.1:9"))
+
+
 def test_inner_promises_override_outer_ones_and_false_takes_one_away(config: StageConfig) -> None:
     texts = {one.step.id: [o.text() for o in one.objectives] for one in plans.steps_of(config, "run")}
     assert texts["quantized-rate-1"] == ["error_rate <= 0", "ttft_p50_ms <= 300"]
@@ -139,7 +155,10 @@ def test_a_role_whose_name_begins_with_another_roles_keeps_its_own_promises(tmp_
 
 def test_a_step_table_without_its_step_is_refused(tmp_path: Path) -> None:
     config = made(tmp_path, PROFILE.replace("slo.rate-5", "slo.rate-6"))
-    with pytest.raises(ConfigError, match=r"models\.quantized\.slo\.rate-6: is no planned step; valid: rate-1, rate-5"):
+    with pytest.raises(
+        ConfigError,
+        match=r"models\.quantized\.slo\.rate-6: unknown load step \(did you mean rate-5\?\); valid: rate-1, rate-5",
+    ):
         plans.check(config)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.benchmark.artifacts import read_measurements, read_result, write_csv, write_step
-from pytest_vllm_stage.benchmark.load_tables import parse_load_plan
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
@@ -95,64 +93,3 @@ def test_healthy_and_invalid_steps_stay_as_they_are() -> None:
     invalid = replace(open_gate, outcome=Outcome.INVALID, gates=(replace(open_gate.gates[0], p_broken=0.0),))
     assert judge_run([*healthy, invalid]) == [*healthy, invalid]
     assert judge_run([]) == []
-
-
-LOAD = """
-[load]
-rates = [1, 5]
-concurrencies = [1, 25]
-duration_s = 60
-prompt_tokens = 256
-output_tokens = 128
-[models.full.load]
-rates = [1, 5, 10]
-arrivals = "poisson"
-"""
-
-
-def layers(text: str = LOAD) -> list[tuple[str, dict[str, Any]]]:
-    data = tomllib.loads(text)
-    return [("load", data["load"]), ("models.full.load", data.get("models", {}).get("full", {}).get("load", {}))]
-
-
-def test_a_profiles_load_makes_the_steps_of_a_model() -> None:
-    plan = parse_load_plan("full", "big", layers(), seed=7, decide_early=True)
-    steps = plan.steps()
-    assert [step.id for step in steps] == [
-        "full-rate-1",
-        "full-rate-5",
-        "full-rate-10",
-        "full-concurrency-1",
-        "full-concurrency-25",
-    ]
-    first = steps[0]
-    assert (first.arrivals, first.request_rate, first.planned_requests) == ("poisson", 1, 60)
-    assert (first.model, first.prompt_tokens, first.output_tokens, first.decide_early) == ("big", 256, 128, True)
-    assert (steps[-1].arrivals, steps[-1].concurrency) == ("closed", 25)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("rate = [1]", "load: rate is unknown (did you mean rates?); valid keys: duration_s"),
-        ("rates = [0]", "rates: must be a list of numbers above 0, not [0]"),
-        ("rates = 5", "rates: must be a list of numbers above 0, not 5"),
-        ("rates = [5, 5]", "rates: has a value twice: [5, 5]"),
-        ("concurrencies = [2.5]", "concurrencies: must be a list of whole numbers above 0"),
-        ('arrivals = "closed"', "arrivals: closed loops are made by concurrencies; valid: constant, poisson"),
-        ('arrivals = "waves"', "arrivals: is 'waves'; valid: constant, poisson, closed"),
-        ("duration_s = 0", "duration_s: must be a number above 0, not 0"),
-        ("prompt_tokens = 1.5", "prompt_tokens: must be a whole number above 0"),
-    ],
-)
-def test_a_wrong_load_is_refused_by_its_key(change: str, message: str) -> None:
-    key = change.split(" ")[0]
-    lines = [line for line in LOAD.split("[models")[0].splitlines() if not line.startswith(f"{key} ")]
-    with pytest.raises(ConfigError) as caught:
-        parse_load_plan("full", "big", layers("\n".join([*lines, change])), seed=1)
-    assert message in str(caught.value)
-
-
-def test_what_has_no_default_must_be_set() -> None:
-    with pytest.raises(ConfigError, match="load: output_tokens: is missing"):
-        parse_load_plan("full", "big", [("load", {"duration_s": 1, "prompt_tokens": 1})], seed=1)
