@@ -5,16 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import atomic_draft
+from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import (
     FAILURES,
     ClientFacts,
@@ -24,7 +24,7 @@ from pytest_vllm_stage.measurement.samples import (
     Sample,
     ServerReading,
 )
-from pytest_vllm_stage.measurement.step import step_from_json
+from pytest_vllm_stage.measurement.step import LoadStep, step_from_json
 from pytest_vllm_stage.settings.config import SAMPLES
 
 #: Raised when a field changes its meaning or goes; adding one does not raise it. Files from before the step had a role
@@ -33,6 +33,8 @@ from pytest_vllm_stage.settings.config import SAMPLES
 SCHEMA_VERSION = 1
 SCHEMA = "vllm-stage/samples"
 SUFFIX = SAMPLES
+#: No time, count or size comes near it; larger numbers overflow what is computed from them.
+_LARGEST = 1e18
 
 
 def write_measurement(measurement: Measurement, path: Path) -> None:
@@ -99,25 +101,37 @@ def read_measurement(path: Path) -> Measurement:
             if row.data["index"] in seen:
                 row.refuse("index", f"{row.data['index']} is there twice")
             seen.add(row.data["index"])
-    early = header.data.get("early_stop")
-    return Measurement(
-        step=step_from_json(header.take("step", _mapping)),
+    measurement = Measurement(
+        step=header.step(),
         started_at=header.take("started_at", _number),
         samples=tuple(sorted(samples, key=lambda sample: sample.index)),
-        client=ClientFacts(**_known(ClientFacts, header.take("client", _mapping))),
+        client=ClientFacts(**header.inner("client", _CLIENT)),
         server=tuple(server),
-        early_stop=EarlyStop(**_known(EarlyStop, early)) if early else None,
+        early_stop=EarlyStop(**header.inner("early_stop", _EARLY_STOP)) if header.data.get("early_stop") else None,
         facts=header.take("facts", _mapping),
     )
+    _check_possible(measurement, rows)
+    return measurement
+
+
+def _check_possible(measurement: Measurement, rows: list[_Row]) -> None:
+    """Refuse what cannot have happened, by the line that it is in."""
+    for found in find_impossible(measurement):
+        if found.position is None:
+            rows[0].refuse(found.field if found.part == "header" else f"{found.part}.{found.field}", found.problem)
+        lines = [row for row in rows if row.kind == found.part]
+        if found.part == "sample":
+            lines.sort(key=lambda row: int(row.data["index"]))
+        lines[found.position].refuse(found.field, found.problem)
 
 
 class _Row:
     """A line of the file, which knows where it is."""
 
-    def __init__(self, path: Path, number: int, data: dict[str, Any]) -> None:
-        self.where = f"{path}:{number}"
+    def __init__(self, where: str, kind: str, data: dict[str, Any]) -> None:
+        self.where = where
+        self.kind = kind
         self.data = data
-        self.kind = str(data.get("kind"))
 
     def refuse(self, name: str, problem: str) -> NoReturn:
         raise ConfigError(f"{self.where}: {self.kind}.{name}: {problem}")
@@ -130,28 +144,41 @@ class _Row:
             self.refuse(name, f"must be {problem}, not {str(self.data[name])[:60]!r}")
         return self.data[name]
 
+    def step(self) -> LoadStep:
+        try:
+            return step_from_json(self.take("step", _mapping))
+        except ConfigError as error:
+            raise ConfigError(f"{self.where}: {self.kind}.{error.message}") from None
+
+    def inner(self, name: str, checks: Mapping[str, Callable[[Any], str | None]]) -> dict[str, Any]:
+        """An object of the line: the known fields that it has, each checked; a field with a default may be missing."""
+        data = self.take(name, _mapping)
+        inner = _Row(self.where, f"{self.kind}.{name}", data)
+        required = {field.name for field in fields(_INNER[name]) if field.default is MISSING}
+        return {key: inner.take(key, check) for key, check in checks.items() if key in data or key in required}
+
 
 def _rows(path: Path) -> list[_Row]:
     try:
         text = gzip.decompress(path.read_bytes()).decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no readable samples file: {error}") from None
+        raise ConfigError(f"{path}: not a readable samples file: {error}") from None
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             data = json.loads(line, parse_constant=_no_constant)
         except ValueError as error:
-            raise ConfigError(f"{path}:{number}: no JSON: {error}") from None
+            raise ConfigError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(data, dict):
             raise ConfigError(f"{path}:{number}: must be a JSON object")
-        rows.append(_Row(path, number, data))
+        rows.append(_Row(f"{path}:{number}", str(data.get("kind")), data))
     if not rows:
         raise ConfigError(f"{path}: is empty")
     return rows
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _check_header(row: _Row) -> None:
@@ -192,7 +219,7 @@ def _known(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> str | None:
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    right = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
     return None if right else "a number"
 
 
@@ -201,7 +228,8 @@ def _number_or_none(value: Any) -> str | None:
 
 
 def _count(value: Any) -> str | None:
-    return None if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else "a whole number from 0"
+    right = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
+    return None if right else "a whole number from 0"
 
 
 def _count_or_none(value: Any) -> str | None:
@@ -209,7 +237,7 @@ def _count_or_none(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "a text"
+    return None if isinstance(value, str) else "a string"
 
 
 def _flag(value: Any) -> str | None:
@@ -232,6 +260,22 @@ def _failure(value: Any) -> str | None:
     return f"null or an object whose kind is one of {', '.join(FAILURES)}"
 
 
+_CLIENT: dict[str, Callable[[Any], str | None]] = {
+    "driver": _text,
+    "cpu_s": _number,
+    "wall_s": _number,
+    "loop_lag_p99_ms": _number_or_none,
+    "connections": _count,
+    "resent": _count,
+    "priority": _text,
+}
+_EARLY_STOP: dict[str, Callable[[Any], str | None]] = {
+    "at_s": _number,
+    "requests": _count,
+    "reason": _text,
+    "saved_s": _number,
+}
+_INNER: dict[str, type[ClientFacts | EarlyStop]] = {"client": ClientFacts, "early_stop": EarlyStop}
 _SAMPLE: dict[str, Callable[[Any], str | None]] = {
     "step": _text,
     "index": _count,

@@ -6,8 +6,8 @@ baselines; nothing reads a field back out of an id, except `role_of_old_step` fo
 
 from __future__ import annotations
 
-import math
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
@@ -18,6 +18,23 @@ from pytest_vllm_stage.core.errors import ConfigError
 CONSTANT, POISSON, CLOSED = "constant", "poisson", "closed"
 ARRIVALS = (CONSTANT, POISSON, CLOSED)
 APIS = ("chat", "completions")
+
+
+#: Roles and variants become file names.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: Fields that no other check looks at, with their types.
+_PLAIN_FIELDS: Mapping[str, type] = {
+    "id": str,
+    "role": str,
+    "variant": str,
+    "model": str,
+    "arrivals": str,
+    "api": str,
+    "seed": int,
+    "decide_early": bool,
+}
+#: More of anything is a mistake, and overflows what is computed from it.
+_LARGEST = 1e9
 
 
 class LoadKind(StrEnum):
@@ -129,10 +146,16 @@ def step_from_json(data: Mapping[str, Any]) -> LoadStep:
     Raises:
         ConfigError: naming the missing or wrong field.
     """
+    for name, kind in _PLAIN_FIELDS.items():
+        if name in data and not isinstance(data[name], kind):
+            raise ConfigError(f"step: {name}: expected {kind.__name__}, got {str(data[name])[:60]!r}")
     known = {field.name for field in fields(LoadStep)}
     values = {key: value for key, value in data.items() if key in known}
     if "role" not in values and "id" in data:
         values["role"] = role_of_old_step(data)
+    for name in ("role", "variant"):
+        if values.get(name) and not _NAME.fullmatch(values[name]):
+            raise ConfigError(f"step: {name}: {values[name]!r} is not a name of letters, digits, '.', '_' and '-'")
     try:
         step = LoadStep(**values)
     except TypeError as error:
@@ -174,8 +197,9 @@ def _check_step(step: LoadStep) -> None:
     for name in (wanted, "duration_s", "prompt_tokens", "output_tokens", "request_timeout_s"):
         _check_positive(step, name)
     for name in ("shared_prefix_tokens", "warmup_requests"):
-        if getattr(step, name) < 0:
-            raise _wrong(step, name, f"is {getattr(step, name)}; it must be 0 or more")
+        value = getattr(step, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LARGEST:
+            raise _wrong(step, name, f"is {value!r}; it must be a whole number from 0")
     if step.shared_prefix_tokens > step.prompt_tokens:
         raise _wrong(step, "shared_prefix_tokens", f"is more than prompt_tokens ({step.prompt_tokens})")
     if step.open_loop and not step.planned_requests:
@@ -186,7 +210,7 @@ def _check_positive(step: LoadStep, name: str) -> None:
     value = getattr(step, name)
     whole = name in ("concurrency", "prompt_tokens", "output_tokens")
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not right or not 0 < value < math.inf:
+    if not right or not 0 < value < _LARGEST:
         raise _wrong(step, name, f"must be {'a whole number' if whole else 'a number'} above 0, not {value!r}")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summarise
+from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
 from pytest_vllm_stage.slo.gates import GateVerdict, Risks, judge_floor_gate, judge_gate
@@ -72,6 +73,9 @@ def judge(
     Returns:
         The metrics and the verdict.
     """
+    impossible = next(find_impossible(measurement), None)
+    if impossible is not None:
+        return _refuse(measurement, str(impossible), alpha)
     limits_s = goodput_limits_s(tuple(objectives))
     metrics = summarise(measurement.samples, measurement.step, limits_s=limits_s or None)
     risks = Risks.shared(alpha, gates or len(objectives))
@@ -81,6 +85,15 @@ def judge(
     outcome, why = _overall(metrics, judged, found, state)
     saved_s = measurement.early_stop.saved_s if measurement.early_stop else 0.0
     return metrics, StepVerdict(measurement.step.id, outcome, why, judged, found, state, saved_s, alpha)
+
+
+def _refuse(measurement: Measurement, problem: str, alpha: float) -> tuple[Metrics, StepVerdict]:
+    """Invalid, and without any number: one that was derived from what cannot have happened would be believed."""
+    empty = replace(measurement, samples=(), server=(), early_stop=None)
+    finding = Finding("impossible", f"impossible measurement: {problem}", True)
+    step = measurement.step
+    verdict = StepVerdict(step.id, Outcome.INVALID, finding.text, (), (finding,), saturation(empty), 0.0, alpha)
+    return summarise((), step), verdict
 
 
 def _overall(

@@ -11,6 +11,9 @@ from typing import Any
 from pytest_vllm_stage.measurement.samples import ClientFacts, Failure, Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 
+#: 2026-09-21: a time that is over.
+STARTED_AT = 1790000000.0
+
 
 def open_step(rate: float = 10.0, duration_s: float = 60.0, **changes: Any) -> LoadStep:
     step = LoadStep("full", "m", CONSTANT, duration_s, 64, 16, request_rate=rate)
@@ -54,7 +57,7 @@ def measurement(
 ) -> Measurement:
     rows = tuple(replace(row, step=step.id) for row in samples)
     readings = [ServerReading(0.0, 1, 0), ServerReading(60.0, 1, 0)] if server is None else server
-    return Measurement(step, 1000.0, rows, ClientFacts("test 1", **client), tuple(readings))
+    return Measurement(step, STARTED_AT, rows, ClientFacts("test 1", **client), tuple(readings))
 
 
 def with_ttfts(ttfts_s: Sequence[float], rate: float = 10.0, **changes: Any) -> Measurement:

@@ -158,6 +158,7 @@ def test_requests_that_were_cut_off_are_misses_and_those_for_later_are_none(tmp_
         requests = benchmark(report)["requests"]
         running, later = requests["successful"].pop(), requests["successful"].pop()
         requests["incomplete"] = [running, later]
+        totals(report).update(successful=1, incomplete=2)
         for row in requests["incomplete"]:
             row["info"]["error"] = "Request was cancelled"
             row["info"]["timings"]["request_end"] = None
@@ -178,12 +179,16 @@ def totals(report: dict[str, Any]) -> dict[str, Any]:
 
 def without_requests(report: dict[str, Any]) -> None:
     benchmark(report)["requests"] = {"successful": [], "errored": None, "incomplete": [], "total": None}
-    totals(report)["total"] = 0
+    totals(report).update(dict.fromkeys(totals(report), 0))
 
 
 def timings(report: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = benchmark(report)["requests"]["successful"][0]["info"]["timings"]
     return found
+
+
+def before_sending(report: dict[str, Any]) -> None:
+    timings(report)["first_token_iteration"] = timings(report)["targeted_start"] - 0.15
 
 
 @pytest.mark.parametrize(
@@ -194,6 +199,11 @@ def timings(report: dict[str, Any]) -> dict[str, Any]:
         (lambda report: report.update(benchmarks=[]), r"has 0 benchmarks; number 0 was asked for"),
         (lambda report: report.update(benchmarks={"a": 1}), r"benchmarks must be a list"),
         (without_requests, r"benchmarks\[0\] is vacuous: no request was sent"),
+        (lambda report: totals(report).update(successful=4), r"successful is 4, and 3 request rows are there"),
+        (lambda report: timings(report).update(first_token_iteration=0.0), r"first_token_iteration is 0\.0: seconds"),
+        (lambda report: timings(report).update(request_end=4e9), r"request_end is 4000000000\.0: .* not in the future"),
+        (lambda report: timings(report).update(last_token_iteration=1.7e9), r"last_token_iteration is .*, before the"),
+        (before_sending, r"first_token_iteration token_times_s begin at .* and the request was sent at"),
         (lambda report: totals(report).update(total=60), r"total is 60, and 6 request rows are there"),
         (
             lambda report: timings(report).pop("targeted_start"),
@@ -220,12 +230,12 @@ def test_another_file_gets_one_clear_error(tmp_path: Path, change: Change, says:
 def test_a_file_that_is_no_json_object_gets_one_clear_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"report\.json: (no readable JSON|must be a JSON object)"):
+    with pytest.raises(ConfigError, match=r"report\.json: (not readable JSON|must be a JSON object)"):
         read_report(path, OPEN_STEP)
 
 
 def test_a_missing_file_gets_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no readable JSON"):
+    with pytest.raises(ConfigError, match="not readable JSON"):
         read_report(tmp_path / "absent.json", OPEN_STEP)
 
 

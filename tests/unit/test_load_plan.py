@@ -55,7 +55,7 @@ def test_a_closed_loop_has_no_schedule() -> None:
         ({"duration_s": 0}, "duration_s: must be a number above 0, not 0"),
         ({"prompt_tokens": 2.5}, "prompt_tokens: must be a whole number above 0, not 2.5"),
         ({"output_tokens": True}, "output_tokens: must be a whole number above 0, not True"),
-        ({"warmup_requests": -1}, "warmup_requests: is -1; it must be 0 or more"),
+        ({"warmup_requests": -1}, "warmup_requests: is -1; it must be a whole number from 0"),
         ({"shared_prefix_tokens": 65}, "shared_prefix_tokens: is more than prompt_tokens (64)"),
         ({"duration_s": 0.01}, "duration_s: is too short for one request at 10.0 requests/s"),
     ],

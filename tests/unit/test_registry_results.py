@@ -99,7 +99,7 @@ def test_the_same_load_twice_is_refused() -> None:
 
 def test_the_folder_gives_a_models_steps_and_no_others(tmp_path: Path) -> None:
     other = measured(rate_step(5.0, role="full", service="smollm2-135m"))
-    search = replace(measured(rate_step(5.0)), step=replace(rate_step(5.0), variant="capacity"))
+    search = measured(replace(rate_step(5.0), variant="capacity"))
     write_folder(tmp_path, [measured(rate_step(5.0)), measured(user_step(2)), other, search])
     found = document.read_steps(tmp_path, SERVICE, lambda measurement, outcome: outcome)
     assert [(step.measurement.step.id, step.verdict) for step in found] == [

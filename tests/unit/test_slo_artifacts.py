@@ -23,7 +23,7 @@ P99 = Objective("ttft_p99_ms", 500)
 
 def test_a_step_is_written_read_back_and_judged_again_alike(tmp_path: Path) -> None:
     samples = [sample(i, i / 10) if i % 50 else failed(i, i / 10) for i in range(600)]
-    made = measurement(open_step(), samples, cpu_s=1.0, wall_s=60.0)
+    made = measurement(open_step(), samples, cpu_s=1.0, wall_s=61.0)
     metrics, verdict = judge(made, [P99])
     result = read_result(write_step(tmp_path, made, metrics, verdict))
     assert result["verdict"]["outcome"] == "fail"

@@ -162,12 +162,14 @@ def test_a_client_that_reads_late_cannot_speak() -> None:
 
 
 def test_a_rate_that_was_not_sent_was_not_measured() -> None:
-    made = measurement(open_step(), many(lambda i: sample(i, i / 10, sent_s=i / 10 * 1.02)))
+    made = measurement(open_step(), many(lambda i: sample(i, i / 10, sent_s=i / 10 * 1.02, ttft_s=2.0)))
     assert "98.0 % of the planned rate" in invalid("rate_not_sent", made)
 
 
 def test_prompts_shorter_than_asked_were_another_step() -> None:
-    why = invalid("prompt_tokens", measurement(open_step(), many(lambda i: sample(i, i / 10, prompt_tokens=32))))
+    why = invalid(
+        "prompt_tokens", measurement(open_step(), many(lambda i: failed(i, i / 10, "prompt_tokens", prompt_tokens=32)))
+    )
     assert "64 tokens asked, the server counted 32 in most of the 600 wrong ones of 600 requests" in why
 
 
@@ -325,7 +327,7 @@ def test_the_verdict_after_an_early_end_is_the_one_that_was_certain(
     reason, seen = early(list(made.samples), P99, ERRORS)
     assert reason == outcome
     assert seen <= most * n
-    stop = EarlyStop(seen / 10, seen, reason or "", (n - seen) / 10) if reason else None
+    stop = EarlyStop(seen / 10, seen + 5, reason or "", (n - seen) / 10) if reason else None
     shorter = replace(made, samples=made.samples[: seen + 5], early_stop=stop)
     found = verdict(shorter, P99, ERRORS)
     assert found.outcome == (outcome or "inconclusive")

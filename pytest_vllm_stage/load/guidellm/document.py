@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_vllm_stage.core.errors import ConfigError
+
+#: No time and no count comes near it; larger numbers overflow what is computed from them.
+_LARGEST = 1e18
 
 
 class Node:
@@ -56,7 +58,7 @@ class Node:
         value = self.value
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
             self.refuse(f"must be a number, not {str(value)[:40]!r}")
         return value
 
@@ -70,9 +72,9 @@ class Node:
         return int(number)
 
     def text(self) -> str:
-        """A text; null counts as an empty one."""
+        """A string; null counts as an empty one."""
         if not isinstance(self.value, str | None):
-            self.refuse(f"must be a text, not {str(self.value)[:40]!r}")
+            self.refuse(f"must be a string, not {str(self.value)[:40]!r}")
         return self.value or ""
 
 
@@ -80,12 +82,12 @@ def read_document(path: Path) -> Node:
     """The whole document.
 
     Raises:
-        ConfigError: the file is missing or no JSON object.
+        ConfigError: the file is missing or not a JSON object.
     """
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no readable JSON: {error}") from None
+        raise ConfigError(f"{path}: not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: must be a JSON object")
     return Node(f"{path}: ", value)

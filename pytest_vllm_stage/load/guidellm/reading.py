@@ -11,6 +11,7 @@ A row tells the times of the first and of the last token only: the gaps between 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from pytest_vllm_stage.load.guidellm.document import Node, read_document
 from pytest_vllm_stage.load.guidellm.failures import failure_of, never_sent, status_of
+from pytest_vllm_stage.measurement.plausibility import CLOCK_SKEW_S, EARLIEST, find_impossible
 from pytest_vllm_stage.measurement.samples import ClientFacts, Failure, Measurement, Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, POISSON, LoadStep
 
@@ -25,6 +27,26 @@ from pytest_vllm_stage.measurement.step import CONSTANT, POISSON, LoadStep
 VERSION = 2
 #: In reports that `write_report` wrote: when a request was sent, beside GuideLLM's own times.
 SENT = "vllm_stage_sent"
+#: What is read of a request's times, beside `SENT`.
+_TIMES = (
+    "targeted_start",
+    "resolve_start",
+    "request_start",
+    "first_token_iteration",
+    "last_token_iteration",
+    "request_end",
+    "resolve_end",
+)
+#: A sample's field to the place in a request that it was read from.
+_FIELDS = {
+    "scheduled_s": ("info", "timings", "targeted_start"),
+    "sent_s": ("info", "timings", "request_start"),
+    "token_times_s": ("info", "timings", "first_token_iteration"),
+    "end_s": ("info", "timings", "request_end"),
+    "prompt_tokens": ("input_metrics", "total_tokens"),
+    "cached_tokens": ("input_metrics", "cached_tokens"),
+    "output_tokens": ("output_metrics", "total_tokens"),
+}
 _STATUSES = ("successful", "errored", "incomplete")
 
 
@@ -60,7 +82,13 @@ class _Row:
 
 
 def read_report(
-    path: Path, step: LoadStep, *, benchmark: int = 0, lead_in: int = 0, facts: Mapping[str, Any] | None = None
+    path: Path,
+    step: LoadStep,
+    *,
+    benchmark: int = 0,
+    lead_in: int = 0,
+    facts: Mapping[str, Any] | None = None,
+    refuse_impossible: bool = True,
 ) -> Measurement:
     """Make a measurement of one benchmark of a report.
 
@@ -69,11 +97,12 @@ def read_report(
         step: What was planned; the benchmark's strategy must agree with it.
         benchmark: Which one of the report's benchmarks.
         lead_in: Requests at the start that are no samples.
-        facts: Goes into the measurement, beside GuideLLM's version.
+        facts: Goes into the measurement, together with GuideLLM's version.
+        refuse_impossible: Refuse what cannot have happened; else the judgement makes it invalid.
 
     Raises:
-        ConfigError: the file is no GuideLLM report of this version, was made by another plan, keeps only some of its
-            requests, or has none; names the place.
+        ConfigError: the file is not a GuideLLM report of this version, was made by another plan, keeps only some of its
+            requests, has none, or tells what cannot have happened; names the place.
     """
     report = read_document(path)
     driver = _driver(report)
@@ -86,7 +115,28 @@ def read_report(
         found[benchmark].refuse("is vacuous: no request was sent")
     zero = rows[0].scheduled
     samples = tuple(_sample(row, step, index, zero) for index, row in enumerate(rows))
-    return Measurement(step, zero, samples, ClientFacts(driver), facts={**(facts or {}), "driver": driver})
+    found_facts = {**(facts or {}), "driver": driver}
+    measurement = Measurement(step, zero, samples, ClientFacts(driver), facts=found_facts)
+    if refuse_impossible:
+        _check_possible(measurement, found[benchmark], rows)
+    return measurement
+
+
+def _check_possible(measurement: Measurement, benchmark: Node, rows: Sequence[_Row]) -> None:
+    """Refuse what cannot have happened, by the request and the field of the report."""
+    latest = time.time() + CLOCK_SKEW_S
+    for row in rows:
+        times = row.node.child("info", "timings")
+        for name in _TIMES:
+            at = times.child(name).number_or_none()
+            if at is not None and not EARLIEST <= at <= latest:
+                times.child(name).refuse(f"is {at!r}: seconds since the epoch, after 2020 and not in the future")
+        first, last = (times.child(f"{which}_token_iteration").number_or_none() for which in ("first", "last"))
+        if first is not None and last is not None and last < first:
+            times.child("last_token_iteration").refuse(f"is {last!r}, before the first token's {first!r}")
+    for found in find_impossible(measurement):
+        node = benchmark if found.position is None else rows[found.position].node
+        node.child(*_FIELDS.get(found.field, ())).refuse(f"{found.field} {found.problem}")
 
 
 def _driver(report: Node) -> str:
@@ -115,9 +165,13 @@ def _rows(benchmark: Node, step: LoadStep) -> list[_Row]:
     """The rows of all requests that were sent or should have been, in the schedule's order."""
     requests = benchmark.child("requests")
     rows = [_row(node, status, step) for status in _STATUSES for node in requests.child(status).items()]
-    total = benchmark.child("metrics", "request_totals", "total")
-    if total.count_or_none() != len(rows):
-        total.refuse(f"is {total.value!r}, and {len(rows)} request rows are there")
+    totals = benchmark.child("metrics", "request_totals")
+    for name in (*_STATUSES, "total"):
+        there = sum(name in (row.status, "total") for row in rows)
+        if name in totals.value and (totals.child(name).count_or_none() or 0) != there:
+            totals.child(name).refuse(f"is {totals.child(name).value!r}, and {there} request rows are there")
+    if "total" not in totals.value:
+        totals.refuse("has no 'total'")
     return sorted((row for row in rows if row.is_a_sample), key=lambda row: (row.scheduled, row.taken_up or row.end))
 
 
@@ -163,7 +217,7 @@ def _token_times(times: Node) -> Sequence[float]:
     first, last = (times.child(f"{which}_token_iteration").number_or_none() for which in ("first", "last"))
     if first is None:
         return ()
-    return (first,) if last is None or _events(times) < 2 else (first, max(first, last))
+    return (first,) if last is None or _events(times) < 2 else (first, last)
 
 
 def _events(times: Node) -> int:

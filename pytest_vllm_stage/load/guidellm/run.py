@@ -134,7 +134,9 @@ class _Run:
             await monitor.read()
             await monitor.close()
         self._check(process)
-        measurement = read_report(self.folder / REPORT, step, lead_in=len(lead_in), facts=job.facts)
+        measurement = read_report(
+            self.folder / REPORT, step, lead_in=len(lead_in), facts=job.facts, refuse_impossible=False
+        )
         return self._completed(measurement, monitor.readings, zero, usage, count)
 
     async def _warm_up(self) -> list[Sample]:
