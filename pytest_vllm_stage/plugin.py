@@ -11,6 +11,7 @@ import pytest
 from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.run.context import RUN, Identity, Run, new_run_id
 from pytest_vllm_stage.run.progress import Progress
+from pytest_vllm_stage.session.allure_results import AllureResults
 from pytest_vllm_stage.session.exclusive import ExclusiveAccess
 from pytest_vllm_stage.session.failures import ReadableFailures
 from pytest_vllm_stage.settings.options import OPTIONS, Option
@@ -76,6 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
         config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
     config.pluginmanager.register(ReadableFailures(), "vllm-stage-failures")
+    config.pluginmanager.register(AllureResults(config, config.stash[RUN]), "vllm-stage-allure")
     config.pluginmanager.register(ExclusiveAccess(config.stash[RUN]), "vllm-stage-exclusive-access")
 
 

@@ -11,11 +11,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 Say = Callable[[str], None]
+#: Called with a phase's name; the phase runs inside what it returns.
+StepContext = Callable[[str], AbstractContextManager[object]]
 
 
 def silent(_line: str) -> None:
@@ -28,11 +30,13 @@ class Journal:
     Args:
         path: The JSON-lines file; None keeps nothing (a journal for tools that have no run directory).
         say: Where progress lines go; one plain line each, without a newline.
+        step: Shows each phase elsewhere too, for example as a step of a test report.
     """
 
-    def __init__(self, path: Path | None = None, say: Say = silent) -> None:
+    def __init__(self, path: Path | None = None, say: Say = silent, step: StepContext = nullcontext) -> None:
         self.path = path
         self.say = say
+        self.step = step
 
     def event(self, kind: str, name: str, **data: Any) -> None:
         """Record one event with the time in seconds since the epoch (``at``) and the process id."""
@@ -56,7 +60,8 @@ class Journal:
         started = time.monotonic()
         outcome = "done"
         try:
-            yield facts
+            with self.step(name):
+                yield facts
         except BaseException as error:
             outcome = getattr(error, "kind", type(error).__name__)
             raise

@@ -1,6 +1,20 @@
-"""A value that never shows itself."""
+"""A value that never shows itself, and its removal from texts that other software writes."""
 
 from __future__ import annotations
+
+import os
+import re
+
+MASK = "***"
+#: Shorter values would redact ordinary words.
+SHORTEST_REDACTED = 6
+#: Environment variables whose values are secrets, whoever reads them.
+_SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_ID)?$")
+_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+_BEARER = re.compile(r"(?<=Bearer )[A-Za-z0-9._~+/-]{8,}=*|hf_[A-Za-z0-9]{8,}|AKIA[A-Z0-9]{12,}")
+
+#: The values of this process's secrets.
+_known: set[str] = set()
 
 
 class Secret:
@@ -10,16 +24,17 @@ class Secret:
 
     def __init__(self, value: str) -> None:
         self._value = value
+        _known.add(value)
 
     def reveal(self) -> str:
         """The text itself, for the one place that sends it."""
         return self._value
 
     def __repr__(self) -> str:
-        return "Secret(***)"
+        return f"Secret({MASK})"
 
     def __str__(self) -> str:
-        return "***"
+        return MASK
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and other._value == self._value
@@ -29,3 +44,12 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a secret is not pickled: pass its source instead")
+
+
+def redact(text: str) -> str:
+    """The text without this process's secrets, secret environment variables, URL passwords and known token forms."""
+    variables = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    for value in sorted(_known | variables, key=len, reverse=True):
+        if len(value) >= SHORTEST_REDACTED:
+            text = text.replace(value, MASK)
+    return _BEARER.sub(MASK, _URL_PASSWORD.sub(MASK, text))

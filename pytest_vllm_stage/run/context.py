@@ -1,6 +1,6 @@
 """One run as any of its processes sees it: identity, configuration, directory, journal, shared facts.
 
-The plugin loads this module in every pytest run, so it imports the rest of the package only when a test asks.
+The plugin loads this module in every pytest run, so it imports the rest of the package only where a test uses it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,17 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.core.journal import Journal, Say
+    from pytest_vllm_stage.core.journal import Journal, Say, StepContext
     from pytest_vllm_stage.run.shared import Shared
     from pytest_vllm_stage.settings.config import StageConfig
 
 
 class Identity(NamedTuple):
-    """What the controller tells its workers.
+    """What the controller hands to its workers.
 
     Attributes:
         run_id: Names the run everywhere: directory, labels, record.
-        run_dir: The run's record; it is made when the first test asks for the stage.
+        run_dir: The run's record; it is created when the first test uses the stage.
         controller_pid: The process whose end is the run's end.
     """
 
@@ -40,12 +41,17 @@ def new_run_id() -> str:
 
 
 class Run:
-    """The run; see the module. Configuration is resolved when first asked for, so unrelated test runs resolve none."""
+    """The run; see the module. Configuration is resolved on first use, so unrelated test runs resolve none.
+
+    Attributes:
+        step: Shows each phase of the journal elsewhere too; set by the report that wants it.
+    """
 
     def __init__(self, identity: Identity, resolve: Callable[[], StageConfig], say: Say) -> None:
         self.identity = identity
         self._resolve = resolve
         self._say = say
+        self.step: StepContext = nullcontext
 
     @cached_property
     def config(self) -> StageConfig:
@@ -63,12 +69,12 @@ class Run:
 
     @property
     def directory(self) -> Path:
-        """The run directory, which exists only once the stage was asked for."""
+        """The run directory, which exists only once the stage was used."""
         return Path(self.identity.run_dir)
 
     @property
     def active(self) -> bool:
-        """Some test of this run has asked for the stage or an endpoint."""
+        """Some test of this run has used the stage or an endpoint."""
         return self.journal_path.exists()
 
     @property
@@ -78,11 +84,11 @@ class Run:
 
     @cached_property
     def journal(self) -> Journal:
-        """The run's journal; asking for it makes the run directory."""
+        """The run's journal; first use creates the run directory."""
         from pytest_vllm_stage.core.journal import Journal
 
         self.directory.mkdir(parents=True, exist_ok=True)
-        journal = Journal(self.journal_path, self._say)
+        journal = Journal(self.journal_path, self._say, lambda name: self.step(name))
         if not self.active:
             # Here too, since a run that is killed leaves no other record of what it was asked for.
             asked_for = self.config.to_json() if "config" in vars(self) else {}

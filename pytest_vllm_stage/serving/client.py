@@ -38,6 +38,10 @@ class Client:
         target: The served model.
         silence_timeout_s: Seconds without a byte after which a request fails.
         transport: Another way to send, for tests.
+
+    Attributes:
+        last_request: What was sent last, for the report of a failed test.
+        last_response: Its response; None where there was none.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.target = target
+        self.last_request: httpx.Request | None = None
+        self.last_response: httpx.Response | None = None
         self._http = httpx.Client(
             base_url=target.base_url,
             headers={"Authorization": f"Bearer {target.api_key.reveal()}"} if target.api_key else None,
@@ -230,8 +236,10 @@ class Client:
 
     def _send(self, request: httpx.Request, what: str, *, stream: bool = False) -> httpx.Response:
         __tracebackhide__ = True
+        self.last_request, self.last_response = request, None
         try:
-            return self._http.send(request, stream=stream)
+            self.last_response = response = self._http.send(request, stream=stream)
+            return response
         except httpx.HTTPError as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise RequestFailed(

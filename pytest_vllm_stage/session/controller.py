@@ -61,6 +61,7 @@ class Controller:
             if self._environment_unusable and exitstatus == pytest.ExitCode.TESTS_FAILED:
                 session.exitstatus = ENVIRONMENT_EXIT_CODE
             return
+        from pytest_vllm_stage.report import allure
         from pytest_vllm_stage.session import finish
 
         self._flush()
@@ -68,7 +69,8 @@ class Controller:
         broken = finish.judge_load(self._run)
         leftovers = finish.release(self._run, failed=exitstatus != 0 or bool(broken))
         session.exitstatus = self._exit_status(int(exitstatus), failed=bool(leftovers or broken))
-        self._summary = finish.write_record(self._run, int(session.exitstatus), leftovers)
+        allure_dir = allure.results_dir(self._config, self._run.directory)
+        self._summary = finish.write_record(self._run, int(session.exitstatus), leftovers, allure_dir)
 
     def _exit_status(self, status: int, *, failed: bool) -> int:
         """The environment's own exit code where any part of the run reported it, whatever else failed; see README."""

@@ -14,7 +14,7 @@ KIND = "stage_error_kind"
 
 
 class ReadableFailures:
-    """Reports a `StageError` as it was written, without a traceback, and each cause once.
+    """Reports a `StageError` of a fixture or the environment as it was written, and each cause once.
 
     Registered in controller and workers alike. pytest raises a session fixture's error again for every test that needs
     the fixture: the first such test is the error, the others are skipped with the cause's first line as the reason.
@@ -32,13 +32,16 @@ class ReadableFailures:
         error = call.excinfo.value if call.excinfo else None
         if not isinstance(error, StageError):
             return (yield)
-        if not isinstance(error, EnvironmentUnusable):
+        # In a test's own body pytest's traceback says which request failed.
+        as_written = call.when != "call" or isinstance(error, EnvironmentUnusable)
+        if as_written and not isinstance(error, EnvironmentUnusable):
             # Readers of exception types (allure) count pytest's own failure as failed, and any other as broken.
             failure = pytest.fail.Exception(f"{error.kind}: {error}", pytrace=False)
             call.excinfo = pytest.ExceptionInfo.from_exception(failure.with_traceback(error.__traceback__))
         report = yield
         vars(report)[KIND] = error.kind
-        report.longrepr = f"{error.kind}: {error}"
+        if as_written:
+            report.longrepr = f"{error.kind}: {error}"
         repeated = error.already_reported or (report.when == "setup" and error.headline in self._reported)
         if repeated:
             report.outcome = "skipped"

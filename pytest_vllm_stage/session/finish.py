@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
@@ -101,13 +102,13 @@ def judge_load(run: Run) -> list[str]:
     return _without_raising(run, "benchmarks", lambda: steps.finish(run))
 
 
-def write_record(run: Run, exit_status: int, leftovers: list[str]) -> list[str]:
-    """Write run.json, JUnit and allure results from the journal; return the terminal's summary lines."""
+def write_record(run: Run, exit_status: int, leftovers: list[str], allure_dir: Path) -> list[str]:
+    """Write run.json, JUnit and allure's environment from the journal; return the terminal's summary lines."""
     for line in leftovers:
         run.journal.event("leftover", line)
     run.journal.event("end", run.run_id, exit_status=exit_status)
     data = record.build(run.journal_path, run.config)
     record.write(data, run.directory / "run.json")
     junit.write(data, run.directory / "junit.xml")
-    allure.write(data, run.directory / "allure-results")
+    allure.write_environment(data, allure_dir)
     return [*terminal.summary(data, run.directory), *run_end.report_run(run.directory)]

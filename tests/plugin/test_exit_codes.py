@@ -73,7 +73,7 @@ def test_a_broken_stage_beside_it_does_not_change_that(broken_place: pytest.Pyte
     )
     result = broken_place.runpytest_subprocess()
     assert result.ret == 69
-    result.stdout.fnmatch_lines(["*stage failed: wrong answer"])
+    result.stdout.fnmatch_lines(["E *StageFailure: wrong answer"])
 
 
 def test_one_word_in_the_live_line_the_report_and_the_record(

@@ -187,6 +187,18 @@ def test_nothing_runs_beside_a_step_and_load_comes_last(place: pytest.Pytester, 
     assert reader["began_at"] >= max(access["ended_at"] for access in accesses)
 
 
+def test_allure_has_the_labels_and_the_verdict_of_each_step(place: pytest.Pytester, sim: Sim) -> None:
+    profile(place)
+    run(place, *endpoint(sim)).assert_outcomes(passed=1)
+    folder = place.path / "run" / "allure-results"
+    (result,) = [json.loads(path.read_text()) for path in folder.glob("*-result.json")]
+    labels = {label["name"]: label["value"] for label in result["labels"]}
+    assert (labels["epic"], labels["feature"], labels["story"]) == ("vLLM serving stage", "slo", "slo")
+    (attached,) = result["attachments"]
+    assert "verdict" in json.loads((folder / attached["source"]).read_text())
+    assert result["steps"], "the load is no step of the result"
+
+
 def test_a_second_run_at_the_same_endpoint_waits_for_the_first(place: pytest.Pytester, sim: Sim) -> None:
     profile(place)
     options = endpoint(sim)
