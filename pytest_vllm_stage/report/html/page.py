@@ -16,9 +16,11 @@ from markupsafe import Markup
 
 import pytest_vllm_stage
 from pytest_vllm_stage.report.causes import Cause, find_causes, find_gaps
-from pytest_vllm_stage.report.html import timeline
+from pytest_vllm_stage.report.html import svg, timeline
 from pytest_vllm_stage.report.html.chart import Section
+from pytest_vllm_stage.report.html.load_charts import load_section
 from pytest_vllm_stage.report.html.publications import describe_publications
+from pytest_vllm_stage.report.html.step_charts import step_section
 from pytest_vllm_stage.report.overview import summarise_run
 from pytest_vllm_stage.report.run_data import RunData
 from pytest_vllm_stage.report.slo_matrix import build_matrix
@@ -56,6 +58,7 @@ def render_page(data: RunData) -> str:
             matrix=build_matrix(data),
             chart_sections=chart_sections,
             comparison=comparison,
+            drawn=svg.available(),
             publications=describe_publications(data),
             bars=timeline.bars(data),
             settings=_settings(data),
@@ -102,7 +105,8 @@ def _sections(chart_sections: list[Section], comparison: bool) -> list[tuple[str
 
 
 def _chart_sections(data: RunData) -> list[Section]:
-    return []
+    with svg.drawing():
+        return [section for section in (load_section(data), step_section(data)) if section]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""Figures by matplotlib as inlined SVG: text stays text, colours are the page's variables, numbers are short.
+
+The only module that imports matplotlib; without it `available` is False and the page has its tables alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Name of a CSS variable to the colour that stands for it while matplotlib draws.
+COLOURS = {
+    name: f"#{number:02x}{number:02x}{number:02x}"
+    for number, name in enumerate(("fg", "soft", "grid", "good", "bad", "open", "c0", "c1", "c2", "c3"), start=1)
+}
+SERIES = ("c0", "c1", "c2", "c3")
+_TEXT_PX = 11
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vllm-stage",
+    "font.family": "sans-serif",
+    "font.size": _TEXT_PX * 0.72,  # points, as the picture is 72 units an inch and shown about 1.4 times as large
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.edgecolor": COLOURS["soft"],
+    "axes.labelcolor": COLOURS["fg"],
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.6,
+    "text.color": COLOURS["fg"],
+    "xtick.color": COLOURS["soft"],
+    "ytick.color": COLOURS["soft"],
+    "xtick.labelcolor": COLOURS["fg"],
+    "ytick.labelcolor": COLOURS["fg"],
+    "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "path.simplify": False,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+}
+
+
+@cache
+def available() -> bool:
+    """Whether charts can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Give whatever is drawn inside the page's style; without matplotlib do nothing."""
+    if not available():
+        yield
+        return
+    from matplotlib import rc_context, rcParams
+
+    with rc_context():
+        rcParams.update(_STYLE)
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches; it needs no display and keeps no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw(figure: Figure, name: str) -> Markup:
+    """The figure as SVG for a page; ``name`` keeps the ids of several pictures apart."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return Markup(shrink(text.getvalue(), name))  # noqa: S704 - matplotlib escapes the texts that it draws
+
+
+def points(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, *, size: float = 3.0) -> None:
+    """A scatter as one path of dots: a tenth of the size of a marker per point."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    if not x:
+        return
+    vertices = [point for pair in zip(x, y, strict=True) for point in (pair, pair)]
+    codes = [Path.MOVETO, Path.LINETO] * len(x)
+    patch = PathPatch(
+        Path(vertices, codes), fill=False, edgecolor=COLOURS[colour], linewidth=size, capstyle="round", alpha=0.65
+    )
+    axes.add_patch(patch)
+
+
+def shrink(svg: str, name: str) -> str:
+    """Short numbers, the page's colours and font, ids of its own; nothing that is not drawn."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r' xmlns(?::xlink)?="[^"]*"| version="1.1"', "", svg)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r'( (?:d|x|y|x1|y1|x2|y2|width|height|transform|points)=")([^"]*)"', _shorten, svg)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    svg = re.sub(r' transform="rotate\(-?0 [^"]*"', "", svg)
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    svg = re.sub(r' clip-path="[^"]*"( style="[^"]*var\(--grid\))', r"\1", svg)
+    for default in (f"font-size: {_STYLE['font.size']:g}px; ", "; fill: var(--fg)", "; stroke-linecap: square"):
+        svg = svg.replace(default, "")
+    svg = re.sub(r"(?<=[a-z]): (?=[^\"<>]*\"[ />])", ":", svg)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'd="([^"]*)"(?=[^>]*linecap:round)', _dots, svg)
+    svg = _without_bare_groups(re.sub(r">\s+<", "><", svg).strip())
+    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+def _shorten(match: re.Match[str]) -> str:
+    numbers = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), match[2])
+    # Points after the first one of a path are lines without an L.
+    return f'{match[1]}{" ".join(numbers.split()).replace(" L ", " ")}"'
+
+
+def _dots(match: re.Match[str]) -> str:
+    """Dots are lines of no length, whose ends are round; matplotlib leaves out their second point."""
+    return 'd="' + re.sub(r"M (\S+) (\S+)( \1 \2)?", r"M\1 \2h0", match[1]).replace("h0 M", "h0M") + '"'
+
+
+def _without_bare_groups(svg: str) -> str:
+    """Drop groups without attributes, which matplotlib puts around everything."""
+    kept: list[bool] = []
+
+    def keep(match: re.Match[str]) -> str:
+        if match[0] == "</g>":
+            return match[0] if kept.pop() else ""
+        if not match[0].endswith("/>"):
+            kept.append(match[0] != "<g>")
+        return "" if match[0] in ("<g>", "<g/>") else match[0]
+
+    return re.sub(r"<g(?: [^>]*)?/?>|</g>", keep, svg)
