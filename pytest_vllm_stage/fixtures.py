@@ -11,7 +11,7 @@ import pytest
 from pytest_vllm_stage.run.context import RUN, Run
 
 if TYPE_CHECKING:
-    import lightkube
+    from kubernetes.dynamic import DynamicClient
     from mypy_boto3_s3 import S3Client
 
     from pytest_vllm_stage.benchmark.find_capacity import FoundCapacity
@@ -65,13 +65,16 @@ def stage(stage_run: Run, cluster: ClusterFacts) -> StageFacts:
 
 
 @pytest.fixture(scope="session")
-def kube(cluster: ClusterFacts, stage_config: StageConfig) -> Iterator[lightkube.Client]:
-    """A Kubernetes client for the stage's namespace."""
+def kube(cluster: ClusterFacts, stage_config: StageConfig) -> Iterator[DynamicClient]:
+    """The official Kubernetes client (`kubernetes.dynamic.DynamicClient`) for the stage's cluster.
+
+    ``kube.resources.get(api_version="v1", kind="Pod").get(namespace=stage.namespace)`` lists the stage's pods.
+    """
     from pytest_vllm_stage.stage.client import connect
 
-    client = connect(cluster, stage_config.namespace)
-    yield client
-    client.close()
+    connected = connect(cluster, stage_config.namespace)
+    yield connected
+    connected.client.close()
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +114,7 @@ def endpoint(model_role: str, _clients: dict[str, Client]) -> Client:
 
 @pytest.fixture(scope="session")
 def object_store(
-    stage: StageFacts, cluster: ClusterFacts, kube: lightkube.Client, stage_config: StageConfig
+    stage: StageFacts, cluster: ClusterFacts, kube: DynamicClient, stage_config: StageConfig
 ) -> ObjectStore:
     """Where the stage's S3 API is, and the credentials of its Secret."""
     from pytest_vllm_stage.stage.object_store import find_object_store
@@ -161,7 +164,7 @@ def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Ca
     if stage_run.config.get("baselines") is None:
         return lambda _result: None
     from pytest_vllm_stage.benchmark import regressions, steps
-    from pytest_vllm_stage.stage.observe.reader import View
+    from pytest_vllm_stage.stage.observe.reader import StageReader
     from pytest_vllm_stage.stage.revision import Serving, serving
 
     clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
@@ -170,7 +173,7 @@ def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Ca
         if stage_run.config.endpoint:
             return Serving()
         kube, cluster = request.getfixturevalue("kube"), request.getfixturevalue("cluster")
-        return serving(View(kube, cluster, stage_run.config.namespace), clients[role].target.model)
+        return serving(StageReader(kube, cluster, stage_run.config.namespace), clients[role].target.model)
 
     def remeasure(planned: PlannedStep) -> Measurement:
         client = clients[planned.role]
@@ -194,7 +197,7 @@ def find_capacity(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[s
 
 @pytest.fixture(scope="session")
 def model_registry(
-    stage_run: Run, cluster: ClusterFacts, stage: StageFacts, kube: lightkube.Client, declared: list[dict[str, Any]]
+    stage_run: Run, cluster: ClusterFacts, stage: StageFacts, kube: DynamicClient, declared: list[dict[str, Any]]
 ) -> Iterator[Registry]:
     """A connection to the Model Registry, the stage's or that of --stage-registry-url; skips where there is none."""
     from pytest_vllm_stage.publication import publish_run
@@ -232,7 +235,7 @@ def benchmark_job(
     stage_run: Run,
     cluster: ClusterFacts,
     stage: StageFacts,
-    kube: lightkube.Client,
+    kube: DynamicClient,
     minio: S3Client,
 ) -> BenchmarkJob:
     """The stage's benchmark Job of one model, carried out once a run, or looked up where the stage is only read.

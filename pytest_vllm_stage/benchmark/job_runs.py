@@ -14,19 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightkube import Client
-from lightkube.types import CascadeType
-
 from pytest_vllm_stage.core.errors import ConfigError, StageError, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.api_errors import Refused, told
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.conditions import JobComplete
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
 from pytest_vllm_stage.stage.s3 import readable_s3_errors
 
@@ -120,11 +116,11 @@ def declared_rates(job: Object) -> list[float]:
     return [float(rate) for rate in settings_of(job)["RATES"].split()]
 
 
-def carry_out(view: View, manifests: list[Object], job: Object, run_id: str, journal: Journal) -> Location:
+def carry_out(reader: StageReader, manifests: list[Object], job: Object, run_id: str, journal: Journal) -> Location:
     """Create a Job, wait for it, and remove it with all that it made but its reports.
 
     Args:
-        view: The stage.
+        reader: The stage.
         manifests: What `manifests_of` gave; what is not a Job is there while the Job is.
         job: One of them.
         run_id: Goes onto everything as a label.
@@ -138,23 +134,23 @@ def carry_out(view: View, manifests: list[Object], job: Object, run_id: str, jou
     needed = [manifest for manifest in manifests if manifest["kind"] not in ("Job", "Namespace")]
     timeout_s = float(job["spec"].get("activeDeadlineSeconds", 3600)) + _GRACE_S
     try:
-        apply(view.kube, [*needed, job], view.namespace, Ownership.of_run(run_id), {})
-        wait_for_all(view, [JobComplete(name, timeout_s)], journal)
-        found = location_of(view, name)
+        apply(reader.kube, [*needed, job], reader.namespace, Ownership.of_run(run_id), {})
+        wait_for_all(reader, [JobComplete(name, timeout_s)], journal)
+        found = location_of(reader, name)
         if found is None:
             raise StageFailure(f"job/{name} completed and does not say where its reports are")
     except BaseException:
         # Why it failed is the error, even where removing it fails too; the run's label finds what is left.
         with suppress(StageError):
-            _remove(view, [job, *needed], journal)
+            _remove(reader, [job, *needed], journal)
         raise
-    _remove(view, [job, *needed], journal)
+    _remove(reader, [job, *needed], journal)
     return found
 
 
-def location_of(view: View, job: str) -> Location | None:
+def location_of(reader: StageReader, job: str) -> Location | None:
     """Where a Job's pod says that the reports are; None where it is gone or says nothing."""
-    for pod in view.listed("Pod", {"batch.kubernetes.io/job-name": job}):
+    for pod in reader.listed("Pod", {"batch.kubernetes.io/job-name": job}):
         for status in (pod.get("status") or {}).get("containerStatuses") or []:
             ended = (status.get("state") or {}).get("terminated") or {}
             if ended.get("exitCode") == 0 and ended.get("message"):
@@ -198,34 +194,20 @@ def _read(minio: S3Client, location: Location, name: str) -> bytes:
             return body.read()
 
 
-def _remove(view: View, made: list[Object], journal: Journal) -> None:
+def _remove(reader: StageReader, made: list[Object], journal: Journal) -> None:
     """Delete what was made and wait until its pods are gone too: the next step has the models to itself."""
     for item in made:
-        _delete(view.kube, item, view.namespace)
+        objects.delete(reader.kube, item, reader.namespace)
     wait_until(
         f"{objects.reference(made[0])} deleted",
-        lambda: _gone(view, made),
+        lambda: _gone(reader, made),
         timeout_s=_REMOVAL_S,
         journal=journal,
         interval_s=0.5,
-        hint=f"kubectl -n {view.namespace} get jobs,pods",
+        hint=f"kubectl -n {reader.namespace} get jobs,pods",
     )
 
 
-def _delete(kube: Client, item: Object, namespace: str) -> None:
-    try:
-        with told(f"delete {objects.reference(item)}"):
-            kube.delete(
-                objects.resource_of(item["kind"]),
-                objects.name_of(item),
-                namespace=namespace,
-                cascade=CascadeType.FOREGROUND,
-            )
-    except Refused as error:
-        if error.code != 404:
-            raise
-
-
-def _gone(view: View, made: list[Object]) -> Observation:
-    left = [objects.reference(item) for item in made if view.get(item["kind"], objects.name_of(item))]
+def _gone(reader: StageReader, made: list[Object]) -> Observation:
+    left = [objects.reference(item) for item in made if reader.get(item["kind"], objects.name_of(item))]
     return Observation(not left, ", ".join(left) or "gone")

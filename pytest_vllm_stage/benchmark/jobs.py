@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightkube import Client
+from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.benchmark import job_runs, plans
 from pytest_vllm_stage.benchmark.job_runs import Location
@@ -24,7 +24,7 @@ from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import health
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -63,7 +63,7 @@ class BenchmarkJob:
 
 
 def of_role(
-    run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: Client, minio: S3Client
+    run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: DynamicClient, minio: S3Client
 ) -> BenchmarkJob:
     """The Job of a model, carried out by the first process that asks.
 
@@ -75,7 +75,7 @@ def of_role(
     return BenchmarkJob(**found | {"rates": tuple(found["rates"])})
 
 
-def _make(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: Client, minio: S3Client) -> str:
+def _make(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: DynamicClient, minio: S3Client) -> str:
     config = run.config
     model = next(target.inference_service for target in stage.targets if target.role == role)
     manifests = job_runs.manifests_of(config.profile.overlay, cluster.kubectl, stage.namespace)
@@ -83,7 +83,7 @@ def _make(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: C
         absent = f"overlay {config.profile.overlay.name} declares no benchmark Jobs: it has no folder {job_runs.FOLDER}"
         return json.dumps(asdict(BenchmarkJob(role, model, absent=absent)))
     job = job_runs.job_of(manifests, model)
-    name, view = objects.name_of(job), View(kube, cluster, stage.namespace)
+    name, view = objects.name_of(job), StageReader(kube, cluster, stage.namespace)
     if stage.owned:
         location = _carried_out(run, view, manifests, job, stage.run_id)
     else:
@@ -99,13 +99,13 @@ def _make(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: C
     return json.dumps(asdict(BenchmarkJob(role, model, name, rates, str(location), str(folder))))
 
 
-def _carried_out(run: Run, view: View, manifests: list[Object], job: Object, run_id: str) -> Location:
+def _carried_out(run: Run, view: StageReader, manifests: list[Object], job: Object, run_id: str) -> Location:
     name = objects.name_of(job)
     with run.journal.phase(f"benchmark job {name}", rates=job_runs.settings_of(job)["RATES"]):
         return job_runs.carry_out(view, manifests, job, run_id, run.journal)
 
 
-def _looked_up(view: View, minio: S3Client, job: Object, model: str) -> Location:
+def _looked_up(view: StageReader, minio: S3Client, job: Object, model: str) -> Location:
     """Where the reports of a Job are that was there before."""
     name = objects.name_of(job)
     hint = f"kubectl -n {view.namespace} logs job/{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +15,10 @@ class ClusterFacts:
 
     Attributes:
         kind: How it came to be: ``local`` was made on this machine, ``kubeconfig`` was there.
-        kubeconfig: Path of the kubeconfig file.
-        context: The context in it.
+        kubeconfig: The kubeconfig files, absolute, in the form of ``$KUBECONFIG``.
+        context: The context in them.
         kubernetes_version: The API server's ``gitVersion``.
-        kubectl: Path of a kubectl that fits (also used as ``kubectl kustomize``).
+        kubectl: Path of a kubectl of a suitable version, for ``kubectl kustomize``.
         reaches_services: Cluster IPs answer from this machine without port-forward.
         owned: This run made it, and ends it.
         state_dir: Folder of a ``local`` cluster (logs, certificates, volumes); None for others.
@@ -33,6 +34,12 @@ class ClusterFacts:
     owned: bool
     state_dir: str | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def kubectl_for(self, namespace: str) -> str:
+        """The start of a kubectl command that a person can run against a namespace of this cluster."""
+        several = os.pathsep in self.kubeconfig  # --kubeconfig accepts one file
+        program = f"KUBECONFIG={self.kubeconfig} kubectl" if several else f"kubectl --kubeconfig {self.kubeconfig}"
+        return f"{program} --context {self.context} -n {namespace}"
 
     def to_json(self) -> str:
         """One JSON object."""

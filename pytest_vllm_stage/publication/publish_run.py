@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import lightkube
+from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.benchmark import plans, steps
 from pytest_vllm_stage.cluster.facts import ClusterFacts
@@ -29,7 +29,7 @@ from pytest_vllm_stage.stage.deploy import addresses
 from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.object_store import find_object_store
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ def publication_of(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str
     return Publication.from_json(run.shared.ensure(name, lambda: _publish(run, cluster, stage, role).to_json()))
 
 
-def registry_url(run: Run, kube: lightkube.Client, cluster: ClusterFacts) -> str | None:
+def registry_url(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> str | None:
     """Root of the Model Registry; None where the stage has none that is reached from here."""
     return run.config.get("registry_url") or addresses.of_registry(kube, cluster, run.config.namespace)
 
 
-def connect_registry(run: Run, kube: lightkube.Client, cluster: ClusterFacts) -> Registry:
+def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Registry:
     """A connection to the Model Registry; whoever asks for it closes it.
 
     Raises:
@@ -99,7 +99,7 @@ def connect_registry(run: Run, kube: lightkube.Client, cluster: ClusterFacts) ->
     )
 
 
-def connect_bucket(run: Run, kube: lightkube.Client, cluster: ClusterFacts, stage: StageFacts) -> Bucket:
+def connect_bucket(run: Run, kube: DynamicClient, cluster: ClusterFacts, stage: StageFacts) -> Bucket:
     """The bucket of results, with the stage's credentials.
 
     Raises:
@@ -136,7 +136,7 @@ def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> P
 
 
 @contextmanager
-def _place(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Iterator[tuple[View, Place]]:
+def _place(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Iterator[tuple[StageReader, Place]]:
     namespace, name = run.config.namespace, run.config.profile.models[role].inference_service
     with client.connection(cluster, namespace) as kube:
         service = objects.get(kube, "InferenceService", name, namespace)
@@ -146,7 +146,7 @@ def _place(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Ite
         registry = connect_registry(run, kube, cluster)
         try:
             bucket = connect_bucket(run, kube, cluster, stage)
-            yield View(kube, cluster, namespace), Place(registry, bucket, names, service, run.journal)
+            yield StageReader(kube, cluster, namespace), Place(registry, bucket, names, service, run.journal)
         finally:
             registry.close()
 
@@ -178,7 +178,7 @@ def _left_by(run: Run, earlier: str, role: str, place: Place) -> Mapping[str, Pa
     return publishing.files_of(folder, measured, document)
 
 
-def _source(run: Run, view: View, place: Place, measured: list[Step]) -> Source:
+def _source(run: Run, view: StageReader, place: Place, measured: list[Step]) -> Source:
     """Where the numbers come from, once it is seen that the revision is older than they are.
 
     Raises:

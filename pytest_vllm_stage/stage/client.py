@@ -1,70 +1,55 @@
-"""The connection to the cluster."""
+"""The connection to a cluster that can hold a stage."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import httpx2
-from lightkube import Client, KubeConfig
-from lightkube.core.exceptions import ConfigError as KubeconfigError
+from kubernetes.dynamic import DynamicClient
 
+from pytest_vllm_stage.cluster import client
+from pytest_vllm_stage.cluster.api_errors import KindNotServed, retry_while_busy
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.api_errors import Refused, patiently, told
-
-#: Owner of the fields that this project sets by server-side apply.
-FIELD_MANAGER = "pytest-vllm-stage"
-REQUEST_TIMEOUT_S = 15.0
 
 
-def connect(cluster: ClusterFacts, namespace: str) -> Client:
-    """A client for a namespace of the cluster, after seeing that it answers and that KServe is installed.
+def connect(cluster: ClusterFacts, namespace: str) -> DynamicClient:
+    """The official client for a cluster, after it has answered and KServe is seen to be installed.
 
-    Whoever asks for it closes it.
+    The caller closes it: ``kube.client.close()``.
 
     Raises:
         ConfigError: the kubeconfig or its context is wrong.
         EnvironmentUnusable: the cluster does not answer, refuses the credentials, or lacks KServe; it names which.
     """
+    # A proxy of the environment is for the internet: a cluster on this machine is not reached through it.
+    kube = client.connect(cluster.kubeconfig, cluster.context, uses_env_proxy=cluster.kind != "local")
     try:
-        config = KubeConfig.from_file(cluster.kubeconfig).get(cluster.context)
-    except (KubeconfigError, KeyError, OSError) as error:
-        raise ConfigError(f"kubeconfig {cluster.kubeconfig}, context {cluster.context}: {error}") from None
-    timeout = httpx2.Timeout(REQUEST_TIMEOUT_S)
-    # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
-    trust_env = cluster.kind != "local"
-    kube = Client(config, namespace, timeout, field_manager=FIELD_MANAGER, trust_env=trust_env)
-    try:
-        for kind in ("ServingRuntime", "InferenceService"):
-            _require_kserve(kube, namespace, kind)
+        for kind in ("ServingRuntime.serving.kserve.io", "InferenceService.serving.kserve.io"):
+            _require(kube, namespace, kind)
     except BaseException:
-        kube.close()
+        kube.client.close()
         raise
     return kube
 
 
-def connection(cluster: ClusterFacts, namespace: str) -> AbstractContextManager[Client]:
+@contextmanager
+def connection(cluster: ClusterFacts, namespace: str) -> Iterator[DynamicClient]:
     """`connect` for a ``with`` statement, which closes the client."""
-    return closing(connect(cluster, namespace))
-
-
-def _require_kserve(kube: Client, namespace: str, kind: str) -> None:
-    resource = objects.resource_of(kind)
-    definition = f"{resource._api_info.plural}.{resource._api_info.resource.group}"
-    what = f"list {definition} in namespace {namespace}"
-
-    def look() -> None:
-        with told(what):
-            list(kube.list(resource, namespace=namespace))
-
+    kube = connect(cluster, namespace)
     try:
-        patiently(what, look)
-    except Refused as error:
-        if error.code != 404:
-            raise
+        yield kube
+    finally:
+        kube.client.close()
+
+
+def _require(kube: DynamicClient, namespace: str, kind: str) -> None:
+    try:
+        resource = objects.find_resource(kube, kind)
+    except KindNotServed:
         raise EnvironmentUnusable(
-            f"the cluster has no KServe: CustomResourceDefinition {definition} "
-            f"({resource._api_info.resource.version}) is missing",
-            hint="kubectl get crd | grep serving.kserve.io",
+            f"the cluster has no KServe: it serves no {kind}", hint="kubectl get crd | grep serving.kserve.io"
         ) from None
+    what = f"list {resource.name}.{resource.group} in namespace {namespace}"
+    retry_while_busy(what, lambda: objects.listed(kube, kind, namespace))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightkube import Client
+from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.secret import Secret
@@ -25,7 +25,7 @@ _ANNOTATION = "serving.kserve.io/s3-"
 
 
 def find_object_store(
-    stage: StageFacts, kube: Client, *, ca_file: str | None = None, use_proxies: bool = False
+    stage: StageFacts, kube: DynamicClient, *, ca_file: str | None = None, use_proxies: bool = False
 ) -> ObjectStore:
     """The S3 API that Secret ``minio-credentials`` is for.
 

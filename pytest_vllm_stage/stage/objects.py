@@ -1,108 +1,165 @@
-"""Kubernetes objects as plain dicts, whatever their kind: what is read is judged by pure functions over dicts."""
+"""Kubernetes objects as plain dicts, whatever their kind: what is read is judged by pure functions over dicts.
+
+A kind is written as kubectl accepts it: ``Pod``, or with its group where several groups have it,
+``Route.route.openshift.io``. Discovery knows the rest: version, plural, and whether its objects are in a namespace.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from lightkube import Client
-from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource, create_api_info
+from pytest_vllm_stage.cluster.api_errors import KindNotServed, RequestRejected, translate_api_errors
 
-from pytest_vllm_stage.stage.api_errors import Refused, told
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient, Resource
 
 Object = dict[str, Any]
-Resource = type[GenericNamespacedResource] | type[GenericGlobalResource]
-
-#: Kind to API group, version and plural. What a stage may consist of, and what is looked at to judge it.
-_NAMESPACED = {
-    "ConfigMap": ("", "v1", "configmaps"),
-    "Event": ("", "v1", "events"),
-    "LimitRange": ("", "v1", "limitranges"),
-    "PersistentVolumeClaim": ("", "v1", "persistentvolumeclaims"),
-    "Pod": ("", "v1", "pods"),
-    "ResourceQuota": ("", "v1", "resourcequotas"),
-    "Secret": ("", "v1", "secrets"),
-    "Service": ("", "v1", "services"),
-    "ServiceAccount": ("", "v1", "serviceaccounts"),
-    "Deployment": ("apps", "v1", "deployments"),
-    "ReplicaSet": ("apps", "v1", "replicasets"),
-    "StatefulSet": ("apps", "v1", "statefulsets"),
-    "CronJob": ("batch", "v1", "cronjobs"),
-    "Job": ("batch", "v1", "jobs"),
-    "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
-    "Role": ("rbac.authorization.k8s.io", "v1", "roles"),
-    "RoleBinding": ("rbac.authorization.k8s.io", "v1", "rolebindings"),
-    "Route": ("route.openshift.io", "v1", "routes"),
-    "InferenceService": ("serving.kserve.io", "v1beta1", "inferenceservices"),
-    "ServingRuntime": ("serving.kserve.io", "v1alpha1", "servingruntimes"),
-    "Notebook": ("kubeflow.org", "v1", "notebooks"),
-    "Pipeline": ("tekton.dev", "v1", "pipelines"),
-    "Task": ("tekton.dev", "v1", "tasks"),
-}
-_GLOBAL = {
-    "Namespace": ("", "v1", "namespaces"),
-    "Node": ("", "v1", "nodes"),
-    "PersistentVolume": ("", "v1", "persistentvolumes"),
-    "StorageClass": ("storage.k8s.io", "v1", "storageclasses"),
-}
+#: Owner of the fields that this project sets by server-side apply.
+FIELD_MANAGER = "pytest-vllm-stage"
 
 
-def _classes() -> dict[str, Resource]:
-    made: dict[str, Resource] = {}
-    for table, base in ((_NAMESPACED, GenericNamespacedResource), (_GLOBAL, GenericGlobalResource)):
-        for kind, (group, version, plural) in table.items():
-            made[kind] = type(kind, (base,), {"_api_info": create_api_info(group, version, kind, plural)})
-    return made
+def find_resource(kube: DynamicClient, kind: str, api_version: str = "") -> Resource:
+    """How the client reaches objects of a kind; the server's preference decides between groups, as for kubectl.
+
+    Args:
+        kube: The cluster.
+        kind: ``Kind`` or ``Kind.group``.
+        api_version: The exact ``group/version``, as manifests name it; any where it is empty.
+
+    Raises:
+        KindNotServed: the cluster has no such kind, even after asking it again.
+    """
+    name, _, group = kind.partition(".")
+    wanted: dict[str, str] = {"kind": name} | ({"group": group} if group else {})
+    if api_version:
+        wanted["group"], _, wanted["api_version"] = api_version.rpartition("/")
+    with translate_api_errors(f"discover {kind}"):
+        found: list[Resource] = [
+            resource for resource in kube.resources.search(**wanted) if _is_exact(resource, wanted)
+        ]
+    if not found:
+        raise KindNotServed(f"the cluster serves no {kind}{f' ({api_version})' if api_version else ''}")
+    return found[0]
 
 
-_RESOURCES = _classes()
-KINDS = tuple(sorted(_RESOURCES))
+def _is_exact(resource: Resource, wanted: Mapping[str, str]) -> bool:
+    """The client takes an empty group for any group."""
+    return "group" not in wanted or (resource.group or "") == wanted["group"]
 
 
-def resource_of(kind: str) -> Any:
-    """The class by which the client knows a kind; `KINDS` are known."""
-    return _RESOURCES[kind]
+def served_kinds(kube: DynamicClient, *verbs: str) -> list[str]:
+    """Every kind in a namespace that can be asked with all of the verbs, as ``Kind.group``."""
+    with translate_api_errors("discover all kinds"):
+        resources = [resource for group in kube.resources for resource in group]
+    found = {
+        f"{resource.kind}.{resource.group}" if resource.group else str(resource.kind)
+        for resource in resources
+        if not resource.kind.endswith("List") and resource.namespaced and set(verbs) <= set(resource.verbs or [])
+    }
+    return sorted(found)
 
 
-def is_namespaced(kind: str) -> bool:
-    """Objects of this kind lie in a namespace."""
-    return kind in _NAMESPACED
-
-
-def get(kube: Client, kind: str, name: str, namespace: str | None = None) -> Object | None:
-    """One object, or None where there is none of that name."""
-    scope = {"namespace": namespace} if is_namespaced(kind) else {}
+def get(kube: DynamicClient, kind: str, name: str, namespace: str | None = None) -> Object | None:
+    """One object, or None where there is none of that name, or no such kind."""
     try:
-        with told(f"get {kind.lower()}/{name}"):
-            return plain(kube.get(resource_of(kind), name, **scope))
-    except Refused as error:
+        resource = find_resource(kube, kind)
+        with translate_api_errors(f"get {kind.lower()}/{name}"):
+            return _decode(resource.get(name=name, namespace=_scope(resource, namespace), serialize=False))
+    except RequestRejected as error:
         if error.code == 404:
             return None
         raise
 
 
 def listed(
-    kube: Client,
+    kube: DynamicClient,
     kind: str,
     namespace: str | None = None,
-    labels: dict[str, Any] | None = None,
-    fields: dict[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> list[Object]:
     """The objects of a kind that carry the labels and match the fields; empty where the kind is not served."""
-    scope: dict[str, Any] = {"namespace": namespace} if is_namespaced(kind) else {}
     try:
-        with told(f"list {resource_of(kind)._api_info.plural}"):
-            found = kube.list(resource_of(kind), labels=labels, fields=fields, **scope)
-            return [plain(item) for item in found]
-    except Refused as error:
+        resource = find_resource(kube, kind)
+        with translate_api_errors(f"list {resource.name}"):
+            response = resource.get(
+                namespace=_scope(resource, namespace),
+                label_selector=_selector(labels),
+                field_selector=_selector(fields),
+                serialize=False,
+            )
+            items = _decode(response).get("items") or []
+    except RequestRejected as error:
         if error.code == 404:
             return []
         raise
+    # In a list, only the list itself says of what kind its items are.
+    return [{"apiVersion": resource.group_version, "kind": resource.kind, **item} for item in items]
 
 
-def plain(item: Any) -> Object:
-    """The object as nested dicts and lists."""
-    return dict(item.to_dict()) if hasattr(item, "to_dict") else dict(item)
+def apply(kube: DynamicClient, manifest: Object, namespace: str) -> Object:
+    """Server-side apply, never taking over fields of another owner; return the object as the server holds it.
+
+    Raises:
+        RequestRejected: the server does not accept it; code 409 where a field has another owner.
+    """
+    resource = find_resource(kube, manifest["kind"], manifest.get("apiVersion", ""))
+    if not resource.namespaced:
+        metadata = {key: value for key, value in manifest["metadata"].items() if key != "namespace"}
+        manifest = {**manifest, "metadata": metadata}
+    with translate_api_errors(f"apply {reference(manifest)}"):
+        response = resource.server_side_apply(
+            body=manifest,
+            name=name_of(manifest),
+            namespace=_scope(resource, namespace),
+            field_manager=FIELD_MANAGER,
+            serialize=False,
+        )
+        return _decode(response)
+
+
+def delete(kube: DynamicClient, item: Object, namespace: str, propagation: str = "Foreground") -> None:
+    """Delete an object, by default after everything that it owns; one that is gone already is fine."""
+    try:
+        resource = find_resource(kube, item["kind"], item.get("apiVersion", ""))
+        with translate_api_errors(f"delete {reference(item)}"):
+            response = resource.delete(
+                name=name_of(item),
+                namespace=_scope(resource, namespace),
+                propagation_policy=propagation,
+                serialize=False,
+            )
+            _decode(response)
+    except RequestRejected as error:
+        if error.code != 404:
+            raise
+
+
+def read_log(kube: DynamicClient, namespace: str, pod: str, container: str, *, previous: bool, lines: int) -> str:
+    """The last lines of a container's log, or of its previous instance.
+
+    Raises:
+        RequestRejected: there is none.
+    """
+    path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+    query = [("container", container), ("tailLines", str(lines)), ("previous", str(previous).lower())]
+    with translate_api_errors(f"read the log of pod/{pod} container {container}"):
+        response = kube.request("get", path, query_params=query, header_params={"Accept": "*/*"}, serialize=False)
+        return bytes(response.data).decode("utf-8", "replace")
+
+
+def _scope(resource: Resource, namespace: str | None) -> str | None:
+    return namespace if resource.namespaced else None
+
+
+def _selector(wanted: Mapping[str, str] | None) -> str | None:
+    return ",".join(f"{key}={value}" for key, value in wanted.items()) if wanted else None
+
+
+def _decode(response: Any) -> Object:
+    return dict(json.loads(response.data))
 
 
 def name_of(item: Object) -> str:
@@ -113,6 +170,12 @@ def name_of(item: Object) -> str:
 def reference(item: Object) -> str:
     """The object as kubectl names it: ``job/download``."""
     return f"{str(item.get('kind', '')).lower()}/{name_of(item)}"
+
+
+def kind_of(manifest: Object) -> str:
+    """The kind of a manifest with its group, as `find_resource` accepts it."""
+    group = str(manifest.get("apiVersion", "")).rpartition("/")[0]
+    return f"{manifest['kind']}.{group}" if group else str(manifest["kind"])
 
 
 def owned_by(items: Iterable[Object], owner: Object) -> list[Object]:

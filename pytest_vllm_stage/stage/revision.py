@@ -9,7 +9,7 @@ from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.drift import SERVING_CONTAINER
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 
 _KNATIVE_LABEL = "serving.knative.dev/revision"
 _SERVICE_LABEL = "serving.kserve.io/inferenceservice"
@@ -44,7 +44,7 @@ class Serving:
     gpu: str = ""
 
 
-def serving(view: View, service_name: str) -> Serving:
+def serving(view: StageReader, service_name: str) -> Serving:
     """What the first Ready pod of an InferenceService runs; unknown where none is Ready."""
     pods = sorted(view.listed("Pod", {_SERVICE_LABEL: service_name}), key=objects.name_of)
     ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
@@ -66,7 +66,7 @@ def _processors(node: Object) -> str:
     return str(product or (f"none, {cores} processors" if cores else ""))
 
 
-def running(view: View, service: Object) -> Revision:
+def running(view: StageReader, service: Object) -> Revision:
     """The one revision whose pods are Ready.
 
     Raises:

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    import lightkube
+    from kubernetes.dynamic import DynamicClient
 
     from pytest_vllm_stage.cluster.facts import ClusterFacts
     from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.observe.reader import View
+    from pytest_vllm_stage.stage.observe.reader import StageReader
 
     Object = dict[str, Any]
 
 
 @pytest.fixture
-def view(kube: lightkube.Client, cluster: ClusterFacts, stage: StageFacts) -> View:
+def view(kube: DynamicClient, cluster: ClusterFacts, stage: StageFacts) -> StageReader:
     """The stage's namespace as it is now, with its events."""
-    from pytest_vllm_stage.stage.observe.reader import View
+    from pytest_vllm_stage.stage.observe.reader import StageReader
 
-    seen = View(kube, cluster, stage.namespace)
+    seen = StageReader(kube, cluster, stage.namespace)
     seen.events = seen.listed("Event")
     return seen
 
@@ -30,7 +30,7 @@ def view(kube: lightkube.Client, cluster: ClusterFacts, stage: StageFacts) -> Vi
 @pytest.fixture
 def kubectl(cluster: ClusterFacts, stage: StageFacts) -> str:
     """The start of a command that a person can run against this stage."""
-    return f"kubectl --kubeconfig {cluster.kubeconfig} --context {cluster.context} -n {stage.namespace}"
+    return cluster.kubectl_for(stage.namespace)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def declared_runtime(declared: list[Object], declared_service: Object) -> Object
 
 
 @pytest.fixture
-def service(view: View, declared_service: Object, kubectl: str) -> Object:
+def service(view: StageReader, declared_service: Object, kubectl: str) -> Object:
     """The model's InferenceService as it is."""
     name = declared_service["metadata"]["name"]
     found = view.get("InferenceService", name)
@@ -66,7 +66,7 @@ def service(view: View, declared_service: Object, kubectl: str) -> Object:
 
 
 @pytest.fixture
-def pods(view: View, service: Object) -> list[Object]:
+def pods(view: StageReader, service: Object) -> list[Object]:
     """The model's pods as they are."""
     return view.listed("Pod", {"serving.kserve.io/inferenceservice": service["metadata"]["name"]})
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.stage.observe.reader import View
+    from pytest_vllm_stage.stage.observe.reader import StageReader
 
 
-def test_no_warning_is_still_true(view: View, kubectl: str) -> None:
+def test_no_warning_is_still_true(view: StageReader, kubectl: str) -> None:
     """No warning event is about an object that exists and is still unwell.
 
     Probes that failed while a model loaded are past, and do not count.

@@ -8,12 +8,12 @@ from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.stage.observe.reader import View
+    from pytest_vllm_stage.stage.observe.reader import StageReader
 
     Object = dict[str, Any]
 
 
-def test_secrets_have_the_referenced_keys(view: View, declared: list[Object], kubectl: str) -> None:
+def test_secrets_have_the_referenced_keys(view: StageReader, declared: list[Object], kubectl: str) -> None:
     """Each Secret and key that a manifest refers to exists.
 
     A missing one shows only when a pod that needs it starts: at the next restart, at night.

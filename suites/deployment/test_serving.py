@@ -11,12 +11,12 @@ from pytest_vllm_stage.standins.engine import SERVER as SIMULATOR
 if TYPE_CHECKING:
     from pytest_vllm_stage.serving.client import Client
     from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.observe.reader import View
+    from pytest_vllm_stage.stage.observe.reader import StageReader
 
     Object = dict[str, Any]
 
 
-def test_ready_for_its_current_generation(view: View, service: Object, pods: list[Object], kubectl: str) -> None:
+def test_ready_for_its_current_generation(view: StageReader, service: Object, pods: list[Object], kubectl: str) -> None:
     """The InferenceService is Ready, and what is Ready is its current generation.
 
     During a rollout KServe goes on saying Ready for the old pods: numbers measured then belong to another model.
@@ -79,7 +79,7 @@ def test_live_container_is_the_declared_one(
 
 
 def test_live_runtime_is_the_declared_one(
-    view: View, service: Object, declared_service: Object, declared_runtime: Object, kubectl: str
+    view: StageReader, service: Object, declared_service: Object, declared_runtime: Object, kubectl: str
 ) -> None:
     """The service uses the runtime that its manifest names, and that runtime is as declared.
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.run.context import Run
     from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.observe.reader import View
+    from pytest_vllm_stage.stage.observe.reader import StageReader
 
     Object = dict[str, Any]
 
 
-def test_claims_are_bound(view: View, declared: list[Object], kubectl: str) -> None:
+def test_claims_are_bound(view: StageReader, declared: list[Object], kubectl: str) -> None:
     """Every declared PersistentVolumeClaim is Bound, with at least the declared size."""
     claims = render.of_kind(declared, "PersistentVolumeClaim")
     assert claims, "the manifests declare no PersistentVolumeClaim: nothing was checked"
@@ -33,7 +33,9 @@ def test_claims_are_bound(view: View, declared: list[Object], kubectl: str) -> N
     assert not lines, health.message("volumes are not as declared", lines, f"{kubectl} describe pvc")
 
 
-def test_volume_is_where_the_model_runs(view: View, declared_service: Object, pods: list[Object], kubectl: str) -> None:
+def test_volume_is_where_the_model_runs(
+    view: StageReader, declared_service: Object, pods: list[Object], kubectl: str
+) -> None:
     """The model's volume lies in the zone of the node that mounts it.
 
     Otherwise the next restart leaves the pod Pending for ever: a zonal volume does not follow it.
@@ -48,7 +50,7 @@ def test_volume_is_where_the_model_runs(view: View, declared_service: Object, po
     assert not lines, health.message("volume and node are apart", lines, f"{kubectl} get pods -o wide")
 
 
-def test_download_completed(view: View, download: Object, kubectl: str) -> None:
+def test_download_completed(view: StageReader, download: Object, kubectl: str) -> None:
     """The model's download Job completed; it writes its manifest last, after hashing what it wrote."""
     name = objects.name_of(download)
     lines = health.of_job(view.get("Job", name), name)
@@ -56,7 +58,7 @@ def test_download_completed(view: View, download: Object, kubectl: str) -> None:
 
 
 def test_weights_are_unaltered(
-    view: View,
+    view: StageReader,
     stage: StageFacts,
     stage_run: Run,
     stage_config: StageConfig,

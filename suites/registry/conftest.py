@@ -12,7 +12,7 @@ from pytest_vllm_stage.core.errors import StageError
 from pytest_vllm_stage.run.context import RUN
 
 if TYPE_CHECKING:
-    import lightkube
+    from kubernetes.dynamic import DynamicClient
 
     from pytest_vllm_stage.cluster.facts import ClusterFacts
     from pytest_vllm_stage.publication.bucket.bucket import Bucket
@@ -52,7 +52,7 @@ class Filed:
 
 
 @pytest.fixture
-def service(kube: lightkube.Client, stage: StageFacts, stage_config: StageConfig, model_role: str) -> Object:
+def service(kube: DynamicClient, stage: StageFacts, stage_config: StageConfig, model_role: str) -> Object:
     """The model's InferenceService."""
     from pytest_vllm_stage.stage import objects
 
@@ -145,12 +145,12 @@ def _url(registry: Registry) -> str:
 
 
 @pytest.fixture
-def running(cluster: ClusterFacts, kube: lightkube.Client, stage: StageFacts, service: Object) -> Revision:
+def running(cluster: ClusterFacts, kube: DynamicClient, stage: StageFacts, service: Object) -> Revision:
     """The revision of the service that runs now."""
     from pytest_vllm_stage.stage import revision
-    from pytest_vllm_stage.stage.observe.reader import View
+    from pytest_vllm_stage.stage.observe.reader import StageReader
 
     try:
-        return revision.running(View(kube, cluster, stage.namespace), service)
+        return revision.running(StageReader(kube, cluster, stage.namespace), service)
     except StageError as error:
         pytest.fail(str(error), pytrace=False)

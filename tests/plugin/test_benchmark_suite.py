@@ -30,7 +30,7 @@ from pytest_vllm_stage.stage import client, object_store
 from pytest_vllm_stage.stage.observe import reader
 
 HERE = Path(__file__).parent
-client.connect = lambda cluster, namespace: types.SimpleNamespace(close=lambda: None)
+client.connect = lambda *_: types.SimpleNamespace(client=types.SimpleNamespace(close=lambda: None))
 NO_STORE = types.SimpleNamespace(client=lambda: types.SimpleNamespace(close=lambda: None))
 object_store.find_object_store = lambda stage, kube, **options: NO_STORE
 
@@ -45,7 +45,7 @@ def listed(self, kind, labels=None):
     told = {"exitCode": 0, "message": f"s3://test-results/benchmark-jobs/{model}/run"}
     return [{"status": {"containerStatuses": [{"state": {"terminated": told}}]}}]
 
-reader.View.get, reader.View.listed = there, listed
+reader.StageReader.get, reader.StageReader.listed = there, listed
 
 def job(model):
     environment = [{"name": "RATES", "value": "1 5"}, {"name": "BUCKET", "value": "test-results"}]

@@ -12,7 +12,6 @@ import pytest
 
 HEAVY = (
     "kubernetes",
-    "lightkube",
     "httpx",
     "minio",
     "boto3",

@@ -96,8 +96,10 @@ def make_stage(run, cluster):
     return StageFacts("vllm-stage", run.run_id, WORLD["owned"], (target,), WORLD["minio_url"])
 
 class Nobody:
-    def close(self):
-        pass
+    class client:
+        @staticmethod
+        def close():
+            pass
 
 lifecycle.make_cluster = lambda run: ClusterFacts("local", "/k", "c", "v1.34.4", "kubectl", True, True, "/state")
 lifecycle.make_stage = make_stage

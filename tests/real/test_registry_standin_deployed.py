@@ -20,7 +20,7 @@ from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.deploy import render, teardown
 from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.observe import conditions
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
 from pytest_vllm_stage.standins.registry import SERVER
 from pytest_vllm_stage.standins.registry.api import PREFIXES
@@ -44,13 +44,13 @@ def cluster() -> Iterator[ClusterFacts]:
 
 
 @pytest.fixture(scope="module")
-def view(cluster: ClusterFacts) -> Iterator[View]:
+def view(cluster: ClusterFacts) -> Iterator[StageReader]:
     """The namespace, with the registry of the local overlay alone in it, Available."""
     overlay = render.render(fixtures_dir() / "overlays" / "local", cluster.kubectl)
     kept = [item for item in overlay if item["kind"] == "Namespace" or objects.name_of(item) == NAME]
     assert [item["kind"] for item in kept] == ["Namespace", "Service", "Deployment"]
     with client.connection(cluster, NAMESPACE) as kube:
-        view = View(kube, cluster, NAMESPACE)
+        view = StageReader(kube, cluster, NAMESPACE)
         for wave in render.waves(render.in_namespace(kept, NAMESPACE)):
             apply(kube, wave, NAMESPACE, Ownership.of_run("registry"), {})
         wait_for_all(view, [conditions.DeploymentAvailable(NAME, 120)], SILENT)
@@ -59,7 +59,7 @@ def view(cluster: ClusterFacts) -> Iterator[View]:
 
 
 @pytest.fixture(scope="module")
-def registry(view: View) -> Iterator[httpx.Client]:
+def registry(view: StageReader) -> Iterator[httpx.Client]:
     service = view.get("Service", NAME)
     assert service is not None
     with httpx.Client(base_url=f"http://{service['spec']['clusterIP']}:8080", timeout=10) as registry:
@@ -86,7 +86,7 @@ def kubectl(cluster: ClusterFacts, *arguments: str) -> str:
     return done.stdout
 
 
-def pod_of(view: View) -> objects.Object:
+def pod_of(view: StageReader) -> objects.Object:
     (pod,) = view.listed("Pod", {"app.kubernetes.io/name": NAME})
     return pod
 
@@ -98,7 +98,7 @@ def test_it_answers_at_its_service_and_names_itself(registry: httpx.Client) -> N
     assert registry.get("/").text == "404 page not found\n"
 
 
-def test_it_needs_no_privilege_and_says_what_it_is_in_its_log(cluster: ClusterFacts, view: View) -> None:
+def test_it_needs_no_privilege_and_says_what_it_is_in_its_log(cluster: ClusterFacts, view: StageReader) -> None:
     pod = pod_of(view)
     assert pod["metadata"]["labels"]["vllm-stage/stand-in"] == "true"
     context = pod["spec"]["containers"][0]["securityContext"]
@@ -107,7 +107,9 @@ def test_it_needs_no_privilege_and_says_what_it_is_in_its_log(cluster: ClusterFa
     assert "a stand-in for the Model Registry" in kubectl(cluster, "logs", f"deployment/{NAME}")
 
 
-def test_what_is_registered_outlives_its_container(cluster: ClusterFacts, view: View, registry: httpx.Client) -> None:
+def test_what_is_registered_outlives_its_container(
+    cluster: ClusterFacts, view: StageReader, registry: httpx.Client
+) -> None:
     """Its process ends on SIGTERM with exit code 0, the kubelet starts another one, and that one has the entries."""
     before = registry.get(MODELS).json()["items"]
     assert before

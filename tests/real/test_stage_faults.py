@@ -21,7 +21,7 @@ from pytest_vllm_stage.stage import client
 from pytest_vllm_stage.stage.deploy import render, secrets, teardown, waves
 from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
 
 pytestmark = pytest.mark.real
@@ -200,7 +200,7 @@ def test_weights_altered_on_the_volume(cluster: ClusterFacts, tmp_path: Path) ->
     download = render.named(manifests, "Job", f"download-{MODEL}")
     assert download is not None
     with client.connection(cluster, namespace) as kube:
-        view, ownership = View(kube, cluster, namespace), Ownership.of_run("faults")
+        view, ownership = StageReader(kube, cluster, namespace), Ownership.of_run("faults")
         try:
             for wave in render.waves(manifests)[:2]:
                 apply(kube, wave, namespace, ownership, values)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightkube
 import pytest
+from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
@@ -183,7 +183,7 @@ def test_a_stage_is_deployed_by_kubeconfig_validated_and_removed(
     assert SECRET not in outcome.output + (tmp_path / "second" / "run.json").read_text()
 
 
-def described(kube: lightkube.Client, namespace: str) -> dict[str, str]:
+def described(kube: DynamicClient, namespace: str) -> dict[str, str]:
     """Every pod and service with its identity."""
     found = [one for kind in ("Pod", "InferenceService") for one in objects.listed(kube, kind, namespace)]
     return {objects.reference(one): one["metadata"]["uid"] for one in found}

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lightkube
 import pytest
 import yaml
+from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.benchmark import job_runs
 from pytest_vllm_stage.benchmark.job_runs import Location
@@ -35,7 +35,7 @@ from pytest_vllm_stage.stage.deploy import addresses, render, secrets, waves
 from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.object_store import find_object_store
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
 
 if TYPE_CHECKING:
@@ -111,15 +111,15 @@ def kubectl(cluster: ClusterFacts) -> Kubectl:
 
 
 @pytest.fixture(scope="module")
-def kube(cluster: ClusterFacts) -> Iterator[lightkube.Client]:
+def kube(cluster: ClusterFacts) -> Iterator[DynamicClient]:
     with client.connection(cluster, NAMESPACE) as connected:
         yield connected
 
 
 @pytest.fixture(scope="module")
-def view(cluster: ClusterFacts, kube: lightkube.Client, kubectl: Kubectl) -> View:
+def view(cluster: ClusterFacts, kube: DynamicClient, kubectl: Kubectl) -> StageReader:
     """The part of the stage that a benchmark needs: MinIO as the local overlay declares it, and a model's Service."""
-    seen, profile = View(kube, cluster, NAMESPACE), load_profile("local", Path("/"))
+    seen, profile = StageReader(kube, cluster, NAMESPACE), load_profile("local", Path("/"))
     rendered = render.render(OVERLAYS / "local", cluster.kubectl)
     names = ("minio", "minio-data", "minio-buckets", "minio-credentials", NAMESPACE)
     chosen = [manifest for manifest in rendered if manifest["metadata"]["name"] in names]
@@ -166,7 +166,7 @@ def model() -> list[Object]:
 
 
 @pytest.fixture(scope="module")
-def minio(cluster: ClusterFacts, view: View) -> S3Client:
+def minio(cluster: ClusterFacts, view: StageReader) -> S3Client:
     url = addresses.of_minio(view.kube, cluster, NAMESPACE)
     return find_object_store(StageFacts(NAMESPACE, RUN, True, (), url), view.kube).client()
 
@@ -226,7 +226,7 @@ def command_of(process: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def task(cluster: ClusterFacts, kubectl: Kubectl, view: View, tekton: None) -> Object:
+def task(cluster: ClusterFacts, kubectl: Kubectl, view: StageReader, tekton: None) -> Object:
     """The Task of the local overlay, with the script that it mounts, in the cluster."""
     manifests = render.render(OVERLAYS / "local" / "tekton", cluster.kubectl)
     kubectl.apply(*manifests)
@@ -344,7 +344,7 @@ def test_a_task_run_publishes_each_rate(task_run: Ended, minio: S3Client) -> Non
     assert [(step["samples"], step["failed"]) for step in reports.summary["steps"]] == [(6, 0), (15, 0)]
 
 
-def test_the_job_does_the_same(cluster: ClusterFacts, view: View, minio: S3Client, task_run: Ended) -> None:
+def test_the_job_does_the_same(cluster: ClusterFacts, view: StageReader, minio: S3Client, task_run: Ended) -> None:
     """The Job with the same settings leaves the same kind of reports, by its summary and by GuideLLM's own settings."""
     manifests = job_runs.manifests_of(OVERLAYS / "local", cluster.kubectl, NAMESPACE)
     job = copy.deepcopy(job_runs.job_of(manifests, "smollm2-135m"))

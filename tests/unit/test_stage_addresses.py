@@ -32,7 +32,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> list[Object]:
     held: list[Object] = []
 
     def get(_kube: object, kind: str, name: str, _namespace: str) -> Object | None:
-        return next((i for i in held if i["kind"] == kind and i["metadata"]["name"] == name), None)
+        return next((i for i in held if i["kind"] == kind.partition(".")[0] and i["metadata"]["name"] == name), None)
 
     monkeypatch.setattr(objects, "get", get)
     monkeypatch.setattr(objects, "listed", lambda _kube, kind, *_: [item for item in held if item["kind"] == kind])

@@ -16,7 +16,7 @@ from pytest_vllm_stage.benchmark.job_runs import Location
 from pytest_vllm_stage.core.errors import StageFailure, WaitFailed
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.s3 import ObjectStore
 from tests.unit.made_objects import pod
 from tests.unit.web_server import s3_objects, web_server
@@ -43,8 +43,8 @@ def stored(**changed: bytes | None) -> dict[str, bytes]:
     return {f"{PLACE.prefix}/{name}.json": content for name, content in objects.items() if content is not None}
 
 
-def view(*pods: Any) -> View:
-    return cast(View, SimpleNamespace(listed=lambda kind, labels: list(pods)))
+def view(*pods: Any) -> StageReader:
+    return cast(StageReader, SimpleNamespace(listed=lambda kind, labels: list(pods)))
 
 
 def ended(exit_code: int, message: str) -> Any:
@@ -111,7 +111,7 @@ def test_a_job_that_fails_is_the_error_even_where_it_cannot_be_removed(monkeypat
     monkeypatch.setattr(job_runs, "wait_for_all", lambda *_: failing("vacuous"))
     monkeypatch.setattr(job_runs, "_remove", lambda *_: failing("not removed"))
     made = {"kind": "Job", "metadata": {"name": "benchmark-m"}, "spec": {}}
-    looked = cast(View, SimpleNamespace(kube=None, namespace="n"))
+    looked = cast(StageReader, SimpleNamespace(kube=None, namespace="n"))
     with pytest.raises(WaitFailed, match="vacuous"):
         job_runs.carry_out(looked, [made], made, "run", Journal())
     assert done == ["applied", "vacuous", "not removed"]
@@ -124,7 +124,7 @@ def test_a_job_that_says_no_place_is_no_success(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(job_runs, "_remove", lambda _view, made, _journal: removed.extend(made))
     made = {"kind": "Job", "metadata": {"name": "benchmark-m"}, "spec": {}}
     script = {"kind": "ConfigMap", "metadata": {"name": "benchmark"}}
-    looked = cast(View, SimpleNamespace(kube=None, namespace="n", listed=lambda kind, labels: []))
+    looked = cast(StageReader, SimpleNamespace(kube=None, namespace="n", listed=lambda kind, labels: []))
     with pytest.raises(StageFailure, match="does not say where its reports are"):
         job_runs.carry_out(looked, [script, made], made, "run", Journal())
     assert removed == [made, script]

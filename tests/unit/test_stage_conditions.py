@@ -11,7 +11,7 @@ from pytest_vllm_stage.settings.profile import DEFAULT_WAITS_S
 from pytest_vllm_stage.stage.deploy import waves
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import conditions, reader
-from pytest_vllm_stage.stage.observe.reader import Sight
+from pytest_vllm_stage.stage.observe.reader import ConditionStatus
 from tests.unit.made_objects import (
     claim,
     condition,
@@ -29,7 +29,7 @@ CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 STATIC = {"kind": "StorageClass", "metadata": {"name": "fast"}, "provisioner": "kubernetes.io/no-provisioner"}
 
 
-class Snapshot(reader.View):
+class Snapshot(reader.StageReader):
     """A view of given objects."""
 
     def __init__(self, *there: Object, log: list[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def of_job(name: str, made: Object) -> Object:
     return made
 
 
-def cause(sight: Sight) -> str:
+def cause(sight: ConditionStatus) -> str:
     assert sight.trouble is not None
     return sight.trouble.cause
 

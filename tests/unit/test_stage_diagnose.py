@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.cluster.api_errors import RequestRejected
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import client, objects
@@ -20,11 +22,20 @@ SECRET = "correct-horse-battery"
 NO_KUBE: Any = None
 
 
-def cluster_with(folder: Path, script: str) -> ClusterFacts:
-    path = folder / "kubectl"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return ClusterFacts("local", "kc", "ctx", "v1", str(path), True, True)
+CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
+CLOSING = SimpleNamespace(client=SimpleNamespace(close=lambda: None))
+
+
+def logs_hold(monkeypatch: pytest.MonkeyPatch, text: str) -> list[dict[str, Any]]:
+    """Let every log hold a text; return what is asked."""
+    asked = []
+
+    def read(_kube: object, namespace: str, pod: str, container: str, **options: Any) -> str:
+        asked.append({"namespace": namespace, "pod": pod, "container": container, **options})
+        return text
+
+    monkeypatch.setattr(objects, "read_log", read)
+    return asked
 
 
 @pytest.fixture
@@ -56,17 +67,19 @@ def test_tokens_are_taken_out_though_secrets_may_not_be_read(monkeypatch: pytest
     assert diagnose.redactor(NO_KUBE, "ns")("hf_abcdefghijkl") == "***"
 
 
-def test_logs_are_read_with_kubectl_and_redacted(tmp_path: Path) -> None:
-    cluster = cluster_with(tmp_path, f'echo "$@"; echo password {SECRET}')
-    logs = diagnose.Logs(cluster, "ns", lambda text: text.replace(SECRET, "***"))
-    command, line = logs("p", "c", True)
-    assert command.startswith("--kubeconfig=kc --context=ctx logs p --namespace=ns --container=c")
-    assert "--previous=true" in command
-    assert line == "password ***"
+def test_logs_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = logs_hold(monkeypatch, f"first\npassword {SECRET}\n")
+    logs = diagnose.Logs(NO_KUBE, "ns", lambda text: text.replace(SECRET, "***"))
+    assert logs("p", "c", True) == ["first", "password ***"]
+    assert asked == [{"namespace": "ns", "pod": "p", "container": "c", "previous": True, "lines": 200}]
 
 
-def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert diagnose.Logs(cluster_with(tmp_path, "exit 1"), "ns", str)("p", "c", False) == []
+def test_a_log_that_does_not_exist_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(*_: object, **_options: object) -> str:
+        raise RequestRejected("no such container", code=400)
+
+    monkeypatch.setattr(objects, "read_log", reject)
+    assert diagnose.Logs(NO_KUBE, "ns", str)("p", "c", False) == []
 
 
 def test_an_explanation_begins_with_the_cause_and_is_short() -> None:
@@ -90,13 +103,10 @@ def test_everything_is_collected_without_secrets(
     broken["spec"]["containers"][0]["env"] = [{"name": "KEY", "value": SECRET}]
     namespace |= {"Pod": [broken], "Event": [event(broken, "BackOff", SECRET)]}
 
-    class Closing:
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(client, "connect", lambda *_: Closing())
+    monkeypatch.setattr(client, "connect", lambda *_: CLOSING)
+    logs_hold(monkeypatch, f"log of {SECRET}")
     folder = tmp_path / "out"
-    diagnose.collect(cluster_with(tmp_path, f"echo log of {SECRET}"), "ns", folder)
+    diagnose.collect(CLUSTER, "ns", folder)
     texts = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
     assert "BackOff pod/p (x1): ***" in texts["events.txt"]
     assert texts["logs/p.kserve-container.log"] == texts["logs/p.kserve-container.previous.log"] == "log of ***\n"
@@ -109,7 +119,7 @@ def test_a_cluster_that_is_gone_leaves_a_note(tmp_path: Path, monkeypatch: pytes
         raise EnvironmentUnusable("the cluster does not answer")
 
     monkeypatch.setattr(client, "connect", refuse)
-    diagnose.collect(cluster_with(tmp_path, ""), "ns", tmp_path / "out")
+    diagnose.collect(CLUSTER, "ns", tmp_path / "out")
     assert (tmp_path / "out" / "not-collected.txt").read_text() == "everything: the cluster does not answer\n"
 
 
@@ -118,6 +128,6 @@ def test_no_time_left_is_noted(
 ) -> None:
     namespace["Pod"] = [pod("p")]
     monkeypatch.setattr(diagnose, "COLLECT_BUDGET_S", -1.0)
-    monkeypatch.setattr(client, "connect", lambda *_: type("Kube", (), {"close": lambda _self: None})())
-    diagnose.collect(cluster_with(tmp_path, "echo x"), "ns", tmp_path / "out")
+    monkeypatch.setattr(client, "connect", lambda *_: CLOSING)
+    diagnose.collect(CLUSTER, "ns", tmp_path / "out")
     assert "logs/p.kserve-container.log: no time left" in (tmp_path / "out" / "not-collected.txt").read_text()

@@ -24,7 +24,10 @@ def manifest(kind: str, name: str, wave: str | None = None, **fields: Any) -> di
 
 
 def test_documents_are_read_and_empty_ones_left_out(tmp_path: Path) -> None:
-    script = "printf -- 'kind: Pod\\nmetadata: {name: a}\\n---\\n---\\nkind: Job\\nmetadata: {name: b}\\n'"
+    script = (
+        "printf -- 'apiVersion: v1\\nkind: Pod\\nmetadata: {name: a}\\n---\\n---\\n"
+        "apiVersion: batch/v1\\nkind: Job\\nmetadata: {name: b}\\n'"
+    )
     found = render.render(tmp_path, kubectl_that(tmp_path, script))
     assert [item["kind"] for item in found] == ["Pod", "Job"]
 
@@ -38,10 +41,17 @@ def test_an_overlay_that_does_not_render_is_named_with_the_reason(tmp_path: Path
     assert failed.value.hint == f"{kubectl} kustomize {tmp_path}"
 
 
-def test_an_unknown_kind_is_refused_with_the_valid_ones(tmp_path: Path) -> None:
-    kubectl = kubectl_that(tmp_path, "printf 'kind: Gizmo\\nmetadata: {name: a}\\n'")
-    with pytest.raises(ConfigError, match="Gizmo is no kind that a stage can hold; valid: ConfigMap, CronJob"):
-        render.render(tmp_path, kubectl)
+@pytest.mark.parametrize(
+    ("document", "missing"),
+    [
+        ("kind: Gizmo\\nmetadata: {name: a}", r"\(Gizmo\) lacks apiVersion"),
+        ("apiVersion: v1\\nkind: Pod\\nmetadata: {}", r"\(Pod\) lacks metadata.name"),
+        ("[1, 2]", r"\(no kind\) lacks apiVersion, kind, metadata.name"),
+    ],
+)
+def test_a_document_that_is_not_a_manifest_is_rejected(tmp_path: Path, document: str, missing: str) -> None:
+    with pytest.raises(ConfigError, match=rf"a document {missing}"):
+        render.render(tmp_path, kubectl_that(tmp_path, f"printf '{document}\\n'"))
 
 
 def test_a_missing_kubectl_is_the_environments_fault(tmp_path: Path) -> None:

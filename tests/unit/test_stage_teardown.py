@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.deploy import teardown
 from pytest_vllm_stage.stage.deploy.apply import RUN_ID_LABEL
 from pytest_vllm_stage.stage.objects import Object
-
-CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
+from tests.unit.made_api import ApiServer, served
 
 
 def made(kind: str, name: str, run_id: str | None = None, **more: Any) -> Object:
@@ -22,77 +20,58 @@ def made(kind: str, name: str, run_id: str | None = None, **more: Any) -> Object
     return {"kind": kind, "metadata": {"name": name, "labels": labels, "finalizers": more.pop("held", [])}, **more}
 
 
-class FakeKube:
-    """An API server: deleting a namespace takes everything with it; what is held by a finalizer stays."""
-
-    def __init__(self, *there: Object) -> None:
-        self.there = list(there)
-        self.deleted: list[str] = []
-
-    def delete(self, resource: type, name: str, **options: Any) -> None:
-        assert options["cascade"].value == "Foreground"
-        self.deleted.append(f"{resource.__name__}/{name}")
-        whole = resource.__name__ == "Namespace"
-        self.there = [
-            item
-            for item in self.there
-            if item["metadata"]["finalizers"]
-            or not (whole or (item["kind"], item["metadata"]["name"]) == (resource.__name__, name))
-        ]
+@pytest.fixture
+def api() -> Iterator[ApiServer]:
+    with served() as server:
+        yield server
 
 
-def run(kube: FakeKube, monkeypatch: pytest.MonkeyPatch, run_id: str = "r1") -> list[str]:
-    monkeypatch.setattr(client, "connection", lambda *_: nullcontext(kube))
-
-    def get(_kube: object, kind: str, name: str, _namespace: str = "") -> Object | None:
-        return next((i for i in kube.there if i["kind"] == kind and i["metadata"]["name"] == name), None)
-
-    def listed(_kube: object, kind: str, _namespace: str = "", labels: dict[str, str] | None = None) -> list[Object]:
-        wanted = (labels or {}).get(RUN_ID_LABEL)
-        of_kind = [item for item in kube.there if item["kind"] == kind]
-        return [item for item in of_kind if wanted in (None, item["metadata"]["labels"].get(RUN_ID_LABEL))]
-
-    monkeypatch.setattr(objects, "get", get)
-    monkeypatch.setattr(objects, "listed", listed)
-    return teardown.teardown(CLUSTER, "ns", run_id, {"teardown_s": 0.0}, Journal())
+def run(api: ApiServer, folder: Path, *there: Object) -> list[str]:
+    for item in there:
+        api.add(item)
+    return teardown.teardown(api.facts(folder), "ns", "r1", {"teardown_s": 0.0}, Journal())
 
 
-def test_a_namespace_of_the_run_goes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    kube = FakeKube(made("Namespace", "ns", "r1"), made("Job", "j", "r1"))
-    assert run(kube, monkeypatch) == []
-    assert kube.deleted == ["Namespace/ns"]
+def deleted(api: ApiServer) -> list[str]:
+    return ["/".join(line.split("/")[-2:]) for line in api.asked("DELETE")]
 
 
-def test_a_namespace_of_somebody_else_stays_with_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_namespace_of_the_run_goes_whole(api: ApiServer, tmp_path: Path) -> None:
+    assert run(api, tmp_path, made("Namespace", "ns", "r1"), made("Job", "j", "r1")) == []
+    assert deleted(api) == ["namespaces/ns"]
+
+
+def test_a_namespace_of_another_owner_stays_with_what_is_not_ours(api: ApiServer, tmp_path: Path) -> None:
     theirs = [made("Namespace", "ns"), made("Job", "theirs"), made("Job", "older", "r0")]
-    kube = FakeKube(*theirs, made("ConfigMap", "ours", "r1"), made("InferenceService", "model", "r1"))
-    assert run(kube, monkeypatch) == []
-    assert kube.deleted == ["InferenceService/model", "ConfigMap/ours"], "a model goes before what it needs"
-    assert kube.there == theirs
+    ours = [made("ConfigMap", "ours", "r1"), made("InferenceService", "model", "r1"), made("Endpoints", "e", "r1")]
+    assert run(api, tmp_path, *theirs, *ours) == []
+    assert deleted(api) == ["inferenceservices/model", "configmaps/ours"], "a model goes before what it needs"
+    assert all(item in api.objects.values() for item in theirs)
 
 
-def test_what_stays_is_named_with_what_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stays_is_named_with_what_holds_it(api: ApiServer, tmp_path: Path) -> None:
     message = "inferenceservice.finalizers in 1 resource instances"
     conditions = [{"type": "NamespaceFinalizersRemaining", "status": "True", "message": message}]
     held = made("Namespace", "ns", "r1", held=["kubernetes"], status={"conditions": conditions})
-    assert run(FakeKube(held), monkeypatch) == [f"namespace/ns is still there (finalizers kubernetes): {message}"]
+    assert run(api, tmp_path, held) == [f"namespace/ns is still there (finalizers kubernetes): {message}"]
 
 
-def test_volumes_that_outlive_their_claims_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_volumes_that_outlive_their_claims_are_listed(api: ApiServer, tmp_path: Path) -> None:
     def volume(name: str, namespace: str, phase: str) -> Object:
         return made("PersistentVolume", name, spec={"claimRef": {"namespace": namespace}}, status={"phase": phase})
 
-    kube = FakeKube(volume("a", "ns", "Released"), volume("b", "other", "Released"), volume("c", "ns", "Bound"))
-    assert run(kube, monkeypatch) == ["persistentvolume/a was claimed by ns and is Released"]
+    volumes = [volume("a", "ns", "Released"), volume("b", "other", "Released"), volume("c", "ns", "Bound")]
+    assert run(api, tmp_path, *volumes) == ["persistentvolume/a was claimed by ns and is Released"]
 
 
-def test_a_volume_that_stays_after_its_namespace_is_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_that_stays_after_its_namespace_is_left_over(api: ApiServer, tmp_path: Path) -> None:
     claimed: dict[str, Any] = {"spec": {"claimRef": {"namespace": "ns"}}, "status": {"phase": "Released"}}
-    kube = FakeKube(made("Namespace", "ns", "r1"), made("PersistentVolume", "v", held=["external"], **claimed))
-    assert run(kube, monkeypatch) == ["persistentvolume/v was claimed by ns and is Released"]
+    held = made("PersistentVolume", "v", held=["external"], **claimed)
+    assert run(api, tmp_path, made("Namespace", "ns", "r1"), held) == [
+        "persistentvolume/v was claimed by ns and is Released"
+    ]
 
 
-def test_nothing_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    kube = FakeKube()
-    assert run(kube, monkeypatch) == []
-    assert kube.deleted == []
+def test_nothing_there_is_nothing_to_do(api: ApiServer, tmp_path: Path) -> None:
+    assert run(api, tmp_path) == []
+    assert deleted(api) == []

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import WaitFailed
 from pytest_vllm_stage.core.journal import Journal, read_events
-from pytest_vllm_stage.stage.api_errors import Unreachable
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import reader, wait
-from pytest_vllm_stage.stage.observe.reader import Sight
+from pytest_vllm_stage.stage.observe.reader import ConditionStatus
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 from tests.unit.made_objects import event, pod
 
@@ -23,7 +23,7 @@ CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 NO_KUBE: Any = None
 
 
-class FakeView(reader.View):
+class FakeView(reader.StageReader):
     """A view of nothing but events and one log line."""
 
     def listed(self, kind: str, labels: dict[str, str] | None = None) -> list[Object]:
@@ -39,7 +39,7 @@ class Scripted:
     """A condition that shows one sight after another, and the last one for ever."""
 
     what: str
-    sights: Sequence[Sight | Exception]
+    sights: Sequence[ConditionStatus | Exception]
     timeout_s: float = 60.0
     looks: int = field(default=0)
 
@@ -47,7 +47,7 @@ class Scripted:
     def failing(self) -> str:
         return f"{self.what} cannot be"
 
-    def look(self, view: reader.View) -> Sight:
+    def look(self, view: reader.StageReader) -> ConditionStatus:
         sight = self.sights[min(self.looks, len(self.sights) - 1)]
         self.looks += 1
         if isinstance(sight, Exception):
@@ -64,11 +64,11 @@ def wait_for(*conditions: Scripted, path: Path | None = None) -> None:
     wait.wait_for_all(FakeView(NO_KUBE, CLUSTER, "ns"), conditions, Journal(path))
 
 
-NOT_YET, DONE = Sight(False, "not yet"), Sight(True, "there")
+NOT_YET, DONE = ConditionStatus(False, "not yet"), ConditionStatus(True, "there")
 
 
-def broken(looks: int = 1, cause: str = "it broke") -> Sight:
-    return Sight(False, "not yet", Trouble(cause, "p", "c", looks=looks), [pod()])
+def broken(looks: int = 1, cause: str = "it broke") -> ConditionStatus:
+    return ConditionStatus(False, "not yet", Trouble(cause, "p", "c", looks=looks), [pod()])
 
 
 def test_each_condition_is_recorded_under_its_own_name(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_another_cause_starts_the_count_anew() -> None:
 
 def test_the_time_is_each_conditions_own_and_the_log_says_how_far_it_came() -> None:
     unready = pod(ready=False)
-    slow = Scripted("slow", [Sight(False, "loading", None, [unready])], timeout_s=0.0)
+    slow = Scripted("slow", [ConditionStatus(False, "loading", None, [unready])], timeout_s=0.0)
     with pytest.raises(WaitFailed) as failed:
         wait_for(Scripted("patient", [NOT_YET]), slow)
     assert failed.value.message.startswith("namespace/ns: slow cannot be: not within 0 s: loading")
@@ -118,10 +118,10 @@ def test_the_time_is_each_conditions_own_and_the_log_says_how_far_it_came() -> N
 
 
 def test_an_api_server_that_is_away_for_a_moment_is_waited_for() -> None:
-    wait_for(Scripted("a", [*[Unreachable("no answer")] * 3, DONE]))
-    often = [Unreachable("no answer")] * (wait.UNANSWERED_LOOKS - 1)
+    wait_for(Scripted("a", [*[ApiServerUnreachable("no answer")] * 3, DONE]))
+    often = [ApiServerUnreachable("no answer")] * (wait.UNANSWERED_LOOKS - 1)
     wait_for(Scripted("a", [*often, NOT_YET, *often, DONE]))
-    away = Scripted("a", [Unreachable("no answer")])
+    away = Scripted("a", [ApiServerUnreachable("no answer")])
     with pytest.raises(WaitFailed, match="no answer"):
         wait_for(away)
     assert away.looks == wait.UNANSWERED_LOOKS

@@ -7,16 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightkube.types import CascadeType
-
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.api_errors import told
 from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.conditions import JobComplete
-from pytest_vllm_stage.stage.observe.reader import View
+from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
 
 REPORT = "REPORT "
@@ -66,7 +63,9 @@ def verification_job(download: Object, node: str | None) -> Object:
     return job
 
 
-def verify(view: View, download: Object, node: str | None, run_id: str, timeout_s: float, journal: Journal) -> Report:
+def verify(
+    reader: StageReader, download: Object, node: str | None, run_id: str, timeout_s: float, journal: Journal
+) -> Report:
     """Run the verification Job for a download and read its report; the Job is deleted afterwards.
 
     Raises:
@@ -74,15 +73,14 @@ def verify(view: View, download: Object, node: str | None, run_id: str, timeout_
     """
     job = verification_job(download, node)
     name = objects.name_of(job)
-    apply(view.kube, [job], view.namespace, Ownership.of_run(run_id), {})
+    apply(reader.kube, [job], reader.namespace, Ownership.of_run(run_id), {})
     try:
-        wait_for_all(view, [JobComplete(name, timeout_s)], journal)
-        pods = view.listed("Pod", {"batch.kubernetes.io/job-name": name})
+        wait_for_all(reader, [JobComplete(name, timeout_s)], journal)
+        pods = reader.listed("Pod", {"batch.kubernetes.io/job-name": name})
         container = job["spec"]["template"]["spec"]["containers"][0]["name"]
-        lines = [line for pod in pods for line in view.logs(objects.name_of(pod), container, False)]
+        lines = [line for pod in pods for line in reader.logs(objects.name_of(pod), container, False)]
     finally:
-        with told(f"delete job/{name}"):
-            view.kube.delete(objects.resource_of("Job"), name, namespace=view.namespace, cascade=CascadeType.BACKGROUND)
+        objects.delete(reader.kube, job, reader.namespace, propagation="Background")
     return parse(lines, name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from urllib.parse import urlsplit
 
-from lightkube import Client
+from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
@@ -17,7 +17,7 @@ REGISTRY = "model-registry"
 CONNECT_TIMEOUT_S = 3.0
 
 
-def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Object) -> str:
+def of_model(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service: Object) -> str:
     """Root URL of an InferenceService's server.
 
     Where cluster IPs answer it is the predictor's Service, else what the service itself publishes, if it answers; the
@@ -46,9 +46,9 @@ def of_model(kube: Client, cluster: ClusterFacts, namespace: str, service: Objec
     )
 
 
-def of_minio(kube: Client, cluster: ClusterFacts, namespace: str) -> str | None:
+def of_minio(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
     """Root URL of MinIO's S3 API, or None where the stage has none that is reached from here."""
-    route = None if cluster.reaches_services else objects.get(kube, "Route", MINIO, namespace)
+    route = None if cluster.reaches_services else objects.get(kube, "Route.route.openshift.io", MINIO, namespace)
     if route and route["spec"].get("host"):
         return f"https://{route['spec']['host']}"
     if objects.get(kube, "Service", MINIO, namespace) is None:
@@ -57,7 +57,7 @@ def of_minio(kube: Client, cluster: ClusterFacts, namespace: str) -> str | None:
     return url if cluster.reaches_services or answers(url) else None
 
 
-def of_registry(kube: Client, cluster: ClusterFacts, namespace: str) -> str | None:
+def of_registry(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
     """Root URL of the Model Registry's REST API, or None where the stage has none that is reached from here."""
     if objects.get(kube, "Service", REGISTRY, namespace) is None:
         return None
@@ -65,7 +65,7 @@ def of_registry(kube: Client, cluster: ClusterFacts, namespace: str) -> str | No
     return url if cluster.reaches_services or answers(url) else None
 
 
-def _of_service(kube: Client, namespace: str, name: str, port: str) -> str:
+def _of_service(kube: DynamicClient, namespace: str, name: str, port: str) -> str:
     found = objects.get(kube, "Service", name, namespace)
     if found is None:
         raise StageFailure(f"service/{name} does not exist", hint=f"kubectl -n {namespace} get services")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from lightkube import Client
+from kubernetes.dynamic import DynamicClient
 
+from pytest_vllm_stage.cluster.api_errors import KindNotServed, RequestRejected, retry_while_busy
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.api_errors import Refused, patiently, told
-from pytest_vllm_stage.stage.client import FIELD_MANAGER
 from pytest_vllm_stage.stage.deploy import secrets
 from pytest_vllm_stage.stage.objects import Object
 
@@ -57,21 +55,21 @@ def run_id_of(item: Object) -> str | None:
 
 
 def apply(
-    kube: Client, manifests: list[Object], namespace: str, ownership: Ownership, values: Mapping[str, Secret]
+    kube: DynamicClient, manifests: list[Object], namespace: str, ownership: Ownership, values: Mapping[str, Secret]
 ) -> list[Object]:
     """Apply manifests as this run's; return what the server made of them.
 
     Raises:
         ConfigError: an object of that name is there and is not this run's; it names whose it is.
-        Refused: the server does not take a manifest.
+        RequestRejected: the server does not accept a manifest.
     """
     for manifest in manifests:
         _refuse_foreign(kube, manifest, namespace, ownership.run_id)
     return [_apply_one(kube, ownership.mark(manifest), namespace, values) for manifest in manifests]
 
 
-def _refuse_foreign(kube: Client, manifest: Object, namespace: str, run_id: str) -> None:
-    existing = objects.get(kube, manifest["kind"], objects.name_of(manifest), namespace)
+def _refuse_foreign(kube: DynamicClient, manifest: Object, namespace: str, run_id: str) -> None:
+    existing = objects.get(kube, objects.kind_of(manifest), objects.name_of(manifest), namespace)
     if existing is not None and run_id_of(existing) != run_id:
         raise ConfigError(
             f"{objects.reference(manifest)} in namespace {namespace} is there already and belongs to "
@@ -91,20 +89,15 @@ def describe_owner(item: Object) -> str:
     return f"field manager {', '.join(managers)}" if managers else "an unknown owner"
 
 
-def _apply_one(kube: Client, manifest: Object, namespace: str, values: Mapping[str, Secret]) -> Object:
-    kind, what = manifest["kind"], objects.reference(manifest)
-    scope: dict[str, Any] = {"namespace": namespace} if objects.is_namespaced(kind) else {}
-
-    def send() -> Object:
-        with told(f"apply {what}"):
-            filled = objects.resource_of(kind)(secrets.fill(manifest, values))
-            return objects.plain(kube.apply(filled, field_manager=FIELD_MANAGER, **scope))
-
+def _apply_one(kube: DynamicClient, manifest: Object, namespace: str, values: Mapping[str, Secret]) -> Object:
+    what = objects.reference(manifest)
     try:
-        return patiently(f"apply {what}", send)
-    except Refused as error:
+        return retry_while_busy(f"apply {what}", lambda: objects.apply(kube, secrets.fill(manifest, values), namespace))
+    except KindNotServed as error:
+        raise ConfigError(f"{what} cannot be applied: {error.message}", hint="kubectl api-resources") from None
+    except RequestRejected as error:
         if error.code == 409:
             raise ConfigError(f"{what} in namespace {namespace} has fields of another owner: {error.message}") from None
-        if error.code in (400, 422) and kind != "Namespace":
-            raise ConfigError(f"the cluster does not take {what}: {error.message}") from None
+        if error.code in (400, 422) and manifest["kind"] != "Namespace":
+            raise ConfigError(f"the cluster does not accept {what}: {error.message}") from None
         raise

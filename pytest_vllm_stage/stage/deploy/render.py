@@ -43,22 +43,31 @@ def render(overlay: Path, kubectl: str) -> list[Object]:
 
 def _check(manifest: Any, overlay: Path, hint: str) -> None:
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
-    if kind not in objects.KINDS:
-        raise ConfigError(
-            f"overlay {overlay}: {kind or 'a document without kind'} is no kind that a stage can hold; "
-            f"valid: {', '.join(objects.KINDS)}",
-            hint=hint,
+    metadata = manifest.get("metadata") if isinstance(manifest, dict) else None
+    missing = [
+        field
+        for field, value in (
+            ("apiVersion", isinstance(manifest, dict) and manifest.get("apiVersion")),
+            ("kind", kind),
+            ("metadata.name", isinstance(metadata, dict) and metadata.get("name")),
         )
+        if not value
+    ]
+    if missing:
+        raise ConfigError(f"overlay {overlay}: a document ({kind or 'no kind'}) lacks {', '.join(missing)}", hint=hint)
 
 
 def in_namespace(manifests: list[Object], namespace: str) -> list[Object]:
-    """The manifests for another namespace than the overlay's; inside the stage, names are short and need no change."""
+    """The manifests for another namespace than the overlay's; inside the stage, names are short and need no change.
+
+    Kustomize has written the overlay's namespace into every object that is in one.
+    """
     moved = []
     for manifest in manifests:
         metadata = dict(manifest["metadata"])
         if manifest["kind"] == "Namespace":
             metadata["name"] = namespace
-        elif objects.is_namespaced(manifest["kind"]):
+        elif "namespace" in metadata:
             metadata["namespace"] = namespace
         moved.append({**manifest, "metadata": metadata})
     return moved

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from lightkube import Client
-from lightkube.types import CascadeType
+from kubernetes.dynamic import DynamicClient
 
+from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable, RequestRejected
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import client, objects
-from pytest_vllm_stage.stage.api_errors import Refused, Unreachable, told
 from pytest_vllm_stage.stage.deploy.apply import RUN_ID_LABEL, run_id_of
 from pytest_vllm_stage.stage.objects import Object
 
-#: Never made by an overlay: the cluster's own.
-_NOT_OURS = ("Event", "Node", "PersistentVolume", "StorageClass", "Namespace")
+#: They repeat the labels of a Service, belong to no owner, and are deleted with it.
+_MADE_BY_CONTROLLERS = ("Endpoints",)
 
 
 def teardown(
@@ -33,68 +31,59 @@ def teardown(
         return _teardown(kube, namespace, run_id, waits_s["teardown_s"], journal)
 
 
-def _teardown(kube: Client, namespace: str, run_id: str, timeout_s: float, journal: Journal) -> list[str]:
+def _teardown(kube: DynamicClient, namespace: str, run_id: str, timeout_s: float, journal: Journal) -> list[str]:
     found = objects.get(kube, "Namespace", namespace)
     if found is None:
         return _volumes_left(kube, namespace)
-    whole = run_id_of(found) == run_id
-    for item in [found] if whole else _labelled(kube, namespace, run_id):
-        _delete(kube, item, namespace)
+    made = [found] if run_id_of(found) == run_id else _labelled(kube, namespace, run_id)
+    for item in made:
+        objects.delete(kube, item, namespace)
     try:
         wait_until(
             f"everything of run {run_id} in namespace/{namespace} deleted",
-            lambda: _gone(kube, namespace, run_id, whole),
+            lambda: _observe_removal(kube, namespace, made),
             timeout_s=timeout_s,
             journal=journal,
         )
     except StageFailure:
-        return _left(kube, namespace, run_id, whole)
+        return _left(kube, namespace, made)
     return []
 
 
-def _labelled(kube: Client, namespace: str, run_id: str) -> list[Object]:
-    """The run's own objects; what they own goes with them. Services of models first: their controller must see it."""
-    kinds = sorted(
-        (kind for kind in objects.KINDS if kind not in _NOT_OURS), key=lambda kind: kind != "InferenceService"
-    )
+def _labelled(kube: DynamicClient, namespace: str, run_id: str) -> list[Object]:
+    """The run's own objects of every kind that the cluster serves; what they own is deleted with them.
+
+    InferenceServices come first: their controller must see the deletion while it can act on it.
+    """
+    kinds = [kind for kind in objects.served_kinds(kube, "list", "delete") if kind not in _MADE_BY_CONTROLLERS]
     return [
-        {**item, "kind": kind}
-        for kind in kinds
+        item
+        for kind in sorted(kinds, key=lambda kind: not kind.startswith("InferenceService."))
         for item in _listed(kube, kind, namespace, run_id)
         if not item["metadata"].get("ownerReferences")
     ]
 
 
-def _listed(kube: Client, kind: str, namespace: str, run_id: str) -> list[Object]:
+def _listed(kube: DynamicClient, kind: str, namespace: str, run_id: str) -> list[Object]:
     try:
         return objects.listed(kube, kind, namespace, {RUN_ID_LABEL: run_id})
-    except Unreachable:
+    except ApiServerUnreachable:
         raise
-    except EnvironmentUnusable:  # what this user may not list, it did not make
+    except EnvironmentUnusable:  # what this user may not list, the run did not create
+        return []
+    except RequestRejected:  # an aggregated API that lists nothing by label
         return []
 
 
-def _delete(kube: Client, item: Object, namespace: str) -> None:
-    kind, name = item["kind"], objects.name_of(item)
-    scope: dict[str, Any] = {"namespace": namespace} if objects.is_namespaced(kind) else {}
-    try:
-        with told(f"delete {objects.reference(item)}"):
-            kube.delete(objects.resource_of(kind), name, cascade=CascadeType.FOREGROUND, **scope)
-    except Refused as error:
-        if error.code != 404:  # gone by itself
-            raise
-
-
-def _gone(kube: Client, namespace: str, run_id: str, whole: bool) -> Observation:
-    left = _left(kube, namespace, run_id, whole)
+def _observe_removal(kube: DynamicClient, namespace: str, made: list[Object]) -> Observation:
+    left = _left(kube, namespace, made)
     return Observation(not left, "; ".join(left[:3]) or "gone")
 
 
-def _left(kube: Client, namespace: str, run_id: str, whole: bool) -> list[str]:
-    if whole:
-        found = objects.get(kube, "Namespace", namespace)
-        return [*([_holding(found)] if found else []), *_volumes_left(kube, namespace)]
-    return [_holding(item) for item in _labelled(kube, namespace, run_id)]
+def _left(kube: DynamicClient, namespace: str, made: list[Object]) -> list[str]:
+    found = [objects.get(kube, objects.kind_of(item), objects.name_of(item), namespace) for item in made]
+    whole = any(item["kind"] == "Namespace" for item in made)
+    return [*(_holding(item) for item in found if item), *(_volumes_left(kube, namespace) if whole else [])]
 
 
 def _holding(item: Object) -> str:
@@ -110,7 +99,7 @@ def _holding(item: Object) -> str:
     return f"{objects.reference(item)} is still there{held}{': ' + '; '.join(reasons) if reasons else ''}"
 
 
-def _volumes_left(kube: Client, namespace: str) -> list[str]:
+def _volumes_left(kube: DynamicClient, namespace: str) -> list[str]:
     """PersistentVolumes that outlive their claims: their reclaim policy is Retain, or reclaiming failed."""
     try:
         volumes = objects.listed(kube, "PersistentVolume")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from lightkube import Client
+from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
@@ -23,7 +23,7 @@ from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts, TargetFacts
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import conditions, diagnose
-from pytest_vllm_stage.stage.observe.reader import Condition, View
+from pytest_vllm_stage.stage.observe.reader import Condition, StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
 
 
@@ -59,7 +59,9 @@ def deploy(
     values = secret_values.complete(manifests, secrets, generate=cluster.kind == "local")
     with client.connection(cluster, namespace) as kube:
         try:
-            _bring_about(View(kube, cluster, namespace), manifests, profile, Ownership.of_run(run_id), values, journal)
+            _bring_about(
+                StageReader(kube, cluster, namespace), manifests, profile, Ownership.of_run(run_id), values, journal
+            )
             services = _services(kube, namespace, profile)
             targets = _targets(kube, cluster, namespace, services)
             _await_answers(targets, profile.waits_s["first_answer_s"], journal)
@@ -79,7 +81,7 @@ def deploy(
 
 
 def _bring_about(
-    view: View,
+    view: StageReader,
     manifests: list[Object],
     profile: Profile,
     ownership: Ownership,
@@ -135,7 +137,7 @@ def conditions_of(wave: Sequence[Object], waits_s: Mapping[str, float]) -> list[
     ]
 
 
-def _services(kube: Client, namespace: str, profile: Profile) -> dict[str, Object]:
+def _services(kube: DynamicClient, namespace: str, profile: Profile) -> dict[str, Object]:
     """Role to the live InferenceService."""
     found = {}
     for role, model in profile.models.items():
@@ -156,7 +158,7 @@ def is_simulated(services: Mapping[str, Object]) -> bool:
 
 
 def _targets(
-    kube: Client, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
+    kube: DynamicClient, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
 ) -> tuple[TargetFacts, ...]:
     found = []
     for role, service in services.items():

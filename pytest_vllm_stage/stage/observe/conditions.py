@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import rollout, trouble
-from pytest_vllm_stage.stage.observe.reader import Sight, View
+from pytest_vllm_stage.stage.observe.reader import ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 
@@ -23,12 +23,14 @@ class NamespaceActive:
         self.what = f"namespace/{self.name} phase=Active"
         self.failing = f"namespace/{self.name} cannot be used"
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: StageReader) -> ConditionStatus:
         """See the phase and the account."""
         found = view.get("Namespace", self.name)
         phase = ((found or {}).get("status") or {}).get("phase", "absent")
         account = view.get("ServiceAccount", "default") is not None
-        return Sight(phase == "Active" and account, f"{phase}, service account {'there' if account else 'missing'}")
+        return ConditionStatus(
+            phase == "Active" and account, f"{phase}, service account {'there' if account else 'missing'}"
+        )
 
 
 @dataclass
@@ -42,13 +44,13 @@ class ClaimBound:
         self.what = f"pvc/{self.name} phase=Bound"
         self.failing = f"pvc/{self.name} cannot be bound"
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: StageReader) -> ConditionStatus:
         """See the claim, and what could serve it."""
         claim = view.get("PersistentVolumeClaim", self.name)
         if claim is None:
-            return Sight(False, "absent")
+            return ConditionStatus(False, "absent")
         phase = (claim.get("status") or {}).get("phase", "Pending")
-        return Sight(phase == "Bound", phase, None if phase == "Bound" else _of_claim(view, claim), [claim])
+        return ConditionStatus(phase == "Bound", phase, None if phase == "Bound" else _of_claim(view, claim), [claim])
 
 
 @dataclass
@@ -62,18 +64,18 @@ class DeploymentAvailable:
         self.what = f"deployment/{self.name} condition=Available"
         self.failing = f"deployment/{self.name} cannot become Available"
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: StageReader) -> ConditionStatus:
         """See the rollout and the pods."""
         found = view.get("Deployment", self.name)
         if found is None:
-            return Sight(False, "absent")
+            return ConditionStatus(False, "absent")
         done, state = rollout.rolled_out(found)
         if done:
-            return Sight(True, state)
+            return ConditionStatus(True, state)
         pods = view.listed("Pod", found["spec"]["selector"].get("matchLabels"))
         seen = _of_claims(view, pods) or trouble.of_creation(found, view.events)
         seen = seen or trouble.of_pods(pods, view.events, view.logs)
-        return Sight(False, f"{state}; {rollout.pod_states(pods)}", seen, [found, *pods])
+        return ConditionStatus(False, f"{state}; {rollout.pod_states(pods)}", seen, [found, *pods])
 
 
 @dataclass
@@ -87,20 +89,20 @@ class JobComplete:
         self.what = f"job/{self.name} condition=Complete"
         self.failing = f"job/{self.name} cannot complete"
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: StageReader) -> ConditionStatus:
         """See the Job and its pods."""
         job = view.get("Job", self.name)
         if job is None:
-            return Sight(False, "absent")
+            return ConditionStatus(False, "absent")
         if objects.is_true(job, "Complete"):
-            return Sight(True, "Complete")
+            return ConditionStatus(True, "Complete")
         pods = objects.owned_by(view.listed("Pod", {"batch.kubernetes.io/job-name": self.name}), job)
         seen = _of_claims(view, pods) or trouble.of_creation(job, view.events)
         seen = seen or trouble.of_pods(pods, view.events, view.logs)
         if seen is None and objects.is_true(job, "Failed"):
             failed = objects.condition(job, "Failed")
             seen = Trouble(f"{failed.get('reason')}: {failed.get('message')}")
-        return Sight(False, rollout.pod_states(pods), seen, [job, *pods])
+        return ConditionStatus(False, rollout.pod_states(pods), seen, [job, *pods])
 
 
 @dataclass
@@ -118,11 +120,11 @@ class InferenceServiceReady:
         self.what = f"inferenceservice/{self.name} condition=Ready"
         self.failing = f"inferenceservice/{self.name} cannot become Ready"
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: StageReader) -> ConditionStatus:
         """See the service, its workload and its pods."""
         service = view.get("InferenceService", self.name)
         if service is None:
-            return Sight(False, "absent")
+            return ConditionStatus(False, "absent")
         pods = view.listed("Pod", {"serving.kserve.io/inferenceservice": self.name})
         deployment = view.get("Deployment", f"{self.name}-predictor")
         stale = rollout.stale_reasons(
@@ -130,18 +132,18 @@ class InferenceServiceReady:
         )
         ready = objects.condition(service, "Ready")
         if ready.get("status") == "True" and not stale:
-            return Sight(True, "Ready")
+            return ConditionStatus(True, "Ready")
         seen = _of_claims(view, pods) or (trouble.of_creation(deployment, view.events) if deployment else None)
         seen = seen or trouble.of_pods(pods, view.events, view.logs) or trouble.of_inference_service(service)
         why = stale[0] if ready.get("status") == "True" else f"Ready={ready.get('status', 'Unknown')}"
-        return Sight(False, f"{rollout.pod_states(pods)}; {why}", seen, [service, *pods])
+        return ConditionStatus(False, f"{rollout.pod_states(pods)}; {why}", seen, [service, *pods])
 
 
-def _of_claim(view: View, claim: Object) -> Trouble | None:
+def _of_claim(view: StageReader, claim: Object) -> Trouble | None:
     return trouble.of_claim(claim, view.everywhere("StorageClass"), view.everywhere("PersistentVolume"), view.events)
 
 
-def _of_claims(view: View, pods: Sequence[Object]) -> Trouble | None:
+def _of_claims(view: StageReader, pods: Sequence[Object]) -> Trouble | None:
     """What is wrong with the claims of pods that are not scheduled: it says more than the scheduler does."""
     waiting = [pod for pod in pods if objects.condition(pod, "PodScheduled").get("status") == "False"]
     for name in sorted({name for pod in waiting for name in drift.claims_of(pod)}):

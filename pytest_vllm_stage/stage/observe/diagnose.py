@@ -5,23 +5,21 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lightkube import Client
+from kubernetes.dynamic import DynamicClient
 
+from pytest_vllm_stage.cluster.api_errors import RequestRejected
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.stage import client, objects
-from pytest_vllm_stage.stage.api_errors import Refused
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import runbook, trouble
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 Redact = Callable[[str], str]
-LOG_TIMEOUT_S = 10
 #: In the text of an error, and in a file.
 LINES_SHOWN, LINES_KEPT = 8, 2000
 LONGEST_FILE = 1024 * 1024
@@ -35,7 +33,7 @@ _TOKENS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )[A-Za-z0-9._~+/-]{8,}=*|AK
 SHORTEST_REDACTED = 6
 
 
-def redactor(kube: Client, namespace: str) -> Redact:
+def redactor(kube: DynamicClient, namespace: str) -> Redact:
     """A function that takes the namespace's secret values, and what looks like a token, out of a text."""
     try:
         held = [
@@ -55,24 +53,18 @@ def redactor(kube: Client, namespace: str) -> Redact:
 
 
 class Logs:
-    """Reads container logs through kubectl, which alone gives those of an instance that ended."""
+    """Reads the logs of a namespace's containers."""
 
-    def __init__(self, cluster: ClusterFacts, namespace: str, redact: Redact) -> None:
-        self._command = [cluster.kubectl, f"--kubeconfig={cluster.kubeconfig}", f"--context={cluster.context}"]
-        self._namespace = namespace
-        self._redact = redact
+    def __init__(self, kube: DynamicClient, namespace: str, redact: Redact) -> None:
+        self._kube, self._namespace, self._redact = kube, namespace, redact
 
     def __call__(self, pod: str, container: str, previous: bool, lines: int = 200) -> list[str]:
         """The last lines of a log, redacted; empty where there is none or it does not come in time."""
-        command = [*self._command, "logs", pod, f"--namespace={self._namespace}", f"--container={container}"]
-        command += [f"--tail={lines}", f"--previous={str(previous).lower()}", f"--request-timeout={LOG_TIMEOUT_S}s"]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=LOG_TIMEOUT_S + 5, check=False)
-        except (OSError, subprocess.TimeoutExpired):
+            text = objects.read_log(self._kube, self._namespace, pod, container, previous=previous, lines=lines)
+        except (EnvironmentUnusable, RequestRejected):
             return []
-        if done.returncode != 0:
-            return []
-        return self._redact(done.stdout.decode("utf-8", "replace")).splitlines()
+        return self._redact(text).splitlines()
 
 
 def explain(found: Trouble, logs: Logs, warnings: Iterable[Object]) -> str:
@@ -108,27 +100,27 @@ def collect(cluster: ClusterFacts, namespace: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with client.connection(cluster, namespace) as kube:
-            missed = _collect(kube, cluster, namespace, folder)
+            missed = _collect(kube, namespace, folder)
     except StageError as error:
         missed = [f"everything: {error}"]
     if missed:
         _write(folder / "not-collected.txt", "\n".join(missed) + "\n")
 
 
-def _collect(kube: Client, cluster: ClusterFacts, namespace: str, folder: Path) -> list[str]:
+def _collect(kube: DynamicClient, namespace: str, folder: Path) -> list[str]:
     deadline, redact = time.monotonic() + COLLECT_BUDGET_S, redactor(kube, namespace)
     pods: list[Object] = []
     missed: list[str] = []
     for kind in COLLECTED:
         try:
             items = objects.listed(kube, kind, namespace)
-        except (EnvironmentUnusable, Refused) as error:
+        except (EnvironmentUnusable, RequestRejected) as error:
             missed.append(f"{kind}: {error}")
             continue
         pods = items if kind == "Pod" else pods
         text = "\n".join(event_lines(items)) if kind == "Event" else json.dumps(items, indent=1, default=str)
         _write(folder / f"{kind.lower()}s.{'txt' if kind == 'Event' else 'json'}", redact(text))
-    return missed + _collect_logs(pods, Logs(cluster, namespace, redact), folder / "logs", deadline)
+    return missed + _collect_logs(pods, Logs(kube, namespace, redact), folder / "logs", deadline)
 
 
 def _collect_logs(pods: list[Object], logs: Logs, folder: Path, deadline: float) -> list[str]:

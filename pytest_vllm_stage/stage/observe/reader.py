@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lightkube import Client
+from kubernetes.dynamic import DynamicClient
 
+from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.api_errors import Unreachable
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import diagnose
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 
 @dataclass(frozen=True)
-class Sight:
+class ConditionStatus:
     """What one look showed.
 
     Attributes:
@@ -35,10 +35,10 @@ class Sight:
 
 
 @dataclass
-class View:
+class StageReader:
     """What conditions look through: the cluster, the namespace, and its events as of this look."""
 
-    kube: Client
+    kube: DynamicClient
     cluster: ClusterFacts
     namespace: str
     events: list[Object] = field(default_factory=list)
@@ -51,7 +51,7 @@ class View:
         """Reads logs, without the namespace's secret values."""
         if self._logs is None:
             redact = diagnose.redactor(self.kube, self.namespace)
-            self._logs = diagnose.Logs(self.cluster, self.namespace, redact)
+            self._logs = diagnose.Logs(self.kube, self.namespace, redact)
         return self._logs
 
     def get(self, kind: str, name: str) -> Object | None:
@@ -66,7 +66,7 @@ class View:
         """Cluster-wide objects; empty where this user may not list them."""
         try:
             return objects.listed(self.kube, kind)
-        except Unreachable:
+        except ApiServerUnreachable:
             raise
         except EnvironmentUnusable:
             return []
@@ -82,5 +82,5 @@ class Condition(Protocol):
     def failing(self) -> str:
         """How the failure is told: ``job/download cannot complete``."""
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: StageReader) -> ConditionStatus:
         """One look."""

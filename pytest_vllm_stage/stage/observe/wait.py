@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.api_errors import Unreachable
 from pytest_vllm_stage.stage.observe import diagnose
-from pytest_vllm_stage.stage.observe.reader import Condition, Sight, View
+from pytest_vllm_stage.stage.observe.reader import Condition, ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 #: Seconds between looks; a shared API server is asked less often than one of the run's own.
@@ -19,7 +19,7 @@ LOOK_INTERVAL_S = {"local": 0.5, "kubeconfig": 2.0}
 UNANSWERED_LOOKS = 20
 
 
-def wait_for_all(view: View, conditions: Sequence[Condition], journal: Journal) -> None:
+def wait_for_all(view: StageReader, conditions: Sequence[Condition], journal: Journal) -> None:
     """Wait until every condition holds; each one's duration goes into the journal under its own name.
 
     Raises:
@@ -28,21 +28,20 @@ def wait_for_all(view: View, conditions: Sequence[Condition], journal: Journal) 
     if conditions:
         group = _Group(view, conditions, journal)
         longest = max(condition.timeout_s for condition in conditions)
-        where = f"--kubeconfig {view.cluster.kubeconfig} --context {view.cluster.context} -n {view.namespace}"
         wait_until(
             f"namespace/{view.namespace}",
             group.look,
             timeout_s=longest + 30,
             journal=journal,
             interval_s=LOOK_INTERVAL_S[view.cluster.kind],
-            hint=f"kubectl {where} get pods,events",
+            hint=f"{view.cluster.kubectl_for(view.namespace)} get pods,events",
         )
 
 
 class _Group:
     """The look that `wait_until` takes at several conditions at once."""
 
-    def __init__(self, view: View, conditions: Sequence[Condition], journal: Journal) -> None:
+    def __init__(self, view: StageReader, conditions: Sequence[Condition], journal: Journal) -> None:
         self._view, self._conditions, self._journal = view, conditions, journal
         self._started = time.monotonic()
         self._done: set[str] = set()
@@ -54,7 +53,7 @@ class _Group:
         try:
             self._view.events = self._view.listed("Event")
             states = [self._look_at(condition) for condition in self._conditions if condition.what not in self._done]
-        except Unreachable as error:
+        except ApiServerUnreachable as error:
             self._unanswered += 1
             fatal = str(error) if self._unanswered >= UNANSWERED_LOOKS else None
             return Observation(False, error.message, fatal)
@@ -76,7 +75,7 @@ class _Group:
             self._record(condition, waited_s, "timeout" if expired else "fatal", sight.state)
         return Observation(False, f"{condition.what.partition(' ')[0]}: {sight.state}", fatal)
 
-    def _fatal(self, condition: Condition, sight: Sight, expired: bool) -> str | None:
+    def _fatal(self, condition: Condition, sight: ConditionStatus, expired: bool) -> str | None:
         cause = sight.trouble.cause if sight.trouble else ""
         before, looks = self._seen.get(condition.what, ("", 0))
         looks = looks + 1 if cause and before == cause else 1
@@ -91,7 +90,7 @@ class _Group:
         self._journal.event("wait", condition.what, duration_s=round(waited_s, 3), outcome=outcome, state=state)
 
 
-def _too_late(condition: Condition, sight: Sight) -> Trouble:
+def _too_late(condition: Condition, sight: ConditionStatus) -> Trouble:
     """Nothing is known to be wrong, but the time is up: the log of what is not Ready says how far it came."""
     cause = f"not within {condition.timeout_s:g} s: {sight.state}"
     for pod in sight.about:

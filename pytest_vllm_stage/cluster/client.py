@@ -1,0 +1,126 @@
+"""The connection to a cluster: the official client, set up as this project needs it.
+
+Every request has a timeout, what discovery learns stays in memory, and no credentials are left in files.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+from kubernetes.client import ApiClient, Configuration
+from kubernetes.client.rest import RESTResponse
+from kubernetes.dynamic import DynamicClient
+
+from pytest_vllm_stage.cluster import kubeconfig_files
+from pytest_vllm_stage.cluster.api_errors import translate_api_errors
+from pytest_vllm_stage.cluster.discovery import InMemoryDiscoverer
+from pytest_vllm_stage.core.errors import ConfigError
+
+REQUEST_TIMEOUT_S = 15.0
+#: A kept-alive connection that the server has closed meanwhile is opened again, once; nothing else is retried.
+_RETRIES = urllib3.Retry(
+    total=1, connect=0, read=1, redirect=0, status=0, other=0, raise_on_redirect=False, respect_retry_after_header=False
+)
+
+
+class _ApiClient(ApiClient):
+    """The client library's, with a timeout on every request that does not bring its own; a watch may be silent."""
+
+    def call_api(
+        self,
+        method: str,
+        url: str,
+        header_params: Any = None,
+        body: Any = None,
+        post_params: Any = None,
+        _request_timeout: Any = None,
+    ) -> RESTResponse:
+        timeout = _request_timeout or (None if "watch=" in url else (REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_S))
+        with warnings.catch_warnings():
+            if not self.configuration.verify_ssl:  # the kubeconfig says so; one warning per request says it no better
+                warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
+            return super().call_api(method, url, header_params, body, post_params, timeout)
+
+
+def connect(paths: str, context: str, *, uses_env_proxy: bool = True) -> DynamicClient:
+    """A client for the cluster of a context, after a first answer; the caller closes its ``client``.
+
+    Args:
+        paths: Kubeconfig files, as in ``$KUBECONFIG``.
+        context: The context in them.
+        uses_env_proxy: Go through the proxy that the environment names; never for addresses of this machine.
+
+    Raises:
+        ConfigError: the kubeconfig or its context is wrong.
+        EnvironmentUnusable: the API server does not answer, or refuses the credentials; it names the server.
+    """
+    api = _open_api_client(paths, context, uses_env_proxy=uses_env_proxy)
+    try:
+        with translate_api_errors(f"ask {api.configuration.host} (context {context}) for its version and kinds"):
+            return DynamicClient(api, discoverer=InMemoryDiscoverer)
+    except BaseException:
+        api.close()
+        raise
+
+
+@contextmanager
+def connection(paths: str, context: str, *, uses_env_proxy: bool = True) -> Iterator[DynamicClient]:
+    """`connect` for a ``with`` statement, which closes the client."""
+    connected = connect(paths, context, uses_env_proxy=uses_env_proxy)
+    try:
+        yield connected
+    finally:
+        connected.client.close()
+
+
+def _open_api_client(paths: str, context: str, *, uses_env_proxy: bool) -> ApiClient:
+    configuration = Configuration()
+    configuration.retries = _RETRIES
+    if not uses_env_proxy:
+        configuration.proxy = None
+    # The loader writes inline keys into files. TLS is set up at once, and the files are gone before the first request.
+    with tempfile.TemporaryDirectory(prefix="vllm-stage-") as folder:
+        kubeconfig_files.load(paths, context, configuration, folder)
+        tls = _tls_context(configuration, f"kubeconfig {paths}, context {context}")
+    configuration.ssl_ca_cert = configuration.cert_file = configuration.key_file = None
+    if _is_loopback(configuration.host) and configuration._proxy_from_env:
+        configuration.proxy = None
+    api = _ApiClient(configuration)
+    api.rest_client.pool_manager.connection_pool_kw["ssl_context"] = tls
+    return api
+
+
+def _tls_context(configuration: Configuration, where: str) -> ssl.SSLContext:
+    """Verifies as kubectl does: Go does not ask for the key identifiers that Python 3.13's strict mode asks for."""
+    context = urllib3.util.create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    try:
+        if not configuration.verify_ssl:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif configuration.ssl_ca_cert:
+            context.load_verify_locations(cafile=configuration.ssl_ca_cert)
+        else:
+            context.load_default_certs()
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(f"{where}: the certificates cannot be loaded: {error.strerror or error}") from None
+    return context
+
+
+def _is_loopback(url: str) -> bool:
+    """An address of this machine, which kubectl never reaches through a proxy of the environment."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

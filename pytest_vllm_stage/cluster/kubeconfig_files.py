@@ -1,0 +1,237 @@
+"""Kubeconfig files: read, merged as kubectl merges them, and loaded into the official client's configuration.
+
+Of several files in ``$KUBECONFIG`` the first that has an entry of a name wins, and a relative path in an entry is
+relative to the file that holds the entry: https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/
+The client's own merger answers an empty file, a wrong encoding or a dangling reference with a traceback or not at all,
+so reading and merging are done here, and credentials by the client's loader.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
+
+if TYPE_CHECKING:
+    from kubernetes.client import Configuration
+
+_SECTIONS = {"contexts": "context", "clusters": "cluster", "users": "user"}
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named entry of a kubeconfig.
+
+    Attributes:
+        value: Its fields, for example ``server`` of a cluster.
+        path: The file that holds it.
+    """
+
+    value: Mapping[str, Any]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Kubeconfig:
+    """What several files say together.
+
+    Attributes:
+        paths: The files, as they were named.
+        contexts: Name to context.
+        clusters: Name to cluster.
+        users: Name to user.
+    """
+
+    paths: tuple[Path, ...]
+    contexts: Mapping[str, Entry]
+    clusters: Mapping[str, Entry]
+    users: Mapping[str, Entry]
+
+    @property
+    def places(self) -> str:
+        """The files for an error message, with those that do not exist marked."""
+        return ", ".join(str(path) if path.is_file() else f"{path} (does not exist)" for path in self.paths)
+
+    def entries_of(self, context: str) -> tuple[Entry, Entry | None]:
+        """Cluster and user of a context; a context may name no user.
+
+        Raises:
+            ConfigError: there is no such context, or it refers to something that no file holds; it names both.
+        """
+        found = self.contexts.get(context)
+        if found is None:
+            raise ConfigError(
+                f"--stage-context={context}: no such context in {self.places}; valid: {_listed(self.contexts)}",
+                hint="kubectl config get-contexts",
+            )
+        cluster = self._referred(context, found, "cluster", self.clusters)
+        if cluster is None:
+            raise ConfigError(f"kubeconfig {found.path}: context {context} names no cluster")
+        server = cluster.value.get("server")
+        where = f"kubeconfig {cluster.path}: cluster {found.value['cluster']}"
+        if not server:
+            raise ConfigError(f"{where} names no server")
+        if not isinstance(server, str) or urlsplit(server).scheme not in ("http", "https"):
+            raise ConfigError(f"{where}: server: expected an http or https URL, got {server!r}")
+        return cluster, self._referred(context, found, "user", self.users)
+
+    def _referred(self, context: str, found: Entry, field: str, entries: Mapping[str, Entry]) -> Entry | None:
+        name = found.value.get(field)
+        if not name:
+            return None
+        if name not in entries:
+            raise ConfigError(
+                f"kubeconfig {found.path}: context {context} names {field} {name}, which no file defines "
+                f"({self.places}); valid: {_listed(entries)}"
+            )
+        return entries[name]
+
+
+def _listed(names: Mapping[str, Entry]) -> str:
+    return ", ".join(names) or "none"
+
+
+def configured_paths() -> str:
+    """The files of ``$KUBECONFIG``, else the user's own, as absolute paths in the form of ``$KUBECONFIG``."""
+    named = [entry for entry in os.environ.get("KUBECONFIG", "").split(os.pathsep) if entry]
+    paths = [Path(entry).expanduser().absolute() for entry in named] or [Path.home() / ".kube" / "config"]
+    return os.pathsep.join(map(str, dict.fromkeys(paths)))
+
+
+def read(paths: str) -> Kubeconfig:
+    """Read and merge files; one that does not exist is left out, as kubectl does.
+
+    Raises:
+        ConfigError: a file cannot be read, or is not a kubeconfig; it names the file and the entry, and no value.
+    """
+    files = tuple(map(Path, paths.split(os.pathsep)))
+    merged: dict[str, dict[str, Entry]] = {section: {} for section in _SECTIONS}
+    for path in filter(Path.exists, files):
+        data = _parse(path)
+        for section, field in _SECTIONS.items():
+            for name, value in _named_entries(data.get(section), section, field, path).items():
+                merged[section].setdefault(name, Entry(value, path))
+    return Kubeconfig(files, **merged)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"kubeconfig {path} cannot be read: {error.strerror or error}") from None
+    encoding = next((found for mark, found in _BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
+    try:
+        data = yaml.safe_load(raw.decode(encoding))
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
+        raise ConfigError(f"kubeconfig {path}: expected {encoding}, got {found}", hint=f"file {path}") from None
+    except yaml.YAMLError as error:  # its text quotes the file, which holds secrets
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise ConfigError(f"kubeconfig {path}{line} is not YAML: {problem}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"kubeconfig {path}: expected a mapping, got {type(data).__name__}")
+    return data
+
+
+def _named_entries(listed: Any, section: str, field: str, path: Path) -> dict[str, dict[str, Any]]:
+    if not isinstance(listed, list | None):
+        raise ConfigError(f"kubeconfig {path}: {section}: expected a list, got {type(listed).__name__}")
+    found: dict[str, dict[str, Any]] = {}
+    for index, entry in enumerate(listed or []):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise ConfigError(f"kubeconfig {path}: {section}[{index}]: expected a mapping with a name")
+        value = entry.get(field)
+        if not isinstance(value, dict | None):
+            raise ConfigError(f"kubeconfig {path}: {section}[{index}] ({name}): {field}: expected a mapping")
+        if name in found:
+            raise ConfigError(f"kubeconfig {path}: {section}: {name} is defined twice")
+        found[name] = value or {}
+    return found
+
+
+def load(paths: str, context: str, configuration: Configuration, folder: str) -> None:
+    """Fill the client's configuration for a context.
+
+    Args:
+        paths: The files, as in ``$KUBECONFIG``.
+        context: The context.
+        configuration: Takes server, certificates and credentials.
+        folder: Where certificates and keys are put that the kubeconfig holds inline; the caller removes it.
+
+    Raises:
+        ConfigError: the files or the context are wrong.
+        EnvironmentUnusable: a credential plugin failed.
+    """
+    from kubernetes.config.config_exception import ConfigException
+    from kubernetes.config.kube_config import ConfigNode, KubeConfigLoader
+
+    cluster, user = read(paths).entries_of(context)
+    lists = {
+        "contexts": [ConfigNode("context", {"name": context, "context": {"cluster": "c", "user": "u"}})],
+        "clusters": [ConfigNode("cluster", {"name": "c", "cluster": dict(cluster.value)}, str(cluster.path))],
+    }
+    if user is not None:
+        fields = _with_token_of_file(user)
+        lists["users"] = [ConfigNode("user", {"name": "u", "user": fields}, str(user.path))]
+    where = f"kubeconfig {user.path if user else cluster.path}, context {context}"
+    try:
+        with _raising_logged_errors(where):
+            loader = KubeConfigLoader(ConfigNode("kubeconfig", lists), context, None, None, temp_file_path=folder)
+            loader.load_and_set(configuration)
+    except ConfigException as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:  # for example data that is not base64
+        raise ConfigError(f"{where}: credentials cannot be loaded ({type(error).__name__})") from None
+
+
+def _with_token_of_file(user: Entry) -> dict[str, Any]:
+    """The user's fields with the token that ``tokenFile`` holds; the client's loader keeps its line end."""
+    fields = dict(user.value)
+    file = fields.pop("tokenFile", None)
+    if file:
+        path = user.path.parent / str(file)
+        try:
+            fields["token"] = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"kubeconfig {user.path}: tokenFile {path} cannot be read: {type(error).__name__}"
+            ) from None
+    return fields
+
+
+@contextmanager
+def _raising_logged_errors(where: str) -> Iterator[None]:
+    """The loader only logs that a credential plugin failed, and goes on without credentials.
+
+    https://github.com/kubernetes-client/python/blob/v37.0.1/kubernetes/config/kube_config.py
+    """
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    collector, root = Collector(logging.ERROR), logging.getLogger()
+    root.addHandler(collector)
+    try:
+        yield
+    finally:
+        root.removeHandler(collector)
+    if messages:
+        raise EnvironmentUnusable(f"{where}: the credential plugin failed: {messages[0]}", hint="log in again")
