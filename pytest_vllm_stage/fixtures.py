@@ -49,7 +49,7 @@ def cluster(stage_run: Run) -> ClusterFacts:
     """The cluster that carries the stage, made on first use if the run makes its own; skips with --stage-endpoint."""
     if stage_run.config.endpoint:
         pytest.skip("needs a cluster, and --stage-endpoint validates a server alone")
-    if stage_run.config.get("results"):
+    if stage_run.config.results:
         pytest.skip("needs a stage, and --stage-results judges saved samples alone")
     from pytest_vllm_stage.session.lifecycle import cluster_of
 
@@ -121,7 +121,7 @@ def object_store(
 
     # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
     use_proxies = cluster.kind != "local"
-    return find_object_store(stage, kube, ca_file=stage_config.get("ca_file"), use_proxies=use_proxies)
+    return find_object_store(stage, kube, ca_file=stage_config.ca_file, use_proxies=use_proxies)
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +146,7 @@ def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[Pl
     """Carries out a load step and judges it; with --stage-results it judges the saved samples instead."""
     from pytest_vllm_stage.benchmark import steps
 
-    if stage_run.config.get("results"):
+    if stage_run.config.results:
         saved = {planned.step.id: path for planned, path in steps.saved_steps(stage_run.config)}
         return lambda planned: steps.judge_saved(stage_run, saved[planned.step.id])
     clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
@@ -161,7 +161,7 @@ def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[Pl
 @pytest.fixture
 def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[StepResult], Comparison | None]:
     """Judges a measured step beside the runs of --stage-baselines; None where the option names no folder."""
-    if stage_run.config.get("baselines") is None:
+    if stage_run.config.baselines is None:
         return lambda _result: None
     from pytest_vllm_stage.benchmark import regressions, steps
     from pytest_vllm_stage.stage.observe.reader import StageReader

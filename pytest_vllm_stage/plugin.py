@@ -67,8 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Controller(config, run), "vllm-stage-controller")
         if any(_given(config, option) for option in OPTIONS):
             _ = run.config
-        if run.active:
-            raise pytest.UsageError(f"--stage-run-dir: {run.directory} holds another run's record; name a new folder")
+        _check_run_dir(run)
     else:
         identity = Identity(
             worker_input["vllm_stage_run_id"],
@@ -89,6 +88,7 @@ def resolve(config: pytest.Config) -> StageConfig:
     """
     from pytest_vllm_stage.benchmark import plans
     from pytest_vllm_stage.core.errors import ConfigError
+    from pytest_vllm_stage.session.inputs import check_inputs
     from pytest_vllm_stage.settings.config import resolve as resolve_settings
 
     try:
@@ -99,6 +99,7 @@ def resolve(config: pytest.Config) -> StageConfig:
             config.rootpath,
         )
         plans.check(settings)
+        check_inputs(settings)
         return settings
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
@@ -118,7 +119,7 @@ def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
     from pytest_vllm_stage.core.errors import ConfigError
 
     try:
-        again = run.config.get("results")
+        again = run.config.results
         found = [step for step, _ in steps.saved_steps(run.config)] if again else plans.steps_of(run.config, run.run_id)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
@@ -140,6 +141,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def _given(config: pytest.Config, option: Option) -> bool:
     return bool(config.getoption(option.dest) or os.environ.get(option.env) or config.getini(option.ini))
+
+
+def _check_run_dir(run: Run) -> None:
+    """Refuse a run directory that cannot become this run's own."""
+    occupied = next((path for path in (run.directory, *run.directory.parents) if path.exists()), run.directory)
+    if not occupied.is_dir():
+        raise pytest.UsageError(f"--stage-run-dir: {occupied} is not a folder")
+    if run.active:
+        raise pytest.UsageError(f"--stage-run-dir: {run.directory} holds another run's record; name a new folder")
 
 
 def _run_dir(config: pytest.Config, run_id: str) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.suggestions import describe_unknown
 from pytest_vllm_stage.measurement.step import LoadPlan, LoadStep
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.settings.profile import ModelProfile, Profile
 from pytest_vllm_stage.settings.slo_tables import SloTable
-from pytest_vllm_stage.settings.tables import describe_unknown
 from pytest_vllm_stage.slo.baselines import read_baselines
 from pytest_vllm_stage.slo.objectives import Objective, merge_objectives
 
@@ -77,16 +77,16 @@ def check(config: StageConfig) -> None:
     known = [one.step.name for steps in planned.values() for one in steps]
     for where, table in _slo_tables(config.profile).items():
         _check_step_names(f"profile {config.profile.source.name}: {where}", table, known)
-    folder = config.get("baselines")
+    folder = config.baselines
     if folder is not None:
-        if Path(folder).exists() and not Path(folder).is_dir():
-            raise ConfigError(f"{config.settings['baselines'].source}: {folder!r} is no folder")
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{config.source('baselines')}: {str(folder)!r} is not a folder")
         read_baselines(baselines_file(config, folder))
 
 
-def baselines_file(config: StageConfig, folder: str) -> Path:
+def baselines_file(config: StageConfig, folder: Path) -> Path:
     """Where the runs of a profile are kept, to be compared with."""
-    return Path(folder) / f"{config.profile.name}.jsonl"
+    return folder / f"{config.profile.name}.jsonl"
 
 
 def saved(config: StageConfig, step: LoadStep) -> PlannedStep:
@@ -104,8 +104,8 @@ def saved(config: StageConfig, step: LoadStep) -> PlannedStep:
 
 def seed_of(config: StageConfig, run_id: str) -> int:
     """The seed of the run's prompts: the one that was given, or one that only this run has."""
-    given = config.get("load_seed")
-    return int(given) if given is not None else int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:4], "big")
+    own = int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:4], "big")
+    return own if config.load_seed is None else config.load_seed
 
 
 def base_step(config: StageConfig, run_id: str, role: str) -> LoadStep | None:
@@ -130,7 +130,7 @@ def _model(config: StageConfig, role: str) -> ModelProfile | None:
     """The profile's model; a plain server's is the one that --stage-model names, if it is one of the profile's."""
     if role in config.profile.models:
         return config.profile.models[role]
-    named = config.get("model")
+    named = config.model
     return next((model for model in config.profile.models.values() if model.inference_service == named), None)
 
 
@@ -161,7 +161,7 @@ def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
         # Only makes the base a valid step; every step of the plan has its own level.
         request_rate=max([1.0, *rates]) + 1 / load.duration_s,
         seed=seed_of(config, run_id),
-        decide_early=config.get("full_duration") != "true" and config.text("load_driver") == "builtin",
+        decide_early=not config.full_duration and config.load_driver == "builtin",
         **values,
     )
     return LoadPlan(role, base.model, rates, concurrencies, base)

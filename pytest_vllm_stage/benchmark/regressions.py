@@ -98,7 +98,7 @@ def compare(run: Run, result: StepResult, serving: Serving, remeasure: Remeasure
         ConfigError: a line of the folder's file is wrong.
         StageError: the step could not be measured again.
     """
-    folder = run.config.get("baselines")
+    folder = run.config.baselines
     if folder is None or result.planned.observation:
         return None
     rule = run.config.profile.regression

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from pytest_vllm_stage.benchmark import plans
 from pytest_vllm_stage.benchmark.artifacts import read_measurements, write_csv, write_step
 from pytest_vllm_stage.benchmark.plans import PlannedStep
-from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load import prepare, process
 from pytest_vllm_stage.load.driver import Job, Watcher
 from pytest_vllm_stage.load.guidellm.writing import write_report
@@ -30,7 +28,6 @@ from pytest_vllm_stage.slo.run_verdict import judge_run
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 
 #: The bearer token of --stage-gpu-metrics; a variable alone, since a command line is there for all to read.
-GPU_METRICS_TOKEN_VARIABLE = "VLLM_STAGE_GPU_METRICS_TOKEN"  # noqa: S105 - its name, not its value
 #: What an observation is called where a verdict would stand.
 OBSERVED = "observed"
 FOLDER = "benchmarks"
@@ -111,20 +108,15 @@ def measure(
             replace(step, model=client.target.model),
             client,
             maker,
-            gpu_metrics_url=run.config.get("gpu_metrics"),
-            gpu_metrics_token=_gpu_metrics_token(),
+            gpu_metrics_url=run.config.gpu_metrics,
+            gpu_metrics_token=run.config.gpu_metrics_token,
             facts=facts_of(run, client),
         )
     return as_saved(_drive(run, job, watcher))
 
 
-def _gpu_metrics_token() -> Secret | None:
-    value = os.environ.get(GPU_METRICS_TOKEN_VARIABLE)
-    return Secret(value) if value else None
-
-
 def _drive(run: Run, job: Job, watcher: Watcher | None) -> Measurement:
-    if run.config.text("load_driver") == "guidellm":
+    if run.config.load_driver == "guidellm":
         from pytest_vllm_stage.load import guidellm
 
         return guidellm.measure(job, run.journal)
@@ -151,7 +143,7 @@ def saved_steps(config: StageConfig) -> list[tuple[PlannedStep, Path]]:
     Raises:
         ConfigError: one is wrong; that there is one at all was checked with the options.
     """
-    folder = Path(config.text("results"))
+    folder = config.results or Path()
     folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     return [(plans.saved(config, step), path) for step, path in _steps_in(folder)]
 
@@ -227,6 +219,6 @@ def finish(run: Run) -> list[str]:
 
 def _planned(run: Run) -> list[PlannedStep]:
     """The steps that this run measures, or judges again."""
-    if run.config.get("results"):
+    if run.config.results:
         return [planned for planned, _ in saved_steps(run.config)]
     return plans.steps_of(run.config, run.run_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,14 +13,13 @@ from kubernetes.dynamic import DynamicClient
 from pytest_vllm_stage.benchmark import plans, steps
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
-from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.publication import links, publishing
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.publication.bucket.names import prefix_of, uri_of
 from pytest_vllm_stage.publication.document import DOCUMENT, OBSERVED, Source, Step, make, read_steps, utc
 from pytest_vllm_stage.publication.publishing import Place, Published
-from pytest_vllm_stage.publication.registry.api import TOKEN_VARIABLE, Registry
+from pytest_vllm_stage.publication.registry.api import Registry
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.stage import client, objects, revision
@@ -73,7 +71,7 @@ def publication_of(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str
 
 def registry_url(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> str | None:
     """Root of the Model Registry; None where the stage has none that is reached from here."""
-    return run.config.get("registry_url") or addresses.of_registry(kube, cluster, run.config.namespace)
+    return run.config.registry_url or addresses.of_registry(kube, cluster, run.config.namespace)
 
 
 def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Registry:
@@ -88,12 +86,11 @@ def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Re
             f"namespace {run.config.namespace} has no Model Registry that is reached from here",
             hint=f"name it: --stage-registry-url; or: kubectl -n {run.config.namespace} get service model-registry",
         )
-    token = os.environ.get(TOKEN_VARIABLE)
     return Registry(
         url,
         run.journal,
-        token=Secret(token) if token else None,
-        ca_file=run.config.get("ca_file"),
+        token=run.config.registry_token,
+        ca_file=run.config.ca_file,
         # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
         trust_env=cluster.kind != "local",
     )
@@ -105,7 +102,7 @@ def connect_bucket(run: Run, kube: DynamicClient, cluster: ClusterFacts, stage: 
     Raises:
         StageError: the stage has no object store that is reached from here, or its Secret does not exist.
     """
-    store = find_object_store(stage, kube, ca_file=run.config.get("ca_file"), use_proxies=cluster.kind != "local")
+    store = find_object_store(stage, kube, ca_file=run.config.ca_file, use_proxies=cluster.kind != "local")
     return Bucket(store, run.config.profile.registry.bucket)
 
 

@@ -155,12 +155,12 @@ def _endpoints_of(run: Run) -> str:
     config = run.config
     if config.endpoint:
         return config.endpoint.rstrip("/")
-    if config.get("reuse"):
+    if config.reuse:
         from pytest_vllm_stage.session import kept
 
         try:
-            return kept.find(config.text("reuse")).run_id
+            return kept.find(config.reuse).run_id
         except ConfigError:
             return run.run_id  # the fixture `stage` raises it
     # A local cluster is the run's own.
-    return run.run_id if config.cluster_kind == "local" else f"{config.get('context')}/{config.namespace}"
+    return run.run_id if config.cluster_kind == "local" else f"{config.context}/{config.namespace}"

@@ -25,7 +25,7 @@ def release(run: Run, *, failed: bool) -> list[str]:
     stage = StageFacts.from_json(stage_text) if stage_text else None
     if failed:
         _without_raising(run, "diagnostics", lambda: diagnose(run, cluster))
-    if run.config.get("reuse") or not run.config.deploys:
+    if run.config.reuse or not run.config.deploys:
         return []
     if _keeps(run, failed) and stage is not None:
         return _without_raising(run, "keep", lambda: keep(run, cluster, stage))
@@ -33,7 +33,7 @@ def release(run: Run, *, failed: bool) -> list[str]:
 
 
 def _keeps(run: Run, failed: bool) -> bool:
-    keep = run.config.text("keep")
+    keep = run.config.keep
     return keep == "always" or (keep == "on-failure" and failed)
 
 

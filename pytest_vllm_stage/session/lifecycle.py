@@ -47,13 +47,13 @@ def _ensure(run: Run, name: str, make: Callable[[], str]) -> str:
 
 def make_cluster(run: Run) -> ClusterFacts:
     """Come by the cluster; `cluster_of` is what others call."""
-    if run.config.get("reuse"):
-        return kept.find(run.config.text("reuse")).cluster
+    if run.config.reuse:
+        return kept.find(run.config.reuse).cluster
     if run.config.cluster_kind == "local":
         return _make_local_cluster(run)
     from pytest_vllm_stage.cluster import kubeconfig
 
-    return kubeconfig.connect(run.config.text("context"))
+    return kubeconfig.connect(run.config.context or "")
 
 
 def _make_local_cluster(run: Run) -> ClusterFacts:
@@ -109,13 +109,12 @@ def _come_by_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
     from pytest_vllm_stage.stage.deploy import secrets, waves
 
     config, journal = run.config, run.journal
-    if config.get("reuse"):
+    if config.reuse:
         return _attach_kept(run)
     if not config.deploys:
         with journal.phase("step: attach"):
             return waves.attach(cluster, config.profile, config.namespace, journal)
-    env_file = config.get("env_file")
-    values = secrets.load(config.profile.overlay, Path(env_file) if env_file else None)
+    values = secrets.load(config.profile.overlay, config.env_file)
     with journal.phase("step: deploy"):
         return waves.deploy(
             cluster,
@@ -130,8 +129,8 @@ def _come_by_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
 
 def _attach_kept(run: Run) -> StageFacts:
     """The stage that an earlier run kept, if it is what this run's profile would deploy."""
-    found = kept.find(run.config.text("reuse"))
-    kept_engine, wanted = found.fingerprint.get("engine", "vllm"), run.config.text("engine")
+    found = kept.find(run.config.reuse or "latest")
+    kept_engine, wanted = found.fingerprint.get("engine", "vllm"), run.config.engine
     if kept_engine != wanted:
         raise ConfigError(
             f"--stage-reuse: run {found.run_id} kept a stage of engine {kept_engine}, and this run is for {wanted}",
@@ -153,5 +152,5 @@ def fingerprint(config: StageConfig, kubectl: str) -> dict[str, str]:
     from pytest_vllm_stage.stage.deploy import render
 
     facts = {f"profile.{key}": str(value) for key, value in config.profile.facts().items()}
-    facts |= {"profile.namespace": config.namespace, "engine": config.text("engine")}
+    facts |= {"profile.namespace": config.namespace, "engine": config.engine}
     return facts | render.flatten(render.render(config.profile.overlay, kubectl))

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
-from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import Client, RequestFailed
 from pytest_vllm_stage.serving.target import Target, is_simulated
 from pytest_vllm_stage.stage.facts import StageFacts
-
-#: The bearer token of the endpoints. It is an environment variable alone: a command line is there for all to read.
-API_KEY_VARIABLE = "VLLM_STAGE_API_KEY"
-
-
-def _api_key() -> Secret | None:
-    value = os.environ.get(API_KEY_VARIABLE)
-    return Secret(value) if value else None
 
 
 def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
@@ -29,8 +19,8 @@ def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
             model=target.inference_service,
             base_url=target.base_url,
             max_model_len=target.max_model_len,
-            api_key=_api_key(),
-            ca_file=run.config.get("ca_file"),
+            api_key=run.config.api_key,
+            ca_file=run.config.ca_file,
         )
         for target in stage.targets
     }
@@ -43,16 +33,16 @@ def of_endpoint(run: Run) -> dict[str, Target]:
         EnvironmentUnusable: the server does not answer ``GET /v1/models``.
         ConfigError: it serves several models and none was named, or not the one that was.
     """
-    url = (run.config.endpoint or "").rstrip("/")
-    run.journal.event("endpoint", url, model=run.config.get("model"))
-    target = Target("endpoint", "", url, None, _api_key(), run.config.get("ca_file"))
+    url = run.config.endpoint or ""
+    run.journal.event("endpoint", url, model=run.config.model)
+    target = Target("endpoint", "", url, None, run.config.api_key, run.config.ca_file)
     model = run.shared.ensure("endpoint", lambda: _model_at(target, run))
     return {"endpoint": dataclasses.replace(target, model=model)}
 
 
 def _model_at(target: Target, run: Run) -> str:
     """The model to check at a server that may serve several; a simulator, which says what it is, is noted."""
-    wanted, client = run.config.get("model"), Client(target)
+    wanted, client = run.config.model, Client(target)
     try:
         models = client.models()
     except RequestFailed as error:

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.settings.options import BY_NAME, OPTIONS, Option
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.core.suggestions import describe_unknown
+from pytest_vllm_stage.settings.agreement import SAMPLES, check_agreement
+from pytest_vllm_stage.settings.options import BY_NAME, OPTIONS, TOKENS, Option, Token
+from pytest_vllm_stage.settings.urls import normalise_endpoint
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.profile import Profile
 
-#: What files with a load step's samples end with; `load.samples_file` writes them.
-SAMPLES = ".samples.jsonl.gz"
+__all__ = ["SAMPLES", "SIMULATED_NOTICE", "Setting", "StageConfig", "TokenSetting", "resolve"]
+
 #: Said wherever a result of the simulated engine is shown.
 SIMULATED_NOTICE = "a stand-in for vLLM answered: nothing here is a result of a model"
 
 Lookup = Callable[[str], str | None]
+_SWITCH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True)
 class Setting:
     """A resolved value and its source: an option, a variable, an ini key, ``profile`` or ``default``."""
 
-    value: str | None
+    value: str | bool | None
     source: str
+
+    def __str__(self) -> str:
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"{value} ({self.source})"
+
+
+@dataclass(frozen=True)
+class TokenSetting:
+    """A resolved token, which shows its source and never its value."""
+
+    value: Secret
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -36,15 +55,20 @@ class StageConfig:
 
     Attributes:
         settings: Option name to its value and source.
-        profile: The parsed profile; with the simulated engine, as `_simulated` changes it.
+        profile: The parsed profile; with the simulated engine, its overlay is the simulated one.
+        tokens: Token name to its value and source, for those that are set.
     """
 
     settings: Mapping[str, Setting]
     profile: Profile
+    tokens: Mapping[str, TokenSetting] = field(default_factory=dict)
 
     def get(self, name: str) -> str | None:
-        """The value of an option; None when it is unset."""
-        return self.settings[name].value
+        """The value of an option that is no flag; None when it is unset."""
+        value = self.settings[name].value
+        if isinstance(value, bool):
+            raise TypeError(f"{name} is a flag: ask flag({name!r})")
+        return value
 
     def text(self, name: str) -> str:
         """The value of an option that always has one."""
@@ -53,37 +77,132 @@ class StageConfig:
             raise KeyError(name)
         return value
 
+    def flag(self, name: str) -> bool:
+        """Whether a flag is set."""
+        return self.settings[name].value is True
+
+    def path(self, name: str) -> Path | None:
+        """The file or folder that an option names."""
+        value = self.get(name)
+        return Path(value) if value else None
+
+    def source(self, name: str) -> str:
+        """Where a setting comes from, for messages."""
+        return self.settings[name].source
+
+    def is_given(self, name: str, *, typed: bool = False) -> bool:
+        """The user set it, on the command line if ``typed``; a flag that was switched off is not given."""
+        setting = self.settings[name]
+        chosen = setting.source == BY_NAME[name].cli if typed else setting.source not in ("default", "profile")
+        return chosen and setting.value is not False
+
     @property
     def cluster_kind(self) -> str:
         """``local`` or ``kubeconfig``; ``auto`` is decided by whether a context is named."""
         if self.text("cluster") == "auto":
-            return "kubeconfig" if self.get("context") else "local"
+            return "kubeconfig" if self.context else "local"
         return self.text("cluster")
+
+    @property
+    def context(self) -> str | None:
+        """The context of the kubeconfig that names the cluster."""
+        return self.get("context")
 
     @property
     def deploys(self) -> bool:
         """The run deploys the stage itself."""
-        without = self.endpoint or self.get("results")
-        return not without and (self.cluster_kind == "local" or self.get("deploy") == "true")
+        without = self.endpoint or self.results
+        return not without and (self.cluster_kind == "local" or self.flag("deploy"))
+
+    @property
+    def engine(self) -> str:
+        """``vllm`` or ``sim``."""
+        return self.text("engine")
 
     @property
     def simulated(self) -> bool:
         """The run deploys or attaches to the simulated engine."""
-        return self.text("engine") == "sim"
+        return self.engine == "sim"
 
     @property
     def endpoint(self) -> str | None:
-        """The URL of a server that is validated without a cluster."""
+        """The root of a server that is validated without a cluster, without ``/v1``."""
         return self.get("endpoint")
+
+    @property
+    def model(self) -> str | None:
+        """The model to check at `endpoint`."""
+        return self.get("model")
+
+    @property
+    def ca_file(self) -> str | None:
+        """The PEM file of trusted authorities; None trusts the system's."""
+        return self.get("ca_file")
+
+    @property
+    def env_file(self) -> Path | None:
+        """The file with the stage's secrets."""
+        return self.path("env_file")
+
+    @property
+    def keep(self) -> str:
+        """``never``, ``on-failure`` or ``always``."""
+        return self.text("keep")
+
+    @property
+    def reuse(self) -> str | None:
+        """The run id of the kept stage to attach to, or ``latest``."""
+        return self.get("reuse")
 
     @property
     def strict(self) -> bool:
         """Skipped and inconclusive checks fail the run."""
-        return self.get("strict") == "true"
+        return self.flag("strict")
+
+    @property
+    def results(self) -> Path | None:
+        """The folder of an earlier run's samples, which are judged again."""
+        return self.path("results")
+
+    @property
+    def full_duration(self) -> bool:
+        """Load steps run for their whole duration."""
+        return self.flag("full_duration")
+
+    @property
+    def find_capacity(self) -> bool:
+        """The run searches the capacity of each model."""
+        return self.flag("find_capacity")
+
+    @property
+    def load_driver(self) -> str:
+        """``builtin`` or ``guidellm``."""
+        return self.text("load_driver")
+
+    @property
+    def load_seed(self) -> int | None:
+        """The seed of prompts and arrivals; None for one of the run's own."""
+        seed = self.get("load_seed")
+        return int(seed) if seed is not None else None
+
+    @property
+    def gpu_metrics(self) -> str | None:
+        """The URL of a DCGM exporter's page, or of a Prometheus."""
+        return self.get("gpu_metrics")
+
+    @property
+    def baselines(self) -> Path | None:
+        """The folder of earlier runs to compare with."""
+        return self.path("baselines")
+
+    @property
+    def registry_url(self) -> str | None:
+        """The Model Registry, instead of the stage's own."""
+        return self.get("registry_url")
 
     @property
     def publishes(self) -> bool:
-        """The run publishes what it measured; a stage that it did not deploy is left alone unless told otherwise."""
+        """The run publishes what it measured: always, or because it deployed the stage."""
         return self.text("publish") == "always" or (self.text("publish") == "auto" and self.deploys)
 
     @property
@@ -96,18 +215,37 @@ class StageConfig:
         """The target models by role; one called ``endpoint`` when a plain server is validated."""
         return ("endpoint",) if self.endpoint else tuple(self.profile.models)
 
+    @property
+    def api_key(self) -> Secret | None:
+        """The bearer token of the endpoints."""
+        return self._token("api_key")
+
+    @property
+    def registry_token(self) -> Secret | None:
+        """The bearer token of the Model Registry."""
+        return self._token("registry_token")
+
+    @property
+    def gpu_metrics_token(self) -> Secret | None:
+        """The bearer token of the server at `gpu_metrics`."""
+        return self._token("gpu_metrics_token")
+
+    def _token(self, name: str) -> Secret | None:
+        return self.tokens[name].value if name in self.tokens else None
+
     def to_json(self) -> dict[str, Any]:
         """The settings with their sources and the profile's facts, as plain data for the record of the run."""
+        tokens = {name: {"value": str(token.value), "source": token.source} for name, token in self.tokens.items()}
         return {
-            "settings": {name: vars(setting) for name, setting in self.settings.items()},
+            "settings": {name: vars(setting) for name, setting in self.settings.items()} | tokens,
             "profile": self.profile.facts() | {"namespace": self.namespace},
         }
 
     def header(self) -> str:
         """One line for pytest's header: what was chosen, and by what."""
-        chosen = [("profile", self.settings["profile"])]
+        chosen: list[tuple[str, Setting | TokenSetting]] = [("profile", self.settings["profile"])]
         chosen += [(name, s) for name, s in self.settings.items() if s.source != "default" and name != "profile"]
-        line = "vllm-stage: " + ", ".join(f"{name} {s.value} ({s.source})" for name, s in chosen)
+        line = "vllm-stage: " + ", ".join(f"{name} {setting}" for name, setting in (*chosen, *self.tokens.items()))
         return f"{line}\nvllm-stage: SIMULATED: {SIMULATED_NOTICE}" if self.simulated else line
 
 
@@ -118,51 +256,80 @@ def resolve(cli: Lookup, env: Mapping[str, str], ini: Lookup, rootdir: Path) -> 
         cli: Option name to the text given on the command line, or None.
         env: The environment.
         ini: Option name to the text in the ini file, or None.
-        rootdir: Where relative paths of the ini file start.
+        rootdir: Where relative paths of the ini file and of the profile's options start.
 
     Raises:
         ConfigError: naming the option, where it was set and the valid values.
     """
-    layers: list[tuple[Callable[[Option], str], Lookup]] = [
-        (lambda option: option.cli, cli),
-        (lambda option: option.env, lambda name: env.get(BY_NAME[name].env) or None),
-        (lambda option: f"ini {option.ini}", ini),
+    layers: list[tuple[Callable[[Option], str], Lookup, Path | None]] = [
+        (lambda option: option.cli, cli, None),
+        (lambda option: option.env, lambda name: env.get(BY_NAME[name].env) or None, None),
+        (lambda option: f"ini {option.ini}", ini, rootdir),
     ]
-    settings = {option.name: _first(option, layers) for option in OPTIONS}
+    settings = {option.name: _resolve_option(option, layers) for option in OPTIONS}
     # Reading a profile imports pydantic: not at the plugin's load.
     from pytest_vllm_stage.settings.profile import load_profile
 
-    profile = load_profile(settings["profile"].value or "", rootdir)
+    profile = load_profile(str(settings["profile"].value), rootdir)
     for name, value in profile.options.items():
         if settings[name].source == "default":
-            settings[name] = Setting(str(value).lower() if isinstance(value, bool) else value, "profile")
-    config = StageConfig(settings, profile)
-    _check_agreement(config)
-    _check_registry_url(config)
-    return replace(config, profile=_simulated(profile, settings["engine"].source)) if config.simulated else config
+            settings[name] = _parse(BY_NAME[name], value, "profile", rootdir)
+    tokens = {token.name: found for token in TOKENS if (found := _resolve_token(token, env))}
+    config = StageConfig(settings, profile, tokens)
+    check_agreement(config)
+    return replace(config, profile=_simulated(profile, config.source("engine"))) if config.simulated else config
 
 
-def _first(option: Option, layers: list[tuple[Callable[[Option], str], Lookup]]) -> Setting:
-    for source_name, lookup in layers:
+def _resolve_option(option: Option, layers: list[tuple[Callable[[Option], str], Lookup, Path | None]]) -> Setting:
+    for source_name, lookup, folder in layers:
         value = lookup(option.name)
         if value is not None:
-            source = source_name(option)
-            return Setting(_checked(option, value, source), source)
-    return Setting(option.default, "default")
+            return _parse(option, value, source_name(option), folder)
+    return Setting(False if option.flag else option.default, "default")
 
 
-def _checked(option: Option, value: str, source: str) -> str:
+def _parse(option: Option, value: str | bool, source: str, folder: Path | None) -> Setting:
+    """Check a value; a relative path of a file's setting starts at the file's folder."""
     if option.flag:
-        value = {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false", "off": "false"}.get(
-            value.lower(), value.lower()
+        return Setting(_parse_flag(value, source), source)
+    text = str(value)
+    if option.choices and text not in option.choices:
+        raise ConfigError(f"{source}: {describe_unknown(text, option.choices, f'value {text!r}')}")
+    if option.number and not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ConfigError(f"{source}: expected a whole number from 0, got {text[:40]!r}")
+    if option.path:
+        text = str((folder or Path()) / Path(text).expanduser())
+    if option.name == "endpoint":
+        text = normalise_endpoint(text, source)
+    return Setting(text, source)
+
+
+def _parse_flag(value: str | bool, source: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value.lower() not in _SWITCH:
+        raise ConfigError(f"{source}: unknown value {value!r}; valid: {', '.join(_SWITCH)}")
+    return _SWITCH[value.lower()]
+
+
+def _resolve_token(token: Token, env: Mapping[str, str]) -> TokenSetting | None:
+    """A token without the line end that a file or a shell may add; None where it is not set.
+
+    Raises:
+        ConfigError: it has a character that an HTTP header cannot carry; it is not shown.
+    """
+    value = env.get(token.env, "").strip()
+    if not value:
+        return None
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ConfigError(
+            f"{token.env}: contains a character that an HTTP header cannot carry (the value is not shown)"
         )
-    if option.valid and value not in option.valid:
-        raise ConfigError(f"{source}: {value!r} is not valid; valid values: {', '.join(option.valid)}")
-    return value
+    return TokenSetting(Secret(value), token.env)
 
 
 def _simulated(profile: Profile, source: str) -> Profile:
-    """The profile with the overlay ``NAME-sim`` beside its own, and descriptions that promise no model.
+    """The profile with the overlay ``NAME-sim`` next to its own, and descriptions that promise no model.
 
     Raises:
         ConfigError: there is no such overlay.
@@ -170,82 +337,7 @@ def _simulated(profile: Profile, source: str) -> Profile:
     overlay = profile.overlay.with_name(f"{profile.overlay.name}-sim")
     if not (overlay / "kustomization.yaml").is_file():
         raise ConfigError(
-            f"{source}: profile {profile.name} cannot be simulated: there is no kustomization in {overlay.name} beside "
-            f"its overlay {profile.overlay.name}"
+            f"{source}: profile {profile.name} cannot be simulated: there is no kustomization in {overlay.name} next "
+            f"to its overlay {profile.overlay.name}"
         )
     return profile.with_simulated_models(overlay)
-
-
-def _check_agreement(config: StageConfig) -> None:
-    """Refuse options that contradict each other, before anything is made."""
-    given = {name: s.source for name, s in config.settings.items() if s.source not in ("default", "profile")}
-    if config.endpoint:
-        _check_endpoint(config.endpoint, config.settings["endpoint"].source)
-        for name in ("cluster", "context", "deploy", "engine", "reuse", "keep", "namespace"):
-            if name in given:
-                source = config.settings["endpoint"].source
-                raise ConfigError(f"{source} validates a server without a cluster: it cannot go with {given[name]}")
-    elif "model" in given:
-        raise ConfigError(f"{given['model']} goes with --stage-endpoint; a stage's models are named by its profile")
-    _check_engine(config)
-    if config.text("cluster") == "local" and config.get("context"):
-        context, cluster = (config.settings[name].source for name in ("context", "cluster"))
-        raise ConfigError(f"{context} names a cluster, but {cluster} asks for a local one")
-    if config.text("cluster") == "kubeconfig" and not config.get("context") and not config.get("reuse"):
-        raise ConfigError("--stage-cluster=kubeconfig: --stage-context must name the context; none is used unnamed")
-    if "reuse" in given and "keep" in given:
-        raise ConfigError(f"{given['reuse']} deletes nothing: it cannot go with {given['keep']}")
-    for name in ("ca_file", "env_file"):
-        path = config.get(name)
-        if path and not Path(path).is_file():
-            raise ConfigError(f"{config.settings[name].source}: there is no file {path!r}")
-    _check_load(config, given)
-
-
-def _check_load(config: StageConfig, given: Mapping[str, str]) -> None:
-    source = {name: setting.source for name, setting in config.settings.items()}
-    seed, results, gpu_metrics = config.get("load_seed"), config.get("results"), config.get("gpu_metrics")
-    if seed is not None and not (seed.isascii() and seed.isdigit()):
-        raise ConfigError(f"{source['load_seed']}: {seed!r} is not valid; valid: a whole number from 0")
-    if gpu_metrics and urlsplit(gpu_metrics).scheme not in ("http", "https"):
-        raise ConfigError(f"{source['gpu_metrics']}: {gpu_metrics!r} is no URL; valid: http[s]://host:port[/metrics]")
-    if not results:
-        return
-    if not Path(results).is_dir():
-        raise ConfigError(f"{source['results']}: there is no folder {results!r}")
-    if not [*Path(results).glob(f"*{SAMPLES}"), *Path(results).glob(f"benchmarks/*{SAMPLES}")]:
-        raise ConfigError(
-            f"{source['results']}: {results!r} has no samples (*{SAMPLES}), nor has its benchmarks folder"
-        )
-    for name in ("endpoint", "context", "deploy", "reuse", "keep", "find_capacity", "baselines"):
-        if name in given:
-            raise ConfigError(f"{source['results']} measures nothing: it cannot go with {given[name]}")
-
-
-def _check_engine(config: StageConfig) -> None:
-    if not config.simulated or (config.cluster_kind == "local" and not config.endpoint):
-        return
-    settings = config.settings
-    other = next(settings[name].source for name in ("endpoint", "context", "cluster") if settings[name].value)
-    raise ConfigError(
-        f"{settings['engine'].source}: engine sim needs a cluster that the run itself makes: it cannot go with {other}"
-    )
-
-
-def _check_registry_url(config: StageConfig) -> None:
-    url, source = config.get("registry_url"), config.settings["registry_url"].source
-    parts = urlsplit(url or "http://none")
-    if parts.username or parts.password:
-        raise ConfigError(f"{source}: put the token into VLLM_STAGE_REGISTRY_TOKEN, not into the URL")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-        raise ConfigError(f"{source}: {url!r} is no URL of a server; valid: http[s]://host[:port]")
-
-
-def _check_endpoint(url: str, source: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{source}: {url!r} is no URL; valid: http[s]://host[:port], without /v1")
-    if parts.path.rstrip("/").endswith("/v1"):
-        raise ConfigError(f"{source}: {url!r} must be the server's root, without /v1")
-    if parts.username or parts.password:
-        raise ConfigError(f"{source}: put credentials into VLLM_STAGE_API_KEY, not into the URL")

@@ -23,6 +23,7 @@ class Option:
         choices: The valid values; empty when any text is valid.
         flag: It is a switch: on or off.
         number: It is a whole number from 0.
+        path: It names a file or a folder.
         bare: The value of the option given without one; None where a value is required.
         metavar: The value's name in ``--help``.
     """
@@ -33,6 +34,7 @@ class Option:
     choices: tuple[str, ...] = ()
     flag: bool = False
     number: bool = False
+    path: bool = False
     bare: str | None = None
     metavar: str | None = None
 
@@ -67,17 +69,36 @@ class Option:
             kinds = {"enum": list(self.choices)}
         return {"description": self.help, **kinds}
 
-    @property
-    def valid(self) -> tuple[str, ...]:
-        """The valid values, empty when any text is valid."""
-        return ("true", "false") if self.flag else self.choices
 
+@dataclass(frozen=True)
+class Token:
+    """A bearer token, from the environment alone: other processes can read a command line.
+
+    Attributes:
+        name: In snake case; ``api_key`` is read from ``VLLM_STAGE_API_KEY``.
+        help: What it is sent to.
+    """
+
+    name: str
+    help: str
+
+    @property
+    def env(self) -> str:
+        """The environment variable."""
+        return "VLLM_STAGE_" + self.name.upper()
+
+
+TOKENS = (
+    Token("api_key", "the endpoints"),
+    Token("registry_token", "the Model Registry"),
+    Token("gpu_metrics_token", "the server at --stage-gpu-metrics"),
+)
 
 OPTIONS: tuple[Option, ...] = (
     Option(
         "cluster",
-        "where the stage runs: `local` makes a one-node Kubernetes on this machine, `kubeconfig` uses the cluster "
-        "named by --stage-context, `auto` is kubeconfig when a context is named, else local",
+        "where the stage runs: `local` creates a one-node Kubernetes on this machine, `kubeconfig` uses the "
+        "cluster named by --stage-context, `auto` is kubeconfig when a context is named, else local",
         default="auto",
         choices=CLUSTERS,
     ),
@@ -91,33 +112,34 @@ OPTIONS: tuple[Option, ...] = (
     Option("namespace", "namespace of the stage, instead of the profile's", metavar="NAME"),
     Option(
         "deploy",
-        "deploy the stage on the kubeconfig cluster; without it that cluster is only read",
+        "deploy the stage on the cluster named by --stage-context; without it that cluster is only read",
         default="false",
         flag=True,
     ),
     Option(
         "engine",
-        "what serves in the cluster that the run makes: `vllm`, or `sim`, a stand-in without any model, whose results "
-        "are labelled simulated and never published as a model's",
+        "what serves in the cluster that the run creates: `vllm`, or `sim`, a stand-in without a model, whose "
+        "results are labelled simulated and never published as a model's",
         default="vllm",
         choices=ENGINES,
     ),
     Option(
         "endpoint",
-        "validate this OpenAI-compatible server instead of a stage (http[s]://host[:port]); what needs a cluster is "
-        "skipped",
+        "validate this OpenAI-compatible server instead of a stage (http[s]://host[:port][/v1]); what needs a "
+        "cluster is skipped",
         metavar="URL",
     ),
     Option("model", "with --stage-endpoint: the served model to check, when the server has several", metavar="NAME"),
-    Option("ca_file", "PEM file of the authorities that sign the endpoints' certificates", metavar="FILE"),
+    Option("ca_file", "PEM file of the authorities that sign the endpoints' certificates", path=True, metavar="FILE"),
     Option(
         "env_file",
         "KEY=VALUE file with the stage's secrets (template: fixtures/base-secrets/env.template)",
+        path=True,
         metavar="FILE",
     ),
     Option(
         "keep",
-        "whether what this run made stays: `never`, `on-failure` or `always`",
+        "when to keep what this run created: `never`, `on-failure` or `always`",
         default="never",
         choices=KEEPS,
     ),
@@ -129,8 +151,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "publish",
-        "whether load results are published to MinIO and the Model Registry: `auto` does where the run deployed the "
-        "stage, `always`, `never`",
+        "when to publish load results to MinIO and the Model Registry: `always`, `never`, or `auto`, which does "
+        "where the run deployed the stage",
         default="auto",
         choices=PUBLISHES,
     ),
@@ -142,24 +164,25 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "strict",
-        "a check that was skipped or stayed inconclusive fails the run, unless it does not apply by declaration",
+        "a skipped or inconclusive check fails the run, unless the profile declares it not applicable",
         default="false",
         flag=True,
     ),
     Option(
         "results",
-        "judge the samples of an earlier run again (its `benchmarks` folder) by this profile, without any endpoint",
+        "judge the samples of an earlier run again (its `benchmarks` folder) by this profile, without an endpoint",
+        path=True,
         metavar="DIR",
     ),
     Option(
         "full_duration",
-        "load steps run for their whole duration, also where their verdict is certain before",
+        "load steps run for their whole duration, even where their verdict is certain earlier",
         default="false",
         flag=True,
     ),
     Option(
         "find_capacity",
-        "search the highest request rate that keeps each model's objectives, and print it beside the promised one",
+        "search for the highest request rate that keeps each model's objectives, and print it next to the promised one",
         default="false",
         flag=True,
     ),
@@ -171,21 +194,22 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "load_seed",
-        "whole number that prompts and Poisson arrivals are made from; default: one of the run's own, since prompts "
-        "that were sent before may still be in the server's prefix cache",
+        "seed of prompts and Poisson arrivals, a whole number; by default each run has its own, since prompts "
+        "sent earlier may still be in the server's prefix cache",
         number=True,
         metavar="N",
     ),
     Option(
         "gpu_metrics",
-        "where GPU memory and utilisation are read beside a load step: a DCGM exporter's page "
+        "where to read GPU memory and utilisation during a load step: a DCGM exporter's page "
         "(http://host:9400/metrics), or the root of a Prometheus that scrapes one",
         metavar="URL",
     ),
     Option(
         "baselines",
-        "compare each promised load step with the accepted earlier runs in this folder, usually `reports/baselines`, "
-        "measure what is slower twice more, fail what stays slower, and append this run",
+        "compare each promised load step with the accepted earlier runs in this folder, usually "
+        "`reports/baselines`; measure a slower one twice more, fail it if it stays slower, and append this run",
+        path=True,
         metavar="DIR",
     ),
     Option("run_dir", "folder for this run's record, instead of reports/<run-id>", metavar="DIR"),

@@ -26,6 +26,7 @@ from pydantic import (
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
 from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.core.suggestions import describe_unknown
 from pytest_vllm_stage.settings.load_table import LoadTable
 from pytest_vllm_stage.settings.options import PROFILE_OPTIONS
 from pytest_vllm_stage.settings.slo_tables import RegressionTable, SloTable
@@ -35,7 +36,6 @@ from pytest_vllm_stage.settings.tables import (
     Table,
     Text,
     describe_problems,
-    describe_unknown,
     expect,
     one_of,
     refuse,

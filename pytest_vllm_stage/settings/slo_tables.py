@@ -20,9 +20,9 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from pytest_vllm_stage.core.suggestions import describe_unknown
 from pytest_vllm_stage.settings.tables import (
     Table,
-    describe_unknown,
     expect,
     one_of,
     refuse,

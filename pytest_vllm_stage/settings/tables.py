@@ -7,8 +7,7 @@ module and those that declare tables with it are imported when a profile is read
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn, TypeAlias
 
 from pydantic import (
@@ -21,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from pytest_vllm_stage.core.suggestions import describe_unknown
 
 _SHOWN_CHARACTERS = 60
 
@@ -55,14 +56,6 @@ def require_table(data: Any) -> Mapping[str, Any]:
 def refuse(problem: str, *path: str) -> NoReturn:
     """Report a problem with the validated value, or with what lies at a path below it."""
     raise PydanticCustomError("problem", "{problem}", {"problem": problem, "path": path})
-
-
-def describe_unknown(name: str, valid: Iterable[str], noun: str) -> str:
-    """Say that a name is unknown, which one was probably meant, and which are valid."""
-    known = list(valid)
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
-    return f"unknown {noun}{meant}; valid: {', '.join(known) or 'none'}"
 
 
 def show(value: Any) -> str:

@@ -13,4 +13,4 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave the search out of an ordinary run."""
     if collection_path.name != "test_capacity.py":
         return None
-    return config.stash[RUN].config.get("find_capacity") != "true" or None
+    return not config.stash[RUN].config.find_capacity or None

@@ -160,7 +160,7 @@ def test_a_file_in_the_folders_place_is_named(place: pytest.Pytester, usual: Sim
     (place.path / "baselines").write_text("")
     result = run(place, usual)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--stage-baselines: '*' is no folder"])
+    result.stderr.fnmatch_lines(["*--stage-baselines: '*' is not a folder"])
 
 
 @pytest.mark.parametrize(

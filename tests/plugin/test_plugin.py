@@ -158,17 +158,26 @@ def test_an_endpoint_that_does_not_answer_is_an_unusable_environment(place: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stage-keep=sometimes"], "--stage-keep: 'sometimes' is not valid; valid values: never, on-failure, always"),
+        (["--stage-keep=sometimes"], "--stage-keep: unknown value 'sometimes'; valid: never, on-failure, always"),
+        (["--stage-reuse"], "--stage-reuse=latest: no such kept stage; kept: none*"),
+        (["--stage-reuse=20260101-000000-abcd"], "--stage-reuse=20260101-000000-abcd: no such kept stage; kept: none*"),
+        (["--stage-deploy"], "--stage-deploy deploys on an existing cluster, and none is named: name it with*"),
+        (["--stage-run-dir=small.toml"], "--stage-run-dir: *small.toml is not a folder"),
+        (["--stage-run-dir=small.toml/run"], "--stage-run-dir: *small.toml is not a folder"),
+        (["--stage-env-file=wrong.env"], "env file wrong.env:1: expected KEY=VALUE, got no '='*"),
         (["--stage-profile=nope"], "unknown profile 'nope'; valid: *"),
         (["--stage-cluster=kubeconfig"], "*--stage-context must name the context*"),
     ],
 )
 def test_bad_options_are_one_line_before_anything_runs(
-    place: pytest.Pytester, calls: Path, arguments: list[str], message: str
+    place: pytest.Pytester, calls: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
+    monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(place.path / "cache"))
+    (place.path / "wrong.env").write_text("not-shown\n")
     place.makepyfile(SUITE)
     result = place.runpytest_subprocess(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.no_fnmatch_line("*not-shown*")
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
     assert not calls.exists()
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.settings.config import StageConfig, resolve
-from pytest_vllm_stage.settings.options import OPTIONS
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.settings.config import Setting, StageConfig, resolve
+from pytest_vllm_stage.settings.options import OPTIONS, TOKENS, Option, Token
+from pytest_vllm_stage.settings.urls import normalise_endpoint
 
 PROFILE = """
 name = "small"
@@ -62,38 +69,92 @@ def test_an_empty_variable_is_unset(profile: str) -> None:
     assert settings(profile, env={"VLLM_STAGE_CONTEXT": ""}).get("context") is None
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.valid], ids=lambda option: option.name)
-@pytest.mark.parametrize("layer", ["cli", "env", "ini"])
-def test_a_bad_value_is_refused_with_source_and_valid_values(profile: str, option: object, layer: str) -> None:
-    from pytest_vllm_stage.settings.options import Option
+def choices_of(option: Option) -> tuple[str, ...]:
+    return ("true", "1", "yes", "on", "false", "0", "no", "off") if option.flag else option.choices
 
-    assert isinstance(option, Option)
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if choices_of(option)], ids=lambda option: option.name)
+@pytest.mark.parametrize("layer", ["cli", "env", "ini"])
+def test_a_bad_value_is_refused_with_source_and_valid_values(profile: str, option: Option, layer: str) -> None:
     key = option.env if layer == "env" else option.name
     with pytest.raises(ConfigError) as caught:
         settings(profile, **{layer: {key: "bogus"}})
     source = {"cli": option.cli, "env": option.env, "ini": f"ini {option.ini}"}[layer]
-    assert str(caught.value) == f"{source}: 'bogus' is not valid; valid values: {', '.join(option.valid)}"
+    assert str(caught.value) == f"{source}: unknown value 'bogus'; valid: {', '.join(choices_of(option))}"
+
+
+def test_a_misspelt_value_is_refused_with_a_suggestion(profile: str) -> None:
+    with pytest.raises(ConfigError, match=r"--stage-keep: unknown value 'allways' \(did you mean always\?\); valid: "):
+        settings(profile, {"keep": "allways"})
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("ON", True), ("no", False), ("0", False)])
+def test_a_flag_is_a_boolean_from_every_source(profile: str, text: str, value: bool) -> None:
+    for config in (
+        settings(profile, {"strict": text}),
+        settings(profile, env={"VLLM_STAGE_STRICT": text}),
+        settings(profile, ini={"strict": text}),
+    ):
+        assert (config.strict, config.flag("strict"), config.settings["strict"].value) == (value, value, value)
+    assert settings(profile).settings["strict"] == Setting(False, "default")
+
+
+def test_a_flag_of_the_profile_is_a_boolean(profile: str, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(PROFILE + "find_capacity = true\nload_seed = 7\n")
+    config = settings(profile)
+    assert (config.find_capacity, config.load_seed, config.source("load_seed")) == (True, 7, "profile")
+    assert not settings(profile, {"find_capacity": "false"}).find_capacity
+
+
+def test_a_flag_cannot_be_read_as_text(profile: str) -> None:
+    with pytest.raises(TypeError, match="strict is a flag"):
+        settings(profile).get("strict")
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", "²", "9" * 5000])
+def test_a_seed_is_a_whole_number(profile: str, seed: str) -> None:
+    with pytest.raises(ConfigError, match="--stage-load-seed: expected a whole number from 0, got "):
+        settings(profile, {"load_seed": seed})
+
+
+def test_a_relative_path_starts_where_its_source_lies(profile: str, tmp_path: Path) -> None:
+    cli = {"profile": profile}
+    assert resolve({**cli, "baselines": "b"}.get, {}, lambda _name: None, tmp_path).baselines == Path("b")
+    assert resolve(cli.get, {}, {"baselines": "b"}.get, tmp_path).baselines == tmp_path / "b"
+    assert resolve({**cli, "baselines": "~/b"}.get, {}, lambda _name: None, tmp_path).baselines == Path.home() / "b"
 
 
 @pytest.mark.parametrize(
     ("cli", "named"),
     [
         ({"cluster": "local", "context": "c"}, ["--stage-context", "--stage-cluster"]),
-        ({"cluster": "kubeconfig"}, ["--stage-context"]),
+        ({"cluster": "kubeconfig"}, ["--stage-cluster is kubeconfig", "--stage-context"]),
+        ({"deploy": "true"}, ["--stage-deploy deploys on an existing cluster", "name it with --stage-context"]),
         ({"reuse": "latest", "keep": "always"}, ["--stage-reuse", "--stage-keep"]),
+        ({"reuse": "latest", "deploy": "true"}, ["--stage-reuse", "--stage-deploy"]),
+        ({"reuse": "latest", "context": "c"}, ["--stage-reuse", "--stage-context"]),
+        ({"reuse": "latest", "env_file": "e"}, ["--stage-reuse", "--stage-env-file"]),
+        ({"context": "c", "keep": "always"}, ["--stage-context is only read without --stage-deploy", "--stage-keep"]),
+        ({"context": "c", "env_file": "e"}, ["--stage-context is only read", "--stage-env-file"]),
         ({"endpoint": "http://h", "cluster": "local"}, ["--stage-endpoint", "--stage-cluster"]),
+        ({"endpoint": "http://h", "context": "c"}, ["--stage-endpoint", "--stage-context"]),
+        ({"endpoint": "http://h", "deploy": "true"}, ["--stage-endpoint", "--stage-deploy"]),
         ({"endpoint": "http://h", "reuse": "latest"}, ["--stage-endpoint", "--stage-reuse"]),
-        ({"endpoint": "http://h/v1"}, ["--stage-endpoint", "/v1"]),
-        ({"endpoint": "h:8000"}, ["--stage-endpoint", "http[s]://"]),
-        ({"endpoint": "http://u:p@h"}, ["VLLM_STAGE_API_KEY"]),
+        ({"endpoint": "http://h", "keep": "always"}, ["--stage-endpoint", "--stage-keep"]),
+        ({"endpoint": "http://h", "publish": "always"}, ["--stage-endpoint", "--stage-publish"]),
+        ({"endpoint": "http://h", "env_file": "e"}, ["--stage-endpoint", "--stage-env-file"]),
+        ({"endpoint": "http://h", "registry_url": "http://r"}, ["--stage-endpoint", "--stage-registry-url"]),
         ({"model": "m"}, ["--stage-model", "--stage-endpoint"]),
         ({"engine": "sim", "endpoint": "http://h"}, ["--stage-engine", "--stage-endpoint"]),
         ({"engine": "vllm", "endpoint": "http://h"}, ["--stage-engine", "--stage-endpoint"]),
-        ({"engine": "sim", "context": "c"}, ["--stage-engine", "cluster that the run itself makes", "--stage-context"]),
+        ({"engine": "sim", "context": "c"}, ["--stage-engine", "the run itself creates", "--stage-context"]),
         ({"engine": "sim", "context": "c", "deploy": "true"}, ["--stage-engine", "--stage-context"]),
         ({"engine": "sim", "cluster": "kubeconfig", "reuse": "r"}, ["--stage-engine", "--stage-cluster"]),
         ({"engine": "sim"}, ["--stage-engine", "profile small cannot be simulated", "overlay-sim"]),
-        ({"ca_file": "no-such-file"}, ["--stage-ca-file", "no-such-file"]),
+        ({"ca_file": "no-such-file"}, ["--stage-ca-file: there is no file", "no-such-file"]),
+        ({"env_file": "no-such-file"}, ["--stage-env-file: there is no file", "no-such-file"]),
+        ({"results": "no-such-folder"}, ["--stage-results: there is no folder", "no-such-folder"]),
+        ({"namespace": "My_Stage"}, ["--stage-namespace: 'My_Stage' is not a namespace; valid: lower-case letters"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -103,10 +164,138 @@ def test_contradictions_are_refused_by_name(profile: str, cli: dict[str, str], n
     assert all(name in str(caught.value) for name in named)
 
 
-def test_a_password_in_the_url_is_not_repeated(profile: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        settings(profile, {"endpoint": "http://user:hunter2@h"})
-    assert "hunter2" not in str(caught.value)
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"endpoint": "http://h"},
+        {"context": "c"},
+        {"cluster": "local"},
+        {"deploy": "true"},
+        {"reuse": "latest"},
+        {"keep": "always"},
+        {"find_capacity": "true"},
+        {"baselines": "b"},
+        {"load_driver": "guidellm"},
+        {"load_seed": "1"},
+        {"full_duration": "true"},
+        {"gpu_metrics": "http://h:9400"},
+        {"publish": "always"},
+        {"registry_url": "http://r"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_saved_samples_are_judged_alone(profile: str, tmp_path: Path, other: dict[str, str]) -> None:
+    (tmp_path / "full-rate-1.samples.jsonl.gz").touch()
+    assert settings(profile, {"results": str(tmp_path)}).results == tmp_path
+    option = "--stage-" + next(iter(other)).replace("_", "-")
+    with pytest.raises(ConfigError, match=rf"--stage-results .*: it cannot go with {option}"):
+        settings(profile, {"results": str(tmp_path), **other})
+
+
+def test_what_has_no_effect_may_stay_in_the_environment_and_in_the_ini_file(profile: str, tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    path.touch()
+    env, ini = {"VLLM_STAGE_ENV_FILE": str(path), "VLLM_STAGE_DEPLOY": "0"}, {"registry_url": "http://r"}
+    assert settings(profile, {"endpoint": "http://h"}, env, ini).endpoint == "http://h"
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("http://h", "http://h"),
+        ("http://h/", "http://h"),
+        ("http://h:8000/v1", "http://h:8000"),
+        ("http://h:8000/v1/", "http://h:8000"),
+        ("https://gateway/team/qwen/v1", "https://gateway/team/qwen"),
+        ("https://gateway/team/qwen", "https://gateway/team/qwen"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000"),
+    ],
+)
+def test_an_endpoint_is_the_servers_root_with_or_without_v1(profile: str, url: str, root: str) -> None:
+    config = settings(profile, {"endpoint": url})
+    assert config.endpoint == root
+    assert f"endpoint {root} (--stage-endpoint)" in config.header()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "h:8000",
+        "ftp://h",
+        "http://",
+        "http://[::1",
+        "http://h:99999",
+        "http://h:x",
+        "http://h:0",
+        "http://a b",
+        "http://h\n",
+    ],
+)
+def test_an_endpoint_that_is_not_a_url_is_refused(profile: str, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"--stage-endpoint: .* is not the URL of a server; valid: http\[s\]://host"):
+        settings(profile, {"endpoint": url})
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/models", "/health", "/metrics", "/v1/completions/"])
+def test_the_url_of_one_call_is_not_an_endpoint(profile: str, route: str) -> None:
+    with pytest.raises(ConfigError, match="is the URL of one call, not of a server; valid: "):
+        settings(profile, {"endpoint": f"http://h:8000{route}"})
+
+
+@pytest.mark.parametrize("option", ["endpoint", "registry_url", "gpu_metrics"])
+@pytest.mark.parametrize("url", ["http://u:sesame@h", "u:sesame@h", "http://h/?key=sesame", "http://h#sesame"])
+def test_a_credential_in_a_url_is_refused_and_not_repeated(profile: str, option: str, url: str) -> None:
+    with pytest.raises(ConfigError, match="put credentials into VLLM_STAGE_") as caught:
+        settings(profile, {option: url})
+    assert "sesame" not in str(caught.value)
+
+
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=200)
+@given(url=st.text(max_size=20) | st.from_regex(r"https?://[\[\]a-z0-9:.@/?#%]*"))
+def test_any_text_is_an_endpoint_or_one_error(url: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert normalise_endpoint(url, "--stage-endpoint").startswith(("http://", "https://"))
+
+
+def test_tokens_come_from_the_environment_with_their_source_and_are_never_shown(profile: str) -> None:
+    env = {token.env: f"sesame-{token.name}\n" for token in TOKENS}
+    config = settings(profile, env=env)
+    assert [config.api_key, config.registry_token, config.gpu_metrics_token] == [
+        Secret("sesame-api_key"),
+        Secret("sesame-registry_token"),
+        Secret("sesame-gpu_metrics_token"),
+    ]
+    assert "api_key *** (VLLM_STAGE_API_KEY)" in config.header()
+    assert config.to_json()["settings"]["api_key"] == {"value": "***", "source": "VLLM_STAGE_API_KEY"}
+    assert "sesame" not in config.header() + repr(config) + json.dumps(config.to_json(), default=str)
+    assert (settings(profile).api_key, settings(profile).tokens) == (None, {})
+
+
+@pytest.mark.parametrize("token", TOKENS, ids=lambda token: token.name)
+def test_a_token_that_a_header_cannot_carry_is_refused_and_not_shown(profile: str, token: Token) -> None:
+    for value in ("sesame two", "sesame\u00a0x", "sesame\nX-Evil: 1", "sesamé"):
+        with pytest.raises(ConfigError, match=f"{token.env}: contains a character that an HTTP header") as caught:
+            settings(profile, env={token.env: value})
+        assert "sesam" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "expected BEGIN CERTIFICATE"),
+        (b"hello\n", "expected BEGIN CERTIFICATE"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "expected BEGIN CERTIFICATE"),
+        ("\ufeff-----BEGIN CERTIFICATE-----\n".encode(), "byte order mark: save it as UTF-8 without one"),
+        ("-----BEGIN CERTIFICATE-----\n".encode("utf-16-le"), "looks like UTF-16 LE"),
+        (b"\x30\x82\x05\xe0\x30\x82", "not valid UTF-8"),
+    ],
+)
+def test_a_ca_file_without_certificates_is_refused(profile: str, tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=why) as caught:
+        settings(profile, {"ca_file": str(path)})
+    assert str(caught.value).startswith("--stage-ca-file: ")
 
 
 @pytest.mark.parametrize(
@@ -167,13 +356,6 @@ def test_only_a_stage_that_the_run_deployed_is_published_to_unless_told(profile:
 
 
 @pytest.mark.parametrize("url", ["registry:8080", "ftp://registry", "http://registry/api/model_registry", "http://"])
-def test_a_registry_url_that_is_no_servers_is_refused(profile: str, url: str) -> None:
-    with pytest.raises(ConfigError, match=r"--stage-registry-url: .* is no URL of a server"):
+def test_a_registry_url_that_is_not_a_servers_root_is_refused(profile: str, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"--stage-registry-url: .* is not the URL of a server"):
         settings(profile, {"registry_url": url})
-
-
-@pytest.mark.parametrize("url", ["http://u:sesame@registry:8080", "ftp://u:sesame@registry"])
-def test_a_token_in_the_registry_url_is_not_repeated(profile: str, url: str) -> None:
-    with pytest.raises(ConfigError, match="put the token into VLLM_STAGE_REGISTRY_TOKEN") as caught:
-        settings(profile, {"registry_url": url})
-    assert "sesame" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.load.connections import address_of
 from pytest_vllm_stage.serving.client import CHAT, Client, RequestFailed, StreamBroken, Target
 
 TARGET = Target("full", "m", "http://server:8080", api_key=Secret("sk-very-secret"))
@@ -55,6 +57,21 @@ def test_a_request_is_sent_once_with_model_and_key() -> None:
     assert str(failure.value) == "POST /v1/chat/completions (model m) answered 503 Service Unavailable: overloaded"
     assert failure.value.status == 503
     assert isinstance(failure.value, StageFailure)
+
+
+def test_a_gateways_path_goes_in_front_of_every_request() -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.path)
+        return httpx.Response(200, json={"data": [], "version": "1"})
+
+    target = dataclasses.replace(TARGET, base_url="http://gateway/team/qwen")
+    with Client(target, transport=httpx.MockTransport(answer)) as client:
+        client.models()
+        client.version()
+    assert seen == ["/team/qwen/v1/models", "/team/qwen/version"]
+    assert address_of(target.base_url).prefix == "/team/qwen"
 
 
 def test_the_key_is_never_shown() -> None:

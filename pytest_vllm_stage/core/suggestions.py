@@ -1,0 +1,14 @@
+"""What to say of a name that is unknown."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def describe_unknown(name: str, valid: Iterable[str], noun: str) -> str:
+    """Say that a name is unknown, which one was probably meant, and which are valid."""
+    known = list(valid)
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"unknown {noun}{meant}; valid: {', '.join(known) or 'none'}"

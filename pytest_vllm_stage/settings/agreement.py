@@ -1,0 +1,144 @@
+"""Settings that are wrong or contradict each other are refused before anything is created.
+
+A contradiction is refused wherever its settings come from, except from a profile, whose options are only defaults. What
+merely has no effect is refused where it was typed: an environment variable or the ini file may hold it for other runs.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.files import read_text
+from pytest_vllm_stage.settings.urls import check_gpu_metrics_url, check_registry_url
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.settings.config import StageConfig
+
+#: What files with a load step's samples end with; `measurement.samples_file` writes them.
+SAMPLES = ".samples.jsonl.gz"
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+_NEEDS_CLUSTER = ("cluster", "context", "deploy", "engine", "reuse", "keep", "namespace")
+_NEEDS_STAGE = ("env_file", "publish", "registry_url")
+_CHOOSES_TARGET = ("endpoint", "context", "cluster", "deploy", "reuse", "keep")
+_MEASURES = ("load_driver", "load_seed", "full_duration", "gpu_metrics")
+
+
+def check_agreement(config: StageConfig) -> None:
+    """Refuse wrong and contradictory settings.
+
+    Raises:
+        ConfigError: naming both settings by where they were set, and what is valid.
+    """
+    _check_targets(config)
+    _check_engine(config)
+    _check_cluster(config)
+    _check_reuse(config)
+    _check_values(config)
+    _check_files(config)
+    _check_results(config)
+
+
+def _refuse(config: StageConfig, name: str, reason: str, others: tuple[str, ...], *, typed: bool = False) -> None:
+    """Refuse the first of some other settings that is given, since a setting excludes it for a reason."""
+    for other in others:
+        if config.is_given(other, typed=typed):
+            raise ConfigError(f"{config.source(name)} {reason}: it cannot go with {config.source(other)}")
+
+
+def _check_targets(config: StageConfig) -> None:
+    if config.endpoint:
+        _refuse(config, "endpoint", "validates a server without a cluster", _NEEDS_CLUSTER)
+        _refuse(config, "endpoint", "validates a server without a stage", _NEEDS_STAGE, typed=True)
+    elif config.is_given("model"):
+        raise ConfigError(
+            f"{config.source('model')} goes with --stage-endpoint; a stage's models are named by its profile"
+        )
+
+
+def _check_engine(config: StageConfig) -> None:
+    if not config.simulated or (config.cluster_kind == "local" and not config.endpoint):
+        return
+    other = next(config.source(name) for name in ("endpoint", "context", "cluster") if config.settings[name].value)
+    raise ConfigError(
+        f"{config.source('engine')}: engine sim needs a cluster that the run itself creates: it cannot go with {other}"
+    )
+
+
+def _check_cluster(config: StageConfig) -> None:
+    local = config.text("cluster") == "local"
+    if local and config.context:
+        raise ConfigError(
+            f"{config.source('context')} names a cluster, but {config.source('cluster')} asks for a local one"
+        )
+    if config.text("cluster") == "kubeconfig" and not config.context and not config.reuse:
+        raise ConfigError(
+            f"{config.source('cluster')} is kubeconfig: --stage-context must name the context; none is used unnamed"
+        )
+    deploys = config.flag("deploy") and config.is_given("deploy")
+    if deploys and not config.context and not config.reuse and not config.results and not local:
+        raise ConfigError(
+            f"{config.source('deploy')} deploys on an existing cluster, and none is named: name it with "
+            "--stage-context, or leave it out to deploy on a local cluster"
+        )
+    if config.cluster_kind == "kubeconfig" and not config.deploys and not config.reuse and not config.results:
+        reason = "is only read without --stage-deploy"
+        _refuse(config, "context", reason, tuple(name for name in ("keep",) if config.keep != "never"))
+        _refuse(config, "context", reason, ("env_file",), typed=True)
+
+
+def _check_reuse(config: StageConfig) -> None:
+    if config.reuse:
+        _refuse(config, "reuse", "deletes nothing", ("keep",))
+        _refuse(config, "reuse", "attaches to a stage that is deployed, on the cluster it names", ("deploy", "context"))
+        _refuse(config, "reuse", "attaches to a stage that has its secrets", ("env_file",), typed=True)
+
+
+def _check_values(config: StageConfig) -> None:
+    if config.registry_url:
+        check_registry_url(config.registry_url, config.source("registry_url"))
+    if config.gpu_metrics:
+        check_gpu_metrics_url(config.gpu_metrics, config.source("gpu_metrics"))
+    if not _NAMESPACE.fullmatch(config.namespace):
+        raise ConfigError(
+            f"{config.source('namespace')}: {config.namespace!r} is not a namespace; "
+            "valid: lower-case letters, digits and '-', at most 63"
+        )
+
+
+def _check_files(config: StageConfig) -> None:
+    for name in ("ca_file", "env_file"):
+        path = config.path(name)
+        if path and not path.is_file():
+            raise ConfigError(f"{config.source(name)}: there is no file {str(path)!r}")
+    path = config.path("ca_file")
+    if path:
+        _check_certificates(path, config.source("ca_file"))
+
+
+def _check_certificates(path: Path, source: str) -> None:
+    read_text(path, f"{source}:")
+    try:
+        ssl.create_default_context(cafile=path)
+    except (OSError, ValueError):
+        mark = path.read_bytes()[:2] in (b"\xef\xbb", b"\xff\xfe", b"\xfe\xff")
+        why = "it begins with a byte order mark: save it as UTF-8 without one" if mark else "expected BEGIN CERTIFICATE"
+        raise ConfigError(f"{source}: {str(path)!r} is not a PEM file of certificates: {why}") from None
+
+
+def _check_results(config: StageConfig) -> None:
+    results = config.results
+    if not results:
+        return
+    source = config.source("results")
+    if not results.is_dir():
+        raise ConfigError(f"{source}: there is no folder {str(results)!r}")
+    if not [*results.glob(f"*{SAMPLES}"), *results.glob(f"benchmarks/*{SAMPLES}")]:
+        raise ConfigError(f"{source}: {str(results)!r} has no samples (*{SAMPLES}), nor has its benchmarks folder")
+    _refuse(config, "results", "measures nothing", (*_CHOOSES_TARGET, "find_capacity", "baselines"))
+    _refuse(config, "results", "measures nothing", _MEASURES, typed=True)
+    _refuse(config, "results", "judges saved samples alone", _NEEDS_STAGE, typed=True)
