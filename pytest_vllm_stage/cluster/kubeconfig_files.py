@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
 _SECTIONS = {"contexts": "context", "clusters": "cluster", "users": "user"}
+_PATH_FIELDS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -184,7 +185,7 @@ def load(paths: str, context: str, configuration: Configuration, folder: str) ->
     cluster, user = read(paths).entries_of(context)
     lists = {
         "contexts": [ConfigNode("context", {"name": context, "context": {"cluster": "c", "user": "u"}})],
-        "clusters": [ConfigNode("cluster", {"name": "c", "cluster": dict(cluster.value)}, str(cluster.path))],
+        "clusters": [ConfigNode("cluster", {"name": "c", "cluster": _with_absolute_paths(cluster)}, str(cluster.path))],
     }
     if user is not None:
         fields = _with_token_of_file(user)
@@ -200,12 +201,23 @@ def load(paths: str, context: str, configuration: Configuration, folder: str) ->
         raise ConfigError(f"{where}: credentials cannot be loaded ({type(error).__name__})") from None
 
 
+def _with_absolute_paths(entry: Entry) -> dict[str, Any]:
+    """The entry's fields; the client's loader takes a user's paths to be relative to the cluster's file."""
+    fields, folder = dict(entry.value), entry.path.parent
+    for field in set(_PATH_FIELDS) & set(fields):
+        fields[field] = str(folder / str(fields[field]))
+    plugin = fields.get("exec")
+    if isinstance(plugin, dict) and os.sep in str(plugin.get("command", "")):
+        fields["exec"] = {**plugin, "command": str(folder / plugin["command"])}
+    return fields
+
+
 def _with_token_of_file(user: Entry) -> dict[str, Any]:
     """The user's fields with the token that ``tokenFile`` holds; the client's loader keeps its line end."""
-    fields = dict(user.value)
+    fields = _with_absolute_paths(user)
     file = fields.pop("tokenFile", None)
     if file:
-        path = user.path.parent / str(file)
+        path = Path(file)
         try:
             fields["token"] = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
