@@ -131,3 +131,22 @@ def test_no_time_left_is_noted(
     monkeypatch.setattr(client, "connect", lambda *_: CLOSING)
     diagnose.collect(CLUSTER, "ns", tmp_path / "out")
     assert "logs/p.kserve-container.log: no time left" in (tmp_path / "out" / "not-collected.txt").read_text()
+
+
+def test_a_failed_deployment_is_diagnosed_once(
+    tmp_path: Path, namespace: dict[str, list[Object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected: list[object] = []
+
+    def connect(*_: object) -> object:
+        connected.append(1)
+        return CLOSING
+
+    monkeypatch.setattr(client, "connect", connect)
+    logs_hold(monkeypatch, "")
+    namespace["Pod"] = [pod("as-it-failed")]
+    diagnose.collect(CLUSTER, "ns", tmp_path / "out")
+    namespace["Pod"] = []
+    diagnose.collect(CLUSTER, "ns", tmp_path / "out")
+    assert len(connected) == 1
+    assert "as-it-failed" in (tmp_path / "out" / "pods.json").read_text()

@@ -95,9 +95,14 @@ def event_lines(events: Iterable[Object]) -> list[str]:
 def collect(cluster: ClusterFacts, namespace: str, folder: Path) -> None:
     """Write the namespace's objects (no Secrets), events and logs into a folder, as far as a minute reaches.
 
+    A folder that holds something is left as it is: a failed deployment was diagnosed when it failed, and its objects
+    may have gone since.
+
     What cannot be read is named in ``not-collected.txt`` instead of being raised: it runs when something is wrong.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        return
     try:
         with client.connection(cluster, namespace) as kube:
             missed = _collect(kube, namespace, folder)
