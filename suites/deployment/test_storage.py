@@ -46,7 +46,7 @@ def test_volume_is_where_the_model_runs(
     volume = volumes.get(claim["spec"].get("volumeName", "")) if claim else None
     if volume is None or not nodes:
         pytest.skip("volumes and nodes are cluster-wide, and this user may not list them")
-    lines = [line for pod in pods for line in health.of_zones(volume, nodes[pod["spec"]["nodeName"]])]
+    lines = health.of_placement(pods, volume, nodes)
     assert not lines, health.message("volume and node are apart", lines, f"{kubectl} get pods -o wide")
 
 

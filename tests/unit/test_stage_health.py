@@ -95,6 +95,15 @@ def test_claims_are_bound_in_their_size() -> None:
     assert health.of_claim(claim(phase="Bound", size="1Gi"), claim()) == ["PVC model-m has 1Gi, declared are 40Gi"]
 
 
+def test_pods_that_are_on_no_node_are_placed_nowhere() -> None:
+    volume = {"metadata": {"name": "v"}, "spec": {}}
+    pending = pod("waits", ready=False, statuses=[], phase="Pending")
+    assert health.of_placement([pending], volume, {}) == ["pod waits is on no node: pod Pending"]
+    assert health.of_placement([], volume, {}) == ["there is no pod"]
+    placed = pod("runs", spec={"nodeName": "n"})
+    assert health.of_placement([pending, placed], volume, {"n": {"metadata": {"name": "n"}}}) == []
+
+
 def test_a_volume_in_another_zone_is_told() -> None:
     terms = [{"matchExpressions": [{"key": health.ZONE_LABEL, "operator": "In", "values": ["b"]}]}]
     made = {"metadata": {"name": "v"}, "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}}

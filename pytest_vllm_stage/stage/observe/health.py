@@ -66,6 +66,17 @@ def of_claim(claim: Object | None, declared: Object) -> list[str]:
     return [] if quantity(has) >= quantity(wants) else [f"PVC {name} has {has}, declared are {wants}"]
 
 
+def of_placement(pods: Sequence[Object], volume: Object, nodes: Mapping[str, Object]) -> list[str]:
+    """Pods on a node that cannot mount the volume; where no pod is on a node, that is the problem."""
+    placed = [pod for pod in pods if pod["spec"].get("nodeName")]
+    if not placed:
+        return [f"pod {objects.name_of(pod)} is on no node: {rollout.pod_states([pod])}" for pod in pods] or [
+            "there is no pod"
+        ]
+    homes = [nodes[pod["spec"]["nodeName"]] for pod in placed if pod["spec"]["nodeName"] in nodes]
+    return [line for node in homes for line in of_zones(volume, node)]
+
+
 def of_zones(volume: Object, node: Object) -> list[str]:
     """A volume in another zone than the node that is to mount it."""
     required = ((volume["spec"].get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
