@@ -20,7 +20,7 @@ def pod(name: str = "p", *, ready: bool = True, statuses: list[Object] | None = 
     spec = {"containers": [{"name": "kserve-container", "image": IMAGE, "resources": {"limits": {"memory": "512Mi"}}}]}
     return {
         "kind": "Pod",
-        "metadata": {"name": name, "uid": f"uid-{name}"},
+        "metadata": {"name": name, "uid": f"uid-{name}", "labels": more.pop("labels", {})},
         "spec": spec | more.pop("spec", {}),
         "status": {
             "phase": "Running",

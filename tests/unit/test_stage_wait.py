@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.cluster import client
 from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import WaitFailed
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import reader, wait
+from pytest_vllm_stage.stage.observe.conditions import InferenceServiceReady
 from pytest_vllm_stage.stage.observe.reader import ConditionStatus
 from pytest_vllm_stage.stage.observe.trouble import Trouble
-from tests.unit.made_objects import event, pod
+from tests.unit.made_api import served
+from tests.unit.made_objects import event, pod, service
 
 CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 NO_KUBE: Any = None
@@ -115,6 +118,18 @@ def test_the_time_is_each_conditions_own_and_the_log_says_how_far_it_came() -> N
         wait_for(Scripted("patient", [NOT_YET]), slow)
     assert failed.value.message.startswith("namespace/ns: slow cannot be: not within 0 s: loading")
     assert "log of pod/p container kserve-container, last lines:" in failed.value.message
+
+
+def test_the_log_of_a_pod_that_is_not_ready_in_time_is_shown(tmp_path: Path) -> None:
+    with served() as api:
+        for item in (service(), pod("m-1", ready=False, labels={"serving.kserve.io/inferenceservice": "m"})):
+            api.add(item)
+        api.answers["GET /api/v1/namespaces/ns/pods/m-1/log"] = (200, "loading shard 3 of 9\n")
+        facts = api.facts(tmp_path)
+        with client.connection(facts.kubeconfig, facts.context) as kube:
+            seen = reader.StageReader(kube, facts, "ns")
+            with pytest.raises(WaitFailed, match="loading shard 3 of 9"):
+                wait.wait_for_all(seen, [InferenceServiceReady("m", 0.0)], Journal())
 
 
 def test_an_api_server_that_is_away_for_a_moment_is_waited_for() -> None:
