@@ -236,6 +236,8 @@ class Client:
 
     def _send(self, request: httpx.Request, what: str, *, stream: bool = False) -> httpx.Response:
         __tracebackhide__ = True
+        if self.target.unreachable:
+            raise RequestFailed(f"{what} was not sent: {self.target.unreachable}")
         self.last_request, self.last_response = request, None
         try:
             self.last_response = response = self._http.send(request, stream=stream)

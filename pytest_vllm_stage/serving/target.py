@@ -21,6 +21,7 @@ class Target:
         base_url: Root of the server, without ``/v1``.
         max_model_len: The declared context length in tokens; None where nothing declares it.
         api_key: Sent as bearer token; None where the server asks for none.
+        unreachable: Why no request is sent to it; empty where one can be.
         ca_file: PEM file of the authorities trusted to sign the server's certificate; None trusts the system's.
     """
 
@@ -30,6 +31,7 @@ class Target:
     max_model_len: int | None = None
     api_key: Secret | None = None
     ca_file: str | None = None
+    unreachable: str = ""
 
 
 def is_simulated(models: list[dict[str, Any]]) -> bool:

@@ -21,6 +21,7 @@ def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
             max_model_len=target.max_model_len,
             api_key=run.config.api_key,
             ca_file=run.config.ca_file,
+            unreachable=target.unreachable,
         )
         for target in stage.targets
     }

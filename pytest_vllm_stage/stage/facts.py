@@ -17,14 +17,16 @@ class TargetFacts:
     Attributes:
         role: Its role in the profile, for example ``quantized``.
         inference_service: Name of the InferenceService, which is the served model name.
-        base_url: Root of its server, without ``/v1``.
+        base_url: Root of its server, without ``/v1``; empty where it is not reachable.
         max_model_len: Context length in tokens as the manifests declare it; None where they do not say.
+        unreachable: Why no request can be sent to it; empty where one can.
     """
 
     role: str
     inference_service: str
     base_url: str
     max_model_len: int | None = None
+    unreachable: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,22 @@ def chunk(text: str | None = None, **more: Any) -> bytes:
     return b"data: " + json.dumps({"id": "c", "choices": [{"index": 0, "delta": delta, **more}]}).encode() + b"\n\n"
 
 
+def test_a_target_that_is_not_reachable_gets_no_request() -> None:
+    sent: list[httpx.Request] = []
+    target = Target("full", "m", "", unreachable="inferenceservice/m is not Ready (Failed: no GPU)")
+
+    def answering(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(200)
+
+    nowhere = Client(target, transport=httpx.MockTransport(answering))
+    for ask in (nowhere.health, nowhere.models, lambda: nowhere.chat("hi"), lambda: nowhere.stream_chat("hi")):
+        with pytest.raises(RequestFailed, match=r"was not sent: inferenceservice/m is not Ready \(Failed: no GPU\)"):
+            ask()
+    nowhere.close()
+    assert sent == []
+
+
 def test_a_request_is_sent_once_with_model_and_key() -> None:
     seen: list[httpx.Request] = []
 

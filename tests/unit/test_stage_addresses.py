@@ -92,10 +92,31 @@ def test_a_far_cluster_that_does_not_answer_names_what_was_tried(there: list[Obj
     with pytest.raises(EnvironmentUnusable, match=rf"tried: http://127\.0\.0\.1:{closed_port}, http://127") as failed:
         model(made, FAR)
     assert "port-forward service/m-predictor" in failed.value.hint
-    made["status"]["conditions"] = [condition("Ready", "False")]
-    assert model(made, FAR) == f"http://127.0.0.1:{closed_port}", (
-        "a service that is not Ready is for the checks to tell"
-    )
+
+
+def test_a_far_model_that_is_not_ready_has_no_address(there: list[Object], closed_port: int) -> None:
+    made = service()
+    made["status"]["url"] = "http://m-ns.example.com"
+    made["status"]["conditions"] = [condition("Ready", "False", reason="Failed", message="no GPU")]
+    there.append(a_service("m-predictor", "127.0.0.1", port=closed_port))
+    with pytest.raises(
+        StageFailure, match=rf"is not Ready \(Failed: no GPU\).*tried: http://127.0.0.1:{closed_port}\n"
+    ):
+        model(made, FAR)
+
+
+def test_the_placeholder_host_is_never_connected_to(there: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answers(url: str) -> bool:
+        asked.append(url)
+        return True
+
+    monkeypatch.setattr(addresses, "answers", answers)
+    made = service()
+    made["status"] |= {"url": "http://m-ns.example.com", "address": {"url": "http://m.ns.svc.cluster.local"}}
+    assert model(made, FAR) == "http://m.ns.svc.cluster.local"
+    assert asked == ["http://m.ns.svc.cluster.local"]
 
 
 def test_minio_is_its_service_or_its_route(there: list[Object], closed_port: int) -> None:

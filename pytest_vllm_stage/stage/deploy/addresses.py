@@ -15,6 +15,8 @@ from pytest_vllm_stage.stage.objects import Object
 MINIO = "minio"
 REGISTRY = "model-registry"
 CONNECT_TIMEOUT_S = 3.0
+#: ``ingressDomain`` of KServe's configuration as it is delivered; nothing of the stage can ever answer there.
+PLACEHOLDER_DOMAIN = "example.com"
 
 
 def of_model(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service: Object) -> str:
@@ -24,7 +26,7 @@ def of_model(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service
     Service last, for a machine that happens to be inside the cluster's network.
 
     Raises:
-        StageFailure: the predictor has no Service.
+        StageFailure: the predictor has no Service, or nothing answers and the InferenceService is not Ready.
         EnvironmentUnusable: the service is Ready and no URL of it is reached from here; it names those that were tried.
     """
     name = objects.name_of(service)
@@ -32,18 +34,30 @@ def of_model(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service
         return _of_service(kube, namespace, f"{name}-predictor", "80")
     status = service.get("status") or {}
     published = [status.get("url"), (status.get("address") or {}).get("url")]
-    tried = [str(url).rstrip("/") for url in published if url]
+    tried = [str(url).rstrip("/") for url in published if url and not _is_placeholder(str(url))]
     if objects.get(kube, "Service", f"{name}-predictor", namespace):
         tried.append(_of_service(kube, namespace, f"{name}-predictor", "80"))
     found = next(filter(answers, tried), None)
     if found:
         return found
-    if tried and not objects.is_true(service, "Ready"):
-        return tried[0]  # that nothing answers is the stage's fault, and for the checks to say
+    if not objects.is_true(service, "Ready"):
+        ready = objects.condition(service, "Ready")
+        reason = f"{ready.get('reason', '')}: {ready.get('message', '')}".strip(": ") or "no reason given"
+        raise StageFailure(
+            f"inferenceservice/{name} is not Ready ({reason}) and answers at no address; "
+            f"tried: {', '.join(tried) or 'nothing'}",
+            hint=f"{cluster.kubectl_for(namespace)} describe inferenceservice {name}",
+        )
     raise EnvironmentUnusable(
         f"inferenceservice/{name} is not reached from here; tried: {', '.join(tried) or 'nothing'}",
         hint=f"kubectl -n {namespace} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
     )
+
+
+def _is_placeholder(url: str) -> bool:
+    """KServe publishes hosts below ``example.com`` until an administrator names a domain."""
+    host = urlsplit(url).hostname or ""
+    return host == PLACEHOLDER_DOMAIN or host.endswith(f".{PLACEHOLDER_DOMAIN}")
 
 
 def of_minio(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:

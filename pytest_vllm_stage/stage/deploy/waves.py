@@ -104,10 +104,10 @@ def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Jou
     """
     with client.connection(cluster, namespace) as kube:
         services = _services(kube, namespace, profile)
-        targets = _targets(kube, cluster, namespace, services)
+        targets = _reachable_targets(kube, cluster, namespace, services)
         minio_url = addresses.of_minio(kube, cluster, namespace)
     facts = StageFacts(namespace, "", False, targets, minio_url, simulated=is_simulated(services))
-    journal.event("attached", namespace, targets=[target.base_url for target in facts.targets])
+    journal.event("attached", namespace, targets=[target.base_url or target.unreachable for target in facts.targets])
     return facts
 
 
@@ -160,13 +160,27 @@ def is_simulated(services: Mapping[str, Object]) -> bool:
 def _targets(
     kube: DynamicClient, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
 ) -> tuple[TargetFacts, ...]:
+    return tuple(_target(kube, cluster, namespace, role, service) for role, service in services.items())
+
+
+def _reachable_targets(
+    kube: DynamicClient, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
+) -> tuple[TargetFacts, ...]:
+    """The targets of an existing stage: a broken model is for the checks to report, and gets no request."""
     found = []
     for role, service in services.items():
-        runtime = objects.get(kube, "ServingRuntime", drift.runtime_name(service), namespace)
-        length = max_model_len(drift.demand(service, runtime).args) if runtime else None
-        url = addresses.of_model(kube, cluster, namespace, service)
-        found.append(TargetFacts(role, objects.name_of(service), url, length))
+        try:
+            found.append(_target(kube, cluster, namespace, role, service))
+        except StageFailure as error:
+            found.append(TargetFacts(role, objects.name_of(service), "", unreachable=error.message))
     return tuple(found)
+
+
+def _target(kube: DynamicClient, cluster: ClusterFacts, namespace: str, role: str, service: Object) -> TargetFacts:
+    runtime = objects.get(kube, "ServingRuntime", drift.runtime_name(service), namespace)
+    length = max_model_len(drift.demand(service, runtime).args) if runtime else None
+    url = addresses.of_model(kube, cluster, namespace, service)
+    return TargetFacts(role, objects.name_of(service), url, length)
 
 
 def max_model_len(args: Sequence[str]) -> int | None:
