@@ -12,6 +12,7 @@ from pytest_vllm_stage.run.context import RUN, Run
 
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
+    from model_registry import ModelRegistry
     from mypy_boto3_s3 import S3Client
 
     from pytest_vllm_stage.benchmark.find_capacity import FoundCapacity
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.measurement.samples import Measurement
     from pytest_vllm_stage.publication.bucket.bucket import Bucket
     from pytest_vllm_stage.publication.publish_run import Publication
-    from pytest_vllm_stage.publication.registry.api import Registry
+    from pytest_vllm_stage.publication.registry.client import RegistryClient
     from pytest_vllm_stage.serving.client import Client
     from pytest_vllm_stage.serving.target import Target
     from pytest_vllm_stage.settings.config import StageConfig
@@ -196,10 +197,13 @@ def find_capacity(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[s
 
 
 @pytest.fixture(scope="session")
-def model_registry(
+def registry_client(
     stage_run: Run, cluster: ClusterFacts, stage: StageFacts, kube: DynamicClient, declared: list[dict[str, Any]]
-) -> Iterator[Registry]:
-    """A connection to the Model Registry, the stage's or that of --stage-registry-url; skips where there is none."""
+) -> Iterator[RegistryClient]:
+    """A REST client of the Model Registry, the stage's or that of --stage-registry-url, for either API version.
+
+    Skips where there is no registry.
+    """
     from pytest_vllm_stage.publication import publish_run
     from pytest_vllm_stage.stage.deploy import addresses, render
 
@@ -212,6 +216,18 @@ def model_registry(
 
 
 @pytest.fixture(scope="session")
+def model_registry(registry_client: RegistryClient, stage_config: StageConfig) -> ModelRegistry:
+    """The official client of the Model Registry, ``model_registry.ModelRegistry``; skips where the server has no v1."""
+    from pytest_vllm_stage.core.skips import does_not_apply
+    from pytest_vllm_stage.publication.registry.official import API_VERSION, connect_official_client
+
+    url, api = registry_client.url, registry_client.api
+    if api != API_VERSION:
+        does_not_apply(f"the Model Registry at {url} speaks {api} only, and the official client {API_VERSION} only")
+    return connect_official_client(url, token=stage_config.registry_token, ca_file=stage_config.ca_file)
+
+
+@pytest.fixture(scope="session")
 def results_bucket(stage_config: StageConfig, object_store: ObjectStore) -> Bucket:
     """The bucket of benchmark results, with the stage's credentials."""
     from pytest_vllm_stage.publication.bucket.bucket import Bucket
@@ -221,7 +237,7 @@ def results_bucket(stage_config: StageConfig, object_store: ObjectStore) -> Buck
 
 @pytest.fixture
 def publication(
-    stage_run: Run, cluster: ClusterFacts, stage: StageFacts, model_registry: Registry, model_role: str
+    stage_run: Run, cluster: ClusterFacts, stage: StageFacts, registry_client: RegistryClient, model_role: str
 ) -> Publication:
     """What this run published of one model; published by the first test that asks, after the load steps."""
     from pytest_vllm_stage.publication.publish_run import publication_of

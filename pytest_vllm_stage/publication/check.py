@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pytest_vllm_stage.benchmark.artifacts import read_result
 from pytest_vllm_stage.core.errors import StageError
@@ -13,7 +14,7 @@ from pytest_vllm_stage.publication import document as documents
 from pytest_vllm_stage.publication import properties as names
 from pytest_vllm_stage.publication.bucket.stored import Stored
 from pytest_vllm_stage.publication.document import DOCUMENT, OBSERVED, Results, Step
-from pytest_vllm_stage.publication.registry.values import Raw, Value, difference, show, text_of
+from pytest_vllm_stage.publication.registry.values import INT, Raw, Value, difference, show, show_raw, text_of
 from pytest_vllm_stage.slo.decision import Outcome
 
 #: The samples' file keeps microseconds; a step's own file may have been written from finer times.
@@ -31,6 +32,39 @@ def of_properties(results: Results, properties: Mapping[str, Raw]) -> list[str]:
     room = len(properties) < names.BUDGET
     missing = [name for name in results.values if name not in properties and (room or name in names.PROVENANCE)]
     return lines + [f"{name} is not published ({show(results.values[name])} in the artifact)" for name in missing]
+
+
+def unreadable_properties(properties: Mapping[str, Raw]) -> list[str]:
+    """Properties, whoever wrote them, that make the official client fail on the whole version, a line each."""
+    return [
+        f"{name} is the whole number {show_raw(raw)}: notebooks cannot read the version, since the official client "
+        f"accepts at most 9 digits"
+        for name, raw in properties.items()
+        if raw.get("metadataType") == INT and len(str(raw.get("int_value", "")).lstrip("-+")) > 9
+    ]
+
+
+def of_official_client(results: Results, properties: Mapping[str, Raw], seen: Mapping[str, Any]) -> list[str]:
+    """What the official client gives of each published property, against the artifact's document.
+
+    Args:
+        results: The artifact's document.
+        properties: The version's, as the REST API gives them: what is published.
+        seen: The version's, as the official client gives them.
+    """
+    lines = []
+    for name in names.ours(properties):
+        expected, got = results.values.get(name), seen.get(name)
+        if expected is None:
+            continue
+        kind = str if isinstance(expected, str) else (int, float)
+        if name not in seen:
+            lines.append(f"{name}: expected {show(expected)}, and the official client gives nothing")
+        elif isinstance(got, bool) or not isinstance(got, kind):
+            lines.append(f"{name}: expected {show(expected)}, the official client gives {got!r} ({type(got).__name__})")
+        elif got != expected:
+            lines.append(f"{name}: expected {show(expected)}, the official client gives {show(got)}")
+    return lines
 
 
 def of_document(results: Results, stored: Stored) -> list[str]:

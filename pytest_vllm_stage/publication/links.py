@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.publication import properties as names
-from pytest_vllm_stage.publication.registry.api import Entity
+from pytest_vllm_stage.publication.registry.client import Entity
 from pytest_vllm_stage.publication.registry.entities import check_name
 from pytest_vllm_stage.publication.registry.values import text_of
 from pytest_vllm_stage.stage import objects

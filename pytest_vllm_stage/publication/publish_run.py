@@ -19,7 +19,7 @@ from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.publication.bucket.names import prefix_of, uri_of
 from pytest_vllm_stage.publication.document import DOCUMENT, OBSERVED, Source, Step, make, read_steps, utc
 from pytest_vllm_stage.publication.publishing import Place, Published
-from pytest_vllm_stage.publication.registry.api import Registry
+from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.stage import client, objects, revision
@@ -74,8 +74,8 @@ def registry_url(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> str | 
     return run.config.registry_url or addresses.of_registry(kube, cluster, run.config.namespace)
 
 
-def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Registry:
-    """A connection to the Model Registry; whoever asks for it closes it.
+def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> RegistryClient:
+    """A connection to the Model Registry; the caller closes it.
 
     Raises:
         EnvironmentUnusable: there is none that is reached from here.
@@ -86,13 +86,13 @@ def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Re
             f"namespace {run.config.namespace} has no Model Registry that is reached from here",
             hint=f"name it: --stage-registry-url; or: kubectl -n {run.config.namespace} get service model-registry",
         )
-    return Registry(
+    return RegistryClient(
         url,
         run.journal,
         token=run.config.registry_token,
         ca_file=run.config.ca_file,
         # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
-        trust_env=cluster.kind != "local",
+        use_proxies=cluster.kind != "local",
     )
 
 

@@ -25,7 +25,7 @@ from pytest_vllm_stage.publication.bucket.names import PUBLISHED, uri_of
 from pytest_vllm_stage.publication.document import DOCUMENT, Results
 from pytest_vllm_stage.publication.links import Names
 from pytest_vllm_stage.publication.registry import entities
-from pytest_vllm_stage.publication.registry.api import Entity, Registry
+from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
 from pytest_vllm_stage.publication.registry.write import SUPERSEDED, Written, write
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
@@ -47,7 +47,7 @@ class Place:
         journal: Learns of every write before it happens.
     """
 
-    registry: Registry
+    registry: RegistryClient
     bucket: Bucket
     names: Names
     service: Object

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import StageError
 from pytest_vllm_stage.core.skips import does_not_apply
 from pytest_vllm_stage.stage.deploy import render
 
@@ -57,20 +56,14 @@ def test_minio_is_ready(object_store: ObjectStore, stage: StageFacts, kubectl: s
     """MinIO's own health check reports that it can serve requests."""
     if object_store.url != stage.minio_url:
         does_not_apply(f"the stage's Secret names the S3 API at {object_store.url}, not a MinIO of the stage")
-    try:
-        status = object_store.minio_health_status()
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)
+    status = object_store.minio_health_status()
     assert status == 200, f"MinIO is not ready: HTTP {status}\n  next: {kubectl} logs deployment/minio"
 
 
 def test_buckets_exist(minio: S3Client, object_store: ObjectStore, buckets: list[str], kubectl: str) -> None:
     """The declared buckets exist, as an authenticated list with the credentials of the Secret shows."""
-    try:
-        with object_store.readable_errors("list the buckets"):
-            existing = [bucket["Name"] for bucket in minio.list_buckets()["Buckets"]]
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)
+    with object_store.readable_errors("list the buckets"):
+        existing = [bucket["Name"] for bucket in minio.list_buckets()["Buckets"]]
     missing = [name for name in buckets if name not in existing]
     assert not missing, (
         f"buckets {', '.join(missing)} do not exist at {object_store.url}; existing: {', '.join(existing) or 'none'}\n"
@@ -80,7 +73,7 @@ def test_buckets_exist(minio: S3Client, object_store: ObjectStore, buckets: list
 
 def test_anonymous_list_is_refused(object_store: ObjectStore, buckets: list[str]) -> None:
     """No client without credentials lists a bucket: models and measurements are not public."""
-    seen = {bucket: _anonymous_status(object_store, bucket) for bucket in buckets}
+    seen = {bucket: object_store.anonymous_status(bucket) for bucket in buckets}
     opened = [f"{bucket} answers HTTP {status} instead of 403" for bucket, status in seen.items() if status != 403]
     assert not opened, f"anonymous list not refused: {'; '.join(opened)}\n  next: mc anonymous list STAGE/{buckets[0]}"
 
@@ -88,21 +81,11 @@ def test_anonymous_list_is_refused(object_store: ObjectStore, buckets: list[str]
 def test_anonymous_get_is_refused(object_store: ObjectStore, minio: S3Client, probe: tuple[str, str]) -> None:
     """No client without credentials reads an object that exists and that the credentials read."""
     bucket, key = probe
-    try:
-        with object_store.readable_errors(f"stat {bucket}/{key}"):
-            size = minio.head_object(Bucket=bucket, Key=key)["ContentLength"]
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)
+    with object_store.readable_errors(f"stat {bucket}/{key}"):
+        size = minio.head_object(Bucket=bucket, Key=key)["ContentLength"]
     assert size, f"object {bucket}/{key} is empty"
-    status = _anonymous_status(object_store, bucket, key)
+    status = object_store.anonymous_status(bucket, key)
     assert status == 403, (
         f"object {bucket}/{key} answers HTTP {status} without credentials, instead of 403\n"
         f"  next: mc anonymous set none STAGE/{bucket}"
     )
-
-
-def _anonymous_status(store: ObjectStore, bucket: str, key: str | None = None) -> int:
-    try:
-        return store.anonymous_status(bucket, key)
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)

@@ -1,4 +1,4 @@
-"""What is registered and stored of one model, read anew for each test: a check judges the state of now."""
+"""What is registered and stored of one model, read again for each test: a check judges the present state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.run.context import RUN
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.publication.document import Results
     from pytest_vllm_stage.publication.links import Names
     from pytest_vllm_stage.publication.publish_run import Publication
-    from pytest_vllm_stage.publication.registry.api import Entity, Registry
+    from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
     from pytest_vllm_stage.run.context import Run
     from pytest_vllm_stage.settings.config import StageConfig
     from pytest_vllm_stage.stage.facts import StageFacts
@@ -64,41 +64,35 @@ def service(kube: DynamicClient, stage: StageFacts, stage_config: StageConfig, m
 
 @pytest.fixture
 def names(stage_run: Run, service: Object, model_role: str) -> Names:
-    """Under which model and version its results are filed."""
+    """Model and version under which its results are filed."""
     from pytest_vllm_stage.publication.publish_run import names_of
 
-    try:
-        return names_of(stage_run, model_role, service)
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)
+    return names_of(stage_run, model_role, service)
 
 
 @pytest.fixture
-def filed(publication: Publication, model_registry: Registry, names: Names, stage: StageFacts) -> Filed:
-    """The model and version by their exact names; skips where this run's own stage has none since nothing was measured.
+def filed(publication: Publication, registry_client: RegistryClient, names: Names, stage: StageFacts) -> Filed:
+    """Model and version by their exact names.
 
-    A stage that was there before must have them.
+    Skips where the stage is this run's own and has neither, since nothing was measured: an existing one must have them.
     """
     from pytest_vllm_stage.publication.registry import entities
 
-    try:
-        model = entities.find_model(model_registry, names.model)
-        version = entities.find_version(model_registry, model, names.version) if model else None
-        others = [entity["name"] for entity in entities.versions(model_registry, model)] if model else []
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)
+    model = entities.find_model(registry_client, names.model)
+    version = entities.find_version(registry_client, model, names.version) if model else None
+    others = [entity["name"] for entity in entities.versions(registry_client, model)] if model else []
     if model is None or version is None:
         missing = f"model {names.model}" if model is None else f"version {names.version} of model {names.model}"
-        text = f"{missing} is not registered; versions there: {', '.join(others) or 'none'}"
+        text = f"{missing} is not registered; existing versions: {', '.join(others) or 'none'}"
         if publication.own is None and stage.owned and not others:
             pytest.skip(f"{text}: {publication.skipped}")
-        pytest.fail(f"{text}\n  next: {_url(model_registry)}", pytrace=False)
+        raise StageFailure(text, hint=f"curl {registry_client.models_url}")
     return Filed(model, version, dict(version.get("customProperties") or {}))
 
 
 @pytest.fixture
 def results_run(filed: Filed, publication: Publication) -> str:
-    """The run whose results the version carries; skips where nobody has published any."""
+    """The run whose results the version carries; skips where no run has published any."""
     from pytest_vllm_stage.publication import properties
     from pytest_vllm_stage.publication.registry.values import text_of
 
@@ -107,25 +101,22 @@ def results_run(filed: Filed, publication: Publication) -> str:
     if not ours and publication.own is None:
         pytest.skip(f"version {filed.version['name']} carries no results: {publication.skipped}")
     assert run, (
-        f"version {filed.version['name']} of model {filed.model['name']} has no text property {properties.RUN}; of "
-        f"results it has {', '.join(ours) or 'none'}"
+        f"version {filed.version['name']} of model {filed.model['name']} has no string property {properties.RUN}; its "
+        f"result properties: {', '.join(ours) or 'none'}"
     )
     return run
 
 
 @pytest.fixture
 def stored(filed: Filed, results_run: str, results_bucket: Bucket) -> Stored:
-    """What lies under the artifact URI of the version's results."""
+    """What is stored under the artifact URI of the version's results."""
     from pytest_vllm_stage.publication import properties
     from pytest_vllm_stage.publication.bucket.stored import read
     from pytest_vllm_stage.publication.registry.values import text_of
 
     uri = text_of(filed.properties, properties.URI)
-    assert uri, f"the results of run {results_run} have no text property {properties.URI}"
-    try:
-        return read(results_bucket, uri)
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)
+    assert uri, f"the results of run {results_run} have no string property {properties.URI}"
+    return read(results_bucket, uri)
 
 
 @pytest.fixture
@@ -135,22 +126,14 @@ def document(stored: Stored) -> Results:
 
     try:
         return document_of(stored)
-    except StageError as error:
-        found = "; ".join(stored.findings)
-        pytest.fail(f"{error}\n  {found}" if found else str(error), pytrace=False)
-
-
-def _url(registry: Registry) -> str:
-    return f"curl {registry.url}/api/model_registry/{registry.api}/registered_models"
+    except StageFailure as error:
+        raise StageFailure("\n  ".join([error.message, *stored.findings]), hint=error.hint) from None
 
 
 @pytest.fixture
 def running(cluster: ClusterFacts, kube: DynamicClient, stage: StageFacts, service: Object) -> Revision:
-    """The revision of the service that runs now."""
+    """The running revision of the service."""
     from pytest_vllm_stage.stage import revision
     from pytest_vllm_stage.stage.observe.reader import StageReader
 
-    try:
-        return revision.running(StageReader(kube, cluster, stage.namespace), service)
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)
+    return revision.running(StageReader(kube, cluster, stage.namespace), service)

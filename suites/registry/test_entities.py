@@ -11,7 +11,7 @@ from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.publication.registry.api import Registry
+    from pytest_vllm_stage.publication.registry.client import RegistryClient
     from suites.registry.conftest import Filed
 
     Object = dict[str, Any]
@@ -39,12 +39,14 @@ def test_labels_and_ids_agree(filed: Filed, service: Object) -> None:
     assert not lines, health.message("the service and the registry do not agree", lines, "kubectl get isvc -o yaml")
 
 
-def test_artifact_is_the_weights_that_are_served(filed: Filed, service: Object, model_registry: Registry) -> None:
+def test_artifact_is_the_weights_that_are_served(
+    filed: Filed, service: Object, registry_client: RegistryClient
+) -> None:
     """The version has a model artifact in use, and its URI is where the service loads the model from."""
     uri = publishing.weights_uri(service)
     if not uri:
         pytest.skip(f"inferenceservice/{service['metadata']['name']} has no storageUri: its weights are in the image")
-    found = entities.artifacts(model_registry, filed.version)
+    found = entities.artifacts(registry_client, filed.version)
     seen = ", ".join(f"{item.get('name')}: {item.get('uri')} ({item.get('state', 'no state')})" for item in found)
     live = [item for item in found if item.get("uri") == uri and item.get("state", "LIVE") in ("LIVE", "UNKNOWN")]
     assert live, (
@@ -54,13 +56,13 @@ def test_artifact_is_the_weights_that_are_served(filed: Filed, service: Object, 
 
 
 def test_no_other_version_claims_this_revision(
-    filed: Filed, model_registry: Registry, service: Object, running: Any
+    filed: Filed, registry_client: RegistryClient, service: Object, running: Any
 ) -> None:
     """Results of the running revision are on the service's version alone.
 
     One revision under two version names is how the numbers of a quantized model end up with the full one.
     """
     name = service["metadata"]["name"]
-    versions = entities.versions(model_registry, filed.model)
+    versions = entities.versions(registry_client, filed.model)
     lines = links.same_under_another_name(versions, filed.version["name"], name, running.name)
     assert not lines, "\n".join(lines)

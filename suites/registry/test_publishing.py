@@ -13,7 +13,7 @@ from pytest_vllm_stage.publication.registry.write import SUPERSEDED
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.publication.publish_run import Publication
-    from pytest_vllm_stage.publication.registry.api import Registry
+    from pytest_vllm_stage.publication.registry.client import RegistryClient
     from suites.registry.conftest import Filed
 
 pytestmark = pytest.mark.after_load
@@ -31,11 +31,11 @@ def test_results_of_this_run_are_published(publication: Publication, filed: File
     )
 
 
-def test_other_versions_are_untouched(publication: Publication, filed: Filed, model_registry: Registry) -> None:
+def test_other_versions_are_untouched(publication: Publication, filed: Filed, registry_client: RegistryClient) -> None:
     """Publishing changed no property of another version of the model."""
     if publication.own is None or publication.own.others is None:
         pytest.skip(publication.skipped)
-    now = {entity["name"]: entity for entity in entities.versions(model_registry, filed.model)}
+    now = {entity["name"]: entity for entity in entities.versions(registry_client, filed.model)}
     lines = []
     for name, before in publication.own.others.items():
         there = (now.get(name) or {}).get("customProperties") or {}

@@ -1,7 +1,8 @@
-"""Is every published number the one that was measured, and of what runs now?"""
+"""Is every published number the measured one, and is it of the running revision?"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +15,14 @@ from pytest_vllm_stage.publication.publishing import BROKEN
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
+    from model_registry import ModelRegistry
+
     from pytest_vllm_stage.publication.bucket.bucket import Bucket
     from pytest_vllm_stage.publication.bucket.stored import Stored
     from pytest_vllm_stage.publication.document import Results
     from pytest_vllm_stage.publication.links import Names
     from pytest_vllm_stage.publication.publish_run import Publication
+    from pytest_vllm_stage.publication.registry.client import RegistryClient
     from pytest_vllm_stage.run.context import Run
     from pytest_vllm_stage.stage.facts import StageFacts
     from pytest_vllm_stage.stage.revision import Revision
@@ -32,15 +36,12 @@ pytestmark = pytest.mark.after_load
 FINISH_S = 5.0
 
 
-class StillThere(StageError):
-    """Something stayed unfinished."""
+class StillUnfinished(StageError):
+    """A publication stayed unfinished."""
 
 
 def test_published_numbers_equal_the_artifact(document: Results, filed: Filed, results_run: str) -> None:
-    """Every published number and text, its type and its run id are those of the artifact; none is missing.
-
-    A dashboard shows the registry; whoever doubts it opens the artifact. They must say the same.
-    """
+    """Every published number and text, its type and its run id are those of the artifact; none is missing."""
     assert document.values, f"the artifact of run {results_run} holds no number: nothing was compared"
     lines = check.of_properties(document, filed.properties)
     assert not lines, health.message(
@@ -50,8 +51,30 @@ def test_published_numbers_equal_the_artifact(document: Results, filed: Filed, r
     )
 
 
+def test_official_client_reads_the_published_numbers(
+    document: Results, filed: Filed, model_registry: ModelRegistry, registry_client: RegistryClient
+) -> None:
+    """The official client, which users' notebooks use, gives every published number and text as the artifact has it.
+
+    It is an independent witness: it has its own HTTP client and schema, and shares nothing with the publication.
+    """
+    from pytest_vllm_stage.publication.registry.official import read_properties
+
+    model, version = filed.model["name"], filed.version["name"]
+    where = f"version {version} of model {model}"
+    unreadable = check.unreadable_properties(filed.properties)
+    remedy = "publish such a number as a double or a string"
+    assert not unreadable, health.message(f"the official client fails on {where}", unreadable, remedy)
+    seen = read_properties(model_registry, model, version, registry_client.url)
+    assert seen, f"the official client gives no property of {where}: nothing was compared"
+    lines = check.of_official_client(document, filed.properties, seen)
+    assert not lines, health.message(
+        f"notebooks see other numbers of {where} than were measured", lines, f"compare with {document.source.uri}"
+    )
+
+
 def test_published_numbers_equal_the_samples(document: Results, stored: Stored) -> None:
-    """The artifact's numbers are derived anew from the samples beside them, one row a request, and are the same."""
+    """The artifact's numbers equal those derived again from its samples, one row per request."""
     lines = check.of_document(document, stored)
     assert not lines, health.message("numbers do not follow from their samples", lines, f"look at {stored.uri}")
 
@@ -63,14 +86,14 @@ def test_results_belong_here(document: Results, names: Names, stage: StageFacts,
 
 
 def test_results_are_of_what_runs_now(filed: Filed, results_run: str, running: Revision) -> None:
-    """The results are of the running revision: after a new image or new arguments the old numbers promise nothing."""
+    """The results are of the running revision: numbers of an earlier image or earlier arguments do not apply to it."""
     lines = check.of_age(filed.properties, running.name, running.created_at)
     assert results_run
     assert not lines, "\n".join(lines)
 
 
 def test_properties_fit_the_page(filed: Filed, results_run: str) -> None:
-    """The version has no more custom properties than its page shows; what does not fit is in the artifact."""
+    """The version has no more custom properties than its page shows; the rest is in the artifact."""
     found = sorted(filed.properties)
     assert results_run
     assert len(found) <= properties.BUDGET, (
@@ -84,8 +107,8 @@ def test_no_publication_was_left_unfinished(
 ) -> None:
     """Every run that uploaded results also published them.
 
-    A run that was killed leaves either a partial upload or results that the registry does not know; the next run that
-    publishes completes the latter, and this names what is left.
+    A killed run leaves a partial upload, or results that the registry does not have. The next run that publishes
+    completes the latter; this check names what is left.
     """
     assert results_run
     found: list[Unfinished] = []
@@ -94,18 +117,16 @@ def test_no_publication_was_left_unfinished(
         found[:] = unfinished(results_bucket, names.model, names.version)
         return Observation(not found, f"{len(found)} unfinished")
 
-    try:
-        # Another run may be publishing right now.
-        wait_until("every publication finished", look, timeout_s=FINISH_S, journal=stage_run.journal, error=StillThere)
-    except StillThere:
-        pass  # told below, by run
-    except StageError as error:
-        pytest.fail(str(error), pytrace=False)
+    # Another run may be publishing at this moment; what stays unfinished is reported below, by run.
+    with suppress(StillUnfinished):
+        wait_until(
+            "all publications finished", look, timeout_s=FINISH_S, journal=stage_run.journal, error=StillUnfinished
+        )
     broken = {one.run: one.note for one in publication.completed if one.state == BROKEN}
     words = {True: "uploaded and not published", False: "a partial upload: it was cut off"}
     lines = [f"run {one.run}: {words[one.complete]} {broken.get(one.run, '')}".strip() for one in found]
     assert not lines, health.message(
         "publications were left unfinished",
         lines,
-        f"mc ls -r STAGE/{results_bucket.name}/{found[0].prefix if found else ''}, and remove what nobody completes",
+        f"mc ls -r STAGE/{results_bucket.name}/{found[0].prefix if found else ''}, and remove what no run completes",
     )

@@ -10,7 +10,7 @@ import pytest
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.publication.links import Names
 from pytest_vllm_stage.publication.publishing import Place
-from pytest_vllm_stage.publication.registry.api import Registry
+from pytest_vllm_stage.publication.registry.client import RegistryClient
 from tests.real import servers
 from tests.real.publishing import LABELS
 from tests.unit.made_objects import service as made_service
@@ -37,6 +37,6 @@ def journal(tmp_path: Path) -> Journal:
 @pytest.fixture
 def place(minio: servers.MinioServer, standin: servers.Standin, journal: Journal) -> Iterator[Place]:
     standin.reset()
-    registry = Registry(standin.url, journal, trust_env=False, patience_s=1.0)
+    registry = RegistryClient(standin.url, journal, patience_s=1.0)
     yield Place(registry, minio.new_bucket(), Names(SERVICE, "w4a16"), made_service(SERVICE, labels=LABELS), journal)
     registry.close()

@@ -11,7 +11,7 @@ from pytest_vllm_stage.publication.bucket import stored
 from pytest_vllm_stage.publication.document import Results, make
 from pytest_vllm_stage.publication.publishing import Place, Published
 from pytest_vllm_stage.publication.registry import entities
-from pytest_vllm_stage.publication.registry.api import Entity
+from pytest_vllm_stage.publication.registry.client import Entity
 from pytest_vllm_stage.publication.registry.values import text_of
 from tests.unit.made_results import RUN, SERVICE, measured, rate_step, source, steps, write_folder
 

@@ -39,6 +39,7 @@ WEIGHTS = "test_artifact_is_the_weights_that_are_served"
 CLAIMED = "test_no_other_version_claims_this_revision"
 OWN = "test_results_of_this_run_are_published"
 EQUAL_ARTIFACT = "test_published_numbers_equal_the_artifact"
+OFFICIAL = "test_official_client_reads_the_published_numbers"
 EQUAL_SAMPLES = "test_published_numbers_equal_the_samples"
 BELONG = "test_results_belong_here"
 FRESH = "test_results_are_of_what_runs_now"
@@ -49,11 +50,12 @@ HASHES = "test_artifact_uri_resolves_and_hashes_match"
 PRIVATE = "test_results_are_private"
 #: Every check of what is published; those of a run's own publication come on top.
 ALL = {
-    REGISTERED, LABELLED, WEIGHTS, CLAIMED, EQUAL_ARTIFACT, EQUAL_SAMPLES, BELONG, FRESH, FIT, FINISHED, HASHES,
-    PRIVATE,
+    REGISTERED, LABELLED, WEIGHTS, CLAIMED, EQUAL_ARTIFACT, OFFICIAL, EQUAL_SAMPLES, BELONG, FRESH, FIT,
+    FINISHED, HASHES, PRIVATE,
 }  # fmt: skip
 #: What reads the results' document, and what needs nothing but the bucket.
-READS_DOCUMENT = {EQUAL_ARTIFACT, EQUAL_SAMPLES, BELONG}
+READS_NUMBERS = {EQUAL_ARTIFACT, OFFICIAL}
+READS_DOCUMENT = {*READS_NUMBERS, EQUAL_SAMPLES, BELONG}
 READS_BUCKET = {*READS_DOCUMENT, HASHES, PRIVATE, FINISHED}
 
 FAKE_STAGE = '''
@@ -62,7 +64,7 @@ import base64, json, sys
 from pathlib import Path
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.publication import publishing
-from pytest_vllm_stage.publication.registry import api, write
+from pytest_vllm_stage.publication.registry import client as registry, write
 from pytest_vllm_stage.session import finish, lifecycle
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.deploy import render
@@ -72,7 +74,7 @@ from tests.unit.made_results import measured, rate_step, write_folder
 
 WORLD = json.loads((Path(__file__).parent / "world.json").read_text())
 NAME = WORLD["service"]
-api.PATIENCE_S, write.SETTLE_S, write.WINDOW_S = 1.0, 0.3, 0.2
+registry.PATIENCE_S, write.SETTLE_S, write.WINDOW_S = 1.0, 0.3, 0.2
 
 def secret(text):
     return base64.b64encode(text.encode()).decode()
@@ -303,16 +305,25 @@ class Fault:
 TEXT = {"metadataType": "MetadataStringValue", "string_value": "119.9"}
 FAULTS: dict[str, Fault] = {
     "number altered in the registry": Fault(
-        lambda w: w.set({P99: encode(1.0)}), {EQUAL_ARTIFACT}, f"{P99} is 1, 119.7 is due (artifact of run {RUN})"
+        lambda w: w.set({P99: encode(1.0)}), READS_NUMBERS, f"{P99} is 1: expected 119.7 (artifact of run {RUN})"
     ),
     "number missing in the registry": Fault(
         lambda w: w.set({P99: None}), {EQUAL_ARTIFACT}, f"{P99} is not published (119.7 in the artifact)"
     ),
     "run id altered in the registry": Fault(
-        lambda w: w.set({properties.RUN: encode("other")}), {EQUAL_ARTIFACT}, "benchmark_test_run is 'other', '2026"
+        lambda w: w.set({properties.RUN: encode("other")}),
+        READS_NUMBERS,
+        "benchmark_test_run is 'other': expected '2026",
     ),
     "property of the wrong type": Fault(
-        lambda w: w.set({P99: TEXT}), {EQUAL_ARTIFACT}, f"{P99} is a MetadataStringValue (119.9), a MetadataDoubleValue"
+        lambda w: w.set({P99: TEXT}),
+        READS_NUMBERS,
+        f"{P99} is a MetadataStringValue (119.9): expected MetadataDoubleValue",
+    ),
+    "whole number of ten digits": Fault(
+        lambda w: w.set({"build": {"metadataType": "MetadataIntValue", "int_value": "1234567890"}}),
+        {OFFICIAL},
+        "build is the whole number 1234567890: notebooks cannot read the version",
     ),
     "number of an earlier run left over": Fault(
         lambda w: w.set({"benchmark_rate_9_ttft_p99": encode(3.0)}),
@@ -321,7 +332,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "number altered in MinIO": Fault(
         lambda w: w.alter("publication.json", lambda content: changed_number(content, P99, 219.7)),
-        {EQUAL_ARTIFACT, EQUAL_SAMPLES, HASHES},
+        {*READS_NUMBERS, EQUAL_SAMPLES, HASHES},
         "publication.json was altered: its sha256 is",
     ),
     "metric altered in a step's file": Fault(
@@ -363,7 +374,7 @@ FAULTS: dict[str, Fault] = {
     "service labelled otherwise": Fault(
         change_world(labels=LABELS | {"vllm-stage/version": "quant-w4a16"}),
         ALL,
-        "version quant-w4a16 of model smollm2-135m-quantized is not registered; versions there: w4a16",
+        "version quant-w4a16 of model smollm2-135m-quantized is not registered; existing versions: w4a16",
     ),
     "profile with another version name": Fault(
         lambda w: vars(w).update(names='[registry.models.quantized]\nversion = "quantized-w4a16"'),
@@ -531,7 +542,7 @@ def test_nothing_published_is_a_skip_on_the_runs_own_stage_and_a_failure_on_one_
     failed, output, outcomes = world.run()
     assert not failed, output
     assert set(outcomes) == {"skipped"}, output
-    assert "is not registered; versions there: none: this run has no load results of this model" in output
+    assert "is not registered; existing versions: none: this run has no load results of this model" in output
     world.options, world.changes = ["--stage-publish=never"], {"owned": False}
     failed, output, _ = world.run()
     assert failed == ALL, output

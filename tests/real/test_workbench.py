@@ -27,7 +27,7 @@ from pytest_vllm_stage.publication.document import OBSERVED, Results, Source
 from pytest_vllm_stage.publication.links import Names
 from pytest_vllm_stage.publication.publishing import Place
 from pytest_vllm_stage.publication.registry import write
-from pytest_vllm_stage.publication.registry.api import Registry
+from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.publication.registry.values import encode
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
@@ -136,7 +136,7 @@ class Workbench:
         path = self.folder / role / "publication.json"
         path.parent.mkdir()
         path.write_bytes(made.to_bytes())
-        registry = Registry(self.standin.url, Journal(), trust_env=False)
+        registry = RegistryClient(self.standin.url, Journal())
         labels = {"vllm-stage/model": model, "vllm-stage/version": version}
         place = Place(registry, self.bucket, Names(model, version), made_service(model, labels=labels), Journal())
         publishing.publish(place, made, publishing.files_of(benchmarks, steps, path))

@@ -39,12 +39,18 @@ def test_a_value_that_was_sent_and_read_is_no_difference(value: values.Value) ->
 @pytest.mark.parametrize(
     ("raw", "line"),
     [
-        (None, "is missing, 12.5 is due"),
-        ({"metadataType": "MetadataStringValue", "string_value": "12.5"}, "is a MetadataStringValue (12.5), a Meta"),
-        ({"metadataType": "MetadataIntValue", "int_value": "12"}, "is a MetadataIntValue (12), a MetadataDouble"),
-        ({"metadataType": "MetadataDoubleValue", "double_value": 12}, "is 12, 12.5 is due"),
-        ({"metadataType": "MetadataDoubleValue", "double_value": True}, "holds True, 12.5 is due"),
-        ({"metadataType": "MetadataDoubleValue"}, "holds None, 12.5 is due"),
+        (None, "is missing: expected 12.5"),
+        (
+            {"metadataType": "MetadataStringValue", "string_value": "12.5"},
+            "is a MetadataStringValue (12.5): expected Meta",
+        ),
+        (
+            {"metadataType": "MetadataIntValue", "int_value": "12"},
+            "is a MetadataIntValue (12): expected MetadataDouble",
+        ),
+        ({"metadataType": "MetadataDoubleValue", "double_value": 12}, "is 12: expected 12.5"),
+        ({"metadataType": "MetadataDoubleValue", "double_value": True}, "is True: expected 12.5"),
+        ({"metadataType": "MetadataDoubleValue"}, "is None: expected 12.5"),
     ],
 )
 def test_a_property_that_is_not_the_number_is_named(raw: Any, line: str) -> None:

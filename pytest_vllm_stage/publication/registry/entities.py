@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
-from pytest_vllm_stage.publication.registry.api import Entity, Refused, Registry
+from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
+from pytest_vllm_stage.publication.registry.refusals import RegistryRefused
 
 #: A version's name shares 255 characters with its parent's id.
 LONGEST_NAME = 240
@@ -29,7 +30,7 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def find_model(registry: Registry, name: str) -> Entity | None:
+def find_model(registry: RegistryClient, name: str) -> Entity | None:
     """The registered model of exactly this name."""
     found = registry.find("registered_model", name=name)
     if found is not None and found.get("name") == name:
@@ -37,7 +38,7 @@ def find_model(registry: Registry, name: str) -> Entity | None:
     return _only(registry.pages("registered_models"), name, "registered model")
 
 
-def find_version(registry: Registry, model: Entity, name: str) -> Entity | None:
+def find_version(registry: RegistryClient, model: Entity, name: str) -> Entity | None:
     """The version of exactly this name, of this model and no other."""
     found = registry.find("model_version", name=name, parentResourceId=model["id"])
     if found is not None and found.get("name") == name and found.get("registeredModelId") == model["id"]:
@@ -45,13 +46,13 @@ def find_version(registry: Registry, model: Entity, name: str) -> Entity | None:
     return _only(versions(registry, model), name, f"version of model {model['name']}")
 
 
-def versions(registry: Registry, model: Entity) -> list[Entity]:
+def versions(registry: RegistryClient, model: Entity) -> list[Entity]:
     """Every version of a model."""
     items = registry.pages(f"registered_models/{model['id']}/versions")
     return [item for item in items if item.get("registeredModelId") == model["id"]]
 
 
-def artifacts(registry: Registry, version: Entity) -> list[Entity]:
+def artifacts(registry: RegistryClient, version: Entity) -> list[Entity]:
     """Every model artifact of a version."""
     items = registry.pages(f"model_versions/{version['id']}/artifacts")
     return [item for item in items if item.get("artifactType") == "model-artifact"]
@@ -64,19 +65,19 @@ def _only(items: Iterable[Entity], name: str, what: str) -> Entity | None:
     return found[0] if found else None
 
 
-def ensure_model(registry: Registry, name: str, description: str) -> Entity:
+def ensure_model(registry: RegistryClient, name: str, description: str) -> Entity:
     """The registered model of this name, made if there is none."""
     body = {"name": name, "description": description}
     return _ensure(lambda: find_model(registry, name), registry, "registered_models", body)
 
 
-def ensure_version(registry: Registry, model: Entity, name: str) -> Entity:
+def ensure_version(registry: RegistryClient, model: Entity, name: str) -> Entity:
     """The version of this name, made if there is none."""
     body = {"name": name, "registeredModelId": model["id"], "state": "LIVE"}
     return _ensure(lambda: find_version(registry, model, name), registry, "model_versions", body)
 
 
-def ensure_artifact(registry: Registry, version: Entity, name: str, uri: str) -> Entity:
+def ensure_artifact(registry: RegistryClient, version: Entity, name: str, uri: str) -> Entity:
     """The version's model artifact with this URI, made under ``name`` if there is none.
 
     Raises:
@@ -97,13 +98,13 @@ def ensure_artifact(registry: Registry, version: Entity, name: str, uri: str) ->
     return _ensure(find, registry, f"model_versions/{version['id']}/artifacts", body)
 
 
-def _ensure(find: Callable[[], Entity | None], registry: Registry, path: str, body: Entity) -> Entity:
+def _ensure(find: Callable[[], Entity | None], registry: RegistryClient, path: str, body: Entity) -> Entity:
     found = find()
     if found is not None:
         return found
     try:
         made = registry.post(path, body)
-    except Refused as error:
+    except RegistryRefused as error:
         if error.code != 409:
             raise
         found = find()  # somebody else was faster

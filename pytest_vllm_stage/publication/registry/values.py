@@ -12,7 +12,7 @@ Value = str | float
 #: One property as the server gives it.
 Raw = Mapping[str, Any]
 
-STRING, DOUBLE = "MetadataStringValue", "MetadataDoubleValue"
+STRING, DOUBLE, INT = "MetadataStringValue", "MetadataDoubleValue", "MetadataIntValue"
 _STRUCT = "MetadataStructValue"
 #: A text that begins so makes the server answer 400 to every list that holds it.
 _POISON = "mlmd-struct::"
@@ -37,13 +37,13 @@ def difference(raw: Raw | None, wanted: Value) -> str:
     """How a property differs from a value, in a few words; empty where type and value are equal."""
     kind = STRING if isinstance(wanted, str) else DOUBLE
     if raw is None:
-        return f"is missing, {show(wanted)} is due"
+        return f"is missing: expected {show(wanted)}"
     if raw.get("metadataType") != kind:
-        return f"is a {raw.get('metadataType')} ({show_raw(raw)}), a {kind} is due"
+        return f"is a {raw.get('metadataType')} ({show_raw(raw)}): expected {kind}"
     found = raw.get("string_value" if kind == STRING else "double_value")
     if isinstance(found, bool) or not isinstance(found, str if kind == STRING else int | float):
-        return f"holds {found!r}, {show(wanted)} is due"
-    return "" if found == wanted else f"is {show(found)}, {show(wanted)} is due"
+        return f"is {found!r}: expected {show(wanted)}"
+    return "" if found == wanted else f"is {show(found)}: expected {show(wanted)}"
 
 
 def text_of(properties: Mapping[str, Raw], name: str) -> str:

@@ -18,7 +18,7 @@ from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.publication import properties as names
 from pytest_vllm_stage.publication.document import Results
-from pytest_vllm_stage.publication.registry.api import Entity, Registry
+from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
 from pytest_vllm_stage.publication.registry.values import Raw, Value, difference, text_of
 
 #: The longest time between reading properties and sending them back.
@@ -49,7 +49,7 @@ def age_key_of(properties: Mapping[str, Raw]) -> tuple[str, str]:
     return text_of(properties, names.TIMESTAMP), text_of(properties, names.RUN)
 
 
-def write(registry: Registry, version: Entity, results: Results) -> Written:
+def write(registry: RegistryClient, version: Entity, results: Results) -> Written:
     """Put a run's properties onto a version; nothing is sent where they are there, or a later run's.
 
     Raises:
@@ -87,7 +87,7 @@ def differences(there: Mapping[str, Raw], wanted: Mapping[str, Value]) -> list[s
 
 
 def _stays(
-    registry: Registry, path: str, results: Results, others: Mapping[str, Raw], wanted: Mapping[str, Value]
+    registry: RegistryClient, path: str, results: Results, others: Mapping[str, Raw], wanted: Mapping[str, Value]
 ) -> bool:
     """Watch what was written until it has settled; False where somebody wrote over it."""
     started = time.monotonic()
@@ -106,7 +106,7 @@ def _stays(
     return not overwritten
 
 
-def _properties(registry: Registry, path: str, results: Results) -> dict[str, Any]:
+def _properties(registry: RegistryClient, path: str, results: Results) -> dict[str, Any]:
     """The version's properties, once it is seen to be the right one."""
     found = registry.get(path)
     if found.get("name") != results.source.version:
