@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.benchmark import plans
-from pytest_vllm_stage.benchmark.artifacts import read_measurements, write_csv, write_step
+from pytest_vllm_stage.benchmark.artifacts import (
+    StepArtifact,
+    artifact_of,
+    read_artifacts,
+    write_artifact,
+    write_csv,
+    write_step,
+)
 from pytest_vllm_stage.benchmark.plans import PlannedStep
 from pytest_vllm_stage.load import prepare, process
 from pytest_vllm_stage.load.driver import Job, Watcher
@@ -40,6 +47,11 @@ def folder_of(run: Run) -> Path:
     return run.directory / FOLDER
 
 
+def outcome_of(planned: PlannedStep, outcome: Outcome) -> str:
+    """What a verdict is called: nothing is promised of an observation, so that it is only observed, or invalid."""
+    return OBSERVED if planned.observation and outcome is not Outcome.INVALID else outcome.value
+
+
 @dataclass(frozen=True)
 class StepResult:
     """A step that was measured and judged.
@@ -57,8 +69,7 @@ class StepResult:
     @property
     def outcome(self) -> str:
         """``pass``, ``fail``, ``inconclusive``, ``invalid``; an observation that is valid is ``observed``."""
-        outcome = self.verdict.outcome
-        return OBSERVED if self.planned.observation and outcome is not Outcome.INVALID else outcome.value
+        return outcome_of(self.planned, self.verdict.outcome)
 
     @property
     def undecided(self) -> bool:
@@ -162,36 +173,41 @@ def judge_saved(run: Run, path: Path) -> StepResult:
 
 
 def conclude(run: Run, planned: PlannedStep, measurement: Measurement, gates: int) -> StepResult:
-    """Judge a measurement, write its files, and put the result into the journal."""
+    """Summarise and judge a measurement, once; write its files, and put the result into the journal."""
     metrics, verdict = judge(measurement, planned.objectives, gates=gates)
-    write_step(folder_of(run), measurement, metrics, verdict)
-    write_report(measurement, folder_of(run) / f"{planned.step.id}{GUIDELLM_SUFFIX}")
-    result = StepResult(planned, metrics, verdict)
-    note(run, result, measurement)
-    return result
+    artifact = artifact_of(measurement, metrics, verdict)
+    folder = folder_of(run)
+    write_step(folder, measurement, metrics, verdict)
+    write_report(measurement, folder / f"{planned.step.id}{GUIDELLM_SUFFIX}", metrics)
+    _record(run, planned, artifact)
+    return StepResult(planned, metrics, verdict)
 
 
-def note(run: Run, result: StepResult, measurement: Measurement) -> None:
-    """Put a step's result into the journal, which every report is made from."""
-    server = measurement.server
-    data = {
-        "role": result.planned.role,
-        "model": measurement.step.model,
-        "outcome": result.outcome,
-        "verdict": result.verdict.outcome.value,
-        "why": result.verdict.why,
-        "objectives": [objective.text() for objective in result.planned.objectives],
-        "saved_s": round(result.verdict.saved_s, 1),
-        "driver": measurement.client.driver,
-        "engine_metrics": any(reading.running is not None for reading in server),
-        "gpu_metrics": any(reading.gpu_memory_used_bytes is not None for reading in server),
-        "result": result.metrics.to_json(),
-    }
-    run.journal.event("benchmark", result.planned.step.id, **data)
+def _record(run: Run, planned: PlannedStep, artifact: StepArtifact) -> None:
+    """Put a step into the journal, which every report is made from."""
+    verdict = artifact.verdict
+    numbers = artifact.numbers
+    run.journal.event(
+        "benchmark",
+        planned.step.id,
+        role=planned.role,
+        model=artifact.step.model,
+        outcome=outcome_of(planned, artifact.outcome),
+        verdict=artifact.outcome.value,
+        why=verdict["why"],
+        objectives=[objective.text() for objective in planned.objectives],
+        saved_s=round(verdict["saved_s"], 1),
+        driver=artifact.client.driver,
+        engine_metrics=numbers.get("running_max") is not None,
+        gpu_metrics=numbers.get("gpu_memory_peak_bytes") is not None,
+        result=dict(artifact.metrics),
+    )
 
 
 def finish(run: Run) -> list[str]:
-    """Judge the run as a whole by Holm's rule, and write the table of all its steps.
+    """Judge the run as a whole by Holm's rule from the stored verdicts, and write the table of all its steps.
+
+    May be called again: it starts from the verdict that each step had by itself.
 
     Returns:
         A line for each step that only this rule fails.
@@ -200,20 +216,21 @@ def finish(run: Run) -> list[str]:
     if not folder.is_dir():
         return []
     plan = {planned.step.id: planned for planned in _planned(run)}
-    gates = plans.gates_of(list(plan.values()))
-    measured = [(plan[one.step.id], one) for one in read_measurements(folder)]
-    rows = [(planned, one, *judge(one, planned.objectives, gates=gates)) for planned, one in measured]
-    promised = [(planned, one, metrics, verdict) for planned, one, metrics, verdict in rows if not planned.observation]
-    sequential = [one.step.id for _, one, _, _ in promised if one.step.decide_early and one.step.open_loop]
-    final = {v.step: v for v in judge_run([verdict for *_, verdict in promised], sequential=sequential)}
+    artifacts = {one.step.id: one for one in read_artifacts(folder) if one.step.id in plan}
+    promised = [one for step_id, one in artifacts.items() if not plan[step_id].observation]
+    sequential = [one.step.id for one in promised if one.step.decide_early and one.step.open_loop]
     changed = []
-    for planned, one, metrics, verdict in promised:
-        if final[verdict.step].outcome is not verdict.outcome:
-            result = StepResult(planned, metrics, final[verdict.step])
-            write_step(folder, one, metrics, result.verdict)
-            note(run, result, one)
-            changed.append(result.text())
-    write_csv(folder, [(one, metrics, final.get(verdict.step, verdict)) for _, one, metrics, verdict in rows])
+    for verdict in judge_run([one.own_verdict() for one in promised], sequential=sequential):
+        before, planned = artifacts[verdict.step], plan[verdict.step]
+        after = before.with_run_verdict(verdict)
+        if after is before:
+            continue
+        changed.append(f"{verdict.step}: {outcome_of(planned, verdict.outcome)}: {verdict.why}")
+        if after != before:
+            write_artifact(folder, after)
+            _record(run, planned, after)
+            artifacts[verdict.step] = after
+    write_csv(folder, list(artifacts.values()))
     return changed
 
 

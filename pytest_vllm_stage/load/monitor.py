@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from pytest_vllm_stage.load.connections import Address, Connection, Pool
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
-from pytest_vllm_stage.measurement.samples import ServerReading
+from pytest_vllm_stage.measurement.samples import GpuReading, ServerReading
 
 INTERVAL_S = 1.0
 #: No answer within this time, and the reading is left out.
@@ -30,6 +32,8 @@ _ENGINE: Mapping[str, tuple[bytes, ...]] = {
 }
 _GPU_MEMORY_MIB = b"DCGM_FI_DEV_FB_USED"
 _GPU_UTILIZATION_PERCENT = b"DCGM_FI_DEV_GPU_UTIL"
+_MIB = 1024 * 1024
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 #: What a Prometheus is asked for: both series of the DCGM exporters that it scrapes, at their newest.
 _GPU_QUERY = '{__name__=~"DCGM_FI_DEV_FB_USED|DCGM_FI_DEV_GPU_UTIL"}'
 
@@ -56,15 +60,30 @@ def gpu_source(address: Address) -> Source:
     return Source(address, f"/api/v1/query?query={urllib.parse.quote(_GPU_QUERY)}")
 
 
-def gpu_series(answer: bytes, name: bytes) -> list[float]:
-    """The values of a GPU series in an exporter's page, or in a Prometheus' answer to a query."""
+def gpu_series(answer: bytes, name: bytes) -> dict[str, float]:
+    """The values of a GPU series in an exporter's page or in a Prometheus' answer to a query, by GPU."""
     if not answer.startswith(b"{"):
-        return series(answer, name)
-    try:
-        found = json.loads(answer)["data"]["result"]
-        return [float(one["value"][1]) for one in found if one["metric"].get("__name__") == name.decode()]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return []
+        found = [(_labels(labels), value) for labels, value in labelled_series(answer, name)]
+    else:
+        try:
+            results = json.loads(answer)["data"]["result"]
+            named = [one for one in results if one["metric"].get("__name__") == name.decode()]
+            found = [(one["metric"], float(one["value"][1])) for one in named]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return {}
+    known = [(labels, value) for labels, value in found if math.isfinite(value) and value >= 0]
+    return {_gpu_of(labels, number): value for number, (labels, value) in enumerate(known)}
+
+
+def _gpu_of(labels: Mapping[str, str], number: int) -> str:
+    """A GPU's number, with its node's name where the exporter gives one; `number` where it has no label."""
+    gpu = labels.get("gpu") or labels.get("UUID") or str(number)
+    node = labels.get("Hostname") or labels.get("instance") or ""
+    return f"{node}/{gpu}" if node else gpu
+
+
+def _labels(text: bytes) -> dict[str, str]:
+    return dict(_LABEL.findall(text.decode("utf-8", "replace")))
 
 
 class Page:
@@ -130,9 +149,17 @@ class Monitor:
         values: dict[str, float | None] = {name: _first(engine, names, model) for name, names in _ENGINE.items()}
         memory = gpu_series(gpu, _GPU_MEMORY_MIB)
         used = gpu_series(gpu, _GPU_UTILIZATION_PERCENT)
-        values["gpu_memory_used_bytes"] = sum(memory) * 1024 * 1024 if memory else None
-        values["gpu_utilization"] = sum(used) / len(used) / 100 if used else None
-        self.readings.append(ServerReading(at_s=at_s, **values))
+        values["gpu_memory_used_bytes"] = sum(memory.values()) * _MIB if memory else None
+        values["gpu_utilization"] = sum(used.values()) / len(used) / 100 if used else None
+        gpus = tuple(
+            GpuReading(
+                gpu,
+                memory[gpu] * _MIB if gpu in memory else None,
+                used[gpu] / 100 if gpu in used else None,
+            )
+            for gpu in sorted({*memory, *used})
+        )
+        self.readings.append(ServerReading(at_s=at_s, **values, gpus=gpus))
 
     async def run(self, first_s: float = 0.0) -> None:
         """Read once a second until cancelled.
@@ -185,7 +212,13 @@ def _first(page: bytes, names: Sequence[bytes], model: bytes) -> float | None:
 
 
 def series(page: bytes, name: bytes, model: bytes = b"") -> list[float]:
-    """The values of a series; of one model where its label names models.
+    """The values of a series; of one model where its label names models. NaN, which is no value, is left out."""
+    found = labelled_series(page, name)
+    return [value for labels, value in found if _of_model(labels, model) and math.isfinite(value)]
+
+
+def labelled_series(page: bytes, name: bytes) -> list[tuple[bytes, float]]:
+    """The labels and values of a series.
 
     Searches bytes instead of parsing the page, which has a thousand lines: the loop that reads it also times tokens.
     """
@@ -196,10 +229,17 @@ def series(page: bytes, name: bytes, model: bytes = b"") -> list[float]:
         line = page[at : end if end >= 0 else len(page)].strip()
         label, _, value = line.rpartition(b" ")
         rest = label[len(name) :]
-        if rest[:1] in (b"", b"{", b" ") and _of_model(rest, model):
-            values.append(float(value))
+        if rest[:1] in (b"", b"{", b" ") and (number := _number(value)) is not None:
+            values.append((rest, number))
         at = page.find(b"\n" + name, at + 1)
     return values
+
+
+def _number(text: bytes) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _of_model(labels: bytes, model: bytes) -> bool:

@@ -97,6 +97,21 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuReading:
+    """One GPU at one time; None where the exporter does not have the series.
+
+    Attributes:
+        gpu: Its number or UUID, as the exporter labels it.
+        memory_used_bytes: Memory in use.
+        utilization: 0 to 1.
+    """
+
+    gpu: str
+    memory_used_bytes: float | None = None
+    utilization: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerReading:
     """One look at the engine's ``/metrics``; None where the series is not there.
 
@@ -112,6 +127,7 @@ class ServerReading:
         preemptions: Requests pushed out of the batch since the engine's start.
         gpu_memory_used_bytes: Sum over the GPUs of the exporter; None where none is configured.
         gpu_utilization: Mean over the GPUs of the exporter, 0 to 1; None where none is configured.
+        gpus: Each GPU of the exporter.
     """
 
     at_s: float
@@ -125,6 +141,7 @@ class ServerReading:
     preemptions: float | None = None
     gpu_memory_used_bytes: float | None = None
     gpu_utilization: float | None = None
+    gpus: tuple[GpuReading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

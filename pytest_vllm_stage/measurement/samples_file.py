@@ -20,6 +20,7 @@ from pytest_vllm_stage.measurement.samples import (
     ClientFacts,
     EarlyStop,
     Failure,
+    GpuReading,
     Measurement,
     Sample,
     ServerReading,
@@ -54,8 +55,15 @@ def _lines(measurement: Measurement) -> Iterator[dict[str, Any]]:
     for sample in measurement.samples:
         yield {"kind": "sample", **_rounded(asdict(sample))}
     for reading in measurement.server:
-        yield {"kind": "server", **_rounded(asdict(reading))}
+        yield {"kind": "server", **_server_row(reading)}
     yield {"kind": "end", "samples": len(measurement.samples), "server": len(measurement.server)}
+
+
+def _server_row(reading: ServerReading) -> dict[str, Any]:
+    row = _rounded(asdict(reading))
+    if not row["gpus"]:
+        del row["gpus"]
+    return row
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
@@ -73,8 +81,12 @@ def as_saved(measurement: Measurement) -> Measurement:
     return replace(
         measurement,
         samples=tuple(Sample(**_as_read(asdict(sample))) for sample in measurement.samples),
-        server=tuple(ServerReading(**_rounded(asdict(reading))) for reading in measurement.server),
+        server=tuple(replace(reading, **_rounded(_plain_numbers(reading))) for reading in measurement.server),
     )
+
+
+def _plain_numbers(reading: ServerReading) -> dict[str, Any]:
+    return {name: value for name, value in asdict(reading).items() if name != "gpus"}
 
 
 def _as_read(row: dict[str, Any]) -> dict[str, Any]:
@@ -208,9 +220,18 @@ def _sample(row: _Row) -> Sample:
 def _reading(row: _Row) -> ServerReading:
     row.take("at_s", _number)
     values = _known(ServerReading, row.data)
+    gpus = values.pop("gpus", [])
     for name in values:
         row.take(name, _number_or_none)
-    return ServerReading(**values)
+    if not isinstance(gpus, list) or not all(isinstance(gpu, dict) for gpu in gpus):
+        row.refuse("gpus", f"must be a list of objects, not {str(gpus)[:60]!r}")
+    return ServerReading(**values, gpus=tuple(_gpu(_Row(row.where, "server.gpus", gpu)) for gpu in gpus))
+
+
+def _gpu(row: _Row) -> GpuReading:
+    return GpuReading(
+        row.take("gpu", _text), row.take("memory_used_bytes", _number_or_none), row.take("utilization", _number_or_none)
+    )
 
 
 def _known(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.benchmark.artifacts import read_result
+from pytest_vllm_stage.benchmark.artifacts import StepArtifact, read_result
 from pytest_vllm_stage.core.errors import StageError
 from pytest_vllm_stage.publication import document as documents
 from pytest_vllm_stage.publication import properties as names
@@ -87,21 +87,20 @@ def of_document(results: Results, stored: Stored) -> list[str]:
 def read_stored_steps(stored: Stored, results: Results) -> tuple[list[Step], list[str]]:
     """The steps of an artifact, and a line for each number of a step's own file that its samples do not give."""
 
-    def outcome_of(step: str, outcome: str) -> str:
-        return OBSERVED if step in results.observations and outcome != Outcome.INVALID else outcome
+    def outcome_of(step: StepArtifact) -> str:
+        observed = step.step.id in results.observations and step.outcome is not Outcome.INVALID
+        return OBSERVED if observed else step.outcome.value
 
     with tempfile.TemporaryDirectory() as folder:
         for name, content in stored.contents.items():
             (Path(folder) / Path(name).name).write_bytes(content)
-        steps = documents.read_steps(
-            Path(folder), results.source.service, lambda measurement, outcome: outcome_of(measurement.step.id, outcome)
-        )
+        steps = documents.derive_steps(Path(folder), results.source.service, outcome_of)
         lines = [line for step in steps for line in _of_step_file(Path(folder), step)]
     return steps, lines
 
 
 def _of_step_file(folder: Path, step: Step) -> list[str]:
-    name = f"{step.measurement.step.id}.json"
+    name = f"{step.artifact.step.id}.json"
     written = read_result(folder / name)["metrics"]["metrics"]
     values = documents.values_of(step)
     pairs = [(metric, values.get(key), written.get(metric)) for key, metric in names.PER_STEP.items() if metric]

@@ -6,15 +6,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.benchmark.artifacts import read_result
+from pytest_vllm_stage.benchmark.artifacts import StepArtifact, artifact_path, read_artifact, read_artifacts
 from pytest_vllm_stage.core.errors import StageFailure
-from pytest_vllm_stage.measurement.metrics import json_number, summarise
-from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
+from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.publication import properties as names
 from pytest_vllm_stage.publication.registry.values import Value
 from pytest_vllm_stage.serving.target import SIMULATED_ENGINE
@@ -30,20 +30,20 @@ OBSERVED = "observed"
 
 @dataclass(frozen=True)
 class Step:
-    """A measured step: its samples, and what was said of it.
+    """A measured step and what was said of it.
 
     Attributes:
-        measurement: The samples.
+        artifact: What was stored of it.
         verdict: ``pass``, ``fail``, ``inconclusive``, ``invalid`` or ``observed``.
     """
 
-    measurement: Measurement
+    artifact: StepArtifact
     verdict: str
 
     @property
     def load(self) -> tuple[str, float]:
         """``rate`` with requests a second, or ``concurrency`` with users."""
-        return self.measurement.step.kind.value, self.measurement.step.level
+        return self.artifact.step.kind.value, self.artifact.step.level
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,22 @@ def _value(value: Any) -> Value:
     return value
 
 
-def read_steps(folder: Path, service: str, outcome_of: Callable[[Measurement, str], str]) -> list[Step]:
-    """The steps of a run's benchmarks folder that measured a model.
+def read_steps(folder: Path, service: str, outcome_of: Callable[[StepArtifact], str]) -> list[Step]:
+    """The steps of a run's benchmarks folder that measured a model, as they were stored.
 
     Args:
         folder: ``reports/<run-id>/benchmarks``.
         service: The model's InferenceService, which is the served name.
-        outcome_of: Names a step's outcome, given the one of its file: `OBSERVED` where nothing was promised.
+        outcome_of: Names a step's outcome: `OBSERVED` where nothing was promised.
+
+    Raises:
+        ConfigError: a file is wrong.
+    """
+    return [Step(one, outcome_of(one)) for one in read_artifacts(folder) if _is_of(one.step, service)]
+
+
+def derive_steps(folder: Path, service: str, outcome_of: Callable[[StepArtifact], str]) -> list[Step]:
+    """The same with every number derived from the samples once more: the witness of what was stored.
 
     Raises:
         ConfigError: a file is wrong.
@@ -148,28 +157,40 @@ def read_steps(folder: Path, service: str, outcome_of: Callable[[Measurement, st
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         measurement = read_measurement(path)
-        if measurement.step.model != service or measurement.step.variant:
-            continue
-        result = read_result(path.with_name(path.name.removesuffix(SUFFIX) + ".json"))
-        found.append(Step(measurement, outcome_of(measurement, str(result["verdict"]["outcome"]))))
+        if _is_of(measurement.step, service):
+            stored = read_artifact(artifact_path(path))
+            metrics = summarise(measurement.samples, measurement.step).to_json()
+            derived = replace(
+                stored,
+                step=measurement.step,
+                started_at=measurement.started_at,
+                facts=measurement.facts,
+                metrics=metrics,
+            )
+            found.append(Step(derived, outcome_of(derived)))
     return found
+
+
+def _is_of(step: LoadStep, service: str) -> bool:
+    """A planned step of the model: searches of the capacity and reruns are not published."""
+    return step.model == service and not step.variant
 
 
 def refusals(steps: Sequence[Step], run: str) -> list[str]:
     """Why steps must not be published as a model's, a line each."""
-    return [f"{step.measurement.step.id} {line}" for step in steps for line in _refusals(step.measurement, run)]
+    return [f"{step.artifact.step.id} {line}" for step in steps for line in _refusals(step.artifact, run)]
 
 
-def _refusals(measurement: Measurement, run: str) -> Iterator[str]:
-    facts = measurement.facts
+def _refusals(artifact: StepArtifact, run: str) -> Iterator[str]:
+    facts = artifact.facts
     if facts.get("simulated") or SIMULATED_ENGINE in str(facts.get("engine_version")):
         yield "is simulated: its numbers are no model's"
     elif facts.get("simulated") is not False:
         yield "does not say whether a simulated engine answered (facts.simulated)"
     if facts.get("run_id") != run:
         yield f"was measured by run {facts.get('run_id')!r}, not by {run}"
-    if not any(sample.token_times_s for sample in measurement.samples):
-        yield f"is vacuous: not one token came from {len(measurement.samples)} requests"
+    if artifact.vacuous:
+        yield f"is vacuous: not one token came from {artifact.numbers['requests']} requests"
 
 
 def make(steps: Sequence[Step], source: Source) -> Results:
@@ -182,9 +203,9 @@ def make(steps: Sequence[Step], source: Source) -> Results:
     wrong = refusals(steps, source.run) if steps else ["there is no step"]
     if wrong:
         raise StageFailure(f"{where} are not published: " + "\n  ".join(wrong))
-    started_at = min(step.measurement.started_at for step in steps)
+    started_at = min(step.artifact.started_at for step in steps)
     timestamp = utc(started_at)
-    observations = tuple(step.measurement.step.id for step in steps if step.verdict == OBSERVED)
+    observations = tuple(step.artifact.step.id for step in steps if step.verdict == OBSERVED)
     return Results(source, timestamp, provenance(source, timestamp) | numbers(steps), observations)
 
 
@@ -205,15 +226,15 @@ def numbers(steps: Sequence[Step]) -> dict[str, Value]:
     Raises:
         StageFailure: two steps have the same load.
     """
-    found = {step.measurement.step.id: values_of(step) for step in steps}
+    found = {step.artifact.step.id: values_of(step) for step in steps}
     made: dict[str, Value] = {}
     for group in _groups(steps):
         for name in names.PER_STEP:
             for step in group:
                 key = names.step_property(*step.load, name)
                 if key in made:
-                    raise StageFailure(f"two steps have the load of {step.measurement.step.id}")
-                if name in (values := found[step.measurement.step.id]):
+                    raise StageFailure(f"two steps have the load of {step.artifact.step.id}")
+                if name in (values := found[step.artifact.step.id]):
                     made[key] = values[name]
     return made
 
@@ -233,9 +254,8 @@ def values_of(step: Step) -> dict[str, Value]:
     values: dict[str, Value] = {names.VERDICT: step.verdict}
     if step.verdict == Outcome.INVALID:
         return values
-    flat = summarise(step.measurement.samples, step.measurement.step).flat()
     for name, metric in names.PER_STEP.items():
-        number = json_number(flat[metric]) if metric else None
+        number = step.artifact.numbers.get(metric) if metric else None
         if isinstance(number, int | float) and math.isfinite(number):
             values[name] = float(number)
     return values

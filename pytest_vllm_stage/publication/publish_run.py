@@ -11,17 +11,16 @@ from pathlib import Path
 from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.benchmark import plans, steps
+from pytest_vllm_stage.benchmark.artifacts import StepArtifact
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
-from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.publication import links, publishing
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.publication.bucket.names import prefix_of, uri_of
-from pytest_vllm_stage.publication.document import DOCUMENT, OBSERVED, Source, Step, make, read_steps, utc
+from pytest_vllm_stage.publication.document import DOCUMENT, Source, Step, make, read_steps, utc
 from pytest_vllm_stage.publication.publishing import Place, Published
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.run.context import Run
-from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.stage import client, objects, revision
 from pytest_vllm_stage.stage.deploy import addresses
 from pytest_vllm_stage.stage.facts import StageFacts
@@ -152,10 +151,8 @@ def _steps(run: Run, service: Object) -> list[Step]:
     """What this run measured of a service, with the verdicts that hold for the run as a whole."""
     run.shared.ensure("judged", lambda: json.dumps(steps.finish(run)))
 
-    def outcome_of(measurement: Measurement, outcome: str) -> str:
-        """That of a rate beyond the promised one is an observation, unless it is invalid."""
-        observation = plans.saved(run.config, measurement.step).observation
-        return OBSERVED if observation and outcome != Outcome.INVALID else outcome
+    def outcome_of(step: StepArtifact) -> str:
+        return steps.outcome_of(plans.saved(run.config, step.step), step.outcome)
 
     return read_steps(steps.folder_of(run), objects.name_of(service), outcome_of)
 
@@ -171,7 +168,7 @@ def _left_by(run: Run, earlier: str, role: str, place: Place) -> Mapping[str, Pa
     if not document.is_file():
         return None
     folder = directory / steps.FOLDER
-    measured = read_steps(folder, objects.name_of(place.service), lambda measurement, outcome: outcome)
+    measured = read_steps(folder, objects.name_of(place.service), lambda step: step.outcome.value)
     return publishing.files_of(folder, measured, document)
 
 
@@ -182,7 +179,7 @@ def _source(run: Run, view: StageReader, place: Place, measured: list[Step]) -> 
         StageFailure: what runs now was made after the measurement began.
     """
     running = revision.running(view, place.service)
-    began = utc(min(step.measurement.started_at for step in measured))
+    began = utc(min(step.artifact.started_at for step in measured))
     if running.created_at and running.created_at > began:
         raise StageFailure(
             f"inferenceservice/{objects.name_of(place.service)}: revision {running.name} was made at "

@@ -275,7 +275,7 @@ def files_of(folder: Path, steps: Sequence[documents.Step], document: Path) -> d
     found = {DOCUMENT: document}
     for step in steps:
         for ending in (SUFFIX, ".json"):
-            name = step.measurement.step.id + ending
+            name = step.artifact.step.id + ending
             found[name] = folder / name
-    also = [CSV_NAME, *(step.measurement.step.id + GUIDELLM_SUFFIX for step in steps)]
+    also = [CSV_NAME, *(step.artifact.step.id + GUIDELLM_SUFFIX for step in steps)]
     return found | {name: folder / name for name in also if (folder / name).is_file()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summarise
 from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import Measurement
@@ -53,6 +54,25 @@ class StepVerdict:
             for gate in self.gates
         ]
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "gates": gates}
+
+
+def verdict_from_json(data: Mapping[str, Any]) -> StepVerdict:
+    """The inverse of `StepVerdict.to_json`.
+
+    Raises:
+        ConfigError: naming the field that is missing or wrong.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        gates = [gate | {"objective": {"key": gate["objective"], "limit": gate["limit"]}} for gate in data["gates"]]
+        return TypeAdapter(StepVerdict).validate_python({**data, "gates": gates})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"verdict: {field}: {first['msg']}") from None
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"verdict: gates: {error}") from None
 
 
 def judge(

@@ -14,6 +14,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from pytest_vllm_stage.load.guidellm import write_report
+from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from tests.unit.made_samples import failed, measurement, sample
@@ -121,7 +122,7 @@ def reports(
         count = int(rate * 8)
         step = LoadStep("any", f"{role}-model", CONSTANT, (count + 1) / rate, 64, 16, request_rate=rate)
         rows = [row(i, i / rate, ttft_s, failing=0 < i <= bad) for i in range(count + 1)]
-        write_report(measurement(step, rows), folder / f"rate-{rate:g}.json")
+        write_report(measurement(step, rows), folder / f"rate-{rate:g}.json", summarise(rows, step))
         digest = hashlib.sha256((folder / f"rate-{rate:g}.json").read_bytes()).hexdigest()
         steps.append({"request_rate": rate, "object": f"rate-{rate:g}.json", "sha256": digest})
     facts = {"duration_s": 8, "prompt_tokens": 64, "output_tokens": 16, "warmup_requests": 20, "request_timeout_s": 60}

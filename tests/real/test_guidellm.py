@@ -145,7 +145,7 @@ def test_guidellm_loads_what_we_write(engine: EngineEnvironment, sim: Sim, tmp_p
     ours = our_driver.measure(sim.job(step(seed=7)), Journal())
     assert not summarise(ours.samples, ours.step).failed
     path = tmp_path / "report.json"
-    guidellm.write_report(ours, path)
+    guidellm.write_report(ours, path, summarise(ours.samples, ours.step))
     loaded = load(engine, path)
     flat = summarise(ours.samples, ours.step).flat()
     for name, key in (("time_to_first_token_ms", "ttft_p{}_ms"), ("inter_token_latency_ms", "itl_p{}_ms"),

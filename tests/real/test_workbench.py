@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.benchmark.artifacts import write_csv, write_step
+from pytest_vllm_stage.benchmark.artifacts import StepArtifact, read_artifacts, write_csv, write_step
 from pytest_vllm_stage.cluster.local import components
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
@@ -19,8 +19,7 @@ from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.load import process as driver_process
 from pytest_vllm_stage.measurement.metrics import Metrics
 from pytest_vllm_stage.measurement.samples import Measurement
-from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT
-from pytest_vllm_stage.measurement.step import LoadStep as LoadStep
+from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from pytest_vllm_stage.publication import document, publishing
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.publication.document import OBSERVED, Results, Source
@@ -72,7 +71,7 @@ def measure(role: str, folder: Path) -> None:
         rows = [measure_step(sim, step, model, step.name) for step in steps_of(role)]
     for row in rows:
         write_step(folder, *row)
-    write_csv(folder, rows)
+    write_csv(folder, read_artifacts(folder))
 
 
 def measure_step(sim: Sim, step: LoadStep, model: str, name: str) -> tuple[Measurement, Metrics, StepVerdict]:
@@ -126,12 +125,12 @@ class Workbench:
         uri = f"s3://{self.bucket.name}/{model}/{version}/{RUN}/"
         source = Source(model, version, RUN, "vllm-stage", model, f"{model}-predictor-1", uri)
 
-        def outcome_of(measurement: Measurement, outcome: str) -> str:
-            return OBSERVED if measurement.step.request_rate == 150 and outcome != "invalid" else outcome
+        def outcome_of(step: StepArtifact) -> str:
+            return OBSERVED if step.step.request_rate == 150 and step.outcome != "invalid" else step.outcome.value
 
         steps = document.read_steps(benchmarks, model, outcome_of)
         values = document.provenance(source, "2026-11-24T10:00:00Z") | document.numbers(steps)
-        observed = tuple(step.measurement.step.id for step in steps if step.verdict == OBSERVED)
+        observed = tuple(step.artifact.step.id for step in steps if step.verdict == OBSERVED)
         made = Results(source, "2026-11-24T10:00:00Z", values, observed)
         path = self.folder / role / "publication.json"
         path.parent.mkdir()

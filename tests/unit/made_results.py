@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.benchmark.artifacts import write_csv, write_step
+from pytest_vllm_stage.benchmark.artifacts import artifact_of, read_artifacts, write_csv, write_step
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.publication import document
@@ -48,10 +48,9 @@ def user_step(users: int, role: str = "quantized", service: str = SERVICE) -> Lo
 
 def write_folder(folder: Path, measurements: Sequence[Measurement]) -> Path:
     """The benchmarks folder of a run."""
-    rows = [(one, *judge(one, [Objective("ttft_p50_ms", 500)])) for one in measurements]
-    for row in rows:
-        write_step(folder, *row)
-    write_csv(folder, rows)
+    for one in measurements:
+        write_step(folder, one, *judge(one, [Objective("ttft_p50_ms", 500)]))
+    write_csv(folder, read_artifacts(folder))
     return folder
 
 
@@ -70,7 +69,12 @@ def source(**changes: str) -> Source:
 
 
 def steps(*rates: float, verdict: str = "pass", **changes: Any) -> list[Step]:
-    return [Step(measured(rate_step(rate), **changes), verdict) for rate in rates or (1.0, 5.0)]
+    return [step(measured(rate_step(rate), **changes), verdict) for rate in rates or (1.0, 5.0)]
+
+
+def step(measurement: Measurement, verdict: str) -> Step:
+    """A measurement as a step to be published, whatever its own verdict is."""
+    return Step(artifact_of(measurement, *judge(measurement, [Objective("ttft_p50_ms", 500)])), verdict)
 
 
 def made(*rates: float, **changes: Any) -> Results:

@@ -23,6 +23,7 @@ from minio.signer import sign_v4_s3
 
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.load.guidellm import read_report, write_report
+from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from tests.unit.made_samples import failed, measurement, sample
@@ -120,7 +121,8 @@ class GuideLLM:
         self.prompts[rate] = prompts
         step = LoadStep("any", settings.model, CONSTANT, len(prompts) / rate, 48, 4, request_rate=rate)
         sent = range(len(prompts) - self.missing)
-        write_report(measurement(step, [self._sample(i, rate) for i in sent]), folder / "report.json")
+        made = measurement(step, [self._sample(i, rate) for i in sent])
+        write_report(made, folder / "report.json", summarise(made.samples, step))
         return folder / "report.json"
 
     def _sample(self, index: int, rate: float) -> Sample:

@@ -39,14 +39,15 @@ def made(*, failing: bool) -> Measurement:
 )
 def test_percentiles_are_ours(theirs: str, ours: str) -> None:
     measured = made(failing=False)
-    flat = summarise(measured.samples, measured.step).flat()
-    found = report_of(measured)["benchmarks"][0]["metrics"][theirs]["successful"]["percentiles"]
+    metrics = summarise(measured.samples, measured.step)
+    flat = metrics.flat()
+    found = report_of(measured, metrics)["benchmarks"][0]["metrics"][theirs]["successful"]["percentiles"]
     assert [found[f"p{percent}"] for percent in PERCENTS] == pytest.approx([flat[ours.format(p)] for p in PERCENTS])
 
 
 def test_failed_requests_are_apart() -> None:
     measured = made(failing=True)
-    (benchmark,) = report_of(measured)["benchmarks"]
+    (benchmark,) = report_of(measured, summarise(measured.samples, measured.step))["benchmarks"]
     totals = {"successful": 108, "errored": 12, "incomplete": 0, "total": 120}
     assert benchmark["metrics"]["request_totals"] == totals
     assert benchmark["metrics"]["time_to_first_token_ms"]["successful"]["count"] == 108
@@ -57,7 +58,7 @@ def test_failed_requests_are_apart() -> None:
 def test_a_report_read_back_is_the_same_measurement(tmp_path: Path) -> None:
     measured = made(failing=True)
     path = tmp_path / "report.json"
-    write_report(measured, path)
+    write_report(measured, path, summarise(measured.samples, measured.step))
     back = read_report(path, measured.step)
     for ours, theirs in zip(measured.samples, back.samples, strict=True):
         assert theirs.failure == ours.failure
@@ -71,7 +72,8 @@ def test_a_report_read_back_is_the_same_measurement(tmp_path: Path) -> None:
 
 
 def test_the_driver_is_named(tmp_path: Path) -> None:
-    write_report(made(failing=False), tmp_path / "report.json")
+    right = made(failing=False)
+    write_report(right, tmp_path / "report.json", summarise(right.samples, right.step))
     labels = json.loads((tmp_path / "report.json").read_text())["config"]["metadata"]["labels"]
     assert labels == {"driver": "test 1", "step": made(failing=False).step.id}
 

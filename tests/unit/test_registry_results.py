@@ -11,8 +11,19 @@ import pytest
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.publication import document
-from pytest_vllm_stage.publication.document import OBSERVED, Step
-from tests.unit.made_results import RUN, SERVICE, made, measured, rate_step, source, steps, user_step, write_folder
+from pytest_vllm_stage.publication.document import OBSERVED
+from tests.unit.made_results import (
+    RUN,
+    SERVICE,
+    made,
+    measured,
+    rate_step,
+    source,
+    step,
+    steps,
+    user_step,
+    write_folder,
+)
 
 
 def test_the_references_names_come_with_the_metrics_of_the_samples() -> None:
@@ -38,7 +49,7 @@ def test_the_references_names_come_with_the_metrics_of_the_samples() -> None:
 
 def test_a_missing_number_is_absent_and_never_0() -> None:
     """Two percent of failures make the P99 infinite: it has no number, the mean and the P50 have one."""
-    found = document.values_of(Step(measured(rate_step(5.0), failures=4), "fail"))
+    found = document.values_of(step(measured(rate_step(5.0), failures=4), "fail"))
     assert "ttft_p99" not in found
     assert "latency_p99" not in found
     assert found["ttft_p50"]
@@ -48,19 +59,19 @@ def test_a_missing_number_is_absent_and_never_0() -> None:
 def test_a_step_without_a_first_answer_has_no_latency() -> None:
     only = measured(rate_step(5.0), failures=200)
     rows = (replace(only.samples[0], token_times_s=(0.1,)), *only.samples[1:])
-    assert document.values_of(Step(replace(only, samples=rows), "fail")) == {"verdict": "fail", "throughput": 0.0}
+    assert document.values_of(step(replace(only, samples=rows), "fail")) == {"verdict": "fail", "throughput": 0.0}
 
 
 def test_an_invalid_step_gives_its_verdict_and_no_number() -> None:
-    assert document.values_of(Step(measured(rate_step(5.0)), "invalid")) == {"verdict": "invalid"}
+    assert document.values_of(step(measured(rate_step(5.0)), "invalid")) == {"verdict": "invalid"}
 
 
 def test_promised_rates_come_first_then_observations_then_users() -> None:
     mixed = [
-        Step(measured(user_step(5)), "pass"),
-        Step(measured(rate_step(10.0)), OBSERVED),
-        Step(measured(rate_step(5.0)), "pass"),
-        Step(measured(rate_step(1.0)), "fail"),
+        step(measured(user_step(5)), "pass"),
+        step(measured(rate_step(10.0)), OBSERVED),
+        step(measured(rate_step(5.0)), "pass"),
+        step(measured(rate_step(1.0)), "fail"),
     ]
     found = document.make(mixed, source())
     numbers = [name for name in found.values if "_rate_" in name or "_concurrency_" in name]
@@ -81,9 +92,9 @@ def test_promised_rates_come_first_then_observations_then_users() -> None:
     ],
 )
 def test_results_that_are_no_models_are_refused(changes: dict[str, Any], line: str) -> None:
-    good = Step(measured(rate_step(1.0)), "pass")
+    good = step(measured(rate_step(1.0)), "pass")
     with pytest.raises(StageFailure) as caught:
-        document.make([good, Step(measured(rate_step(5.0), **changes), "fail")], source())
+        document.make([good, step(measured(rate_step(5.0), **changes), "fail")], source())
     assert line in caught.value.message
 
 
@@ -101,8 +112,8 @@ def test_the_folder_gives_a_models_steps_and_no_others(tmp_path: Path) -> None:
     other = measured(rate_step(5.0, role="full", service="smollm2-135m"))
     search = measured(replace(rate_step(5.0), variant="capacity"))
     write_folder(tmp_path, [measured(rate_step(5.0)), measured(user_step(2)), other, search])
-    found = document.read_steps(tmp_path, SERVICE, lambda measurement, outcome: outcome)
-    assert [(step.measurement.step.id, step.verdict) for step in found] == [
+    found = document.read_steps(tmp_path, SERVICE, lambda one: one.outcome.value)
+    assert [(step.artifact.step.id, step.verdict) for step in found] == [
         ("quantized-concurrency-2", "pass"),
         ("quantized-rate-5", "pass"),
     ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +15,14 @@ from pytest_vllm_stage.benchmark import plans, steps
 from pytest_vllm_stage.benchmark.artifacts import read_result, write_step
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.journal import read_events
-from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.metrics import Metrics, summarise
+from pytest_vllm_stage.measurement.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.step import LoadStep
+from pytest_vllm_stage.publication import document
 from pytest_vllm_stage.run.context import Identity, Run
 from pytest_vllm_stage.settings.config import StageConfig, resolve
 from pytest_vllm_stage.slo.verdict import judge
-from tests.unit.made_samples import open_step, with_ttfts
+from tests.unit.made_samples import measurement, open_step, sample, with_ttfts
 
 PROFILE = """
 name = "small"
@@ -185,8 +191,34 @@ def test_what_one_step_alone_cannot_show_the_run_as_a_whole_does(tmp_path: Path)
     assert read_result(steps.folder_of(run) / "full-rate-2.json")["verdict"]["outcome"] == "fail"
     with (steps.folder_of(run) / "benchmarks.csv").open() as file:
         assert [row["outcome"] for row in csv.DictReader(file)] == ["fail", "fail"]
+    assert steps.finish(run) == [changed], "the same again, from the verdict that the step had by itself"
     (event,) = [event for event in read_events(run.journal_path) if event["kind"] == "benchmark"]
     assert (event["name"], event["outcome"]) == ("full-rate-2", "fail")
+
+
+def test_a_steps_metrics_are_computed_once_however_often_they_are_read(
+    tmp_path: Path, config: StageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the measurement to the journal, the reports, the run's verdict, the table and the publication."""
+    counted: list[str] = []
+
+    def counting(samples: Sequence[Sample], step: LoadStep, **limits: Any) -> Metrics:
+        counted.append(step.id)
+        return summarise(samples, step, **limits)
+
+    for module in [one for name, one in sys.modules.items() if name.startswith("pytest_vllm_stage")]:
+        if getattr(module, "summarise", None) is summarise:
+            monkeypatch.setattr(module, "summarise", counting)
+    run = run_of(config, tmp_path)
+    planned = plans.steps_of(config, run.run_id)[0]
+    made = measurement(planned.step, [sample(i, float(i)) for i in range(2)])
+    result = steps.conclude(run, planned, made, plans.gates_of([planned]))
+    steps.finish(run)
+    (published,) = document.read_steps(steps.folder_of(run), "q", lambda artifact: artifact.outcome.value)
+    assert document.values_of(published)["ttft_p50"] == pytest.approx(100)
+    assert counted == [result.planned.step.id]
+    document.derive_steps(steps.folder_of(run), "q", lambda artifact: artifact.outcome.value)
+    assert counted == [result.planned.step.id] * 2, "only the witness derives the numbers once more"
 
 
 def test_a_run_without_load_has_nothing_to_say_of_it(tmp_path: Path, config: StageConfig) -> None:

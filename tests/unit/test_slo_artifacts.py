@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.benchmark.artifacts import read_measurements, read_result, write_csv, write_step
+from pytest_vllm_stage.benchmark.artifacts import artifact_of, read_result, write_csv, write_step
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.run_verdict import judge_run
@@ -28,13 +29,13 @@ def test_a_step_is_written_read_back_and_judged_again_alike(tmp_path: Path) -> N
     result = read_result(write_step(tmp_path, made, metrics, verdict))
     assert result["verdict"]["outcome"] == "fail"
     assert result["metrics"]["metrics"]["ttft_p99_ms"] == "inf"
-    (again,) = read_measurements(tmp_path)
+    again = read_measurement(tmp_path / f"full-rate-10{SUFFIX}")
     assert judge(again, [P99]) == (metrics, verdict)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full-rate-10.json", "full-rate-10.samples.jsonl.gz"]
 
 
 def test_a_spreadsheet_has_a_row_a_step(tmp_path: Path) -> None:
-    rows = [(made, *judge(made, [P99])) for made in (with_ttfts([0.1] * 400), with_ttfts([0.1] * 40))]
+    rows = [artifact_of(made, *judge(made, [P99])) for made in (with_ttfts([0.1] * 400), with_ttfts([0.1] * 40))]
     with write_csv(tmp_path, rows).open() as file:
         read = list(csv.DictReader(file))
     assert [row["outcome"] for row in read] == ["pass", "inconclusive"]
@@ -62,9 +63,7 @@ def test_a_wrong_result_is_refused_by_its_field(tmp_path: Path, change: dict[str
 
 
 def test_no_results_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no samples"):
-        read_measurements(tmp_path)
-    with pytest.raises(ConfigError, match="no readable benchmark result"):
+    with pytest.raises(ConfigError, match="not a readable benchmark result"):
         read_result(tmp_path / "nothing.json")
 
 

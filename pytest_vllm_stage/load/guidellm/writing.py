@@ -18,7 +18,7 @@ from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.load.guidellm.distribution import breakdown, steady, summary
 from pytest_vllm_stage.load.guidellm.reading import SENT, VERSION
 from pytest_vllm_stage.load.guidellm.scenario import profile_of
-from pytest_vllm_stage.measurement.metrics import Metrics, gaps_s, summarise
+from pytest_vllm_stage.measurement.metrics import Metrics, gaps_s
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 
@@ -35,17 +35,18 @@ _KINDS_OF_CONTENT = {
 }
 
 
-def write_report(measurement: Measurement, path: Path) -> None:
+def write_report(measurement: Measurement, path: Path, metrics: Metrics) -> None:
     """Write the JSON report, whole or not at all.
 
     Args:
         measurement: What was measured, with any driver; its name is a label of the report.
         path: Should end in ``.json``: by that GuideLLM knows the format.
+        metrics: The measurement's.
     """
-    write_atomically(path, json.dumps(report_of(measurement), allow_nan=False))
+    write_atomically(path, json.dumps(report_of(measurement, metrics), allow_nan=False))
 
 
-def report_of(measurement: Measurement) -> dict[str, Any]:
+def report_of(measurement: Measurement, metrics: Metrics) -> dict[str, Any]:
     """The report as plain data."""
     return {
         "metadata": {
@@ -62,14 +63,13 @@ def report_of(measurement: Measurement) -> dict[str, Any]:
                 "data": [{"kind": "json_file", "path": _NOWHERE}],
             },
         },
-        "benchmarks": [_benchmark(measurement)],
+        "benchmarks": [_benchmark(measurement, metrics)],
         "conclusions": [],
     }
 
 
-def _benchmark(measurement: Measurement) -> dict[str, Any]:
+def _benchmark(measurement: Measurement, metrics: Metrics) -> dict[str, Any]:
     step, samples = measurement.step, measurement.samples
-    metrics = summarise(samples, step)
     answered = [sample for sample in samples if sample.failure is None]
     failed = [sample for sample in samples if sample.failure is not None]
     totals = {"successful": len(answered), "errored": len(failed), "incomplete": 0, "total": len(samples)}
