@@ -123,7 +123,9 @@ def measure(
             gpu_metrics_token=run.config.gpu_metrics_token,
             facts=facts_of(run, client),
         )
-    return as_saved(_drive(run, job, watcher))
+    measurement = as_saved(_drive(run, job, watcher))
+    prepare.learn_from(measurement, maker)
+    return measurement
 
 
 def _drive(run: Run, job: Job, watcher: Watcher | None) -> Measurement:

@@ -9,13 +9,13 @@ from typing import Any
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import Job
-from pytest_vllm_stage.load.prompts import Count, PromptMaker, body_of, prompt_maker
+from pytest_vllm_stage.load.prompts import Count, PromptMaker, body_of, pace_key, prompt_maker
+from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.serving.client import Client, RequestFailed
 
 #: A closed loop gets bodies for this many times the requests that the fastest lone answer allows.
 _RESERVE = 1.5
-_PROBES = 3
 
 
 def maker_for(client: Client, api: str) -> PromptMaker:
@@ -64,7 +64,7 @@ def prepare(
     """
     warmup = [body_of(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
     planned = step.planned_requests
-    count = planned if planned is not None else _most_requests(step, client, maker)
+    count = planned if planned is not None else most_requests(step, fastest_answer_s(step, client, maker))
     return Job(
         step=step,
         base_url=client.target.base_url,
@@ -79,16 +79,39 @@ def prepare(
     )
 
 
-def _most_requests(step: LoadStep, client: Client, maker: PromptMaker) -> int:
+def most_requests(step: LoadStep, fastest_s: float) -> int:
     """How many requests a closed loop can make at most: no answer comes faster than a lone one."""
-    fastest_s = math.inf
-    for text in maker.texts(step, _PROBES, "probe"):
-        parameters = {"max_tokens": step.output_tokens, "min_tokens": step.output_tokens, "ignore_eos": True}
-        sent_s = time.perf_counter()
-        if step.api == "chat":
-            client.chat(text, **parameters)
-        else:
-            client.completion(text, **parameters)
-        fastest_s = min(fastest_s, time.perf_counter() - sent_s)
     users = step.concurrency or 1
     return users + math.ceil(_RESERVE * users * step.duration_s / fastest_s)
+
+
+def fastest_answer_s(step: LoadStep, client: Client, maker: PromptMaker) -> float:
+    """How long the fastest answer of the step's lengths takes, as far as is known of the target.
+
+    Steps that were measured before know it; only the first step of a target and of its lengths has to ask. It asks for
+    one whole answer, after a short one that pays for what a server does on its first request.
+    """
+    known = maker.fastest_s.get(pace_key(step))
+    if known is not None:
+        return known
+    short, whole = maker.texts(step, 2, "probe")
+    _ask(step, client, short, 1)
+    sent_s = time.perf_counter()
+    _ask(step, client, whole, step.output_tokens)
+    maker.learn(step, time.perf_counter() - sent_s)
+    return maker.fastest_s[pace_key(step)]
+
+
+def _ask(step: LoadStep, client: Client, text: str, tokens: int) -> None:
+    parameters = {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
+    if step.api == "chat":
+        client.chat(text, **parameters)
+    else:
+        client.completion(text, **parameters)
+
+
+def learn_from(measurement: Measurement, maker: PromptMaker) -> None:
+    """Keep how fast answers of these lengths came, so that no later step has to ask for it."""
+    answered = [one.end_s - (one.sent_s or one.scheduled_s) for one in measurement.samples if one.failure is None]
+    if answered and min(answered) > 0:
+        maker.learn(measurement.step, min(answered))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
@@ -25,8 +26,18 @@ _START = "Text:"
 LEAST_WORDS = 32
 #: A prompt needs this many words of its own to be unlike every other.
 LEAST_OWN_TOKENS = 8
-#: This many prompts of a step are counted by the server before they are sent.
+#: This many prompts of each length are counted by the server before they are sent, and one of each use afterwards.
 CHECKED = 16
+#: Prompts that are counted at the same time: a tokenizer's answer is mostly waiting.
+_AT_ONCE = 8
+
+#: What the time of a lone answer depends on: API, prompt tokens, output tokens.
+PaceKey = tuple[str, int, int]
+
+
+def pace_key(step: LoadStep) -> PaceKey:
+    """Steps with the same key have answers of the same pace."""
+    return step.api, step.prompt_tokens, step.output_tokens
 
 
 @dataclass(frozen=True)
@@ -36,12 +47,21 @@ class PromptMaker:
     Attributes:
         overhead: Tokens of a prompt without any word: the chat template's, and the beginning.
         words: The words that are one token each.
-        count: The server's tokenizer.
+        count: The server's tokenizer; it is asked from several threads.
+        fastest_s: How long the fastest answer took, for each pace that is known.
+        checked_lengths: Prompt lengths that the server has counted `CHECKED` prompts of.
     """
 
     overhead: int
     words: tuple[str, ...]
     count: Count
+    fastest_s: dict[PaceKey, float] = field(default_factory=dict, compare=False)
+    checked_lengths: set[int] = field(default_factory=set, compare=False)
+
+    def learn(self, step: LoadStep, answer_s: float) -> None:
+        """Keep how long an answer took, if none was faster."""
+        key = pace_key(step)
+        self.fastest_s[key] = min(answer_s, self.fastest_s.get(key, answer_s))
 
     def texts(self, step: LoadStep, count: int, purpose: str) -> list[str]:
         """This many texts, no two alike, each of exactly ``step.prompt_tokens`` tokens.
@@ -64,9 +84,20 @@ class PromptMaker:
             )
         prefix = self._words(random.Random(f"{step.seed} shared"), shared)  # noqa: S311 - test data, no secret
         texts = list(self._unique(f"{step.seed} {purpose}", prefix, length - shared, count))
-        for text in texts[:: max(1, count // CHECKED)]:
-            self._check(text, step.prompt_tokens)
+        self._check_all(self._to_check(texts, step.prompt_tokens), step.prompt_tokens)
         return texts
+
+    def _to_check(self, texts: Sequence[str], length: int) -> Sequence[str]:
+        if length in self.checked_lengths:
+            return texts[-1:]
+        return texts[:: max(1, len(texts) // CHECKED)]
+
+    def _check_all(self, texts: Sequence[str], length: int) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(lambda text: self._check(text, length), texts):
+                pass
+        if len(texts) >= CHECKED:
+            self.checked_lengths.add(length)
 
     def _words(self, dice: random.Random, count: int) -> list[str]:
         return dice.choices(self.words, k=count)
