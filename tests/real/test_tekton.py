@@ -121,7 +121,7 @@ def view(cluster: ClusterFacts, kube: DynamicClient, kubectl: Kubectl) -> StageR
     """The part of the stage that a benchmark needs: MinIO as the local overlay declares it, and a model's Service."""
     seen, profile = StageReader(kube, cluster, NAMESPACE), load_profile("local", Path("/"))
     rendered = render.render(OVERLAYS / "local", cluster.kubectl)
-    names = ("minio", "minio-data", "minio-buckets", "minio-credentials", NAMESPACE)
+    names = ("minio", "minio-data", "minio-buckets", "minio-credentials", "s3-client", NAMESPACE)
     chosen = [manifest for manifest in rendered if manifest["metadata"]["name"] in names]
     values = secrets.complete(chosen, secrets.Values(), generate=True)
     for wave in render.waves(chosen):

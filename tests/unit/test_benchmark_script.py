@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import importlib
 import json
-import sys
 import threading
-import time
-import types
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from minio.credentials.credentials import Credentials
-from minio.signer import sign_v4_s3
 
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.load.guidellm import read_report, write_report
@@ -27,6 +19,7 @@ from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from tests.unit.made_samples import failed, measurement, sample
+from tests.unit.pod_scripts import pod_scripts
 from tests.unit.sim_engine import Sim, running_sim
 
 FOLDER = fixtures_dir() / "benchmarking"
@@ -35,13 +28,8 @@ FOLDER = fixtures_dir() / "benchmarking"
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[dict[str, Any]]:
     """The script and what it imports, as in the pod: from its own folder."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in ("benchmark", "bucket")}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in ("benchmark", "bucket"):
-            sys.modules.pop(name, None)
+    with pod_scripts("benchmark", "reports", "s3") as modules:
+        yield modules
 
 
 @pytest.fixture
@@ -262,7 +250,7 @@ def test_a_store_that_is_not_there_is_no_success(
     script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("S3_ENDPOINT", "http://127.0.0.1:9")
-    assert "MinIO at http://127.0.0.1:9 does not answer" in ended(script)
+    assert "the object store at http://127.0.0.1:9 does not answer" in ended(script)
 
 
 def test_a_warm_up_that_fails_ends_it(script: Any, guidellm: GuideLLM, sim: Sim) -> None:
@@ -339,26 +327,3 @@ def test_a_report_that_is_none_is_no_success(
     monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
     assert ended(script).startswith("rate 1: report not understood: IndexError")
     assert "rate-1.json" in store.names()
-
-
-def test_uploads_are_signed_as_minios_own_client_signs_them(
-    scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bucket = scripts["bucket"]
-    now = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
-    monkeypatch.setattr(bucket, "time", types.SimpleNamespace(gmtime=now.timetuple, strftime=time.strftime))
-    url, content = "http://minio:9000/test-results/benchmark-jobs/m/run/rate-5.json", b'{"a": 1}'
-    headers = {"content-type": "application/json", "x-amz-meta-outcome": "complete"}
-    ours = bucket.signed_headers("PUT", url, content, headers, "someone", "correct-horse")
-    digest = hashlib.sha256(content).hexdigest()
-    sent = {"Host": "minio:9000", "x-amz-content-sha256": digest, "x-amz-date": "20260102T030405Z"}
-    theirs = sign_v4_s3(
-        method="PUT",
-        url=urlsplit(url),
-        region="us-east-1",
-        headers={**sent, "Content-Type": "application/json", "x-amz-meta-outcome": "complete"},
-        credentials=Credentials("someone", "correct-horse"),
-        content_sha256=digest,
-        date=now,
-    )
-    assert ours["Authorization"] == theirs["Authorization"]

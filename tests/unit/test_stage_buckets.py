@@ -1,86 +1,112 @@
-"""The bucket Job's own request signing, against another implementation of it."""
+"""The S3 client of the scripts in pods: its signatures, against botocore's; and the bucket Job on it."""
 
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import time
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from minio.credentials.credentials import Credentials
-from minio.signer import sign_v4_s3
+from botocore import auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
-from pytest_vllm_stage.core.paths import fixtures_dir
+from tests.unit.pod_scripts import pod_scripts
+from tests.unit.web_server import Reply, Request, s3_error, web_server
+
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
 
 @pytest.fixture(scope="module")
-def buckets() -> Any:
-    spec = importlib.util.spec_from_file_location("buckets", fixtures_dir() / "minio" / "buckets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scripts() -> Iterator[dict[str, Any]]:
+    with pod_scripts("buckets", "s3") as modules:
+        yield modules
 
 
-def test_requests_are_signed_as_minios_own_client_signs_them(buckets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
-    clock = types.SimpleNamespace(gmtime=now.timetuple, strftime=time.strftime)
-    monkeypatch.setattr(buckets, "time", clock)
-    ours = buckets.signed_headers("PUT", "http://minio:9000/models", "someone", "correct-horse")
-    empty = buckets.EMPTY_SHA256
-    sent = {"Host": "minio:9000", "x-amz-content-sha256": empty, "x-amz-date": "20260102T030405Z"}
-    url = urlsplit("http://minio:9000/models")
-    theirs = sign_v4_s3(
-        method="PUT",
-        url=url,
-        region="us-east-1",
-        headers=sent,
-        credentials=Credentials("someone", "correct-horse"),
-        content_sha256=empty,
-        date=now,
-    )
-    assert ours["Authorization"] == theirs["Authorization"]
-
-
-def answers(buckets: Any, monkeypatch: pytest.MonkeyPatch, put: tuple[int, str], get: int) -> None:
-    monkeypatch.setenv("S3_ENDPOINT", "http://minio:9000")
-    monkeypatch.setenv("S3_ACCESS_KEY", "a")
-    monkeypatch.setenv("S3_SECRET_KEY", "s")
-    monkeypatch.setattr(
-        buckets,
-        "status_of",
-        lambda method, url, _headers: put if method == "PUT" else (200 if "health" in url else get, ""),
-    )
-
-
-@pytest.mark.parametrize("put", [(200, ""), (409, "<Code>BucketAlreadyOwnedByYou</Code>")])
-def test_a_private_bucket_is_made_or_kept(
-    buckets: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], put: tuple[int, str]
+@pytest.mark.parametrize(
+    ("method", "path", "content", "headers"),
+    [
+        ("PUT", "models", b"", {}),
+        ("GET", "test-results/a b/rate-5.json", b"", {}),
+        (
+            "PUT",
+            "test-results/m/run/rate-5.json",
+            b'{"a": 1}',
+            {"content-type": "application/json", "x-amz-meta-a": "b"},
+        ),
+    ],
+)
+def test_requests_are_signed_as_botocore_signs_them(
+    scripts: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    content: bytes,
+    headers: dict[str, str],
 ) -> None:
-    answers(buckets, monkeypatch, put, 403)
-    buckets.main(["models", "test-results"])
+    s3 = scripts["s3"]
+    monkeypatch.setattr(s3, "time", types.SimpleNamespace(gmtime=NOW.timetuple, strftime=time.strftime))
+    monkeypatch.setattr(auth, "get_current_datetime", lambda: NOW)
+    url = f"http://minio:9000/{s3.urllib.parse.quote(path)}"
+    ours = s3.S3("http://minio:9000", "someone", "correct-horse", "eu-west-3").signed_headers(
+        method, url, content, headers
+    )
+    request = AWSRequest(method=method, url=url, data=content, headers=headers)
+    request.context["payload_signing_enabled"] = True
+    auth.S3SigV4Auth(Credentials("someone", "correct-horse"), "s3", "eu-west-3").add_auth(request)
+    assert ours["Authorization"] == request.headers["Authorization"]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Reply, int], None]]:
+    """Starts a server that answers a PUT and an anonymous GET of a bucket as given."""
+    running = []
+
+    def start(put: Reply, anonymous: int) -> None:
+        def answer(request: Request) -> Reply:
+            if request.method == "PUT":
+                assert "Credential=a/" in request.headers["Authorization"]
+                return put
+            return Reply(200 if "health" in request.path else anonymous)
+
+        context = web_server(answer)
+        monkeypatch.setenv("S3_ENDPOINT", context.__enter__().url)
+        running.append(context)
+
+    for name in ("S3_ACCESS_KEY", "S3_SECRET_KEY"):
+        monkeypatch.setenv(name, "a")
+    yield start
+    for context in running:
+        context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("put", [Reply(200), s3_error(409, "BucketAlreadyOwnedByYou")])
+def test_a_private_bucket_is_created_or_kept(
+    scripts: dict[str, Any], serve: Callable[[Reply, int], None], capsys: pytest.CaptureFixture[str], put: Reply
+) -> None:
+    serve(put, 403)
+    scripts["buckets"].main(["models", "test-results"])
     assert capsys.readouterr().out.splitlines() == [
-        "bucket models is there and private",
-        "bucket test-results is there and private",
+        "bucket models exists and is private",
+        "bucket test-results exists and is private",
     ]
 
 
 @pytest.mark.parametrize(
-    ("put", "get", "told"),
+    ("put", "anonymous", "reason"),
     [
-        ((403, "SignatureDoesNotMatch"), 403, "bucket models could not be created: HTTP 403 SignatureDoesNotMatch"),
-        ((409, "BucketAlreadyExists"), 403, "bucket models could not be created: HTTP 409"),
-        ((200, ""), 200, "bucket models answers an anonymous list with HTTP 200 instead of 403"),
+        (s3_error(403, "SignatureDoesNotMatch"), 403, "bucket models could not be created: HTTP 403 <?xml"),
+        (s3_error(409, "BucketAlreadyExists"), 403, "bucket models could not be created: HTTP 409"),
+        (Reply(200), 200, "bucket models answers an anonymous list with HTTP 200 instead of 403"),
     ],
 )
-def test_what_went_wrong_is_the_last_line(
-    buckets: Any, monkeypatch: pytest.MonkeyPatch, put: tuple[int, str], get: int, told: str
+def test_the_reason_is_the_last_line(
+    scripts: dict[str, Any], serve: Callable[[Reply, int], None], put: Reply, anonymous: int, reason: str
 ) -> None:
-    answers(buckets, monkeypatch, put, get)
+    serve(put, anonymous)
     with pytest.raises(SystemExit) as ended:
-        buckets.main(["models"])
-    assert str(ended.value).startswith(f"error: {told}")
+        scripts["buckets"].main(["models"])
+    assert str(ended.value).startswith(f"error: {reason}")
+    assert "\n" not in str(ended.value)
