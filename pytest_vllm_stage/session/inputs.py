@@ -6,7 +6,7 @@ from pytest_vllm_stage.settings.config import StageConfig
 
 
 def check_inputs(config: StageConfig) -> None:
-    """Refuse a kept stage that does not exist, and secrets that cannot be read.
+    """Refuse a kept stage or a context that does not exist, and secrets that cannot be read.
 
     Raises:
         ConfigError: naming the setting or the file, and what is valid.
@@ -15,7 +15,11 @@ def check_inputs(config: StageConfig) -> None:
         from pytest_vllm_stage.session import kept
 
         kept.find(config.reuse)
-    elif config.deploys and config.env_file:
+    elif config.context:
+        from pytest_vllm_stage.cluster import kubeconfig_files
+
+        kubeconfig_files.read(kubeconfig_files.configured_paths()).entries_of(config.context)
+    if config.deploys and config.env_file and not config.reuse:
         from pytest_vllm_stage.stage.deploy import secrets
 
         secrets.load(config.profile.overlay, config.env_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,19 @@ def place(bare_place: pytest.Pytester) -> pytest.Pytester:
     bare_place.makeconftest(FAKE)
     (bare_place.path / "small.toml").write_text(PROFILE)
     return bare_place
+
+
+@pytest.fixture
+def kubeconfig(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kubeconfig with the one context ``c``, of a server that nothing listens at."""
+    path = place.path / "kubeconfig"
+    data = {
+        "contexts": [{"name": "c", "context": {"cluster": "c"}}],
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:9"}}],
+    }
+    path.write_text(json.dumps(data))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    return path
 
 
 @pytest.fixture

@@ -155,12 +155,14 @@ def test_an_endpoint_that_does_not_answer_is_an_unusable_environment(place: pyte
     result.stdout.fnmatch_lines(["*--stage-endpoint http://127.0.0.1:9 does not answer:*", "*curl -i*"])
 
 
+@pytest.mark.usefixtures("kubeconfig")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--stage-keep=sometimes"], "--stage-keep: unknown value 'sometimes'; valid: never, on-failure, always"),
         (["--stage-reuse"], "--stage-reuse=latest: no such kept stage; kept: none*"),
         (["--stage-reuse=20260101-000000-abcd"], "--stage-reuse=20260101-000000-abcd: no such kept stage; kept: none*"),
+        (["--stage-context=nope"], "--stage-context=nope: no such context in *kubeconfig; valid: c"),
         (["--stage-deploy"], "--stage-deploy deploys on an existing cluster, and none is named: name it with*"),
         (["--stage-run-dir=small.toml"], "--stage-run-dir: *small.toml is not a folder"),
         (["--stage-run-dir=small.toml/run"], "--stage-run-dir: *small.toml is not a folder"),

@@ -19,6 +19,7 @@ def test_a_server_without_a_cluster_has_no_registry(place: pytest.Pytester) -> N
     result.stdout.fnmatch_lines(["*needs a cluster, and --stage-endpoint validates a server alone"])
 
 
+@pytest.mark.usefixtures("kubeconfig")
 def test_a_runs_own_publication_is_checked_only_where_it_publishes(place: pytest.Pytester) -> None:
     def collected(*options: str) -> str:
         result = place.runpytest_subprocess(
