@@ -44,17 +44,17 @@ from pytest_vllm_stage.settings.tables import (
 )
 
 #: What a check may need of a model or of its server's flags, and a profile may declare missing.
-CAPABILITIES = (
-    "auto_tools",
-    "continue_final_message",
-    "logprobs",
-    "lossless_tokenizer",
-    "metrics",
-    "prompt_logprobs",
-    "structured_outputs",
-    "token_ids",
-    "tools",
-)
+CAPABILITIES = {
+    "auto_tools": "Calling a tool without being told to (`tool_choice` `auto`).",
+    "continue_final_message": "Continuing an answer that the request began.",
+    "logprobs": "Log probabilities of the answer's tokens.",
+    "lossless_tokenizer": "A text is the same after it was tokenized and detokenized.",
+    "metrics": "vLLM's metrics at `/metrics`.",
+    "prompt_logprobs": "Log probabilities of the prompt's tokens.",
+    "structured_outputs": "Answers constrained to a schema, a pattern or a choice.",
+    "token_ids": "Token ids in requests and answers.",
+    "tools": "Calling the tool that a request names.",
+}
 #: Texts by which a model is made to call a tool, for the parsers that read them; see `ModelProfile.tool_format`.
 TOOL_FORMATS = ("hermes",)
 #: What the one target of ``--stage-endpoint`` is called: a profile's role cannot have its name.
@@ -164,7 +164,9 @@ class ModelProfile(Table):
     cannot: Annotated[
         dict[str, Text],
         BeforeValidator(_check_capabilities),
-        _table_schema({key: {"type": "string", "minLength": 1} for key in CAPABILITIES}),
+        _table_schema(
+            {key: {"type": "string", "minLength": 1, "description": text} for key, text in CAPABILITIES.items()}
+        ),
     ] = Field(default_factory=dict)
     """Capabilities that the model or its server lacks, with the reason; the checks that need one are skipped."""
 

@@ -15,6 +15,7 @@ A key names quantity, percentile, unit and direction::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
@@ -51,11 +52,30 @@ ErrorRate: TypeAlias = Annotated[
 ]
 
 
+_LATENCIES = {
+    "ttft": "time to first token",
+    "itl": "inter-token latency",
+    "tpot": "time per output token",
+    "e2e_latency": "time from a request's scheduled start to the end of its answer",
+}
+
+
+def _describe_latencies(schema: dict[str, Any]) -> None:
+    """Add to the JSON Schema what each latency's key means."""
+    for key, value in schema["properties"].items():
+        if match := re.fullmatch(r"(.*)_p(\d+)_(m?s)", key):
+            value["description"] = (
+                f"P{match[2]} of the {_LATENCIES[match[1]]}, in {match[3]}: the highest allowed value."
+            )
+
+
 class ObjectivesTable(Table):
     """Objectives: latencies and the error rate stay at or below their limits, keys in ``_min`` at or above."""
 
+    model_config = ConfigDict(json_schema_extra=_describe_latencies)
+
     error_rate: ErrorRate = None
-    """Share of requests that may fail."""
+    """Share of requests that may fail: the highest allowed value."""
     ttft_p50_ms: Limit = None
     ttft_p90_ms: Limit = None
     ttft_p95_ms: Limit = None
@@ -73,9 +93,13 @@ class ObjectivesTable(Table):
     e2e_latency_p95_s: Limit = None
     e2e_latency_p99_s: Limit = None
     output_tokens_per_s_min: Limit = None
+    """Output tokens per second: the lowest allowed value."""
     total_tokens_per_s_min: Limit = None
+    """Prompt and output tokens per second: the lowest allowed value."""
     requests_per_s_min: Limit = None
+    """Completed requests per second: the lowest allowed value."""
     goodput_requests_per_s_min: Limit = None
+    """Requests per second that meet every latency objective of a request: the lowest allowed value."""
 
     def limits(self) -> dict[str, float | None]:
         """Key to limit, for the keys that are set; None removes what an outer table has set."""

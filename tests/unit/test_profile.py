@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,18 @@ from hypothesis import strategies as st
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.settings.profile import DEFAULT_WAITS_S, Profile, load_profile, parse_profile
-from pytest_vllm_stage.settings.profile_schema import profile_schema, schema_path
+from pytest_vllm_stage.settings.profile_schema import (
+    all_tables,
+    fill_tables,
+    marked_tables,
+    profile_schema,
+    schema_path,
+)
 from pytest_vllm_stage.settings.slo_tables import GATED_METRICS, OBJECTIVE_KEYS, RegressionTable
 from pytest_vllm_stage.slo.objectives import ERROR_RATE, FLOORS, LATENCY_KEYS
 from pytest_vllm_stage.slo.regression import WORSE
+
+DOCS = Path(__file__).parents[2] / "docs" / "profiles.md"
 
 
 def minimal() -> dict[str, Any]:
@@ -294,6 +303,22 @@ def undeclared_keys(data: Any, schema: Any, definitions: Any) -> Iterator[str]:
             yield from undeclared_keys(value, inner, definitions)
         else:
             yield key
+
+
+def test_the_documentation_lists_every_key_of_the_types() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert fill_tables(text) == text, "write it: python -m pytest_vllm_stage.settings.profile_schema"
+    same_as_outer = {"models.*.load", "models.*.slo", "models.*.slo.*", "slo.*"}
+    assert sorted(marked_tables(text)) == sorted(set(all_tables()) - same_as_outer)
+    for key in ("inference_service", "rates", "ttft_p99_ms", "worse", "bucket", "minio_s", "find_capacity", "tools"):
+        assert f"\n| `{key}` | " in text, key
+
+
+def test_the_examples_of_the_documentation_are_valid(parse: Any) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 9
+    for example in examples:
+        assert parse(minimal() | tomllib.loads(example) | {"overlay": "overlay"})
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
