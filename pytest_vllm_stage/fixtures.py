@@ -1,4 +1,9 @@
-"""The fixtures. Each is a noun; what a user may want to choose is a small fixture of its own that feeds the big one."""
+"""The fixtures, each a noun, in a chain.
+
+A user's conftest can override any of these, and those that follow use it:
+
+    stage_profile -> stage_config -> cluster -> stage -> targets -> endpoint
+"""
 
 from __future__ import annotations
 
@@ -26,9 +31,10 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.publication.bucket.bucket import Bucket
     from pytest_vllm_stage.publication.publish_run import Publication
     from pytest_vllm_stage.publication.registry.client import RegistryClient
-    from pytest_vllm_stage.serving.client import Client
+    from pytest_vllm_stage.serving.client import EndpointClient
     from pytest_vllm_stage.serving.target import Target
     from pytest_vllm_stage.settings.config import StageConfig
+    from pytest_vllm_stage.settings.profile import Profile
     from pytest_vllm_stage.stage.facts import StageFacts
     from pytest_vllm_stage.stage.s3 import ObjectStore
 
@@ -40,17 +46,23 @@ def stage_run(pytestconfig: pytest.Config) -> Run:
 
 
 @pytest.fixture(scope="session")
-def stage_config(stage_run: Run) -> StageConfig:
-    """Every setting with its source, and the profile."""
-    return stage_run.config
+def stage_profile(stage_run: Run) -> Profile:
+    """The profile; roles and load steps, which make tests, are those of --stage-profile in any case."""
+    return stage_run.config.profile
 
 
 @pytest.fixture(scope="session")
-def cluster(stage_run: Run) -> ClusterFacts:
-    """The cluster that carries the stage, made on first use if the run makes its own; skips with --stage-endpoint."""
-    if stage_run.config.endpoint:
+def stage_config(stage_run: Run, stage_profile: Profile) -> StageConfig:
+    """Every setting with its source, and the profile."""
+    return stage_run.use_profile(stage_profile)
+
+
+@pytest.fixture(scope="session")
+def cluster(stage_run: Run, stage_config: StageConfig) -> ClusterFacts:
+    """The cluster that carries the stage, created or attached to on first use; skips with --stage-endpoint."""
+    if stage_config.endpoint:
         pytest.skip("needs a cluster, and --stage-endpoint validates a server alone")
-    if stage_run.config.results:
+    if stage_config.results:
         pytest.skip("needs a stage, and --stage-results judges saved samples alone")
     from pytest_vllm_stage.session.lifecycle import cluster_of
 
@@ -58,11 +70,12 @@ def cluster(stage_run: Run) -> ClusterFacts:
 
 
 @pytest.fixture(scope="session")
-def stage(stage_run: Run, cluster: ClusterFacts) -> StageFacts:
+def stage(stage_run: Run, stage_config: StageConfig, cluster: ClusterFacts) -> StageFacts:
     """The stage, deployed or attached to on first use."""
+    del stage_config  # a profile that was overridden is in use before the stage is
     from pytest_vllm_stage.session.lifecycle import stage_of
 
-    return stage_of(stage_run)
+    return stage_of(stage_run, cluster)
 
 
 @pytest.fixture(scope="session")
@@ -97,18 +110,18 @@ def targets(stage_run: Run, request: pytest.FixtureRequest) -> dict[str, Target]
 
 
 @pytest.fixture(scope="session")
-def _clients(targets: dict[str, Target]) -> Iterator[dict[str, Client]]:
+def _clients(targets: dict[str, Target]) -> Iterator[dict[str, EndpointClient]]:
     """One HTTP client a target, so that its connections are kept alive over the session."""
-    from pytest_vllm_stage.serving.client import Client
+    from pytest_vllm_stage.serving.client import EndpointClient
 
-    clients = {role: Client(target) for role, target in targets.items()}
+    clients = {role: EndpointClient(target) for role, target in targets.items()}
     yield clients
     for client in clients.values():
         client.close()
 
 
 @pytest.fixture
-def endpoint(model_role: str, _clients: dict[str, Client]) -> Client:
+def endpoint(model_role: str, _clients: dict[str, EndpointClient]) -> EndpointClient:
     """The client of one target model; a test that asks for it runs once a model."""
     return _clients[model_role]
 

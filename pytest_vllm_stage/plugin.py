@@ -75,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
             int(worker_input["vllm_stage_controller_pid"]),
         )
         config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
-    config.pluginmanager.register(ReadableFailures(), "vllm-stage-failures")
+    config.pluginmanager.register(ReadableFailures(config.stash[RUN]), "vllm-stage-failures")
     config.pluginmanager.register(AllureResults(config, config.stash[RUN]), "vllm-stage-allure")
     config.pluginmanager.register(ExclusiveAccess(config.stash[RUN]), "vllm-stage-exclusive-access")
 

@@ -10,7 +10,7 @@ from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.run.context import Run
-from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.slo.capacity import Capacity, CapacitySearch
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective
@@ -45,7 +45,7 @@ class FoundCapacity:
         return f"{self.role}: {self.capacity.text(self.limit)}"
 
 
-def find(run: Run, role: str, client: Client, maker: PromptMaker) -> FoundCapacity:
+def find(run: Run, role: str, client: EndpointClient, maker: PromptMaker) -> FoundCapacity:
     """Search by bracketing and bisection.
 
     Raises:
@@ -83,7 +83,12 @@ def find(run: Run, role: str, client: Client, maker: PromptMaker) -> FoundCapaci
 
 
 def _try(
-    run: Run, step: LoadStep, objectives: tuple[Objective, ...], alpha: float, client: Client, maker: PromptMaker
+    run: Run,
+    step: LoadStep,
+    objectives: tuple[Objective, ...],
+    alpha: float,
+    client: EndpointClient,
+    maker: PromptMaker,
 ) -> StepVerdict:
     watcher = EarlyDecision(step, objectives, alpha=alpha)
     measurement = steps.measure(run, step, client, maker, watcher)

@@ -26,7 +26,7 @@ from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, as_saved, read_measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.run.context import Run
-from pytest_vllm_stage.serving.client import Client, RequestFailed
+from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.serving.target import is_simulated
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.slo.decision import Outcome
@@ -87,7 +87,7 @@ class StepResult:
         return {"slo.step": self.planned.step.id, "slo.outcome": self.outcome, "slo.why": self.verdict.why, **known}
 
 
-def carry_out(run: Run, planned: PlannedStep, client: Client, maker: PromptMaker) -> StepResult:
+def carry_out(run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker) -> StepResult:
     """Measure a step of the run's plan, judge it, and write its files.
 
     Raises:
@@ -96,14 +96,14 @@ def carry_out(run: Run, planned: PlannedStep, client: Client, maker: PromptMaker
     return conclude(run, planned, measure_planned(run, planned, client, maker), plans.gates_of(_planned(run)))
 
 
-def measure_planned(run: Run, planned: PlannedStep, client: Client, maker: PromptMaker) -> Measurement:
+def measure_planned(run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker) -> Measurement:
     """Send a planned step's load; it ends early where that is allowed and its verdict is certain."""
     watcher = EarlyDecision(planned.step, planned.objectives, gates=plans.gates_of(_planned(run)))
     return measure(run, planned.step, client, maker, watcher)
 
 
 def measure(
-    run: Run, step: LoadStep, client: Client, maker: PromptMaker, watcher: Watcher | None = None
+    run: Run, step: LoadStep, client: EndpointClient, maker: PromptMaker, watcher: Watcher | None = None
 ) -> Measurement:
     """Send a step's load by the chosen driver.
 
@@ -136,7 +136,7 @@ def _drive(run: Run, job: Job, watcher: Watcher | None) -> Measurement:
     return process.measure(job, run.journal, watcher=watcher)
 
 
-def facts_of(run: Run, client: Client) -> dict[str, Any]:
+def facts_of(run: Run, client: EndpointClient) -> dict[str, Any]:
     """What labels a measurement: the run, the server's own version, and whether a stand-in answered."""
     try:
         version = client.version()

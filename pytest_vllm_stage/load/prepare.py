@@ -12,13 +12,13 @@ from pytest_vllm_stage.load.driver import Job
 from pytest_vllm_stage.load.prompts import Count, PromptMaker, body_of, pace_key, prompt_maker
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import LoadStep
-from pytest_vllm_stage.serving.client import Client, RequestFailed
+from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 
 #: A closed loop gets bodies for this many times the requests that the fastest lone answer allows.
 _RESERVE = 1.5
 
 
-def maker_for(client: Client, api: str) -> PromptMaker:
+def maker_for(client: EndpointClient, api: str) -> PromptMaker:
     """A prompt maker that counts as this server does; to be kept for all steps of a target.
 
     Raises:
@@ -27,7 +27,7 @@ def maker_for(client: Client, api: str) -> PromptMaker:
     return prompt_maker(_count(client, api))
 
 
-def _count(client: Client, api: str) -> Count:
+def _count(client: EndpointClient, api: str) -> Count:
     def count(text: str) -> int:
         try:
             tokens = client.tokenize(messages=text) if api == "chat" else client.tokenize(text)
@@ -43,7 +43,7 @@ def _count(client: Client, api: str) -> Count:
 
 def prepare(
     step: LoadStep,
-    client: Client,
+    client: EndpointClient,
     maker: PromptMaker,
     *,
     metrics_url: str | None = None,
@@ -85,7 +85,7 @@ def most_requests(step: LoadStep, fastest_s: float) -> int:
     return users + math.ceil(_RESERVE * users * step.duration_s / fastest_s)
 
 
-def fastest_answer_s(step: LoadStep, client: Client, maker: PromptMaker) -> float:
+def fastest_answer_s(step: LoadStep, client: EndpointClient, maker: PromptMaker) -> float:
     """How long the fastest answer of the step's lengths takes, as far as is known of the target.
 
     Steps that were measured before know it; only the first step of a target and of its lengths has to ask. It asks for
@@ -102,7 +102,7 @@ def fastest_answer_s(step: LoadStep, client: Client, maker: PromptMaker) -> floa
     return maker.fastest_s[pace_key(step)]
 
 
-def _ask(step: LoadStep, client: Client, text: str, tokens: int) -> None:
+def _ask(step: LoadStep, client: EndpointClient, text: str, tokens: int) -> None:
     parameters = {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
     if step.api == "chat":
         client.chat(text, **parameters)

@@ -23,7 +23,9 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
     rows += [("LEFT OVER", line) for line in data["leftovers"]]
     rows.append(("record", str(directory / "run.json")))
     if data["kept"]:
-        rows += [("reuse", f"pytest suites/ {data['kept']['reuse']}"), ("remove", data["kept"]["remove"])]
+        reuse = data["kept"].get("reuse")
+        rows += [("reuse", f"pytest suites/ {reuse}" if reuse else "")]
+        rows += [("inspect", data["kept"]["inspect"]), ("remove", data["kept"]["remove"])]
     return [*slo_table.lines(data), *(f"{name:<9} {text}" for name, text in rows if text)]
 
 

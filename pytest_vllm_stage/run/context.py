@@ -5,6 +5,7 @@ The plugin loads this module in every pytest run, so it imports the rest of the 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.core.journal import Journal, Say, StepContext
     from pytest_vllm_stage.run.shared import Shared
     from pytest_vllm_stage.settings.config import StageConfig
+    from pytest_vllm_stage.settings.profile import Profile
 
 
 class Identity(NamedTuple):
@@ -61,6 +63,12 @@ class Run:
             ConfigError: an option or the profile is wrong.
         """
         return self._resolve()
+
+    def use_profile(self, profile: Profile) -> StageConfig:
+        """Use another profile in this process from here on: that of an overridden fixture ``stage_profile``."""
+        if profile is not self.config.profile:
+            self.config = dataclasses.replace(self.config, profile=profile)
+        return self.config
 
     @property
     def run_id(self) -> str:

@@ -16,7 +16,7 @@ from pytest_vllm_stage.serving.metrics import BadExposition, Metrics, parse
 from pytest_vllm_stage.serving.stream import Stream
 from pytest_vllm_stage.serving.target import Target
 
-__all__ = ["Answer", "Client", "RequestFailed", "Stream", "StreamBroken", "StreamedAnswer", "Target", "Usage"]
+__all__ = ["Answer", "EndpointClient", "RequestFailed", "Stream", "StreamBroken", "StreamedAnswer", "Target", "Usage"]
 
 Messages = str | Sequence[Mapping[str, Any]]
 
@@ -29,7 +29,7 @@ CONNECT_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 120.0
 
 
-class Client:
+class EndpointClient:
     """Talks to one target, over connections that are kept alive.
 
     Proxy variables and netrc of the environment are not used: what is measured is the path to the named server.
@@ -63,14 +63,14 @@ class Client:
             transport=transport,
         )
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> EndpointClient:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Client({self.target.model} at {self.target.base_url})"
+        return f"EndpointClient({self.target.model} at {self.target.base_url})"
 
     def close(self) -> None:
         """Close the connections."""

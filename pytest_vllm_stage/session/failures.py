@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
+from pytest_vllm_stage.run.context import Run
 
 #: What kind of `StageError` a report is about (``StageError.kind``): an attribute, so that it travels from a worker.
 KIND = "stage_error_kind"
@@ -20,7 +21,8 @@ class ReadableFailures:
     the fixture: the first such test is the error, the others are skipped with the cause's first line as the reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._reported: set[str] = set()
 
     @pytest.hookimpl(wrapper=True, trylast=True)
@@ -32,6 +34,7 @@ class ReadableFailures:
         error = call.excinfo.value if call.excinfo else None
         if not isinstance(error, StageError):
             return (yield)
+        error.hint = self._lasting(error.hint)
         # In a test's own body pytest's traceback says which request failed.
         as_written = call.when != "call" or isinstance(error, EnvironmentUnusable)
         if as_written and not isinstance(error, EnvironmentUnusable):
@@ -48,6 +51,13 @@ class ReadableFailures:
             report.longrepr = ("pytest_vllm_stage/fixtures.py", 0, f"Skipped: {error.headline}")
         self._reported.add(error.headline)
         return report
+
+    def _lasting(self, hint: str) -> str:
+        if "kubectl" not in hint:
+            return hint
+        from pytest_vllm_stage.session.lifecycle import lasting_hint
+
+        return lasting_hint(self._run, hint)
 
 
 def is_environment_unusable(report: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The end of a run: what it made goes or is kept, and the record is written. Only the controller comes here."""
+"""The end of a run: what it created is removed or kept, and the record is written. Only the controller does this."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.report import allure, junit, record, run_end, terminal
 from pytest_vllm_stage.run.context import Run
-from pytest_vllm_stage.session import kept
-from pytest_vllm_stage.session.lifecycle import fingerprint
+from pytest_vllm_stage.session import kept, lifecycle
 from pytest_vllm_stage.stage.facts import StageFacts
 
 
@@ -23,11 +22,12 @@ def release(run: Run, *, failed: bool) -> list[str]:
         return []
     cluster = ClusterFacts.from_json(cluster_text)
     stage = StageFacts.from_json(stage_text) if stage_text else None
-    if failed:
+    # A deployment that failed was diagnosed at once.
+    if failed and not (run.directory / "diagnostics").exists():
         _without_raising(run, "diagnostics", lambda: diagnose(run, cluster))
-    if run.config.reuse or not run.config.deploys:
+    if run.config.reuse or not lifecycle.deploys_to(run, cluster):
         return []
-    if _keeps(run, failed) and stage is not None:
+    if _keeps(run, failed) and (stage or run.shared.failure("stage")):
         return _without_raising(run, "keep", lambda: keep(run, cluster, stage))
     return _without_raising(run, "teardown", lambda: end(run, cluster))
 
@@ -52,34 +52,39 @@ def diagnose(run: Run, cluster: ClusterFacts) -> list[str]:
     from pytest_vllm_stage.stage.observe import diagnose
 
     with run.journal.phase("step: diagnostics"):
-        diagnose.collect(cluster, run.config.namespace, run.directory / "diagnostics")
+        diagnose.collect(cluster, lifecycle.namespace_of(run), run.directory / "diagnostics")
     return []
 
 
-def keep(run: Run, cluster: ClusterFacts, stage: StageFacts) -> list[str]:
-    """Let the stage outlive the run, and note how to come back to it."""
-    note = kept.Kept(run.run_id, cluster, stage, fingerprint(run.config, cluster.kubectl))
-    if cluster.kind == "local":
+def keep(run: Run, cluster: ClusterFacts, stage: StageFacts | None) -> list[str]:
+    """Let the stage outlive the run, deployed or as far as its deployment came, and note how to use and remove it."""
+    declared = lifecycle.fingerprint(run.config, cluster.kubectl) if stage else {}
+    facts = stage or StageFacts(lifecycle.namespace_of(run), run.run_id, owned=True, targets=())
+    note = kept.Kept(run.run_id, cluster, facts, declared)
+    if cluster.kind == "local" and cluster.owned:
         from pytest_vllm_stage.cluster import local
 
         local.keep(cluster)
     kept.note(note)
-    engine = " --stage-engine=sim" if run.config.simulated else ""
-    reuse = f"--stage-reuse={run.run_id}{engine}"
-    run.journal.event("kept", run.run_id, reuse=reuse, remove=kept.removal_command(note))
+    commands = {"inspect": kept.inspection_command(note), "remove": kept.removal_command(note)}
+    if stage:
+        commands["reuse"] = kept.reuse_options(run.config, run.run_id)
+    run.journal.event("kept", run.run_id, **commands)
     return []
 
 
 def end(run: Run, cluster: ClusterFacts) -> list[str]:
-    """Remove what the run made; return what is left of it, a line each."""
+    """Remove what the run created; return what is left of it, a line each."""
     with run.journal.phase("step: teardown"):
-        if cluster.kind == "local" and cluster.state_dir:
+        if cluster.kind == "local" and cluster.owned and cluster.state_dir:
             from pytest_vllm_stage.cluster import local
 
             return local.stop(cluster.state_dir, run.journal)
         from pytest_vllm_stage.stage.deploy import teardown
 
-        return teardown.teardown(cluster, run.config.namespace, run.run_id, run.config.profile.waits_s, run.journal)
+        return teardown.teardown(
+            cluster, lifecycle.namespace_of(run), run.run_id, run.config.profile.waits_s, run.journal
+        )
 
 
 def environment_failed(run: Run) -> bool:

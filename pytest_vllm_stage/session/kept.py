@@ -1,8 +1,10 @@
-"""Stages that outlive their run: a note for each beside the cache, so that a later run attaches or a person removes."""
+"""Stages that outlive their run: a note for each in the cache, so that a later run reuses it or a person removes it."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,12 @@ from pathlib import Path
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.paths import cache_dir
+from pytest_vllm_stage.settings.config import StageConfig
+from pytest_vllm_stage.settings.options import BY_NAME
 from pytest_vllm_stage.stage.facts import StageFacts
+
+#: Options that decide which stage a run expects; a command that reuses one repeats those that were given.
+_STAGE_OPTIONS = ("profile", "engine", "namespace")
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Kept:
     Attributes:
         run_id: The run that made it.
         cluster: Where it runs.
-        stage: What it is.
+        stage: What it is; without targets where its deployment failed.
         fingerprint: Field to value of what was deployed.
     """
 
@@ -28,6 +35,11 @@ class Kept:
     cluster: ClusterFacts
     stage: StageFacts
     fingerprint: Mapping[str, str]
+
+    @property
+    def reusable(self) -> bool:
+        """It was deployed; otherwise it can only be looked at and removed."""
+        return bool(self.stage.targets)
 
 
 def _folder() -> Path:
@@ -48,45 +60,81 @@ def note(kept: Kept) -> Path:
     return path
 
 
+def _load(path: Path) -> Kept:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    stage = StageFacts.from_json(json.dumps(data["stage"]))
+    cluster = ClusterFacts.from_json(json.dumps(data["cluster"]))
+    return Kept(data["run_id"], cluster, stage, data["fingerprint"])
+
+
 def find(run_id: str) -> Kept:
-    """The kept stage of a run, or the newest for ``latest``.
+    """The kept stage of a run, or the newest that can be reused for ``latest``; forgets clusters that have ended.
 
     Raises:
-        ConfigError: nothing of that name is kept; the message names what is.
+        ConfigError: nothing of that name is kept, or its deployment failed; the message names what is kept.
     """
-    notes = sorted(_folder().glob("*.json"))
-    for path in reversed(notes):
-        if run_id in ("latest", path.stem):
-            data = json.loads(path.read_text(encoding="utf-8"))
-            cluster = ClusterFacts.from_json(json.dumps(data["cluster"]))
-            stage = StageFacts.from_json(json.dumps(data["stage"]))
-            return Kept(data["run_id"], cluster, stage, data["fingerprint"])
-    names = ", ".join(path.stem for path in notes) or "none"
+    forget_ended()
+    notes = {path.stem: _load(path) for path in sorted(_folder().glob("*.json"))}
+    usable = [name for name, kept in notes.items() if kept.reusable]
+    if run_id == "latest" and usable:
+        return notes[usable[-1]]
+    if run_id in usable:
+        return notes[run_id]
+    if run_id in notes:
+        raise ConfigError(
+            f"--stage-reuse={run_id}: the deployment of that run failed, and is kept to be looked at only",
+            hint=f"remove it: {removal_command(notes[run_id])}",
+        )
     raise ConfigError(
-        f"--stage-reuse={run_id}: no such kept stage; kept: {names}",
+        f"--stage-reuse={run_id}: no such kept stage; kept: {', '.join(usable) or 'none'}",
         hint="keep one: pytest suites/ --stage-keep=always",
     )
 
 
-def forget_ended(state_dirs: set[str]) -> None:
-    """Drop the notes of local clusters that are no longer there.
+def forget_ended() -> None:
+    """Delete the notes of local clusters that have ended, and notes that cannot be read."""
+    paths = list(_folder().glob("*.json"))
+    if not paths:
+        return
+    from pytest_vllm_stage.cluster import local
 
-    Args:
-        state_dirs: The state directories of the local clusters that run.
-    """
-    for path in _folder().glob("*.json"):
-        state_dir = json.loads(path.read_text(encoding="utf-8"))["cluster"]["state_dir"]
-        if state_dir and state_dir not in state_dirs:
-            path.unlink()
+    living = {record.state_dir for record in local.running()}
+    for path in paths:
+        try:
+            state_dir = _load(path).cluster.state_dir
+        except (ValueError, KeyError, TypeError):  # written by another version
+            path.unlink(missing_ok=True)
+            continue
+        if state_dir and state_dir not in living:
+            path.unlink(missing_ok=True)
+
+
+def reuse_options(config: StageConfig, run_id: str) -> str:
+    """The options with which a later run reuses the stage."""
+    given = [(name, config.settings[name]) for name in _STAGE_OPTIONS]
+    options = [
+        f"{BY_NAME[name].cli}={setting.value}"
+        for name, setting in given
+        if setting.value and setting.source != "default"
+    ]
+    return shlex.join([f"--stage-reuse={run_id}", *options])
 
 
 def removal_command(kept: Kept) -> str:
-    """What a person runs to remove it."""
+    """What a person runs to remove it, from any folder and without the environment activated."""
     if kept.cluster.state_dir:
-        return f"python -m pytest_vllm_stage.cluster.local stop {Path(kept.cluster.state_dir).name}"
-    return (
-        f"kubectl --context {kept.cluster.context} delete namespace {kept.stage.namespace} # made by run {kept.run_id}"
-    )
+        cluster_id = Path(kept.cluster.state_dir).name
+        return shlex.join([sys.executable, "-m", "pytest_vllm_stage.cluster.local", "stop", cluster_id])
+    return shlex.join([*_kubectl(kept.cluster), "delete", "namespace", kept.stage.namespace])
+
+
+def inspection_command(kept: Kept) -> str:
+    """What a person runs to look at it."""
+    return shlex.join([*_kubectl(kept.cluster), "-n", kept.stage.namespace, "get", "pods,events"])
+
+
+def _kubectl(cluster: ClusterFacts) -> list[str]:
+    return [cluster.kubectl, "--kubeconfig", cluster.kubeconfig, "--context", cluster.context]
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str], *, most: int = 12) -> list[str]:

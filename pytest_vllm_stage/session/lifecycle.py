@@ -1,4 +1,4 @@
-"""How a run comes by its cluster and its stage: made, taken as they are, or attached to. Called under a lock, once."""
+"""Create or attach to the run's cluster and its stage: under a lock, once per run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,43 @@ from pytest_vllm_stage.stage.facts import StageFacts
 if TYPE_CHECKING:
     from pytest_vllm_stage.engine.environment import EngineEnvironment
 
-#: A machine carries one local cluster at a time: a second run says who holds it, and waits so long for its turn.
+#: A machine carries one local cluster at a time: a second run reports who holds it, and waits so long for it.
 BUSY_WAIT_S = 600.0
 
 
 def cluster_of(run: Run) -> ClusterFacts:
-    """The run's cluster, made by the first process that asks."""
+    """The run's cluster, created or attached to by the first process that uses it."""
     return ClusterFacts.from_json(_ensure(run, "cluster", lambda: make_cluster(run).to_json()))
 
 
-def stage_of(run: Run) -> StageFacts:
-    """The run's stage on `cluster_of`, deployed or attached to by the first process that asks."""
-    cluster = cluster_of(run)
+def stage_of(run: Run, cluster: ClusterFacts) -> StageFacts:
+    """The run's stage on ``cluster``, deployed or attached to by the first process that uses it."""
+    # The controller removes the stage by these, whichever fixture provided the cluster and the profile.
+    run.shared.ensure("cluster", cluster.to_json)
+    run.shared.ensure("namespace", lambda: run.config.namespace)
     return StageFacts.from_json(_ensure(run, "stage", lambda: make_stage(run, cluster).to_json()))
+
+
+def namespace_of(run: Run) -> str:
+    """The namespace of the run's stage, as the process that deployed it knew it."""
+    return run.shared.get("namespace") or run.config.namespace
+
+
+def deploys_to(run: Run, cluster: ClusterFacts) -> bool:
+    """Whether the run deploys: onto its own cluster, and onto an existing one only with --stage-deploy."""
+    return run.config.deploys and (cluster.owned or run.config.flag("deploy"))
+
+
+def lasting_hint(run: Run, hint: str) -> str:
+    """A hint that still works when it is read: the cluster of a kubectl command may be removed by then."""
+    removed = run.config.deploys and not run.config.reuse and run.config.text("keep") == "never"
+    if "kubectl" not in hint or not removed:
+        return hint
+    folder = run.directory / "diagnostics"
+    return (
+        f"read {folder}/: objects (*.json), events.txt and logs/ of the stage, which this run removes; "
+        "to look at it with kubectl, keep it: --stage-keep=on-failure"
+    )
 
 
 def _ensure(run: Run, name: str, make: Callable[[], str]) -> str:
@@ -39,6 +63,7 @@ def _ensure(run: Run, name: str, make: Callable[[], str]) -> str:
         try:
             return make()
         except StageError as error:
+            error.hint = lasting_hint(run, error.hint)
             run.journal.say(f"{name}: {error.kind}: {error}")
             raise
 
@@ -46,7 +71,7 @@ def _ensure(run: Run, name: str, make: Callable[[], str]) -> str:
 
 
 def make_cluster(run: Run) -> ClusterFacts:
-    """Come by the cluster; `cluster_of` is what others call."""
+    """Create or attach to the cluster; others call `cluster_of`."""
     if run.config.reuse:
         return kept.find(run.config.reuse).cluster
     if run.config.cluster_kind == "local":
@@ -98,20 +123,20 @@ def _engine(run: Run) -> tuple[EngineEnvironment, Path]:
 
 
 def make_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
-    """Come by the stage, and note in the journal when a simulated engine serves it."""
-    facts = _come_by_stage(run, cluster)
+    """Deploy or attach to the stage, and record whether a simulated engine serves it."""
+    facts = _deploy_or_attach(run, cluster)
     if facts.simulated:
         run.journal.event("simulated", facts.namespace)
     return facts
 
 
-def _come_by_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
+def _deploy_or_attach(run: Run, cluster: ClusterFacts) -> StageFacts:
     from pytest_vllm_stage.stage.deploy import secrets, waves
 
     config, journal = run.config, run.journal
     if config.reuse:
         return _attach_kept(run)
-    if not config.deploys:
+    if not deploys_to(run, cluster):
         with journal.phase("step: attach"):
             return waves.attach(cluster, config.profile, config.namespace, journal)
     values = secrets.load(config.profile.overlay, config.env_file)
@@ -134,14 +159,14 @@ def _attach_kept(run: Run) -> StageFacts:
     if kept_engine != wanted:
         raise ConfigError(
             f"--stage-reuse: run {found.run_id} kept a stage of engine {kept_engine}, and this run is for {wanted}",
-            hint=f"validate it as what it is (--stage-engine={kept_engine}), or deploy anew (without --stage-reuse)",
+            hint=f"validate it as what it is (--stage-engine={kept_engine}), or deploy again (without --stage-reuse)",
         )
     differences = kept.differences(found.fingerprint, fingerprint(run.config, found.cluster.kubectl))
     if differences:
         listing = "\n  ".join(differences)
         raise ConfigError(
             f"--stage-reuse: run {found.run_id} kept another stage than this profile describes:\n  {listing}",
-            hint=f"deploy anew (without --stage-reuse), or remove the old one: {kept.removal_command(found)}",
+            hint=f"deploy again (without --stage-reuse), or remove the old one: {kept.removal_command(found)}",
         )
     run.journal.event("reused", found.run_id, state=json.loads(found.stage.to_json()))
     return found.stage

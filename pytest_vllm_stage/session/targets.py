@@ -6,7 +6,7 @@ import dataclasses
 
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.run.context import Run
-from pytest_vllm_stage.serving.client import Client, RequestFailed
+from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.serving.target import Target, is_simulated
 from pytest_vllm_stage.stage.facts import StageFacts
 
@@ -43,7 +43,7 @@ def of_endpoint(run: Run) -> dict[str, Target]:
 
 def _model_at(target: Target, run: Run) -> str:
     """The model to check at a server that may serve several; a simulator, which says what it is, is noted."""
-    wanted, client = run.config.model, Client(target)
+    wanted, client = run.config.model, EndpointClient(target)
     try:
         models = client.models()
     except RequestFailed as error:

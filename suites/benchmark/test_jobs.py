@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.benchmark.jobs import BenchmarkJob
-    from pytest_vllm_stage.benchmark.steps import StepResult
-    from pytest_vllm_stage.measurement.samples import Measurement
-    from pytest_vllm_stage.settings.config import StageConfig
+    from pytest_vllm_stage import BenchmarkJob, Measurement, StageConfig, StepResult
 
 pytestmark = pytest.mark.load
 

@@ -9,10 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
 
-    from pytest_vllm_stage.cluster.facts import ClusterFacts
-    from pytest_vllm_stage.settings.config import StageConfig
-    from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.observe.reader import StageReader
+    from pytest_vllm_stage import ClusterFacts, StageConfig, StageFacts, StageReader
 
     Object = dict[str, Any]
 
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def view(kube: DynamicClient, cluster: ClusterFacts, stage: StageFacts) -> StageReader:
     """The stage's namespace as it is now, with its events."""
-    from pytest_vllm_stage.stage.observe.reader import StageReader
+    from pytest_vllm_stage import StageReader
 
     seen = StageReader(kube, cluster, stage.namespace)
     seen.events = seen.listed("Event")

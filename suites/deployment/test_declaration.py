@@ -9,7 +9,7 @@ from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.settings.config import StageConfig
+    from pytest_vllm_stage import StageConfig
 
     Object = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.stage.observe.reader import StageReader
+    from pytest_vllm_stage import StageReader
 
 
 def test_no_warning_is_still_true(view: StageReader, kubectl: str) -> None:

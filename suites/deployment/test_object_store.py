@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.core.skips import does_not_apply
+from pytest_vllm_stage import does_not_apply
 from pytest_vllm_stage.stage.deploy import render
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage import StageFacts
     from pytest_vllm_stage.stage.s3 import ObjectStore
 
     Object = dict[str, Any]

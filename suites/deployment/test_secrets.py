@@ -8,7 +8,7 @@ from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.stage.observe.reader import StageReader
+    from pytest_vllm_stage import StageReader
 
     Object = dict[str, Any]
 

@@ -9,9 +9,7 @@ from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.standins.engine import SERVER as SIMULATOR
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.serving.client import Client
-    from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.observe.reader import StageReader
+    from pytest_vllm_stage import EndpointClient, StageFacts, StageReader
 
     Object = dict[str, Any]
 
@@ -100,7 +98,7 @@ def test_live_runtime_is_the_declared_one(
     )
 
 
-def test_engine_is_the_declared_one(stage: StageFacts, endpoint: Client) -> None:
+def test_engine_is_the_declared_one(stage: StageFacts, endpoint: EndpointClient) -> None:
     """A model answers where one is declared; the simulated engine, which names itself, only where it is declared.
 
     A stand-in that stays behind answers every check of form, and every number about it is about no model.

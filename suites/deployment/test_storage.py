@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_vllm_stage import StageError
 from pytest_vllm_stage.checks.stage import weights
-from pytest_vllm_stage.core.errors import StageError
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.run.context import Run
-    from pytest_vllm_stage.settings.config import StageConfig
-    from pytest_vllm_stage.stage.facts import StageFacts
-    from pytest_vllm_stage.stage.observe.reader import StageReader
+    from pytest_vllm_stage import Run, StageConfig, StageFacts, StageReader
 
     Object = dict[str, Any]
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_vllm_stage.core.skips import does_not_apply
-from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.settings.profile import CAPABILITIES, ModelProfile
+from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
+from pytest_vllm_stage.settings.profile import CAPABILITIES
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.settings.config import StageConfig
+    from pytest_vllm_stage import StageConfig
 
 Needs = Callable[..., None]
 
@@ -28,7 +27,7 @@ def counting() -> str:
 
 
 @pytest.fixture
-def model_profile(endpoint: Client, stage_config: StageConfig) -> ModelProfile | None:
+def model_profile(endpoint: EndpointClient, stage_config: StageConfig) -> ModelProfile | None:
     """What the profile says of the model under check; None where it does not know it."""
     return stage_config.profile.find_model(endpoint.target.role, endpoint.target.model)
 

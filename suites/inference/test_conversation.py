@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.patterns import Pattern, pattern
 from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
-from pytest_vllm_stage.serving.client import Client
 
 Needs = Callable[..., None]
 
@@ -26,7 +26,7 @@ BEGUN = "The list says:\n"
 FILLER = ("You answer briefly.", "Name a colour.", "Blue.", "Name another one.")
 
 
-def goes_on(endpoint: Client, shown: Pattern, place: int) -> str:
+def goes_on(endpoint: EndpointClient, shown: Pattern, place: int) -> str:
     """What the model says after a pattern's word, in a dialogue whose turn at ``place`` shows the pattern."""
     texts = [*FILLER[:place], shown.lines(TIMES).strip(), *FILLER[place + 1 :]]
     messages = [{"role": role, "content": text} for role, text in zip(ROLES, texts, strict=True)]
@@ -36,7 +36,7 @@ def goes_on(endpoint: Client, shown: Pattern, place: int) -> str:
 
 
 @pytest.mark.parametrize("place", range(len(PLACES)), ids=PLACES)
-def test_every_turn_reaches_the_model(endpoint: Client, needs: Needs, place: int) -> None:
+def test_every_turn_reaches_the_model(endpoint: EndpointClient, needs: Needs, place: int) -> None:
     """The answer goes on with the pattern that stands in this turn, and with another one when another one stands there.
 
     A dropped system prompt, a history cut to its last turn, or an answer cached by the last message alone give fluent
@@ -51,7 +51,7 @@ def test_every_turn_reaches_the_model(endpoint: Client, needs: Needs, place: int
         )
 
 
-def test_conversations_are_counted_and_seen_whole(endpoint: Client, needs: Needs) -> None:
+def test_conversations_are_counted_and_seen_whole(endpoint: EndpointClient, needs: Needs) -> None:
     """However a conversation grows, with any text in any turn, the engine sees it as the template renders it.
 
     Turns are added and answers asked for in every order; each time the engine's own prompt is the template's rendering,

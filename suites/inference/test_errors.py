@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS, Client
+from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
 
 UNKNOWN = "no-such-model-is-served-here"
 
@@ -36,7 +37,7 @@ def refused(response: httpx.Response, *statuses: int) -> str:
 @pytest.mark.smoke
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
-def test_an_unknown_model_is_refused(endpoint: Client, path: str, stream: bool) -> None:
+def test_an_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
     """A model that is not served gives 404 and is named, for streams too, before any event.
 
     A server that answers with another model instead makes every comparison of models worthless, and nobody notices.
@@ -47,7 +48,7 @@ def test_an_unknown_model_is_refused(endpoint: Client, path: str, stream: bool) 
     assert UNKNOWN in message, f"the error does not name the model that was asked for: {message!r}"
 
 
-def test_a_path_or_method_that_is_none_is_refused(endpoint: Client) -> None:
+def test_a_path_or_method_that_is_none_is_refused(endpoint: EndpointClient) -> None:
     """A path that there is not gives 404, and the wrong method on one that there is 405 (or 404).
 
     A gateway that answers everything with 200, a page for people as a rule, hides every misspelt path from its callers.
@@ -59,7 +60,7 @@ def test_a_path_or_method_that_is_none_is_refused(endpoint: Client) -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
-def test_a_body_that_is_no_json_is_refused(endpoint: Client, path: str) -> None:
+def test_a_body_that_is_no_json_is_refused(endpoint: EndpointClient, path: str) -> None:
     """A body cut in the middle gives 400 (or 422), not a 5xx and not a hanging connection.
 
     A 5xx here would count every bug of a client as an outage of the server.
@@ -92,7 +93,9 @@ def test_a_body_that_is_no_json_is_refused(endpoint: Client, path: str) -> None:
         "empty-stop", "bias-on-no-token", "no-tools",
     ],
 )  # fmt: skip
-def test_a_field_that_cannot_be_is_refused_by_name(endpoint: Client, field: str, change: dict[str, Any]) -> None:
+def test_a_field_that_cannot_be_is_refused_by_name(
+    endpoint: EndpointClient, field: str, change: dict[str, Any]
+) -> None:
     """A missing, mistyped or impossible field gives 400 (or 422), and the error names the field.
 
     Silently taking a default instead gives an answer to a question that was not asked.
@@ -107,7 +110,7 @@ def test_a_field_that_cannot_be_is_refused_by_name(endpoint: Client, field: str,
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
-def test_a_prompt_over_the_context_length_is_refused(endpoint: Client, path: str, stream: bool) -> None:
+def test_a_prompt_over_the_context_length_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
     """A prompt longer than ``max_model_len`` gives 400 (or 413, 422), and the error names the limit.
 
     A server that cuts the prompt instead answers from half of the document, with status 200.
@@ -132,7 +135,7 @@ def test_a_prompt_over_the_context_length_is_refused(endpoint: Client, path: str
     ids=["regex", "schema", "format"],
 )
 def test_a_structure_that_cannot_be_is_refused(
-    endpoint: Client, needs: Callable[..., None], wanted: dict[str, Any]
+    endpoint: EndpointClient, needs: Callable[..., None], wanted: dict[str, Any]
 ) -> None:
     """An expression, schema or format that is none gives 400 (or 422), at once.
 
@@ -142,7 +145,7 @@ def test_a_structure_that_cannot_be_is_refused(
     refused(endpoint.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=4, **wanted)), 400, 422)
 
 
-def test_the_server_answers_after_refusing(endpoint: Client) -> None:
+def test_the_server_answers_after_refusing(endpoint: EndpointClient) -> None:
     """On one connection, a good request right after a refused one is answered.
 
     An engine that a bad request kills, or a connection left in a broken state, makes one user's mistake everybody's.

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_vllm_stage.serving.client import COMPLETIONS, Client
+from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage.serving.client import COMPLETIONS
 
 Needs = Callable[..., None]
 
@@ -15,7 +16,7 @@ OVER = 12
 
 
 @pytest.mark.parametrize("limit_name", ["max_tokens", "max_completion_tokens"])
-def test_max_tokens_is_honoured(endpoint: Client, counting: str, limit_name: str) -> None:
+def test_max_tokens_is_honoured(endpoint: EndpointClient, counting: str, limit_name: str) -> None:
     """An answer has exactly as many tokens as allowed when it has more to say, and a lower limit gives its beginning.
 
     An ignored limit lets one request hold its slot for the whole context length. The texts are compared as well, since
@@ -31,7 +32,7 @@ def test_max_tokens_is_honoured(endpoint: Client, counting: str, limit_name: str
     assert longer.text.startswith(short.text), f"6 tokens: {short.text!r}\n18 tokens: {longer.text!r}"
 
 
-def test_an_answer_cut_by_its_limit_says_length(endpoint: Client, counting: str) -> None:
+def test_an_answer_cut_by_its_limit_says_length(endpoint: EndpointClient, counting: str) -> None:
     """``finish_reason`` is ``length`` for an answer that ``max_tokens`` cut, whole or streamed.
 
     It is how a client knows that it must not show or parse this as a complete answer.
@@ -43,7 +44,7 @@ def test_an_answer_cut_by_its_limit_says_length(endpoint: Client, counting: str)
     assert list(streamed.finish_reasons) == ["length"], f"cut after 4 tokens, the stream says {streamed.finish_reasons}"
 
 
-def test_an_answer_that_ends_by_itself_says_stop(endpoint: Client) -> None:
+def test_an_answer_that_ends_by_itself_says_stop(endpoint: EndpointClient) -> None:
     """``finish_reason`` is ``stop`` for an answer that came to its end before the limit.
 
     An agent that reads ``length`` here asks for a continuation of a finished answer; a model whose end token is not
@@ -55,7 +56,7 @@ def test_an_answer_that_ends_by_itself_says_stop(endpoint: Client) -> None:
     assert answer.finish_reason == "stop", f"ended after {made} of 256 tokens, the answer says {answer.finish_reason!r}"
 
 
-def test_stop_ends_the_answer_before_the_stop_text(endpoint: Client, counting: str) -> None:
+def test_stop_ends_the_answer_before_the_stop_text(endpoint: EndpointClient, counting: str) -> None:
     """The answer ends right before a stop text, which is not part of it, and says ``stop``; whole and streamed.
 
     Prompted formats end their turns with stop texts: ignored, the model talks on and answers itself; leaked, parsers
@@ -74,7 +75,7 @@ def test_stop_ends_the_answer_before_the_stop_text(endpoint: Client, counting: s
     assert list(streamed.finish_reasons) == ["stop"], f"ended by its stop text, it says {streamed.finish_reasons}"
 
 
-def test_a_stop_text_is_found_across_tokens(endpoint: Client, counting: str, needs: Needs) -> None:
+def test_a_stop_text_is_found_across_tokens(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """A stop text that begins in one token and ends in the next one stops the answer, right before it.
 
     A server that compares token by token finds only short stop texts, and sends their beginning before it knows.
@@ -95,7 +96,7 @@ def test_a_stop_text_is_found_across_tokens(endpoint: Client, counting: str, nee
         assert said == expected, f"{what} with stop={stop!r}, across two tokens: {said!r}; until there: {expected!r}"
 
 
-def test_a_stop_token_ends_the_answer(endpoint: Client, counting: str, needs: Needs) -> None:
+def test_a_stop_token_ends_the_answer(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """A token of ``stop_token_ids`` ends the answer, does not show, and is named as the reason.
 
     Agents stop at special tokens that have no text; dropped, the model talks on past the end of its turn.
@@ -112,7 +113,7 @@ def test_a_stop_token_ends_the_answer(endpoint: Client, counting: str, needs: Ne
     assert answer.choice.get("stop_reason") == stop, f"stopped by {stop}, it says {answer.choice.get('stop_reason')!r}"
 
 
-def test_the_whole_context_can_be_used(endpoint: Client) -> None:
+def test_the_whole_context_can_be_used(endpoint: EndpointClient) -> None:
     """A prompt of one token less than ``max_model_len`` is answered by one token; one of the whole length is refused.
 
     Users fill the context that they were promised to the last token; off by one, the longest documents fail. An answer

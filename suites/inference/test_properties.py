@@ -12,9 +12,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vllm_stage import EndpointClient, Usage
 from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
-from pytest_vllm_stage.serving.answers import Usage
-from pytest_vllm_stage.serving.client import Client
 
 Needs = Callable[..., None]
 
@@ -43,7 +42,7 @@ PARAMETERS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 ).map(possible)
 
 
-def choices_of(endpoint: Client, text: str, asked: dict[str, Any], stream: bool) -> Choices:
+def choices_of(endpoint: EndpointClient, text: str, asked: dict[str, Any], stream: bool) -> Choices:
     """The text of each choice, every finish reason, and the usage."""
     if not stream:
         answer = endpoint.chat(text, **asked)
@@ -59,7 +58,7 @@ def choices_of(endpoint: Client, text: str, asked: dict[str, Any], stream: bool)
     return texts, list(streamed.finish_reasons), Usage.of(streamed.usage_chunks[0])
 
 
-def test_any_request_is_answered_as_it_asks(endpoint: Client) -> None:
+def test_any_request_is_answered_as_it_asks(endpoint: EndpointClient) -> None:
     """Any text with any parameters: so many choices, each ended for a reason, no stop text in any, and all counted.
 
     Users combine parameters as no test of single ones does; it is at two that meet where servers and gateways break.
@@ -84,7 +83,7 @@ def test_any_request_is_answered_as_it_asks(endpoint: Client) -> None:
     keeps_to_it()
 
 
-def test_any_text_is_completed_by_its_own_tokens(endpoint: Client, needs: Needs) -> None:
+def test_any_text_is_completed_by_its_own_tokens(endpoint: EndpointClient, needs: Needs) -> None:
     """Any text as a plain prompt: the engine works on the tokens that ``/tokenize`` gives, and counts them.
 
     A character that a hop drops, doubles or recodes changes the prompt without a trace in the answer.

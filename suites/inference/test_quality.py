@@ -13,13 +13,10 @@ from statistics import fmean
 
 import pytest
 
+from pytest_vllm_stage import EndpointClient, ModelProfile, Target, does_not_apply
 from pytest_vllm_stage.checks.inference.reference import Reference, agreement, compare, texts
 from pytest_vllm_stage.checks.inference.scores import Scores, score
 from pytest_vllm_stage.checks.inference.together import together
-from pytest_vllm_stage.core.skips import does_not_apply
-from pytest_vllm_stage.serving.client import Client
-from pytest_vllm_stage.serving.target import Target
-from pytest_vllm_stage.settings.profile import ModelProfile
 
 Needs = Callable[..., None]
 
@@ -28,7 +25,7 @@ SIMULATED = "vllm-stage-sim"
 
 
 @pytest.fixture
-def reference(endpoint: Client, model_profile: ModelProfile | None) -> Reference:
+def reference(endpoint: EndpointClient, model_profile: ModelProfile | None) -> Reference:
     """The recorded reference of the model under check."""
     if model_profile is None or model_profile.reference is None:
         pytest.skip(f"no profile names a recorded reference of {endpoint.target.model}")
@@ -39,12 +36,12 @@ def reference(endpoint: Client, model_profile: ModelProfile | None) -> Reference
 
 
 @functools.cache
-def scored(endpoint: Client) -> dict[str, Scores]:
+def scored(endpoint: EndpointClient) -> dict[str, Scores]:
     """The texts as this server scores them; asked for once a run, as two checks look at them."""
     return {name: score(endpoint, text) for name, text in texts().items()}
 
 
-def test_golden_answers_are_the_recorded_ones(endpoint: Client, reference: Reference) -> None:
+def test_golden_answers_are_the_recorded_ones(endpoint: EndpointClient, reference: Reference) -> None:
     """The answers to the golden prompts begin as the recorded ones do, over most of their length on average.
 
     One answer may tip at a close call on other hardware; another model, or damaged weights, tip most of them.
@@ -61,7 +58,7 @@ def test_golden_answers_are_the_recorded_ones(endpoint: Client, reference: Refer
 
 
 def test_the_perplexity_of_fixed_texts_is_the_recorded_one(
-    endpoint: Client, reference: Reference, needs: Needs
+    endpoint: EndpointClient, reference: Reference, needs: Needs
 ) -> None:
     """Each fixed text is as likely to the model as it was when recorded, within the reference's tolerance.
 
@@ -81,7 +78,7 @@ def test_the_perplexity_of_fixed_texts_is_the_recorded_one(
 
 
 def test_the_quantised_model_agrees_with_the_full_one(
-    endpoint: Client, reference: Reference, needs: Needs, targets: dict[str, Target]
+    endpoint: EndpointClient, reference: Reference, needs: Needs, targets: dict[str, Target]
 ) -> None:
     """Over fixed texts, quantisation costs no more than it did, and both models mostly hold the same token likeliest.
 
@@ -93,7 +90,7 @@ def test_the_quantised_model_agrees_with_the_full_one(
         does_not_apply(f"{reference.model} is no quantisation of another model")
     full = targets.get("full")
     if full is not None:
-        with Client(full) as whole:
+        with EndpointClient(full) as whole:
             against = scored(whole)
     else:
         against = dict(Reference.read(reference.full).scores)

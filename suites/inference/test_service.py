@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from pytest_vllm_stage import EndpointClient, does_not_apply
 from pytest_vllm_stage.checks.inference.patterns import pattern
 from pytest_vllm_stage.checks.inference.together import settled, together
-from pytest_vllm_stage.core.skips import does_not_apply
-from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS, Client
+from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
 
 Needs = Callable[..., None]
 
@@ -25,7 +25,7 @@ CLOCK_TOLERANCE_S = timedelta(days=1).total_seconds()
 
 
 @pytest.mark.smoke
-def test_the_server_says_that_it_is_well_and_what_it_is(endpoint: Client) -> None:
+def test_the_server_says_that_it_is_well_and_what_it_is(endpoint: EndpointClient) -> None:
     """``/health`` is 200 and ``/version`` names a version.
 
     Probes and load balancers take an unhealthy server out; a version that is not known makes no bug report useful.
@@ -36,7 +36,7 @@ def test_the_server_says_that_it_is_well_and_what_it_is(endpoint: Client) -> Non
 
 
 @pytest.mark.smoke
-def test_responses_are_of_their_content_type(endpoint: Client) -> None:
+def test_responses_are_of_their_content_type(endpoint: EndpointClient) -> None:
     """Answers and errors are ``application/json``, streams ``text/event-stream``.
 
     Clients choose their parser by it, proxies whether they may buffer, compress or cache.
@@ -52,7 +52,7 @@ def test_responses_are_of_their_content_type(endpoint: Client) -> None:
         assert said.partition(";")[0].strip() == expected, f"{what} comes as {said!r}; {expected} is due"
 
 
-def test_created_is_the_time_of_the_answer(endpoint: Client) -> None:
+def test_created_is_the_time_of_the_answer(endpoint: EndpointClient) -> None:
     """``created`` is in whole seconds since 1970, about now, and the same in all chunks of a stream.
 
     Logs and bills are put in order by it; milliseconds or zero put them into another age.
@@ -67,7 +67,7 @@ def test_created_is_the_time_of_the_answer(endpoint: Client) -> None:
         assert off_s < CLOCK_TOLERANCE_S, f"created is {created}: {off_s:.0f} s from now, which is {time.time():.0f}"
 
 
-def test_no_two_answers_share_an_id(endpoint: Client) -> None:
+def test_no_two_answers_share_an_id(endpoint: EndpointClient) -> None:
     """Of twelve answers, asked for eight at a time, each has an id of its own.
 
     Logs, traces and bills are joined by it: an id that comes again adds one user's tokens to another's.
@@ -79,7 +79,7 @@ def test_no_two_answers_share_an_id(endpoint: Client) -> None:
 
 
 @pytest.mark.smoke
-def test_the_metrics_count_what_is_served(endpoint: Client, needs: Needs) -> None:
+def test_the_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) -> None:
     """After one answer, ``/metrics`` has counted it: at least one request more, and at least its tokens.
 
     Autoscaling, alerts and this project's own benchmark read these series; when they stand still, nobody is warned.
@@ -102,14 +102,14 @@ def test_the_metrics_count_what_is_served(endpoint: Client, needs: Needs) -> Non
     assert settled(lambda: not lacking(), COUNTING_TIMEOUT_S), f"served, but not counted in /metrics: {lacking()}"
 
 
-def test_a_request_without_the_key_is_refused(endpoint: Client) -> None:
+def test_a_request_without_the_key_is_refused(endpoint: EndpointClient) -> None:
     """Where a key is configured, a request without it or with another one gives 401, and with it an answer.
 
     A gateway that lets everybody through looks healthy until the bill comes.
     """
     if endpoint.target.api_key is None:
         does_not_apply("no key is configured for this endpoint (VLLM_STAGE_API_KEY)")
-    with Client(dataclasses.replace(endpoint.target, api_key=None)) as anyone:
+    with EndpointClient(dataclasses.replace(endpoint.target, api_key=None)) as anyone:
         for what, headers in {"without a key": {}, "with a wrong key": {"authorization": "Bearer wrong"}}.items():
             listing = anyone.raw("GET", "/v1/models", headers=headers)
             answer = anyone.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=1), headers=headers)
@@ -119,7 +119,7 @@ def test_a_request_without_the_key_is_refused(endpoint: Client) -> None:
     assert endpoint.models(), "with the key, /v1/models lists nothing"
 
 
-def test_a_connection_is_kept_for_the_next_request(endpoint: Client) -> None:
+def test_a_connection_is_kept_for_the_next_request(endpoint: EndpointClient) -> None:
     """Four requests one after the other, a stream among them, go over one connection.
 
     A server that closes after each answer costs every request a new connection, over TLS two more round trips, and runs
@@ -127,7 +127,7 @@ def test_a_connection_is_kept_for_the_next_request(endpoint: Client) -> None:
     """
     body = endpoint.completion_body(pattern(0).prompt(), max_tokens=2, temperature=0)
     used: list[Any] = []
-    with Client(endpoint.target) as fresh:
+    with EndpointClient(endpoint.target) as fresh:
         for stream in (False, True, False, True):
             response = fresh.raw("POST", COMPLETIONS, json={**body, "stream": stream})
             assert response.status_code == 200, f"{COMPLETIONS} answered {response.status_code}: {response.text[:200]}"

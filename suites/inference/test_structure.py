@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vllm_stage import Answer, EndpointClient, ModelProfile
 from pytest_vllm_stage.checks.inference.properties import examples
 from pytest_vllm_stage.checks.inference.schema import misfit
 from pytest_vllm_stage.checks.inference.tools import Call, calls_of, streamed_calls
-from pytest_vllm_stage.serving.answers import Answer
-from pytest_vllm_stage.serving.client import CHAT, Client
-from pytest_vllm_stage.settings.profile import ModelProfile
+from pytest_vllm_stage.serving.client import CHAT
 
 Needs = Callable[..., None]
 
@@ -63,7 +62,7 @@ QUESTION = "What is the weather in Rome for 2 days? Use a tool."
 DRAW: dict[str, Any] = {"temperature": 0, "max_tokens": ROOM}
 
 
-def test_an_answer_held_to_a_schema_fits_it(endpoint: Client, needs: Needs) -> None:
+def test_an_answer_held_to_a_schema_fits_it(endpoint: EndpointClient, needs: Needs) -> None:
     """For any of many small schemas, a complete answer is JSON that fits the schema.
 
     Programs parse it without looking: one missing field is an exception in somebody else's code. An answer that its
@@ -105,7 +104,7 @@ def read(text: str, what: str) -> Any:
     return pytest.fail(problem)
 
 
-def test_an_answer_held_to_an_expression_matches_it(endpoint: Client, needs: Needs) -> None:
+def test_an_answer_held_to_an_expression_matches_it(endpoint: EndpointClient, needs: Needs) -> None:
     """For any of many regular expressions, the whole answer matches, drawn at a high temperature too.
 
     Identifiers, dates and codes are asked for so; a match of the beginning alone, or at temperature 0 alone, is none.
@@ -122,7 +121,7 @@ def test_an_answer_held_to_an_expression_matches_it(endpoint: Client, needs: Nee
     matches()
 
 
-def test_an_answer_held_to_a_choice_is_one(endpoint: Client, needs: Needs) -> None:
+def test_an_answer_held_to_a_choice_is_one(endpoint: EndpointClient, needs: Needs) -> None:
     """The answer is one of the choices, whole or streamed, in chats and plain completions.
 
     Classifiers compare the answer letter by letter with their labels; a label with a word around it is no label.
@@ -154,7 +153,7 @@ def valid(calls: list[Call], what: str) -> Call:
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("named", [None, "get_time"], ids=["required", "named"])
 def test_a_tool_call_that_is_due_comes_and_is_valid(
-    endpoint: Client, needs: Needs, named: str | None, stream: bool
+    endpoint: EndpointClient, needs: Needs, named: str | None, stream: bool
 ) -> None:
     """With ``tool_choice`` required or naming a tool, exactly one call comes, and its arguments fit the tool's schema.
 
@@ -171,7 +170,7 @@ def test_a_tool_call_that_is_due_comes_and_is_valid(
 
 
 def asked_for_calls(
-    endpoint: Client, stream: bool, question: str = QUESTION, **asked: Any
+    endpoint: EndpointClient, stream: bool, question: str = QUESTION, **asked: Any
 ) -> tuple[list[Call], str | None]:
     """The calls that a question brings about, and the finish reason."""
     if stream:
@@ -183,7 +182,7 @@ def asked_for_calls(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 def test_a_tool_call_by_the_models_own_choice_is_found(
-    endpoint: Client, needs: Needs, model_profile: ModelProfile | None, stream: bool
+    endpoint: EndpointClient, needs: Needs, model_profile: ModelProfile | None, stream: bool
 ) -> None:
     """With ``tool_choice`` auto, the call that the model writes comes as a call, not as text.
 
@@ -207,21 +206,21 @@ def test_a_tool_call_by_the_models_own_choice_is_found(
     assert reason == "tool_calls", f"after a tool call the finish reason is {reason!r}"
 
 
-def _skip_unless_it_may_call(endpoint: Client, asked: dict[str, Any]) -> None:
+def _skip_unless_it_may_call(endpoint: EndpointClient, asked: dict[str, Any]) -> None:
     """Of a server that no profile describes, its own word on its flags is taken."""
     probe = endpoint.raw("POST", CHAT, json=endpoint.chat_body(QUESTION, max_tokens=1, **asked))
     if probe.status_code == 400 and "--enable-auto-tool-choice" in probe.text:
         pytest.skip(f"the server says that its flags do not allow it: {probe.json()['error']['message']}")
 
 
-def test_no_tool_is_called_where_none_may_be(endpoint: Client, needs: Needs) -> None:
+def test_no_tool_is_called_where_none_may_be(endpoint: EndpointClient, needs: Needs) -> None:
     """With ``tool_choice`` none, no call comes, however much the question asks for it."""
     needs("tools")
     calls, _ = asked_for_calls(endpoint, False, tools=tools(), tool_choice="none", max_tokens=24)
     assert not calls, f"tool_choice none, and {calls[0].name} was called"
 
 
-def test_a_tools_result_reaches_the_model(endpoint: Client, needs: Needs) -> None:
+def test_a_tools_result_reaches_the_model(endpoint: EndpointClient, needs: Needs) -> None:
     """A call's result, sent back as a ``tool`` message, stands in the prompt of the next answer.
 
     The round trip is what tools are for: a result that is dropped makes the model invent one.

@@ -8,22 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage import StageFailure
 from pytest_vllm_stage.run.context import RUN
 
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
 
-    from pytest_vllm_stage.cluster.facts import ClusterFacts
-    from pytest_vllm_stage.publication.bucket.bucket import Bucket
+    from pytest_vllm_stage import Bucket, ClusterFacts, Publication, RegistryClient, Run, StageConfig, StageFacts
     from pytest_vllm_stage.publication.bucket.stored import Stored
     from pytest_vllm_stage.publication.document import Results
     from pytest_vllm_stage.publication.links import Names
-    from pytest_vllm_stage.publication.publish_run import Publication
-    from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
-    from pytest_vllm_stage.run.context import Run
-    from pytest_vllm_stage.settings.config import StageConfig
-    from pytest_vllm_stage.stage.facts import StageFacts
+    from pytest_vllm_stage.publication.registry.client import Entity
     from pytest_vllm_stage.stage.revision import Revision
 
     Object = dict[str, Any]
@@ -133,7 +128,7 @@ def document(stored: Stored) -> Results:
 @pytest.fixture
 def running(cluster: ClusterFacts, kube: DynamicClient, stage: StageFacts, service: Object) -> Revision:
     """The running revision of the service."""
+    from pytest_vllm_stage import StageReader
     from pytest_vllm_stage.stage import revision
-    from pytest_vllm_stage.stage.observe.reader import StageReader
 
     return revision.running(StageReader(kube, cluster, stage.namespace), service)

@@ -10,7 +10,7 @@ from pytest_vllm_stage.publication.bucket.names import MANIFEST, parse_uri
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.publication.bucket.bucket import Bucket
+    from pytest_vllm_stage import Bucket
     from pytest_vllm_stage.publication.bucket.stored import Stored
 
 pytestmark = pytest.mark.after_load

@@ -11,7 +11,7 @@ from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.stage.observe import health
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.publication.registry.client import RegistryClient
+    from pytest_vllm_stage import RegistryClient
     from suites.registry.conftest import Filed
 
     Object = dict[str, Any]

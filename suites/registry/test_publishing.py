@@ -12,8 +12,7 @@ from pytest_vllm_stage.publication.registry.values import text_of
 from pytest_vllm_stage.publication.registry.write import SUPERSEDED
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.publication.publish_run import Publication
-    from pytest_vllm_stage.publication.registry.client import RegistryClient
+    from pytest_vllm_stage import Publication, RegistryClient
     from suites.registry.conftest import Filed
 
 pytestmark = pytest.mark.after_load

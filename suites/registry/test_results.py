@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage import StageError
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.publication import check, properties
 from pytest_vllm_stage.publication.bucket.stored import Unfinished, unfinished
@@ -17,14 +17,10 @@ from pytest_vllm_stage.stage.observe import health
 if TYPE_CHECKING:
     from model_registry import ModelRegistry
 
-    from pytest_vllm_stage.publication.bucket.bucket import Bucket
+    from pytest_vllm_stage import Bucket, Publication, RegistryClient, Run, StageFacts
     from pytest_vllm_stage.publication.bucket.stored import Stored
     from pytest_vllm_stage.publication.document import Results
     from pytest_vllm_stage.publication.links import Names
-    from pytest_vllm_stage.publication.publish_run import Publication
-    from pytest_vllm_stage.publication.registry.client import RegistryClient
-    from pytest_vllm_stage.run.context import Run
-    from pytest_vllm_stage.stage.facts import StageFacts
     from pytest_vllm_stage.stage.revision import Revision
     from suites.registry.conftest import Filed
 

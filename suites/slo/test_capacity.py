@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.benchmark.find_capacity import FoundCapacity
+    from pytest_vllm_stage import FoundCapacity
 
 
 @pytest.mark.load

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage.benchmark.plans import PlannedStep
-    from pytest_vllm_stage.benchmark.regressions import Comparison
-    from pytest_vllm_stage.benchmark.steps import StepResult
-    from pytest_vllm_stage.settings.config import StageConfig
+    from pytest_vllm_stage import Comparison, PlannedStep, StageConfig, StepResult
 
 
 @pytest.mark.load

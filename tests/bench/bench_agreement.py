@@ -26,7 +26,7 @@ from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.statistics import nearest_rank
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
-from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
 
 RELATIVE, ABSOLUTE_MS = 0.10, 5.0
@@ -80,7 +80,7 @@ def ttft_p50_ms(measurement: Measurement, *, from_send: bool = False) -> float:
     return nearest_rank(values, 50)
 
 
-def compare(client: Client, maker: PromptMaker, name: str, arguments: argparse.Namespace) -> Pair:
+def compare(client: EndpointClient, maker: PromptMaker, name: str, arguments: argparse.Namespace) -> Pair:
     """One step, several times by each driver in turn."""
     pair = Pair(name, [], [], [])
 
@@ -133,10 +133,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    with Client(Target("endpoint", "", arguments.url)) as unnamed:
+    with EndpointClient(Target("endpoint", "", arguments.url)) as unnamed:
         model = arguments.model or str(unnamed.models()[0]["id"])
     pairs = []
-    with Client(Target("endpoint", model, arguments.url)) as client:
+    with EndpointClient(Target("endpoint", model, arguments.url)) as client:
         for name in arguments.steps.split(","):
             maker = prepare.maker_for(client, "chat")
             pairs.append(compare(client, maker, name, arguments))

@@ -33,7 +33,7 @@ def make_stage(run, cluster):
     note("stage")
     if os.environ.get("FAKE_BROKEN"):
         text = "secret minio-credentials has no key \\"secretkey\\"\\n  pod minio-0: waiting"
-        raise errors.WaitFailed(text, hint="add it")
+        raise errors.WaitFailed(text, hint=os.environ.get("FAKE_HINT", "add it"))
     targets = tuple(TargetFacts(role, role + "-model", "http://127.0.0.1:9") for role in run.config.roles)
     return StageFacts(run.config.namespace, run.run_id, True, targets)
 
@@ -42,7 +42,7 @@ def end(run, cluster):
     return ["netns vllm-stage-1"] if os.environ.get("FAKE_LEFTOVER") else []
 
 def keep(run, cluster, stage):
-    note("keep")
+    note("keep" if stage else "keep-failed")
     return []
 
 lifecycle.make_cluster, lifecycle.make_stage, finish.end, finish.keep = make_cluster, make_stage, end, keep

@@ -17,11 +17,11 @@ import pytest
 @pytest.fixture
 def client():
     import httpx
-    from pytest_vllm_stage.serving.client import Client
+    from pytest_vllm_stage.serving.client import EndpointClient
     from pytest_vllm_stage.serving.target import Target
     def answer(request):
         return httpx.Response(200, json={{"object": "list", "data": [{{"id": "a", "echo": "{PLANTED}"}}]}})
-    return Client(Target("full", "a", "http://user:{PLANTED}@host"), transport=httpx.MockTransport(answer))
+    return EndpointClient(Target("full", "a", "http://user:{PLANTED}@host"), transport=httpx.MockTransport(answer))
 
 def test_passes(stage, stage_run):
     with stage_run.journal.phase("publish"):

@@ -135,6 +135,33 @@ def test_keep(place: pytest.Pytester, calls: Path, mode: str, failing: bool, end
     assert words(calls) == {"cluster": 1, "stage": 1, end: 1}
 
 
+@pytest.mark.parametrize(("mode", "end"), [("never", "end"), ("on-failure", "keep-failed"), ("always", "keep-failed")])
+def test_keep_of_a_failed_deployment(
+    place: pytest.Pytester, calls: Path, monkeypatch: pytest.MonkeyPatch, mode: str, end: str
+) -> None:
+    monkeypatch.setenv("FAKE_BROKEN", "1")
+    place.makepyfile("def test_it(stage): pass")
+    assert place.runpytest_subprocess(f"--stage-keep={mode}").ret == 1
+    assert words(calls) == {"cluster": 1, "stage": 1, end: 1}
+
+
+@pytest.mark.parametrize("mode", ["never", "on-failure"])
+def test_the_next_command_still_works_when_it_is_read(
+    place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """The kubeconfig of a cluster that the run removes is gone by then; the diagnostics are not."""
+    monkeypatch.setenv("FAKE_BROKEN", "1")
+    monkeypatch.setenv("FAKE_HINT", "kubectl --kubeconfig /k -n small get pods,events")
+    place.makepyfile("def test_it(stage): pass")
+    result = place.runpytest_subprocess(f"--stage-keep={mode}", "--stage-run-dir=here")
+    if mode == "never":
+        expected = f"  next: read {place.path}/here/diagnostics/: objects*; *keep it: --stage-keep=on-failure"
+    else:
+        expected = "  next: kubectl --kubeconfig /k -n small get pods,events"
+    result.stdout.fnmatch_lines([expected])
+    result.stderr.fnmatch_lines([expected])
+
+
 def test_what_needs_a_cluster_is_skipped_with_the_reason_for_an_endpoint(place: pytest.Pytester) -> None:
     place.makepyfile("def test_it(cluster): pass")
     result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9", "-rs")

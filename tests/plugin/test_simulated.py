@@ -18,7 +18,7 @@ from pytest_vllm_stage.run.context import Identity, Run
 from pytest_vllm_stage.session import kept, lifecycle
 from pytest_vllm_stage.settings.config import resolve
 from pytest_vllm_stage.stage.deploy import waves
-from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts
+from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts, TargetFacts
 
 SUITE = "def test_it(stage): pass"
 
@@ -93,9 +93,11 @@ def test_a_kept_stage_of_another_engine_is_refused(
 ) -> None:
     monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(simulated_place.path / "cache"))
     cluster = ClusterFacts("local", "/k", "c", "v1", "kubectl", True, True, "/state")
+    monkeypatch.setattr(kept, "forget_ended", lambda: None)  # the cluster is made up
     runs = {engine: run_of(engine, simulated_place.path) for engine in ("sim", "vllm")}
     monkeypatch.setattr("pytest_vllm_stage.stage.deploy.render.render", lambda overlay, kubectl: [])
-    stage = StageFacts("small", "r", True, (), simulated=kept_as == "sim")
+    targets = (TargetFacts("full", "f", "http://127.0.0.1:9"),)
+    stage = StageFacts("small", "r", True, targets, simulated=kept_as == "sim")
     kept.note(kept.Kept("r", cluster, stage, lifecycle.fingerprint(runs[kept_as].config, "kubectl")))
     assert lifecycle.make_stage(runs[kept_as], cluster) == stage
     with pytest.raises(ConfigError, match=f"kept a stage of engine {kept_as}, and this run is for {wanted}") as refused:

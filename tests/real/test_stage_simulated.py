@@ -17,7 +17,7 @@ from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
-from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.session import kept
 from pytest_vllm_stage.stage import client, objects
@@ -80,9 +80,11 @@ def stage(first: Outcome) -> kept.Kept:
 
 
 @pytest.fixture
-def models(stage: kept.Kept) -> Iterator[dict[str, Client]]:
+def models(stage: kept.Kept) -> Iterator[dict[str, EndpointClient]]:
     targets = stage.stage.targets
-    clients = {t.role: Client(Target(t.role, t.inference_service, t.base_url, t.max_model_len)) for t in targets}
+    clients = {
+        t.role: EndpointClient(Target(t.role, t.inference_service, t.base_url, t.max_model_len)) for t in targets
+    }
     yield clients
     for one in clients.values():
         one.raw("PUT", "/sim/faults", json=[])
@@ -101,7 +103,7 @@ def test_every_suite_is_green_and_no_check_of_the_deployment_is_skipped(first: O
 def test_it_is_called_simulated_down_to_its_pods(first: Outcome, stage: kept.Kept) -> None:
     assert first.record["simulated"] is True
     assert stage.stage.simulated is True
-    assert first.record["kept"]["reuse"].endswith(" --stage-engine=sim")
+    assert " --stage-engine=sim" in first.record["kept"]["reuse"]
     assert first.record["versions"].keys() >= {"simulated-engine", "kserve"}
     with client.connection(stage.cluster, stage.stage.namespace) as kube:
         pods = objects.listed(kube, "Pod", stage.stage.namespace, {SIMULATED_LABEL: "true"})
@@ -110,7 +112,7 @@ def test_it_is_called_simulated_down_to_its_pods(first: Outcome, stage: kept.Kep
     }
 
 
-def test_the_declaration_decides_size_and_pace(models: dict[str, Client]) -> None:
+def test_the_declaration_decides_size_and_pace(models: dict[str, EndpointClient]) -> None:
     settings = {role: one.raw("GET", "/sim/settings").json() for role, one in models.items()}
     for role, one in models.items():
         assert (settings[role]["model"], settings[role]["max_num_seqs"]) == (one.target.model, 8)
@@ -120,7 +122,7 @@ def test_the_declaration_decides_size_and_pace(models: dict[str, Client]) -> Non
 
 
 def test_a_planted_fault_fails_the_checks_of_its_model_alone(
-    stage: kept.Kept, models: dict[str, Client], tmp_path: Path
+    stage: kept.Kept, models: dict[str, EndpointClient], tmp_path: Path
 ) -> None:
     """One request in ten answered 503: of some hundred requests not to hit one would be a chance of 1 to 100 000."""
     reuse = ("suites/inference", f"--stage-reuse={stage.run_id}", "--stage-engine=sim")

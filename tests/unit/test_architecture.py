@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import pytest_vllm_stage
 from pytest_vllm_stage.serving.target import SIMULATED_ENGINE
 from pytest_vllm_stage.standins.engine import SERVER
 
 PACKAGE = Path(__file__).parents[2] / "pytest_vllm_stage"
+#: Re-exports what a suite's author needs, each name on first use.
+PUBLIC = PACKAGE / "__init__.py"
 
 #: From the top down; a module imports from its own room and from those below. Names are packages or modules.
 LAYERS = (
@@ -59,7 +64,9 @@ def test_the_walk_sees_the_package() -> None:
     assert "session" in set(imports(PACKAGE / "plugin.py"))
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [path for path in modules() if path != PUBLIC], ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_imports_point_downward(path: Path) -> None:
     own = RANK[layer_of(path)]
     upward = sorted(name for name in imports(path) if RANK.get(name, own) < own)
@@ -95,3 +102,20 @@ def test_nothing_imports_a_stand_in_and_a_stand_in_imports_next_to_nothing() -> 
 
 def test_the_mark_of_the_simulated_engine_is_the_one_that_it_sends() -> None:
     assert SIMULATED_ENGINE == SERVER
+
+
+def test_the_public_names_are_sorted_and_import_what_they_say() -> None:
+    assert pytest_vllm_stage.__all__ == sorted(pytest_vllm_stage.__all__)
+    assert len(pytest_vllm_stage.__all__) > 20
+    for name in pytest_vllm_stage.__all__:
+        public = getattr(pytest_vllm_stage, name)
+        assert public.__name__ == name, f"{name} is called {public.__name__} where it is defined"
+        assert public.__module__.startswith("pytest_vllm_stage.")
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = pytest_vllm_stage.nothing
+
+
+def test_importing_the_package_imports_none_of_its_rooms() -> None:
+    program = "import sys, pytest_vllm_stage; print([name for name in sys.modules if name.startswith('pytest_vllm_')])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['pytest_vllm_stage']"

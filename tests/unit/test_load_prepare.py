@@ -13,15 +13,15 @@ from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.prepare import fastest_answer_s, learn_from, maker_for, prepare
 from pytest_vllm_stage.measurement.step import CLOSED
-from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
 from tests.unit.made_samples import closed_step, measurement, open_step, sample
 from tests.unit.sim_engine import Sim, running_sim
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with running_sim("--ttft-ms", "5", "--itl-ms", "1") as sim, Client(target(sim)) as made:
+def client() -> Iterator[EndpointClient]:
+    with running_sim("--ttft-ms", "5", "--itl-ms", "1") as sim, EndpointClient(target(sim)) as made:
         yield made
 
 
@@ -30,7 +30,7 @@ def target(sim: Sim) -> Target:
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_every_prompt_has_the_length_that_the_server_counts(client: Client, api: str) -> None:
+def test_every_prompt_has_the_length_that_the_server_counts(client: EndpointClient, api: str) -> None:
     step = open_step(20, 1, model="sim", api=api, warmup_requests=4)
     job = prepare(
         step, client, maker_for(client, api), facts={"gpu": "none"}, gpu_metrics_url="http://gpu:9400/metrics"
@@ -52,7 +52,7 @@ def test_every_prompt_has_the_length_that_the_server_counts(client: Client, api:
     assert job.api_key == Secret("key")
 
 
-def test_a_closed_loop_gets_more_prompts_than_it_can_use(client: Client) -> None:
+def test_a_closed_loop_gets_more_prompts_than_it_can_use(client: EndpointClient) -> None:
     step = replace(open_step(), model="sim", arrivals=CLOSED, request_rate=None, concurrency=3, duration_s=0.5)
     job = prepare(step, client, maker_for(client, "chat"))
     fastest_s = 0.005 + 64 / 20_000 + 15 * 0.001
@@ -83,7 +83,7 @@ def test_what_was_learnt_of_a_target_is_not_asked_again() -> None:
     """Three whole answers one after another before each closed loop took 13.7 s on a GPU with answers of 4.6 s."""
     server = Counted()
     users = closed_step(5, 0.01, model="sim", warmup_requests=20)
-    with Client(Target("full", "sim", "http://server"), transport=httpx.MockTransport(server)) as client:
+    with EndpointClient(Target("full", "sim", "http://server"), transport=httpx.MockTransport(server)) as client:
         maker = maker_for(client, "chat")
         asked = server.tokenized
         prepare(users, client, maker)
@@ -96,7 +96,7 @@ def test_what_was_learnt_of_a_target_is_not_asked_again() -> None:
 
 def test_the_pace_of_earlier_steps_spares_the_question() -> None:
     server = Counted()
-    with Client(Target("full", "sim", "http://server"), transport=httpx.MockTransport(server)) as client:
+    with EndpointClient(Target("full", "sim", "http://server"), transport=httpx.MockTransport(server)) as client:
         maker = maker_for(client, "chat")
         step = open_step(2, 10, model="sim")
         learn_from(measurement(step, [sample(i, i / 2, ttft_s=0.5 - i / 100) for i in range(20)]), maker)
@@ -111,7 +111,7 @@ def test_a_server_without_a_tokenizer_is_refused() -> None:
     transport = httpx.MockTransport(lambda _request: httpx.Response(404, json={"detail": "Not Found"}))
     wanted = "prompts of an exact length need the server's tokenizer: POST /tokenize"
     with (
-        Client(Target("full", "m", "http://server"), transport=transport) as bare,
+        EndpointClient(Target("full", "m", "http://server"), transport=transport) as bare,
         pytest.raises(StageFailure, match=wanted),
     ):
         maker_for(bare, "chat")

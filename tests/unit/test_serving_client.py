@@ -18,17 +18,17 @@ import pytest
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.connections import address_of
-from pytest_vllm_stage.serving.client import CHAT, Client, RequestFailed, StreamBroken, Target
+from pytest_vllm_stage.serving.client import CHAT, EndpointClient, RequestFailed, StreamBroken, Target
 
 TARGET = Target("full", "m", "http://server:8080", api_key=Secret("sk-very-secret"))
 Answering = Callable[[httpx.Request], httpx.Response]
 
 
-def client(answering: Answering) -> Client:
-    return Client(TARGET, transport=httpx.MockTransport(answering))
+def client(answering: Answering) -> EndpointClient:
+    return EndpointClient(TARGET, transport=httpx.MockTransport(answering))
 
 
-def always(status: int, body: Any, **headers: str) -> Client:
+def always(status: int, body: Any, **headers: str) -> EndpointClient:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return client(lambda _: httpx.Response(status, content=content, headers=headers))
 
@@ -46,7 +46,7 @@ def test_a_target_that_is_not_reachable_gets_no_request() -> None:
         sent.append(request)
         return httpx.Response(200)
 
-    nowhere = Client(target, transport=httpx.MockTransport(answering))
+    nowhere = EndpointClient(target, transport=httpx.MockTransport(answering))
     for ask in (nowhere.health, nowhere.models, lambda: nowhere.chat("hi"), lambda: nowhere.stream_chat("hi")):
         with pytest.raises(RequestFailed, match=r"was not sent: inferenceservice/m is not Ready \(Failed: no GPU\)"):
             ask()
@@ -83,7 +83,7 @@ def test_a_gateways_path_goes_in_front_of_every_request() -> None:
         return httpx.Response(200, json={"data": [], "version": "1"})
 
     target = dataclasses.replace(TARGET, base_url="http://gateway/team/qwen")
-    with Client(target, transport=httpx.MockTransport(answer)) as client:
+    with EndpointClient(target, transport=httpx.MockTransport(answer)) as client:
         client.models()
         client.version()
     assert seen == ["/team/qwen/v1/models", "/team/qwen/version"]
@@ -137,7 +137,7 @@ def test_an_unreachable_server_is_named() -> None:
     ],
 )
 def test_an_answer_without_what_was_asked_for_is_a_failure(
-    call: Callable[[Client], object], body: Any, message: str
+    call: Callable[[EndpointClient], object], body: Any, message: str
 ) -> None:
     with pytest.raises(RequestFailed, match=message):
         call(always(200, body))
@@ -243,14 +243,17 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[str, str]]:
 
 def test_a_certificate_is_verified_against_the_given_authorities(tls_server: tuple[str, str]) -> None:
     url, certificate = tls_server
-    with Client(Target("full", "m", url, ca_file=certificate)) as trusting:
+    with EndpointClient(Target("full", "m", url, ca_file=certificate)) as trusting:
         trusting.health()
-    with Client(Target("full", "m", url)) as doubting, pytest.raises(RequestFailed, match="CERTIFICATE_VERIFY_FAILED"):
+    with (
+        EndpointClient(Target("full", "m", url)) as doubting,
+        pytest.raises(RequestFailed, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
         doubting.health()
 
 
 def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch, tls_server: tuple[str, str]) -> None:
     url, certificate = tls_server
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    with Client(Target("full", "m", url, ca_file=certificate)) as direct:
+    with EndpointClient(Target("full", "m", url, ca_file=certificate)) as direct:
         direct.health()

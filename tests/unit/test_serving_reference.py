@@ -17,14 +17,14 @@ from pytest_vllm_stage.checks.inference.reference import Reference, agreement, c
 from pytest_vllm_stage.checks.inference.scores import Scores, score
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.paths import fixtures_dir
-from pytest_vllm_stage.serving.client import Client, RequestFailed, Target
+from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed, Target
 
 REFERENCES = sorted((fixtures_dir() / "prompts" / "references").glob("*.json"))
 
 
-def client(body: dict[str, Any]) -> Client:
+def client(body: dict[str, Any]) -> EndpointClient:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=body))
-    return Client(Target("t", "m", "http://server"), transport=transport)
+    return EndpointClient(Target("t", "m", "http://server"), transport=transport)
 
 
 def scored_answer(**choice: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
-from pytest_vllm_stage.serving.client import CHAT, Client, StreamBroken, Target
+from pytest_vllm_stage.serving.client import CHAT, EndpointClient, StreamBroken, Target
 from pytest_vllm_stage.standins.engine.faults import registry
 
 FACT = "What is the capital of France?"
@@ -52,8 +52,8 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-def client(url: str) -> Iterator[Client]:
-    with Client(Target("sim", "m", url)) as client:
+def client(url: str) -> Iterator[EndpointClient]:
+    with EndpointClient(Target("sim", "m", url)) as client:
         assert client.raw("PUT", "/sim/faults", json=[]).json() == []
         yield client
 
@@ -76,7 +76,7 @@ def post(body: dict[str, Any], *headers: str, path: str = CHAT) -> bytes:
     return "\r\n".join(head).encode() + b"\r\n\r\n" + content
 
 
-def test_it_says_everywhere_that_it_is_a_simulator(client: Client) -> None:
+def test_it_says_everywhere_that_it_is_a_simulator(client: EndpointClient) -> None:
     assert client.raw("GET", "/version").json() == {"version": "0.0.0+vllm-stage-sim", "simulated": True}
     for response in (
         client.raw("GET", "/health"),
@@ -90,7 +90,7 @@ def test_it_says_everywhere_that_it_is_a_simulator(client: Client) -> None:
     assert client.models()[0]["owned_by"] == "vllm-stage-sim"
 
 
-def test_tokenize_and_detokenize_are_inverse(client: Client) -> None:
+def test_tokenize_and_detokenize_are_inverse(client: EndpointClient) -> None:
     text = "Zwölf Boxkämpfer, 你好 🙂\r\n\t ."
     tokens = client.tokenize(text)
     assert tokens.count == len(tokens.ids) > 10
@@ -124,7 +124,7 @@ def test_the_openai_client_drives_it(url: str) -> None:
             create(**asked, max_tokens=0)
 
 
-def test_the_openai_client_sees_the_faults_of_requests_and_of_streams(client: Client, url: str) -> None:
+def test_the_openai_client_sees_the_faults_of_requests_and_of_streams(client: EndpointClient, url: str) -> None:
     asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": FACT}], "temperature": 0}
     with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
         create: Any = api.chat.completions.create
@@ -210,7 +210,9 @@ def test_two_tool_calls_are_two_calls_plain_and_streamed(url: str) -> None:
         ({"tools": [{}]}, 400, "body.tools"),
     ],
 )
-def test_bad_requests_are_refused_as_vllm_does(client: Client, change: dict[str, Any], status: int, param: str) -> None:
+def test_bad_requests_are_refused_as_vllm_does(
+    client: EndpointClient, change: dict[str, Any], status: int, param: str
+) -> None:
     response = client.raw("POST", CHAT, json={**client.chat_body("x"), **change})
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, status, param)
@@ -218,7 +220,7 @@ def test_bad_requests_are_refused_as_vllm_does(client: Client, change: dict[str,
     assert error["type"]
 
 
-def test_paths_and_methods_are_told_apart(client: Client) -> None:
+def test_paths_and_methods_are_told_apart(client: EndpointClient) -> None:
     assert client.raw("GET", "/v1/nothing").status_code == 404
     assert client.raw("GET", CHAT).status_code == 405
     assert client.raw("POST", CHAT, content=b"{}", headers={"content-type": "text/plain"}).status_code == 400
@@ -272,7 +274,7 @@ def test_http_1_0_gets_a_stream_without_chunks_that_the_connection_ends(url: str
     assert events.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_client_that_goes_away_frees_its_slot(client: Client) -> None:
+def test_a_client_that_goes_away_frees_its_slot(client: EndpointClient) -> None:
     aborted = client.metrics().value("vllm:request_success", finished_reason="abort")
     with client.stream_chat("x", max_tokens=480, ignore_eos=True) as stream:
         next(iter(stream))
@@ -286,7 +288,7 @@ def test_a_client_that_goes_away_frees_its_slot(client: Client) -> None:
     wait_until("abort", look, timeout_s=30, journal=Journal(), interval_s=0.02)
 
 
-def test_the_truth_about_a_request_is_published(client: Client) -> None:
+def test_the_truth_about_a_request_is_published(client: EndpointClient) -> None:
     client.raw("DELETE", "/sim/requests")
     body = client.chat_body(FACT, temperature=0)
     client.raw("POST", CHAT, json=body, headers={"x-request-id": "mine"})
@@ -306,7 +308,7 @@ def test_the_truth_about_a_request_is_published(client: Client) -> None:
         )
 
 
-def test_more_requests_than_slots_wait_their_turn(client: Client) -> None:
+def test_more_requests_than_slots_wait_their_turn(client: EndpointClient) -> None:
     streams = [client.stream_chat(f"{number}", max_tokens=100, ignore_eos=True) for number in range(6)]
     metrics = client.metrics()
     assert metrics.value("vllm:num_requests_running") == 4
@@ -315,7 +317,7 @@ def test_more_requests_than_slots_wait_their_turn(client: Client) -> None:
     assert [len(stream.read().finish_reasons) for stream in streams] == [1] * 6
 
 
-def test_faults_hit_their_share_and_can_be_taken_back(client: Client) -> None:
+def test_faults_hit_their_share_and_can_be_taken_back(client: EndpointClient) -> None:
     client.raw("PUT", "/sim/faults", json=[{"fault": "server_error", "share": 0.5, "status": 502}])
     statuses = [client.raw("POST", CHAT, json=client.chat_body("x", max_tokens=1)).status_code for _ in range(40)]
     assert set(statuses) == {200, 502}
@@ -323,7 +325,7 @@ def test_faults_hit_their_share_and_can_be_taken_back(client: Client) -> None:
     assert client.chat(FACT, temperature=0).text == ANSWER
 
 
-def test_a_cut_stream_and_an_error_inside_one_are_seen_by_the_client(client: Client) -> None:
+def test_a_cut_stream_and_an_error_inside_one_are_seen_by_the_client(client: EndpointClient) -> None:
     client.raw("PUT", "/sim/faults", json=["truncated_stream"])
     with pytest.raises(StreamBroken, match="was cut"):
         client.stream_chat(FACT).read()
@@ -334,7 +336,7 @@ def test_a_cut_stream_and_an_error_inside_one_are_seen_by_the_client(client: Cli
 
 @pytest.mark.parametrize("name", sorted(set(registry()) - {"server_error", "slow_start", "slow_requests"}))
 @pytest.mark.parametrize("stream", [False, True])
-def test_no_fault_breaks_the_simulator_itself(client: Client, name: str, stream: bool) -> None:
+def test_no_fault_breaks_the_simulator_itself(client: EndpointClient, name: str, stream: bool) -> None:
     """Whatever a fault does to short and odd requests, it is the fault's doing and not an exception's."""
     client.raw("PUT", "/sim/faults", json=[{"fault": name, "share": 1.0}])
     for parameters in ({"max_tokens": 1}, {"max_tokens": 2, "stop": ["a"]}, {"logprobs": True, "max_tokens": 3}):
@@ -366,7 +368,7 @@ def test_a_fault_script_that_is_wrong_is_refused(tmp_path: Path, script: str, me
 def test_it_starts_with_faults_and_ends_on_a_signal(tmp_path: Path) -> None:
     (tmp_path / "faults.json").write_text('[{"fault": "wrong_answers"}]')
     with start("--faults", str(tmp_path / "faults.json")) as process:
-        with Client(Target("sim", "m", url_of(process))) as client:
+        with EndpointClient(Target("sim", "m", url_of(process))) as client:
             assert client.chat(FACT, temperature=0).text == "Uif dbqjubm pg Gsbodf jt Qbsjt."
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
@@ -392,7 +394,7 @@ VLLM_ARGUMENTS = (
 def test_it_starts_with_the_arguments_of_a_declaration_for_vllm(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with start(f"--model={tmp_path}", *VLLM_ARGUMENTS) as process:
-        with Client(Target("sim", "name", url_of(process))) as client:
+        with EndpointClient(Target("sim", "name", url_of(process))) as client:
             assert [(card["id"], card["max_model_len"]) for card in client.models()] == [("name", 300)]
             assert client.raw("GET", "/sim/settings").json()["max_num_seqs"] == 3
         process.terminate()

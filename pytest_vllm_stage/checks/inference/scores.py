@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_vllm_stage.serving.client import Client
+from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.failures import RequestFailed
 
 
@@ -28,7 +28,7 @@ class Scores:
         return math.exp(-sum(self.logprobs) / len(self.logprobs))
 
 
-def score(endpoint: Client, text: str) -> Scores:
+def score(endpoint: EndpointClient, text: str) -> Scores:
     """Have the server score a text, as the prompt of a completion of one token.
 
     Raises:
