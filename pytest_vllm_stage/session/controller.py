@@ -23,10 +23,35 @@ class Controller:
         self._summary: list[str] = []
         self._environment_unusable = False
         self._interrupted_by_hand = False
+        self._collected = False
 
     def pytest_report_header(self) -> str | None:
         """Show the chosen settings and their sources, where any was given."""
         return self._run.config.header() if "config" in vars(self._run) else None
+
+    def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
+        """Name the load steps that the plan makes too short for any verdict, before they take their time."""
+        return self._undecidable([item.nodeid for item in items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+        """The same under xdist, whose controller collects nothing itself; once, since all workers collect the same."""
+        reporter = node.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None and not self._collected:
+            self._collected = True
+            for line in self._undecidable(ids):
+                reporter.line(line)
+
+    def _undecidable(self, ids: list[str]) -> list[str]:
+        if not (any("::test_objectives[" in each for each in ids) or "config" in vars(self._run)):
+            return []  # not our tests: nothing is read for them
+        if self._run.config.get("results"):
+            return []
+        from pytest_vllm_stage.benchmark import plans
+        from pytest_vllm_stage.benchmark.undecidable import find_undecidable
+
+        planned = plans.steps_of(self._run.config, self._run.run_id)
+        return list(find_undecidable(one for one in planned if any(f"[{one.step.id}]" in each for each in ids)))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

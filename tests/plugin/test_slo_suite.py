@@ -112,6 +112,19 @@ def test_each_step_has_its_verdict_and_leaves_its_files(place: pytest.Pytester, 
     assert float(properties["test_objectives[endpoint-rate-10]"]["slo.ttft_p50_ms"] or "nan") > 0
 
 
+@pytest.mark.parametrize("options", [("--collect-only",), ("-n2",)])
+def test_a_step_that_can_never_pass_is_named_before_it_runs(
+    place: pytest.Pytester, sim: Sim, options: tuple[str, ...]
+) -> None:
+    profile(place, slo="ttft_p99_ms = 10000")
+    result = run(place, *endpoint(sim), *options)
+    (line,) = [line for line in result.outlines if "can never pass" in line]
+    assert line == (
+        "endpoint-rate-20 can never pass: 40 requests in 2 s, and ttft_p99_ms <= 10000 needs 299 without a miss: "
+        "duration_s = 15 at least"
+    )
+
+
 def test_what_stays_undecided_fails_a_strict_run(place: pytest.Pytester, sim: Sim) -> None:
     profile(place, slo="ttft_p99_ms = 10000")
     result = run(place, *endpoint(sim), "--stage-strict")
