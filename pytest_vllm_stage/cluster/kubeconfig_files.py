@@ -8,7 +8,6 @@ so reading and merging are done here, and credentials by the client's loader.
 
 from __future__ import annotations
 
-import codecs
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -21,13 +20,13 @@ from urllib.parse import urlsplit
 import yaml
 
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
+from pytest_vllm_stage.core.files import read_text
 
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
 _SECTIONS = {"contexts": "context", "clusters": "cluster", "users": "user"}
 _PATH_FIELDS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
-_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 @dataclass(frozen=True)
@@ -127,16 +126,9 @@ def read(paths: str) -> Kubeconfig:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    text = read_text(path, "kubeconfig")
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"kubeconfig {path} cannot be read: {error.strerror or error}") from None
-    encoding = next((found for mark, found in _BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
-    try:
-        data = yaml.safe_load(raw.decode(encoding))
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
-        raise ConfigError(f"kubeconfig {path}: expected {encoding}, got {found}", hint=f"file {path}") from None
+        data = yaml.safe_load(text)
     except yaml.YAMLError as error:  # its text quotes the file, which holds secrets
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.core.files import atomic_draft
+from pytest_vllm_stage.core.files import atomic_draft, decode_text
 from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import (
     FAILURES,
@@ -172,18 +172,19 @@ class _Row:
 
 def _rows(path: Path) -> list[_Row]:
     try:
-        text = gzip.decompress(path.read_bytes()).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        data = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: not a readable samples file: {error}") from None
+    text = decode_text(data, str(path))
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         try:
-            data = json.loads(line, parse_constant=_no_constant)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}:{number}: not JSON: {error}") from None
-        if not isinstance(data, dict):
+        if not isinstance(row, dict):
             raise ConfigError(f"{path}:{number}: must be a JSON object")
-        rows.append(_Row(f"{path}:{number}", str(data.get("kind")), data))
+        rows.append(_Row(f"{path}:{number}", str(row.get("kind")), row))
     if not rows:
         raise ConfigError(f"{path}: is empty")
     return rows

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.files import read_text
 
 #: Raised when a field changes its meaning or goes; adding one does not raise it.
 SCHEMA_VERSION = 1
@@ -81,15 +82,15 @@ def read_baselines(path: Path) -> list[Baseline]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path, "baselines").split("\n")
     return [_baseline(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _baseline(line: str, where: str) -> Baseline:
     try:
         data = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         raise ConfigError(f"{where}: schema_version: must be {SCHEMA_VERSION}")
     _check(data, where)

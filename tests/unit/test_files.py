@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_vllm_stage.checks.inference.reference import Reference
+from pytest_vllm_stage.cluster import kubeconfig_files
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import PRIVATE, atomic_draft, decode_text, read_text, write_atomically
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.measurement.samples_file import read_measurement
+from pytest_vllm_stage.settings.profile import load_profile
+from pytest_vllm_stage.slo.baselines import read_baselines
+from pytest_vllm_stage.stage.deploy import secrets
 
 TEXT = "# Schlüssel\nKEY=not-shown\n"
 
@@ -65,6 +74,34 @@ def test_any_bytes_give_text_or_one_named_error(data: bytes, mark: bytes) -> Non
     text, message = decode_or_message(mark + data)
     assert not {"\0", "\r"} & set(text)
     assert not message or (message.startswith("file f") and "save it as UTF-8" in message)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "baselines": read_baselines,
+    "env file": lambda path: secrets.load(fixtures_dir() / "overlays" / "local", path),
+    "kubeconfig": lambda path: kubeconfig_files.read(str(path)),
+    "profile": lambda path: load_profile("file.toml", path.parent),
+    "reference": Reference.read,
+    "samples": read_measurement,
+}
+_TEXT = st.text('{}[]":,= \n\t#-.0123456789truefalsnldKEYa\ufeff\u2028', max_size=40)
+
+
+@pytest.mark.parametrize("what", READERS)
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(content=_TEXT, codec=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"]), noise=st.binary())
+def test_any_file_is_read_or_refused_by_its_name(
+    tmp_path_factory: pytest.TempPathFactory, what: str, content: str, codec: str, noise: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "file.toml"
+    data = content.encode(codec) + noise[:2]
+    path.write_bytes(gzip.compress(data) if what == "samples" else data)
+    try:
+        READERS[what](path)
+        message = path.name
+    except ConfigError as error:
+        message = error.message
+    assert path.name in message
 
 
 def decode_or_message(data: bytes) -> tuple[str, str]:

@@ -99,7 +99,7 @@ def test_a_worse_model_is_told_from_an_equal_one() -> None:
 def test_a_file_that_is_no_reference_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"r\.json is no recorded reference"):
+    with pytest.raises(ConfigError, match=r"r\.json is not a recorded reference"):
         Reference.read(path)
 
 

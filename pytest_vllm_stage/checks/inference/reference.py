@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_vllm_stage.checks.inference.scores import Scores
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.files import read_text
 from pytest_vllm_stage.core.paths import fixtures_dir
 
 #: Neighbouring tokens are alike: what is drawn anew for a confidence interval are runs of so many.
@@ -58,7 +59,7 @@ class Reference:
             ConfigError: the file is none.
         """
         try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            data: dict[str, Any] = json.loads(read_text(path, "reference"))
             full = data.get("quantisation_of") or {}
             return cls(
                 data["model"],
@@ -72,8 +73,8 @@ class Reference:
                 full.get("least_same_token", 0.0),
                 bool(data.get("simulated", False)),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path} is no recorded reference: {type(error).__name__}: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigError(f"{path} is not a recorded reference: {type(error).__name__}: {error}") from None
 
 
 def texts() -> dict[str, str]:
