@@ -18,7 +18,7 @@ _ENVOY = re.compile(r"(?i)^(RBAC: access denied|no healthy upstream|upstream con
 _KUBE_RBAC = re.compile(r"(?i)^(Unauthorized|Forbidden \(user=)")
 
 
-class Refusal(StrEnum):
+class GatewayRefusal(StrEnum):
     """Why a gateway kept a request from the server."""
 
     LOGIN = "login"
@@ -29,7 +29,7 @@ class Refusal(StrEnum):
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """An HTTP answer.
 
     Attributes:
@@ -59,16 +59,16 @@ class Gateway:
     """
 
     name: str
-    refusal: Refusal
+    refusal: GatewayRefusal
 
 
-def identify_gateway(answer: Answer) -> Gateway | None:
+def identify_gateway(answer: HttpAnswer) -> Gateway | None:
     """The gateway that sent an answer in place of the server; None where the server itself may have sent it."""
     name = _redirect(answer) or _name(answer)
     return Gateway(name, _refusal(answer)) if name else None
 
 
-def _redirect(answer: Answer) -> str:
+def _redirect(answer: HttpAnswer) -> str:
     if answer.status not in _REDIRECTS:
         return ""
     target = urlsplit(answer.headers.get("location", ""))
@@ -76,7 +76,7 @@ def _redirect(answer: Answer) -> str:
     return f"a redirect to {place[:MAX_EXCERPT]}"
 
 
-def _name(answer: Answer) -> str:
+def _name(answer: HttpAnswer) -> str:
     """The gateway's name by what only it says; empty for any other answer."""
     server = answer.headers.get("server", "").strip()
     plain = answer.body.lstrip()
@@ -98,19 +98,19 @@ def _name(answer: Answer) -> str:
     return ""
 
 
-def _is_html(answer: Answer) -> bool:
+def _is_html(answer: HttpAnswer) -> bool:
     return "html" in answer.headers.get("content-type", "") or bool(re.match(r"(?i)\s*<(!doctype|html)\b", answer.body))
 
 
-def _refusal(answer: Answer) -> Refusal:
+def _refusal(answer: HttpAnswer) -> GatewayRefusal:
     location = answer.headers.get("location", "")
     if answer.status in _REDIRECTS:
-        return Refusal.LOGIN if _LOGIN_PATH.search(location) else Refusal.OTHER
+        return GatewayRefusal.LOGIN if _LOGIN_PATH.search(location) else GatewayRefusal.OTHER
     if answer.status == 401 or (_is_html(answer) and _LOGIN_PAGE.search(answer.body)):
-        return Refusal.LOGIN
+        return GatewayRefusal.LOGIN
     if answer.status == 403:
         # kube-rbac-proxy names the user that it saw: without credentials, this one.
-        return Refusal.LOGIN if "system:anonymous" in answer.body else Refusal.FORBIDDEN
+        return GatewayRefusal.LOGIN if "system:anonymous" in answer.body else GatewayRefusal.FORBIDDEN
     if answer.status == 404:
-        return Refusal.NO_ROUTE
-    return Refusal.UNAVAILABLE if answer.status >= 500 else Refusal.OTHER
+        return GatewayRefusal.NO_ROUTE
+    return GatewayRefusal.UNAVAILABLE if answer.status >= 500 else GatewayRefusal.OTHER

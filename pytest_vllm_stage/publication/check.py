@@ -1,4 +1,4 @@
-"""Whether what is published is what was measured: pure functions. Each returns a line for every fault, or nothing."""
+"""Compares what is published with what was measured: pure functions. Each returns one line per fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_vllm_stage.benchmark.artifacts import StepArtifact, read_result
 from pytest_vllm_stage.core.errors import StageError
 from pytest_vllm_stage.publication import document as documents
 from pytest_vllm_stage.publication import properties as names
-from pytest_vllm_stage.publication.bucket.stored import Stored
+from pytest_vllm_stage.publication.bucket.stored import StoredRun
 from pytest_vllm_stage.publication.document import DOCUMENT, OBSERVED, Results, Step
 from pytest_vllm_stage.publication.registry.values import INT, Raw, Value, difference, show, show_raw, text_of
 from pytest_vllm_stage.slo.decision import Outcome
@@ -21,7 +21,7 @@ from pytest_vllm_stage.slo.decision import Outcome
 _TOLERANCE = 1e-4
 
 
-def of_properties(results: Results, properties: Mapping[str, Raw]) -> list[str]:
+def compare_properties(results: Results, properties: Mapping[str, Raw]) -> list[str]:
     """Published properties against the artifact's document: value, type, run, and what is missing or too much."""
     lines = []
     for name, raw in names.ours(properties).items():
@@ -34,8 +34,8 @@ def of_properties(results: Results, properties: Mapping[str, Raw]) -> list[str]:
     return lines + [f"{name} is not published ({show(results.values[name])} in the artifact)" for name in missing]
 
 
-def unreadable_properties(properties: Mapping[str, Raw]) -> list[str]:
-    """Properties, whoever wrote them, that make the official client fail on the whole version, a line each."""
+def find_unreadable(properties: Mapping[str, Raw]) -> list[str]:
+    """Properties of any writer that make the official client fail on the whole version, one line each."""
     return [
         f"{name} is the whole number {show_raw(raw)}: notebooks cannot read the version, since the official client "
         f"accepts at most 9 digits"
@@ -44,7 +44,7 @@ def unreadable_properties(properties: Mapping[str, Raw]) -> list[str]:
     ]
 
 
-def of_official_client(results: Results, properties: Mapping[str, Raw], seen: Mapping[str, Any]) -> list[str]:
+def compare_official_client(results: Results, properties: Mapping[str, Raw], seen: Mapping[str, Any]) -> list[str]:
     """What the official client gives of each published property, against the artifact's document.
 
     Args:
@@ -67,8 +67,8 @@ def of_official_client(results: Results, properties: Mapping[str, Raw], seen: Ma
     return lines
 
 
-def of_document(results: Results, stored: Stored) -> list[str]:
-    """The artifact's document against the samples and the verdicts that lie beside it, all derived anew."""
+def compare_document(results: Results, stored: StoredRun) -> list[str]:
+    """The artifact's document compared with what its own samples and verdicts give."""
     try:
         steps, lines = read_stored_steps(stored, results)
         made = documents.make(steps, results.source)
@@ -84,7 +84,7 @@ def of_document(results: Results, stored: Stored) -> list[str]:
     return lines
 
 
-def read_stored_steps(stored: Stored, results: Results) -> tuple[list[Step], list[str]]:
+def read_stored_steps(stored: StoredRun, results: Results) -> tuple[list[Step], list[str]]:
     """The steps of an artifact, and a line for each number of a step's own file that its samples do not give."""
 
     def outcome_of(step: StepArtifact) -> str:
@@ -119,7 +119,7 @@ def _close(one: Value | None, other: float | None) -> bool:
     return math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
-def of_place(results: Results, model: str, version: str, namespace: str, service: str) -> list[str]:
+def compare_source(results: Results, model: str, version: str, namespace: str, service: str) -> list[str]:
     """Results that were found under another model, version or service than the one that they are of."""
     source = results.source
     pairs = {
@@ -135,7 +135,7 @@ def of_place(results: Results, model: str, version: str, namespace: str, service
     ]
 
 
-def of_age(properties: Mapping[str, Raw], revision: str, created_at: str) -> list[str]:
+def find_stale(properties: Mapping[str, Raw], revision: str, created_at: str) -> list[str]:
     """Results of another revision than the one that runs, or measured before it was there.
 
     Args:

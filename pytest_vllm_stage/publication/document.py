@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Source:
+class ResultsSource:
     """What was measured, and under which names it is published.
 
     Attributes:
@@ -80,7 +80,7 @@ class Results:
         observations: Ids of the steps beyond the promised load.
     """
 
-    source: Source
+    source: ResultsSource
     timestamp: str
     values: Mapping[str, Value]
     observations: tuple[str, ...] = field(default=())
@@ -108,15 +108,15 @@ def parse(content: bytes, where: str) -> Results:
     """The inverse of `Results.to_bytes`.
 
     Raises:
-        StageFailure: it is torn or none of ours; names the place and the field.
+        StageFailure: it is corrupt, or of another schema; names the place and the field.
     """
     try:
         data: Any = json.loads(content)
     except ValueError as error:
-        raise StageFailure(f"{where}: is torn: {error}") from None
+        raise StageFailure(f"{where}: is corrupt: {error}") from None
     if not isinstance(data, dict) or (data.get("schema"), data.get("schema_version")) != (SCHEMA, SCHEMA_VERSION):
         raise StageFailure(f"{where}: schema: must be {SCHEMA}, version {SCHEMA_VERSION}")
-    texts = (*Source.__dataclass_fields__, "timestamp")
+    texts = (*ResultsSource.__dataclass_fields__, "timestamp")
     for name in texts:
         if not isinstance(data.get(name), str):
             raise StageFailure(f"{where}: {name}: must be a text")
@@ -124,7 +124,7 @@ def parse(content: bytes, where: str) -> Results:
         values = {str(entry["name"]): _value(entry["value"]) for entry in data["properties"]}
     except (KeyError, TypeError) as error:
         raise StageFailure(f"{where}: properties: {error}") from None
-    source = Source(**{name: data[name] for name in Source.__dataclass_fields__})
+    source = ResultsSource(**{name: data[name] for name in ResultsSource.__dataclass_fields__})
     return Results(source, data["timestamp"], values, tuple(map(str, data.get("observations") or [])))
 
 
@@ -193,7 +193,7 @@ def _refusals(artifact: StepArtifact, run: str) -> Iterator[str]:
         yield f"is vacuous: not one token came from {artifact.numbers['requests']} requests"
 
 
-def make(steps: Sequence[Step], source: Source) -> Results:
+def make(steps: Sequence[Step], source: ResultsSource) -> Results:
     """The results of a model's steps.
 
     Raises:
@@ -214,7 +214,7 @@ def utc(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
-def provenance(source: Source, timestamp: str) -> dict[str, Value]:
+def provenance(source: ResultsSource, timestamp: str) -> dict[str, Value]:
     """Where numbers come from."""
     values = (source.run, timestamp, source.namespace, source.service, source.revision, source.uri)
     return dict(zip(names.PROVENANCE, values, strict=True))

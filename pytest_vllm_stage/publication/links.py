@@ -24,7 +24,7 @@ _LINKS = (
 
 
 @dataclass(frozen=True)
-class Names:
+class RegistryNames:
     """Where results are filed.
 
     Attributes:
@@ -36,7 +36,7 @@ class Names:
     version: str
 
 
-def names_of(service: Object, model: str = "", version: str = "") -> Names:
+def resolve_names(service: Object, model: str = "", version: str = "") -> RegistryNames:
     """The names by the service's labels, which must be those of the profile where that says any.
 
     Args:
@@ -61,10 +61,10 @@ def names_of(service: Object, model: str = "", version: str = "") -> Names:
         if not said and not labelled:
             raise ConfigError(f"{where} has no label {label}, and the profile's [registry.models] names no {what}")
         found.append(check_name(said or labelled, f"{what} name of {where}"))
-    return Names(*found)
+    return RegistryNames(*found)
 
 
-def disagreements(service: Object, model: Entity, version: Entity) -> list[str]:
+def find_disagreements(service: Object, model: Entity, version: Entity) -> list[str]:
     """Labels of an InferenceService that name other entities than the ones that its results are filed under."""
     entities = {"model": model, "version": version}
     return [
@@ -76,7 +76,7 @@ def disagreements(service: Object, model: Entity, version: Entity) -> list[str]:
     ]
 
 
-def same_under_another_name(versions: Sequence[Entity], own: str, service: str, revision: str) -> list[str]:
+def find_duplicate_results(versions: Sequence[Entity], own: str, service: str, revision: str) -> list[str]:
     """Other versions that hold results of this very revision of the service, a line each."""
     return [
         f"version {version['name']!r} of the model holds results of inferenceservice/{service} revision {revision} "

@@ -1,4 +1,4 @@
-"""Which properties a run publishes, in the order of their priority, and how they go beside those of others.
+"""Which properties a run publishes, in the order of their priority, and how they share the page with those of others.
 
 The registry's page shows 24 properties of a version. What was there from others stays; of a run's own, those of lower
 priority are left out, and stand in the artifact alone.
@@ -82,13 +82,13 @@ def within_budget(wanted: Mapping[str, Value], foreign: Iterable[str], where: st
         raise StageFailure(
             f"{where} has {len(names)} custom properties of others, and its page shows {BUDGET}: there is no room for "
             f"where results come from ({len(PROVENANCE)}) and one number\n  there are: {', '.join(names)}",
-            hint="remove properties that nobody reads, then run again: the results wait in the bucket",
+            hint="remove properties that are not needed, then run again: the results are kept in the bucket",
         )
     return dict(list(wanted.items())[:room])
 
 
 def merged(properties: Mapping[str, Raw], wanted: Mapping[str, Value]) -> dict[str, Any]:
-    """What to send, since a PATCH replaces all properties: those of others as they are, and ours anew."""
+    """What to send, since a PATCH replaces all properties: those of others unchanged, and this run's."""
     return {name: to_send(raw) for name, raw in others(properties).items()} | {
         name: encode(value) for name, value in wanted.items()
     }

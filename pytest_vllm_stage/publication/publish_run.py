@@ -16,9 +16,9 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.publication import links, publishing
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
-from pytest_vllm_stage.publication.bucket.names import prefix_of, uri_of
-from pytest_vllm_stage.publication.document import DOCUMENT, Source, Step, make, read_steps, utc
-from pytest_vllm_stage.publication.publishing import Place, Published
+from pytest_vllm_stage.publication.bucket.names import build_prefix, build_uri
+from pytest_vllm_stage.publication.document import DOCUMENT, ResultsSource, Step, make, read_steps, utc
+from pytest_vllm_stage.publication.publishing import PublicationTarget, Published
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.stage import client, objects, revision
@@ -105,10 +105,10 @@ def connect_bucket(run: Run, kube: DynamicClient, cluster: ClusterFacts, stage: 
     return Bucket(store, run.config.profile.registry.bucket)
 
 
-def names_of(run: Run, role: str, service: Object) -> links.Names:
-    """Model and version under which a role's results are filed; see `links.names_of`."""
+def resolve_names(run: Run, role: str, service: Object) -> links.RegistryNames:
+    """Model and version under which a role's results are filed; see `links.resolve_names`."""
     said = run.config.profile.registry.models.get(role)
-    return links.names_of(service, said.model if said else "", said.version if said else "")
+    return links.resolve_names(service, said.model if said else "", said.version if said else "")
 
 
 def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Publication:
@@ -126,23 +126,28 @@ def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> P
         results = make(measured, _source(run, view, place, measured))
         document = _document(run.directory, role)
         publishing.write_document(results, document)
-        own = publishing.publish(place, results, publishing.files_of(steps.folder_of(run), measured, document))
+        own = publishing.publish(place, results, publishing.list_files(steps.folder_of(run), measured, document))
     run.journal.event("published", role, **{**asdict(own), "others": None})
     return Publication(role, own, completed=completed)
 
 
 @contextmanager
-def _place(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Iterator[tuple[StageReader, Place]]:
+def _place(
+    run: Run, cluster: ClusterFacts, stage: StageFacts, role: str
+) -> Iterator[tuple[StageReader, PublicationTarget]]:
     namespace, name = run.config.namespace, run.config.profile.models[role].inference_service
     with client.connection(cluster, namespace) as kube:
         service = objects.get(kube, "InferenceService", name, namespace)
         if service is None:
             raise StageFailure(f"inferenceservice/{name} does not exist in namespace {namespace}")
-        names = names_of(run, role, service)
+        names = resolve_names(run, role, service)
         registry = connect_registry(run, kube, cluster)
         try:
             bucket = connect_bucket(run, kube, cluster, stage)
-            yield StageReader(kube, cluster, namespace), Place(registry, bucket, names, service, run.journal)
+            yield (
+                StageReader(kube, cluster, namespace),
+                PublicationTarget(registry, bucket, names, service, run.journal),
+            )
         finally:
             registry.close()
 
@@ -161,18 +166,18 @@ def _document(directory: Path, role: str) -> Path:
     return directory / "publication" / role / DOCUMENT
 
 
-def _left_by(run: Run, earlier: str, role: str, place: Place) -> Mapping[str, Path] | None:
-    """What an earlier run meant to upload, where its directory is still beside this run's; None where it is not."""
+def _left_by(run: Run, earlier: str, role: str, place: PublicationTarget) -> Mapping[str, Path] | None:
+    """What an earlier run was to upload, if its directory still exists next to this run's; otherwise None."""
     directory = run.directory.parent / earlier
     document = _document(directory, role)
     if not document.is_file():
         return None
     folder = directory / steps.FOLDER
     measured = read_steps(folder, objects.name_of(place.service), lambda step: step.outcome.value)
-    return publishing.files_of(folder, measured, document)
+    return publishing.list_files(folder, measured, document)
 
 
-def _source(run: Run, view: StageReader, place: Place, measured: list[Step]) -> Source:
+def _source(run: Run, view: StageReader, place: PublicationTarget, measured: list[Step]) -> ResultsSource:
     """Where the numbers come from, once it is seen that the revision is older than they are.
 
     Raises:
@@ -186,12 +191,12 @@ def _source(run: Run, view: StageReader, place: Place, measured: list[Step]) -> 
             f"{running.created_at}, after the measurement began ({began}): the results are of another revision"
         )
     names = place.names
-    return Source(
+    return ResultsSource(
         names.model,
         names.version,
         run.run_id,
         run.config.namespace,
         objects.name_of(place.service),
         running.name,
-        uri_of(place.bucket.name, prefix_of(names.model, names.version, run.run_id)),
+        build_uri(place.bucket.name, build_prefix(names.model, names.version, run.run_id)),
     )

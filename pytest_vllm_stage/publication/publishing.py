@@ -21,12 +21,12 @@ from pytest_vllm_stage.publication import check, links
 from pytest_vllm_stage.publication import document as documents
 from pytest_vllm_stage.publication.bucket import stored, upload
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
-from pytest_vllm_stage.publication.bucket.names import PUBLISHED, uri_of
+from pytest_vllm_stage.publication.bucket.names import PUBLISHED, build_uri
 from pytest_vllm_stage.publication.document import DOCUMENT, Results
-from pytest_vllm_stage.publication.links import Names
+from pytest_vllm_stage.publication.links import RegistryNames
 from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
-from pytest_vllm_stage.publication.registry.write import SUPERSEDED, Written, write
+from pytest_vllm_stage.publication.registry.write import SUPERSEDED, WriteOutcome, write
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 
@@ -36,7 +36,7 @@ GUIDELLM_SUFFIX = ".guidellm.json"
 
 
 @dataclass(frozen=True)
-class Place:
+class PublicationTarget:
     """Where a model's results go.
 
     Attributes:
@@ -49,7 +49,7 @@ class Place:
 
     registry: RegistryClient
     bucket: Bucket
-    names: Names
+    names: RegistryNames
     service: Object
     journal: Journal
 
@@ -82,7 +82,7 @@ class Published:
     others: Mapping[str, Any] | None = None
 
 
-def publish(place: Place, results: Results, files: Mapping[str, Path]) -> Published:
+def publish(place: PublicationTarget, results: Results, files: Mapping[str, Path]) -> Published:
     """Publish a run's results; doing it again changes nothing.
 
     Args:
@@ -94,13 +94,13 @@ def publish(place: Place, results: Results, files: Mapping[str, Path]) -> Publis
         StageFailure: it could not be done; what was uploaded waits for the next run.
     """
     source = results.source
-    uri = upload.upload(place.bucket, source.model, source.version, source.run, files, place.journal)
+    uri = upload.upload_run(place.bucket, source.model, source.version, source.run, files, place.journal)
     if uri != source.uri:
         raise StageFailure(f"results of run {source.run} name {source.uri} as their place, and were uploaded to {uri}")
-    return to_registry(place, results)
+    return publish_to_registry(place, results)
 
 
-def to_registry(place: Place, results: Results) -> Published:
+def publish_to_registry(place: PublicationTarget, results: Results) -> Published:
     """Register what is missing, write the properties, and mark the run as published.
 
     Raises:
@@ -124,20 +124,20 @@ def to_registry(place: Place, results: Results) -> Published:
     return published
 
 
-def _register_and_write(place: Place, results: Results) -> Published:
+def _register_and_write(place: PublicationTarget, results: Results) -> Published:
     model, version = register(place, results)
     others = {
         entity["name"]: entity.get("customProperties") or {}
-        for entity in entities.versions(place.registry, model)
+        for entity in entities.list_versions(place.registry, model)
         if entity["id"] != version["id"]
     }
-    written: Written = write(place.registry, version, results)
+    written: WriteOutcome = write(place.registry, version, results)
     return Published(
         results.source.run, results.source.uri, written.state, written.by, model["id"], version["id"], others
     )
 
 
-def register(place: Place, results: Results) -> tuple[Entity, Entity]:
+def register(place: PublicationTarget, results: Results) -> tuple[Entity, Entity]:
     """The model and the version with its artifact, made where they are missing.
 
     Raises:
@@ -146,19 +146,19 @@ def register(place: Place, results: Results) -> tuple[Entity, Entity]:
     registry, service = place.registry, place.service
     name = objects.name_of(service)
     model = entities.ensure_model(registry, place.names.model, f"Served by InferenceService {name}")
-    lines = links.same_under_another_name(
-        entities.versions(registry, model), place.names.version, results.source.service, results.source.revision
+    lines = links.find_duplicate_results(
+        entities.list_versions(registry, model), place.names.version, results.source.service, results.source.revision
     )
     _refuse(place, lines)
     version = entities.ensure_version(registry, model, place.names.version)
-    _refuse(place, links.disagreements(service, model, version) + archived(model, version))
+    _refuse(place, links.find_disagreements(service, model, version) + find_archived(model, version))
     uri = weights_uri(service)
     if uri:
         entities.ensure_artifact(registry, version, name, uri)
     return model, version
 
 
-def archived(model: Entity, version: Entity) -> list[str]:
+def find_archived(model: Entity, version: Entity) -> list[str]:
     """A model or version that is out of use, a line each."""
     kinds = {"model": model, "version": version}
     return [
@@ -173,14 +173,14 @@ def weights_uri(service: Object) -> str:
     return str(service["spec"]["predictor"].get("model", {}).get("storageUri") or "")
 
 
-def _refuse(place: Place, lines: list[str]) -> None:
+def _refuse(place: PublicationTarget, lines: list[str]) -> None:
     if lines:
         raise StageFailure(f"{place.where}: " + "\n  ".join(lines))
 
 
-def _mark(place: Place, published: Published) -> None:
+def _mark(place: PublicationTarget, published: Published) -> None:
     """Say in the bucket that the registry has it; kept as it is where it is there already."""
-    key = published.uri.removeprefix(uri_of(place.bucket.name, "")) + PUBLISHED
+    key = published.uri.removeprefix(build_uri(place.bucket.name, "")) + PUBLISHED
     if place.bucket.get(key) is None:
         data = {"run": published.run, "state": published.state, "by": published.note, "version": published.version_id}
         place.journal.event("publish", "put", key=key)
@@ -188,13 +188,13 @@ def _mark(place: Place, published: Published) -> None:
 
 
 def complete_earlier(
-    place: Place, own_run: str, left_by: Callable[[str], Mapping[str, Path] | None] = lambda run: None
+    place: PublicationTarget, own_run: str, left_by: Callable[[str], Mapping[str, Path] | None] = lambda run: None
 ) -> list[Published]:
     """Finish what earlier runs did not come to publish; only the latest of them is seen in the registry.
 
     Args:
         place: Where.
-        own_run: The run that does it, which is no earlier one.
+        own_run: The present run, which is not completed here.
         left_by: What an earlier run meant to upload, name to local file; None where that is not known here.
 
     Returns:
@@ -202,14 +202,14 @@ def complete_earlier(
     """
     done: list[Published] = []
     pending = []
-    for found in stored.unfinished(place.bucket, place.names.model, place.names.version):
+    for found in stored.find_unfinished(place.bucket, place.names.model, place.names.version):
         if found.run == own_run:
             continue
-        uri = uri_of(place.bucket.name, found.prefix)
+        uri = build_uri(place.bucket.name, found.prefix)
         try:
             files = None if found.complete else left_by(found.run)
             if files is not None:
-                upload.upload(place.bucket, place.names.model, place.names.version, found.run, files, place.journal)
+                upload.upload_run(place.bucket, place.names.model, place.names.version, found.run, files, place.journal)
             pending.append(_whole(place, uri))
         except StageError as error:
             place.journal.event("publish", "broken", uri=uri, reason=error.message)
@@ -226,26 +226,26 @@ def complete_earlier(
     return done
 
 
-def _completed(place: Place, results: Results) -> Published:
+def _completed(place: PublicationTarget, results: Results) -> Published:
     """An earlier run's publication, now; what keeps it from being one does not keep this run from its own."""
     try:
-        return to_registry(place, results)
+        return publish_to_registry(place, results)
     except StageFailure as error:
         place.journal.event("publish", "broken", uri=results.source.uri, reason=error.message)
         return Published(results.source.run, results.source.uri, BROKEN, error.message)
 
 
-def _whole(place: Place, uri: str) -> Results:
+def _whole(place: PublicationTarget, uri: str) -> Results:
     """The results under a URI, if they are whole, what their samples say, and this service's.
 
     Raises:
         StageFailure: naming what is wrong.
     """
-    found = stored.read(place.bucket, uri).require()
-    results = document_of(found)
+    found = stored.read_run(place.bucket, uri).require()
+    results = read_document(found)
     source = results.source
-    lines = check.of_document(results, found)
-    lines += check.of_place(
+    lines = check.compare_document(results, found)
+    lines += check.compare_source(
         results, place.names.model, place.names.version, source.namespace, objects.name_of(place.service)
     )
     if lines:
@@ -253,7 +253,7 @@ def _whole(place: Place, uri: str) -> Results:
     return results
 
 
-def document_of(found: stored.Stored) -> Results:
+def read_document(found: stored.StoredRun) -> Results:
     """The results' document of what was read.
 
     Raises:
@@ -270,7 +270,7 @@ def write_document(results: Results, path: Path) -> None:
     write_atomically(path, results.to_bytes())
 
 
-def files_of(folder: Path, steps: Sequence[documents.Step], document: Path) -> dict[str, Path]:
+def list_files(folder: Path, steps: Sequence[documents.Step], document: Path) -> dict[str, Path]:
     """What is uploaded: the document, the files of each step, and the table of the run."""
     found = {DOCUMENT: document}
     for step in steps:

@@ -1,4 +1,4 @@
-"""An S3 API, whoever serves it (MinIO, Ceph, AWS): its clients, what it shows to everyone, and its errors in words."""
+"""An S3 API (MinIO, Ceph, AWS): its clients, what it shows without credentials, and its errors in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
-from pytest_vllm_stage.core.gateways import MAX_EXCERPT, Answer, identify_gateway
+from pytest_vllm_stage.core.gateways import MAX_EXCERPT, HttpAnswer, identify_gateway
 from pytest_vllm_stage.core.secret import Secret
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class ObjectStore:
         return int(answer["ResponseMetadata"]["HTTPStatusCode"])
 
     def minio_health_status(self) -> int:
-        """HTTP status of MinIO's own readiness check, which lies where a bucket called ``minio`` would."""
+        """HTTP status of MinIO's own readiness check, which has the path of a bucket called ``minio``."""
         return replace(self, path_style=True).anonymous_status("minio", "health/ready")
 
     def _client(self, signature: Any, access_key: str | None = None, secret_key: str | None = None) -> S3Client:
@@ -132,7 +132,7 @@ class ObjectStore:
         headers = {str(name).lower(): str(value) for name, value in response_dict["headers"].items()}
         if "x-amz-request-id" in headers or (operation_model.has_streaming_output and status < 300):
             return
-        answer = Answer(status, headers, response_dict["body"][: 4 * MAX_EXCERPT].decode(errors="replace"))
+        answer = HttpAnswer(status, headers, response_dict["body"][: 4 * MAX_EXCERPT].decode(errors="replace"))
         gateway = identify_gateway(answer)
         if gateway is None and (status >= 300 or answer.body.lstrip()[:1] in ("", "<", "{")):
             return

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
 
     from pytest_vllm_stage import Bucket, ClusterFacts, Publication, RegistryClient, Run, StageConfig, StageFacts
-    from pytest_vllm_stage.publication.bucket.stored import Stored
+    from pytest_vllm_stage.publication.bucket.stored import StoredRun
     from pytest_vllm_stage.publication.document import Results
-    from pytest_vllm_stage.publication.links import Names
+    from pytest_vllm_stage.publication.links import RegistryNames
     from pytest_vllm_stage.publication.registry.client import Entity
     from pytest_vllm_stage.stage.revision import Revision
 
@@ -58,15 +58,15 @@ def service(kube: DynamicClient, stage: StageFacts, stage_config: StageConfig, m
 
 
 @pytest.fixture
-def names(stage_run: Run, service: Object, model_role: str) -> Names:
+def names(stage_run: Run, service: Object, model_role: str) -> RegistryNames:
     """Model and version under which its results are filed."""
-    from pytest_vllm_stage.publication.publish_run import names_of
+    from pytest_vllm_stage.publication.publish_run import resolve_names
 
-    return names_of(stage_run, model_role, service)
+    return resolve_names(stage_run, model_role, service)
 
 
 @pytest.fixture
-def filed(publication: Publication, registry_client: RegistryClient, names: Names, stage: StageFacts) -> Filed:
+def filed(publication: Publication, registry_client: RegistryClient, names: RegistryNames, stage: StageFacts) -> Filed:
     """Model and version by their exact names.
 
     Skips where the stage is this run's own and has neither, since nothing was measured: an existing one must have them.
@@ -75,7 +75,7 @@ def filed(publication: Publication, registry_client: RegistryClient, names: Name
 
     model = entities.find_model(registry_client, names.model)
     version = entities.find_version(registry_client, model, names.version) if model else None
-    others = [entity["name"] for entity in entities.versions(registry_client, model)] if model else []
+    others = [entity["name"] for entity in entities.list_versions(registry_client, model)] if model else []
     if model is None or version is None:
         missing = f"model {names.model}" if model is None else f"version {names.version} of model {names.model}"
         text = f"{missing} is not registered; existing versions: {', '.join(others) or 'none'}"
@@ -103,24 +103,24 @@ def results_run(filed: Filed, publication: Publication) -> str:
 
 
 @pytest.fixture
-def stored(filed: Filed, results_run: str, results_bucket: Bucket) -> Stored:
+def stored(filed: Filed, results_run: str, results_bucket: Bucket) -> StoredRun:
     """What is stored under the artifact URI of the version's results."""
     from pytest_vllm_stage.publication import properties
-    from pytest_vllm_stage.publication.bucket.stored import read
+    from pytest_vllm_stage.publication.bucket.stored import read_run
     from pytest_vllm_stage.publication.registry.values import text_of
 
     uri = text_of(filed.properties, properties.URI)
     assert uri, f"the results of run {results_run} have no string property {properties.URI}"
-    return read(results_bucket, uri)
+    return read_run(results_bucket, uri)
 
 
 @pytest.fixture
-def document(stored: Stored) -> Results:
+def document(stored: StoredRun) -> Results:
     """The results' document in the artifact."""
-    from pytest_vllm_stage.publication.publishing import document_of
+    from pytest_vllm_stage.publication.publishing import read_document
 
     try:
-        return document_of(stored)
+        return read_document(stored)
     except StageFailure as error:
         raise StageFailure("\n  ".join([error.message, *stored.findings]), hint=error.hint) from None
 

@@ -24,7 +24,7 @@ def test_model_and_version_are_registered(filed: Filed) -> None:
 
     Found by name one at a time and compared: the registry's lists ignore names, and its finds take them as patterns.
     """
-    lines = publishing.archived(filed.model, filed.version)
+    lines = publishing.find_archived(filed.model, filed.version)
     if filed.version["registeredModelId"] != filed.model["id"]:
         lines.append(f"version {filed.version['name']} belongs to model id {filed.version['registeredModelId']}")
     assert not lines, "\n".join(lines)
@@ -35,7 +35,7 @@ def test_labels_and_ids_agree(filed: Filed, service: Object) -> None:
 
     Where they differ, what reads by label and what reads by id speak of different models.
     """
-    lines = links.disagreements(service, filed.model, filed.version)
+    lines = links.find_disagreements(service, filed.model, filed.version)
     assert not lines, health.message("the service and the registry do not agree", lines, "kubectl get isvc -o yaml")
 
 
@@ -46,7 +46,7 @@ def test_artifact_is_the_weights_that_are_served(
     uri = publishing.weights_uri(service)
     if not uri:
         pytest.skip(f"inferenceservice/{service['metadata']['name']} has no storageUri: its weights are in the image")
-    found = entities.artifacts(registry_client, filed.version)
+    found = entities.list_artifacts(registry_client, filed.version)
     seen = ", ".join(f"{item.get('name')}: {item.get('uri')} ({item.get('state', 'no state')})" for item in found)
     live = [item for item in found if item.get("uri") == uri and item.get("state", "LIVE") in ("LIVE", "UNKNOWN")]
     assert live, (
@@ -63,6 +63,6 @@ def test_no_other_version_claims_this_revision(
     One revision under two version names is how the numbers of a quantized model end up with the full one.
     """
     name = service["metadata"]["name"]
-    versions = entities.versions(registry_client, filed.model)
-    lines = links.same_under_another_name(versions, filed.version["name"], name, running.name)
+    versions = entities.list_versions(registry_client, filed.model)
+    lines = links.find_duplicate_results(versions, filed.version["name"], name, running.name)
     assert not lines, "\n".join(lines)

@@ -34,7 +34,7 @@ def test_other_versions_are_untouched(publication: Publication, filed: Filed, re
     """Publishing changed no property of another version of the model."""
     if publication.own is None or publication.own.others is None:
         pytest.skip(publication.skipped)
-    now = {entity["name"]: entity for entity in entities.versions(registry_client, filed.model)}
+    now = {entity["name"]: entity for entity in entities.list_versions(registry_client, filed.model)}
     lines = []
     for name, before in publication.own.others.items():
         there = (now.get(name) or {}).get("customProperties") or {}

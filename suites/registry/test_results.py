@@ -10,7 +10,7 @@ import pytest
 from pytest_vllm_stage import StageError
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.publication import check, properties
-from pytest_vllm_stage.publication.bucket.stored import Unfinished, unfinished
+from pytest_vllm_stage.publication.bucket.stored import UnfinishedRun, find_unfinished
 from pytest_vllm_stage.publication.publishing import BROKEN
 from pytest_vllm_stage.stage.observe import health
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from model_registry import ModelRegistry
 
     from pytest_vllm_stage import Bucket, Publication, RegistryClient, Run, StageFacts
-    from pytest_vllm_stage.publication.bucket.stored import Stored
+    from pytest_vllm_stage.publication.bucket.stored import StoredRun
     from pytest_vllm_stage.publication.document import Results
-    from pytest_vllm_stage.publication.links import Names
+    from pytest_vllm_stage.publication.links import RegistryNames
     from pytest_vllm_stage.stage.revision import Revision
     from suites.registry.conftest import Filed
 
@@ -39,7 +39,7 @@ class StillUnfinished(StageError):
 def test_published_numbers_equal_the_artifact(document: Results, filed: Filed, results_run: str) -> None:
     """Every published number and text, its type and its run id are those of the artifact; none is missing."""
     assert document.values, f"the artifact of run {results_run} holds no number: nothing was compared"
-    lines = check.of_properties(document, filed.properties)
+    lines = check.compare_properties(document, filed.properties)
     assert not lines, health.message(
         f"version {filed.version['name']} of model {filed.model['name']} does not show what was measured",
         lines,
@@ -58,32 +58,32 @@ def test_official_client_reads_the_published_numbers(
 
     model, version = filed.model["name"], filed.version["name"]
     where = f"version {version} of model {model}"
-    unreadable = check.unreadable_properties(filed.properties)
+    unreadable = check.find_unreadable(filed.properties)
     remedy = "publish such a number as a double or a string"
     assert not unreadable, health.message(f"the official client fails on {where}", unreadable, remedy)
     seen = read_properties(model_registry, model, version, registry_client.url)
     assert seen, f"the official client gives no property of {where}: nothing was compared"
-    lines = check.of_official_client(document, filed.properties, seen)
+    lines = check.compare_official_client(document, filed.properties, seen)
     assert not lines, health.message(
         f"notebooks see other numbers of {where} than were measured", lines, f"compare with {document.source.uri}"
     )
 
 
-def test_published_numbers_equal_the_samples(document: Results, stored: Stored) -> None:
+def test_published_numbers_equal_the_samples(document: Results, stored: StoredRun) -> None:
     """The artifact's numbers equal those derived again from its samples, one row per request."""
-    lines = check.of_document(document, stored)
+    lines = check.compare_document(document, stored)
     assert not lines, health.message("numbers do not follow from their samples", lines, f"look at {stored.uri}")
 
 
-def test_results_belong_here(document: Results, names: Names, stage: StageFacts, service: Object) -> None:
+def test_results_belong_here(document: Results, names: RegistryNames, stage: StageFacts, service: Object) -> None:
     """The results under this version were measured on this version's service, not on another model's."""
-    lines = check.of_place(document, names.model, names.version, stage.namespace, service["metadata"]["name"])
+    lines = check.compare_source(document, names.model, names.version, stage.namespace, service["metadata"]["name"])
     assert not lines, "\n".join(lines)
 
 
 def test_results_are_of_what_runs_now(filed: Filed, results_run: str, running: Revision) -> None:
     """The results are of the running revision: numbers of an earlier image or earlier arguments do not apply to it."""
-    lines = check.of_age(filed.properties, running.name, running.created_at)
+    lines = check.find_stale(filed.properties, running.name, running.created_at)
     assert results_run
     assert not lines, "\n".join(lines)
 
@@ -99,7 +99,7 @@ def test_properties_fit_the_page(filed: Filed, results_run: str) -> None:
 
 
 def test_no_publication_was_left_unfinished(
-    publication: Publication, names: Names, results_bucket: Bucket, results_run: str, stage_run: Run
+    publication: Publication, names: RegistryNames, results_bucket: Bucket, results_run: str, stage_run: Run
 ) -> None:
     """Every run that uploaded results also published them.
 
@@ -107,10 +107,10 @@ def test_no_publication_was_left_unfinished(
     completes the latter; this check names what is left.
     """
     assert results_run
-    found: list[Unfinished] = []
+    found: list[UnfinishedRun] = []
 
     def look() -> Observation:
-        found[:] = unfinished(results_bucket, names.model, names.version)
+        found[:] = find_unfinished(results_bucket, names.model, names.version)
         return Observation(not found, f"{len(found)} unfinished")
 
     # Another run may be publishing at this moment; what stays unfinished is reported below, by run.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.publication.links import Names
-from pytest_vllm_stage.publication.publishing import Place
+from pytest_vllm_stage.publication.links import RegistryNames
+from pytest_vllm_stage.publication.publishing import PublicationTarget
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from tests.real import servers
 from tests.real.publishing import LABELS
@@ -35,8 +35,10 @@ def journal(tmp_path: Path) -> Journal:
 
 
 @pytest.fixture
-def place(minio: servers.MinioServer, standin: servers.Standin, journal: Journal) -> Iterator[Place]:
+def place(minio: servers.MinioServer, standin: servers.Standin, journal: Journal) -> Iterator[PublicationTarget]:
     standin.reset()
     registry = RegistryClient(standin.url, journal, patience_s=1.0)
-    yield Place(registry, minio.new_bucket(), Names(SERVICE, "w4a16"), made_service(SERVICE, labels=LABELS), journal)
+    yield PublicationTarget(
+        registry, minio.new_bucket(), RegistryNames(SERVICE, "w4a16"), made_service(SERVICE, labels=LABELS), journal
+    )
     registry.close()

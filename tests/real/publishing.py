@@ -9,7 +9,7 @@ from typing import Any
 from pytest_vllm_stage.publication import check, properties, publishing
 from pytest_vllm_stage.publication.bucket import stored
 from pytest_vllm_stage.publication.document import Results, make
-from pytest_vllm_stage.publication.publishing import Place, Published
+from pytest_vllm_stage.publication.publishing import PublicationTarget, Published
 from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.publication.registry.client import Entity
 from pytest_vllm_stage.publication.registry.values import text_of
@@ -19,7 +19,7 @@ LATER = "20261124-110000-bbbb"
 LABELS = {"vllm-stage/model": SERVICE, "vllm-stage/version": "w4a16"}
 
 
-def results_of(place: Place, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Results:
+def results_of(place: PublicationTarget, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Results:
     uri = f"s3://{place.bucket.name}/{SERVICE}/w4a16/{run}/"
     return make(steps(run=run, later_s=later_s), replace(source(run=run, uri=uri), **changes))
 
@@ -30,15 +30,17 @@ def files(folder: Path, results: Results, later_s: float = 0.0) -> dict[str, Pat
     benchmarks = write_folder(folder / run, measurements)
     document = folder / f"{run}.json"
     publishing.write_document(results, document)
-    return publishing.files_of(benchmarks, steps(run=run), document)
+    return publishing.list_files(benchmarks, steps(run=run), document)
 
 
-def publish_run(place: Place, folder: Path, run: str = RUN, later_s: float = 0.0, **changes: Any) -> Published:
+def publish_run(
+    place: PublicationTarget, folder: Path, run: str = RUN, later_s: float = 0.0, **changes: Any
+) -> Published:
     results = results_of(place, run, later_s, **changes)
     return publishing.publish(place, results, files(folder, results, later_s))
 
 
-def version_of(place: Place) -> Entity:
+def version_of(place: PublicationTarget) -> Entity:
     model = entities.find_model(place.registry, place.names.model)
     assert model is not None
     version = entities.find_version(place.registry, model, place.names.version)
@@ -46,15 +48,15 @@ def version_of(place: Place) -> Entity:
     return version
 
 
-def properties_of(place: Place) -> dict[str, Any]:
+def properties_of(place: PublicationTarget) -> dict[str, Any]:
     return dict(version_of(place)["customProperties"])
 
 
-def findings(place: Place) -> list[str]:
+def findings(place: PublicationTarget) -> list[str]:
     """Everything that the checks say of what is published."""
     there = properties_of(place)
-    found = stored.read(place.bucket, text_of(there, properties.URI))
+    found = stored.read_run(place.bucket, text_of(there, properties.URI))
     if found.findings:
         return list(found.findings)
-    results = publishing.document_of(found)
-    return check.of_properties(results, there) + check.of_document(results, found)
+    results = publishing.read_document(found)
+    return check.compare_properties(results, there) + check.compare_document(results, found)

@@ -25,8 +25,8 @@ from pytest_vllm_stage.publication.bucket import stored, upload
 from pytest_vllm_stage.publication.bucket.bucket import PART_BYTES, Bucket
 from pytest_vllm_stage.publication.bucket.names import MANIFEST, PUBLISHED
 from pytest_vllm_stage.publication.document import DOCUMENT
-from pytest_vllm_stage.publication.links import Names
-from pytest_vllm_stage.publication.publishing import Place
+from pytest_vllm_stage.publication.links import RegistryNames
+from pytest_vllm_stage.publication.publishing import PublicationTarget
 from pytest_vllm_stage.publication.registry import entities, write
 from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
 from pytest_vllm_stage.publication.registry.values import encode, text_of
@@ -48,7 +48,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- publishing -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_published_and_reads_back_equal(place: Place, tmp_path: Path, standin: servers.Standin) -> None:
+def test_a_run_is_published_and_reads_back_equal(
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
+) -> None:
     done = publish_run(place, tmp_path)
     there = properties_of(place)
     assert done.state == "written"
@@ -56,14 +58,16 @@ def test_a_run_is_published_and_reads_back_equal(place: Place, tmp_path: Path, s
     assert text_of(there, properties.RUN) == RUN
     assert there["benchmark_rate_5_ttft_p99"]["metadataType"] == "MetadataDoubleValue"
     assert findings(place) == []
-    assert [item["uri"] for item in entities.artifacts(place.registry, version_of(place))] == [f"pvc://model-{SERVICE}"]
+    assert [item["uri"] for item in entities.list_artifacts(place.registry, version_of(place))] == [
+        f"pvc://model-{SERVICE}"
+    ]
     assert standin.writes()[:3] == ["POST registered_models", "POST model_versions", "POST model_versions/2/artifacts"]
     names = {key.rsplit("/", 1)[1] for key in place.bucket.list_keys(f"{SERVICE}/w4a16/{RUN}/")}
     assert {MANIFEST, PUBLISHED, DOCUMENT, "benchmarks.csv", "quantized-rate-5.samples.jsonl.gz"} < names
-    assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
+    assert stored.find_unfinished(place.bucket, SERVICE, "w4a16") == []
 
 
-def test_content_types_and_hashes_are_stored(place: Place, tmp_path: Path) -> None:
+def test_content_types_and_hashes_are_stored(place: PublicationTarget, tmp_path: Path) -> None:
     publish_run(place, tmp_path)
     prefix = f"{SERVICE}/w4a16/{RUN}/"
     kinds = {}
@@ -75,7 +79,7 @@ def test_content_types_and_hashes_are_stored(place: Place, tmp_path: Path) -> No
     assert kinds["benchmarks.csv"] == "text/csv; charset=utf-8"
 
 
-def test_the_same_run_twice_changes_nothing(place: Place, tmp_path: Path, standin: servers.Standin) -> None:
+def test_the_same_run_twice_changes_nothing(place: PublicationTarget, tmp_path: Path, standin: servers.Standin) -> None:
     publish_run(place, tmp_path)
     writes, before = standin.writes(), version_of(place)
     before_again = etags(place.bucket)
@@ -91,17 +95,19 @@ def etags(bucket: Bucket) -> dict[str, str]:
     return {item["Key"]: item["ETag"] for item in contents}
 
 
-def test_the_same_run_with_other_numbers_is_refused(place: Place, tmp_path: Path) -> None:
+def test_the_same_run_with_other_numbers_is_refused(place: PublicationTarget, tmp_path: Path) -> None:
     publish_run(place, tmp_path)
     results = results_of(place)
     files_now = files(tmp_path, results)
     files_now["benchmarks.csv"].write_text("step\n")
-    with pytest.raises(StageFailure, match="complete already, with other contents") as caught:
+    with pytest.raises(StageFailure, match="already complete, with other contents") as caught:
         publishing.publish(place, results, files_now)
     assert "benchmarks.csv: 5 bytes" in caught.value.message
 
 
-def test_a_later_run_replaces_an_earlier_one_and_not_the_other_way_round(place: Place, tmp_path: Path) -> None:
+def test_a_later_run_replaces_an_earlier_one_and_not_the_other_way_round(
+    place: PublicationTarget, tmp_path: Path
+) -> None:
     publish_run(place, tmp_path)
     assert publish_run(place, tmp_path, LATER, 3600).state == "written"
     assert text_of(properties_of(place), properties.RUN) == LATER
@@ -117,7 +123,9 @@ def test_servers_of_either_version_are_published_to(
 ) -> None:
     with servers.standin(tmp_path, api) as server:
         registry = RegistryClient(server.url, journal, patience_s=1.0)
-        place = Place(registry, minio.new_bucket(), Names(SERVICE, "w4a16"), made_service(SERVICE), journal)
+        place = PublicationTarget(
+            registry, minio.new_bucket(), RegistryNames(SERVICE, "w4a16"), made_service(SERVICE), journal
+        )
         assert publish_run(place, tmp_path).state == "written"
         assert registry.api == api
         registry.close()
@@ -136,7 +144,9 @@ def test_a_server_that_is_no_registry_is_named(standin: servers.Standin, journal
     standin.faults()
 
 
-def test_properties_of_others_stay_whatever_their_type(place: Place, tmp_path: Path, standin: servers.Standin) -> None:
+def test_properties_of_others_stay_whatever_their_type(
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
+) -> None:
     model = entities.ensure_model(place.registry, SERVICE, "")
     version = entities.ensure_version(place.registry, model, "w4a16")
     foreign = {
@@ -151,7 +161,7 @@ def test_properties_of_others_stay_whatever_their_type(place: Place, tmp_path: P
     assert properties.unlike(before, properties_of(place), list(foreign)) == []
 
 
-def test_other_versions_are_not_touched(place: Place, tmp_path: Path, standin: servers.Standin) -> None:
+def test_other_versions_are_not_touched(place: PublicationTarget, tmp_path: Path, standin: servers.Standin) -> None:
     model = entities.ensure_model(place.registry, SERVICE, "")
     other = entities.ensure_version(place.registry, model, "w8a8")
     standin.set_properties(other["id"], {"benchmark_rate_5_ttft_p99": encode(7.0), "owner": encode("team")})
@@ -162,7 +172,7 @@ def test_other_versions_are_not_touched(place: Place, tmp_path: Path, standin: s
 
 
 def test_25_properties_of_others_are_kept_and_the_results_wait(
-    place: Place, tmp_path: Path, standin: servers.Standin
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     model = entities.ensure_model(place.registry, SERVICE, "")
     version = entities.ensure_version(place.registry, model, "w4a16")
@@ -181,10 +191,10 @@ def test_25_properties_of_others_are_kept_and_the_results_wait(
 
 
 def test_a_list_that_gives_another_model_first_changes_nothing(
-    place: Place, tmp_path: Path, standin: servers.Standin
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     """Names that match as LIKE patterns (`_`) make the find endpoint say 404, so that the list is needed."""
-    names = Names("m_24b", "v_1")
+    names = RegistryNames("m_24b", "v_1")
     labels = {"vllm-stage/model": names.model, "vllm-stage/version": names.version}
     place = replace(place, names=names, service=made_service(SERVICE, labels=labels))
     for name in ("mX24b", "m_24b", "m-24b"):
@@ -197,30 +207,30 @@ def test_a_list_that_gives_another_model_first_changes_nothing(
     uri = f"s3://{place.bucket.name}/m_24b/v_1/{RUN}/"
     done = publish_run(place, tmp_path, model="m_24b", version="v_1", uri=uri)
     assert done.model_id == model["id"]
-    carrying = [item["name"] for item in entities.versions(place.registry, model) if item["customProperties"]]
+    carrying = [item["name"] for item in entities.list_versions(place.registry, model) if item["customProperties"]]
     assert carrying == ["v_1"]
 
 
-def test_a_version_name_that_differs_from_the_label_is_refused(place: Place, tmp_path: Path) -> None:
+def test_a_version_name_that_differs_from_the_label_is_refused(place: PublicationTarget, tmp_path: Path) -> None:
     publish_run(place, tmp_path)
-    wrong = replace(place, names=Names(SERVICE, "quantized-w4a16"))
+    wrong = replace(place, names=RegistryNames(SERVICE, "quantized-w4a16"))
     uri = f"s3://{place.bucket.name}/{SERVICE}/quantized-w4a16/{LATER}/"
     with pytest.raises(StageFailure) as caught:
         publish_run(wrong, tmp_path, LATER, 3600, version="quantized-w4a16", uri=uri)
     assert "version 'w4a16' of the model holds results of inferenceservice/" in caught.value.message
     model = entities.find_model(place.registry, SERVICE)
     assert model is not None
-    assert [item["name"] for item in entities.versions(place.registry, model)] == ["w4a16"]
+    assert [item["name"] for item in entities.list_versions(place.registry, model)] == ["w4a16"]
 
 
-def test_labels_with_ids_of_another_version_are_refused(place: Place, tmp_path: Path) -> None:
+def test_labels_with_ids_of_another_version_are_refused(place: PublicationTarget, tmp_path: Path) -> None:
     labels = LABELS | {"modelregistry.opendatahub.io/model-version-id": "77"}
     other = replace(place, service=made_service(SERVICE, labels=labels))
     with pytest.raises(StageFailure, match=r"label modelregistry\.opendatahub\.io/model-version-id is '77'"):
         publish_run(other, tmp_path)
 
 
-def test_other_weights_under_one_version_are_refused(place: Place, tmp_path: Path) -> None:
+def test_other_weights_under_one_version_are_refused(place: PublicationTarget, tmp_path: Path) -> None:
     publish_run(place, tmp_path)
     other = replace(place, service=made_service(SERVICE, labels=LABELS, storageUri="pvc://elsewhere"))
     with pytest.raises(
@@ -233,7 +243,7 @@ def test_other_weights_under_one_version_are_refused(place: Place, tmp_path: Pat
 
 
 def test_a_registry_that_goes_away_in_mid_publication_is_named_and_the_next_run_completes_it(
-    place: Place, tmp_path: Path, standin: servers.Standin
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     standin.faults({"fault": "unavailable", "method": "PATCH"})
     with pytest.raises(StageFailure) as caught:
@@ -241,12 +251,12 @@ def test_a_registry_that_goes_away_in_mid_publication_is_named_and_the_next_run_
     headline, *rest = caught.value.message.splitlines()
     assert headline.startswith(f"run {RUN} is not published: the registry at {standin.url} answers 503 to PATCH")
     assert any(f"complete in s3://{place.bucket.name}/{SERVICE}/w4a16/{RUN}/" in line for line in rest)
-    assert [one.complete for one in stored.unfinished(place.bucket, SERVICE, "w4a16")] == [True]
+    assert [one.complete for one in stored.find_unfinished(place.bucket, SERVICE, "w4a16")] == [True]
     standin.faults()
     (done,) = publishing.complete_earlier(place, LATER)
     assert (done.run, done.state) == (RUN, "written")
     assert findings(place) == []
-    assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
+    assert stored.find_unfinished(place.bucket, SERVICE, "w4a16") == []
 
 
 @pytest.mark.parametrize(
@@ -261,7 +271,7 @@ def test_a_registry_that_goes_away_in_mid_publication_is_named_and_the_next_run_
     ids=str,
 )
 def test_a_registry_that_stumbles_once_is_asked_again(
-    place: Place, tmp_path: Path, standin: servers.Standin, fault: Any
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin, fault: Any
 ) -> None:
     _ = place.registry.api
     standin.faults(fault)
@@ -272,7 +282,7 @@ def test_a_registry_that_stumbles_once_is_asked_again(
 
 
 def test_a_patch_that_is_answered_and_not_carried_out_is_noticed(
-    place: Place, tmp_path: Path, standin: servers.Standin
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     standin.faults({"fault": "drop-patches"})
     with pytest.raises(StageFailure, match=f"other publishers overwrote the properties of run {RUN} 8 times"):
@@ -314,7 +324,7 @@ class Meddled(RegistryClient):
 
 
 def test_a_blind_write_over_ours_is_seen_and_both_are_kept(
-    place: Place, tmp_path: Path, standin: servers.Standin
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     registry = Meddled(standin.url, place.journal)
     model = entities.ensure_model(registry, SERVICE, "")
@@ -345,7 +355,7 @@ class HeldUp(RegistryClient):
 
 
 def test_a_publisher_that_was_held_up_reads_again_before_it_writes(
-    place: Place, tmp_path: Path, standin: servers.Standin
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     """What was read may be old by then: sent back, it would undo what others wrote meanwhile."""
     registry = HeldUp(standin.url, place.journal)
@@ -358,7 +368,7 @@ def test_a_publisher_that_was_held_up_reads_again_before_it_writes(
 
 
 def test_two_publishers_at_once_leave_the_later_run_whole_and_lose_nothing(
-    place: Place, tmp_path: Path, standin: servers.Standin
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     """Three publish at once, six times; a fourth writes a property of its own in the same careful way."""
     for i in range(6):
@@ -383,7 +393,7 @@ class Slow(RegistryClient):
         return super().patch(path, body)
 
 
-def _publish_anew(place: Place, folder: Path, run: str, later_s: float) -> None:
+def _publish_anew(place: PublicationTarget, folder: Path, run: str, later_s: float) -> None:
     """Publish through a connection of its own."""
     registry = Slow(place.registry.url, Journal(), patience_s=5.0)
     publish_run(replace(place, registry=registry, journal=Journal()), folder, run, later_s)
@@ -427,7 +437,7 @@ def _write_carefully(standin: servers.Standin, name: str, text: str) -> None:
 
 
 def test_credentials_that_are_no_longer_good_are_named_with_their_secret(
-    place: Place, minio: servers.MinioServer, tmp_path: Path
+    place: PublicationTarget, minio: servers.MinioServer, tmp_path: Path
 ) -> None:
     old = replace(place, bucket=Bucket(minio.store("0" * 32), place.bucket.name))
     with pytest.raises(StageFailure, match="refuses the credentials of secret minio-credentials: Signature") as caught:
@@ -435,7 +445,7 @@ def test_credentials_that_are_no_longer_good_are_named_with_their_secret(
     assert "0" * 32 not in str(caught.value)
 
 
-def test_a_public_bucket_takes_no_results(place: Place, tmp_path: Path) -> None:
+def test_a_public_bucket_takes_no_results(place: PublicationTarget, tmp_path: Path) -> None:
     make_public(place.bucket)
     with pytest.raises(StageFailure, match="is public: its policy allows s3:GetObject to everyone"):
         publish_run(place, tmp_path)
@@ -453,17 +463,17 @@ def make_public(bucket: Bucket) -> None:
     bucket.client.put_bucket_policy(Bucket=bucket.name, Policy=policy)
 
 
-def test_a_missing_bucket_is_named(place: Place, minio: servers.MinioServer, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_named(place: PublicationTarget, minio: servers.MinioServer, tmp_path: Path) -> None:
     nowhere = replace(place, bucket=Bucket(minio.store(), "nowhere"))
     with pytest.raises(StageFailure, match="nowhere"):
         publish_run(nowhere, tmp_path)
 
 
-def test_a_large_file_goes_up_in_parts(place: Place, tmp_path: Path) -> None:
+def test_a_large_file_goes_up_in_parts(place: PublicationTarget, tmp_path: Path) -> None:
     large = tmp_path / "large.samples.jsonl.gz"
     large.write_bytes(os.urandom(2 * PART_BYTES + 1))
-    uri = upload.upload(place.bucket, "m", "v", "r", {large.name: large}, place.journal)
-    found = stored.read(place.bucket, uri).require()
+    uri = upload.upload_run(place.bucket, "m", "v", "r", {large.name: large}, place.journal)
+    found = stored.read_run(place.bucket, uri).require()
     assert found.contents[large.name] == large.read_bytes()
     stat = place.bucket.client.head_object(Bucket=place.bucket.name, Key=f"m/v/r/{large.name}")
     assert stat["ETag"].strip('"').endswith("-3")
@@ -474,16 +484,16 @@ def test_a_large_file_goes_up_in_parts(place: Place, tmp_path: Path) -> None:
     [
         (lambda b, p: b.delete(f"{p}quantized-rate-5.json"), "quantized-rate-5.json is missing"),
         (lambda b, p: b.put(f"{p}benchmarks.csv", b"step", "text/csv"), "benchmarks.csv is truncated: 4 of"),
-        (lambda b, p: alter(b, f"{p}publication.json", b"5", b"6"), "publication.json was altered: its sha256"),
-        (lambda b, p: b.put(f"{p}more.json", b"{}", "application/json"), "more.json is there and not in the manifest"),
+        (lambda b, p: alter(b, f"{p}publication.json", b"5", b"6"), "publication.json was altered: expected sha256"),
+        (lambda b, p: b.put(f"{p}more.json", b"{}", "application/json"), "more.json exists and is not in the manifest"),
         (lambda b, p: b.delete(f"{p}manifest.json"), "partial upload: "),
-        (lambda b, p: b.put(f"{p}manifest.json", b'{"schema"', "application/json"), "the manifest is torn or altered"),
-        (lambda b, p: [b.delete(key) for key in b.list_keys(p)], "nothing is there"),
+        (lambda b, p: b.put(f"{p}manifest.json", b'{"schema"', "application/json"), "the manifest is corrupt"),
+        (lambda b, p: [b.delete(key) for key in b.list_keys(p)], "it is empty"),
     ],
     ids=["deleted", "truncated", "altered", "added", "partial", "torn", "gone"],
 )
 def test_a_spoilt_artifact_is_named_on_reading(
-    place: Place, tmp_path: Path, spoil: Callable[[Bucket, str], Any], line: str
+    place: PublicationTarget, tmp_path: Path, spoil: Callable[[Bucket, str], Any], line: str
 ) -> None:
     publish_run(place, tmp_path)
     spoil(place.bucket, f"{SERVICE}/w4a16/{RUN}/")
@@ -509,16 +519,16 @@ def _publish_and_die(
 ) -> None:
     server = servers.MinioServer(url, access, secret)
     journal = Journal(folder / "killed.jsonl")
-    place = Place(
+    place = PublicationTarget(
         RegistryClient(registry_url, journal),
         Bucket(server.store(), bucket),
-        Names(SERVICE, "w4a16"),
+        RegistryNames(SERVICE, "w4a16"),
         made_service(SERVICE, labels=LABELS),
         journal,
     )
     points: dict[str, tuple[Any, str]] = {
         "in the upload": (Bucket, "put"),
-        "between upload and registry": (publishing, "to_registry"),
+        "between upload and registry": (publishing, "publish_to_registry"),
         "before the properties": (publishing, "write"),
         "before the mark": (publishing, "_mark"),
     }
@@ -536,7 +546,12 @@ def _publish_and_die(
     ],
 )
 def test_a_killed_publication_is_completed_by_the_next_run(
-    place: Place, minio: servers.MinioServer, standin: servers.Standin, tmp_path: Path, where: str, complete: bool
+    place: PublicationTarget,
+    minio: servers.MinioServer,
+    standin: servers.Standin,
+    tmp_path: Path,
+    where: str,
+    complete: bool,
 ) -> None:
     spawn = multiprocessing.get_context("spawn")
     arguments = (where, minio.url, minio.access, minio.secret, place.bucket.name, standin.url, tmp_path)
@@ -544,7 +559,7 @@ def test_a_killed_publication_is_completed_by_the_next_run(
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert [one.complete for one in stored.unfinished(place.bucket, SERVICE, "w4a16")] == [complete]
+    assert [one.complete for one in stored.find_unfinished(place.bucket, SERVICE, "w4a16")] == [complete]
     assert any(event["kind"] == "publish" for event in read_events(tmp_path / "killed.jsonl"))
     done = publishing.complete_earlier(place, LATER)
     if not complete:
@@ -552,26 +567,26 @@ def test_a_killed_publication_is_completed_by_the_next_run(
         assert "partial upload: 6 files and no manifest.json" in done[0].note
         done = publishing.complete_earlier(place, LATER, lambda run: files(tmp_path, results_of(place, run)))
     assert [one.run for one in done] == [RUN]
-    assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
+    assert stored.find_unfinished(place.bucket, SERVICE, "w4a16") == []
     assert findings(place) == []
 
 
-def test_of_several_unfinished_runs_the_latest_is_seen(place: Place, tmp_path: Path) -> None:
+def test_of_several_unfinished_runs_the_latest_is_seen(place: PublicationTarget, tmp_path: Path) -> None:
     for run, at in ((RUN, 0.0), (LATER, 3600.0)):
         results = results_of(place, run, at)
-        upload.upload(place.bucket, SERVICE, "w4a16", run, files(tmp_path, results, at), place.journal)
+        upload.upload_run(place.bucket, SERVICE, "w4a16", run, files(tmp_path, results, at), place.journal)
     done = {one.run: (one.state, one.note) for one in publishing.complete_earlier(place, "now")}
     assert done == {RUN: ("superseded", LATER), LATER: ("written", "")}
     assert text_of(properties_of(place), properties.RUN) == LATER
-    assert stored.unfinished(place.bucket, SERVICE, "w4a16") == []
+    assert stored.find_unfinished(place.bucket, SERVICE, "w4a16") == []
 
 
 def test_an_unfinished_run_that_cannot_be_published_does_not_hold_up_the_next(
-    place: Place, tmp_path: Path, standin: servers.Standin
+    place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     """Another version claims the revision of the earlier run; the next run measured another revision."""
     results = results_of(place, revision="r0")
-    upload.upload(place.bucket, SERVICE, "w4a16", RUN, files(tmp_path, results), place.journal)
+    upload.upload_run(place.bucket, SERVICE, "w4a16", RUN, files(tmp_path, results), place.journal)
     model = entities.ensure_model(place.registry, SERVICE, "")
     other = entities.ensure_version(place.registry, model, "quant")
     standin.set_properties(other["id"], {name: encode(value) for name, value in results.values.items()})
@@ -579,12 +594,12 @@ def test_an_unfinished_run_that_cannot_be_published_does_not_hold_up_the_next(
     assert left.state == "broken"
     assert "version 'quant' of the model holds results" in left.note
     assert publish_run(place, tmp_path, LATER, 3600).state == "written"
-    assert [one.run for one in stored.unfinished(place.bucket, SERVICE, "w4a16")] == [RUN]
+    assert [one.run for one in stored.find_unfinished(place.bucket, SERVICE, "w4a16")] == [RUN]
 
 
-def test_an_unfinished_run_that_was_altered_is_not_published(place: Place, tmp_path: Path) -> None:
+def test_an_unfinished_run_that_was_altered_is_not_published(place: PublicationTarget, tmp_path: Path) -> None:
     results = results_of(place)
-    upload.upload(place.bucket, SERVICE, "w4a16", RUN, files(tmp_path, results), place.journal)
+    upload.upload_run(place.bucket, SERVICE, "w4a16", RUN, files(tmp_path, results), place.journal)
     alter(place.bucket, f"{SERVICE}/w4a16/{RUN}/publication.json", b"5", b"6")
     (done,) = publishing.complete_earlier(place, LATER)
     assert done.state == "broken"

@@ -19,7 +19,7 @@ import pytest
 from pytest_vllm_stage.publication import properties
 from pytest_vllm_stage.publication.bucket import stored, upload
 from pytest_vllm_stage.publication.bucket.names import PUBLISHED
-from pytest_vllm_stage.publication.publishing import Place
+from pytest_vllm_stage.publication.publishing import PublicationTarget
 from pytest_vllm_stage.publication.registry.values import encode, text_of
 from tests.real import servers
 from tests.real.publishing import LABELS, LATER, files, properties_of, publish_run, results_of, version_of
@@ -113,7 +113,7 @@ render.render = lambda overlay, kubectl: []
 
 if WORLD["dies"]:
     import os, signal
-    publishing.to_registry = lambda place, results: os.kill(os.getpid(), signal.SIGKILL)
+    publishing.publish_to_registry = lambda place, results: os.kill(os.getpid(), signal.SIGKILL)
 
 if WORLD["touches"]:
     import httpx
@@ -155,7 +155,7 @@ class World:
         names: Lines for the profile's ``[registry.models]``.
     """
 
-    place: Place
+    place: PublicationTarget
     minio: servers.MinioServer
     standin: servers.Standin
     pytester: pytest.Pytester
@@ -213,7 +213,7 @@ class World:
 
 @pytest.fixture
 def world(
-    place: Place,
+    place: PublicationTarget,
     minio: servers.MinioServer,
     standin: servers.Standin,
     pytester: pytest.Pytester,
@@ -257,7 +257,7 @@ def other_models_results(world: World) -> None:
     other = "mistral-24b"
     uri = f"s3://{world.place.bucket.name}/{other}/bf16/{RUN}/"
     results = results_of(world.place, model=other, version="bf16", uri=uri, service=SERVICE)
-    upload.upload(
+    upload.upload_run(
         world.place.bucket, other, "bf16", RUN, files(world.pytester.path / "o", results), world.place.journal
     )
     world.set({name: encode(value) for name, value in results.values.items()})
@@ -333,7 +333,7 @@ FAULTS: dict[str, Fault] = {
     "number altered in MinIO": Fault(
         lambda w: w.alter("publication.json", lambda content: changed_number(content, P99, 219.7)),
         {*READS_NUMBERS, EQUAL_SAMPLES, HASHES},
-        "publication.json was altered: its sha256 is",
+        "publication.json was altered: expected sha256",
     ),
     "metric altered in a step's file": Fault(
         lambda w: w.alter("quantized-rate-5.json", lambda c: c.replace(b'_p99_ms": 119.7', b'_p99_ms": 99.8')),
@@ -351,7 +351,7 @@ FAULTS: dict[str, Fault] = {
     "artifact deleted": Fault(
         lambda w: w.remove(*[key.removeprefix(w.prefix) for key in w.place.bucket.list_keys(w.prefix)]),
         {*READS_DOCUMENT, HASHES},
-        "nothing is there: the artifact was deleted",
+        "it is empty: the artifact was deleted",
     ),
     "artifact truncated": Fault(
         lambda w: w.alter("quantized-rate-5.samples.jsonl.gz", lambda content: content[:100]),
@@ -501,14 +501,14 @@ def test_a_publication_that_the_registry_cut_off_is_completed_by_the_next_run(wo
     failed, output, outcomes = world.run()
     assert not failed, output
     assert outcomes == {"passed": len(ALL), "skipped": 2}, output
-    assert stored.unfinished(world.place.bucket, SERVICE, "w4a16") == []
+    assert stored.find_unfinished(world.place.bucket, SERVICE, "w4a16") == []
 
 
 def test_a_run_that_is_killed_between_upload_and_publication_is_completed_by_the_next(world: World) -> None:
     world.options, world.changes = [], {"measures": True, "dies": True}
     _, output, outcomes = world.run()
     assert outcomes == {}, output
-    (left,) = stored.unfinished(world.place.bucket, SERVICE, "w4a16")
+    (left,) = stored.find_unfinished(world.place.bucket, SERVICE, "w4a16")
     assert left.complete
     assert world.standin.writes() == []
     world.changes = {"measures": False}

@@ -22,9 +22,9 @@ from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from pytest_vllm_stage.publication import document, publishing
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
-from pytest_vllm_stage.publication.document import OBSERVED, Results, Source
-from pytest_vllm_stage.publication.links import Names
-from pytest_vllm_stage.publication.publishing import Place
+from pytest_vllm_stage.publication.document import OBSERVED, Results, ResultsSource
+from pytest_vllm_stage.publication.links import RegistryNames
+from pytest_vllm_stage.publication.publishing import PublicationTarget
 from pytest_vllm_stage.publication.registry import write
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.publication.registry.values import encode
@@ -123,7 +123,7 @@ class Workbench:
         """Publish a model's results as a run does, but for the refusal of simulated ones."""
         model, version, _ = MODELS[role]
         uri = f"s3://{self.bucket.name}/{model}/{version}/{RUN}/"
-        source = Source(model, version, RUN, "vllm-stage", model, f"{model}-predictor-1", uri)
+        source = ResultsSource(model, version, RUN, "vllm-stage", model, f"{model}-predictor-1", uri)
 
         def outcome_of(step: StepArtifact) -> str:
             return OBSERVED if step.step.request_rate == 150 and step.outcome != "invalid" else step.outcome.value
@@ -137,8 +137,10 @@ class Workbench:
         path.write_bytes(made.to_bytes())
         registry = RegistryClient(self.standin.url, Journal())
         labels = {"vllm-stage/model": model, "vllm-stage/version": version}
-        place = Place(registry, self.bucket, Names(model, version), made_service(model, labels=labels), Journal())
-        publishing.publish(place, made, publishing.files_of(benchmarks, steps, path))
+        place = PublicationTarget(
+            registry, self.bucket, RegistryNames(model, version), made_service(model, labels=labels), Journal()
+        )
+        publishing.publish(place, made, publishing.list_files(benchmarks, steps, path))
         registry.close()
 
     def key(self, role: str, name: str) -> str:

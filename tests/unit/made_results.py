@@ -11,7 +11,7 @@ from pytest_vllm_stage.benchmark.artifacts import artifact_of, read_artifacts, w
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.publication import document
-from pytest_vllm_stage.publication.document import Results, Source, Step
+from pytest_vllm_stage.publication.document import Results, ResultsSource, Step
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
 from tests.unit.made_samples import closed_step, failed, measurement, open_step, sample
@@ -54,7 +54,7 @@ def write_folder(folder: Path, measurements: Sequence[Measurement]) -> Path:
     return folder
 
 
-def source(**changes: str) -> Source:
+def source(**changes: str) -> ResultsSource:
     run = changes.get("run", RUN)
     made = {
         "model": SERVICE,
@@ -65,7 +65,7 @@ def source(**changes: str) -> Source:
         "revision": f"{SERVICE}-predictor-5d4c8",
         "uri": f"s3://test-results/{SERVICE}/w4a16/{run}/",
     }
-    return Source(**(made | changes))
+    return ResultsSource(**(made | changes))
 
 
 def steps(*rates: float, verdict: str = "pass", **changes: Any) -> list[Step]:

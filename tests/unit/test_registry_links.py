@@ -9,8 +9,8 @@ import pytest
 
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.publication import check, links, properties, publishing
-from pytest_vllm_stage.publication.bucket.stored import Stored
-from pytest_vllm_stage.publication.links import Names
+from pytest_vllm_stage.publication.bucket.stored import StoredRun
+from pytest_vllm_stage.publication.links import RegistryNames
 from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.publication.registry.values import encode
 from tests.unit.made_objects import service
@@ -21,21 +21,21 @@ MODEL, VERSION = {"id": "1", "name": "m"}, {"id": "2", "name": "w4a16"}
 
 
 def test_names_come_from_the_labels_or_from_the_profile() -> None:
-    assert links.names_of(service(labels=LABELS)) == Names("m", "w4a16")
-    assert links.names_of(service(), "m", "w4a16") == Names("m", "w4a16")
-    assert links.names_of(service(labels=LABELS), "m", "w4a16") == Names("m", "w4a16")
+    assert links.resolve_names(service(labels=LABELS)) == RegistryNames("m", "w4a16")
+    assert links.resolve_names(service(), "m", "w4a16") == RegistryNames("m", "w4a16")
+    assert links.resolve_names(service(labels=LABELS), "m", "w4a16") == RegistryNames("m", "w4a16")
 
 
 def test_a_label_that_contradicts_the_profile_is_refused_with_both_names() -> None:
     with pytest.raises(StageFailure) as caught:
-        links.names_of(service(labels=LABELS | {"vllm-stage/version": "quant-w4a16"}), "m", "quantized-w4a16")
+        links.resolve_names(service(labels=LABELS | {"vllm-stage/version": "quant-w4a16"}), "m", "quantized-w4a16")
     assert "labelled vllm-stage/version=quant-w4a16" in caught.value.message
     assert "'quantized-w4a16'" in caught.value.message
 
 
 def test_a_service_without_names_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"inferenceservice/m has no label vllm-stage/version.*names no version"):
-        links.names_of(service(labels={"vllm-stage/model": "m"}))
+        links.resolve_names(service(labels={"vllm-stage/model": "m"}))
 
 
 @pytest.mark.parametrize("name", ["", " m", "50%", "a\\b", "m\n", "m" * 241])
@@ -59,8 +59,8 @@ def test_every_label_that_links_is_compared(label: str, value: str, line: str) -
         "modelregistry.kubeflow.org/model-version-id": "2",
         "app": "x",
     }
-    assert links.disagreements(service(labels=labels), MODEL, VERSION) == []
-    (found,) = links.disagreements(service(labels=labels | {label: value}), MODEL, VERSION)
+    assert links.find_disagreements(service(labels=labels), MODEL, VERSION) == []
+    (found,) = links.find_disagreements(service(labels=labels | {label: value}), MODEL, VERSION)
     assert f"label {label} is {value!r}" in found
     assert line in found
 
@@ -72,9 +72,9 @@ def version(name: str, **changes: str) -> dict[str, Any]:
 
 def test_a_revision_under_two_names_is_found() -> None:
     versions = [version("w4a16"), version("quant"), version("old", benchmark_revision="r0"), {"name": "empty"}]
-    (line,) = links.same_under_another_name(versions, "w4a16", SERVICE, "r1")
+    (line,) = links.find_duplicate_results(versions, "w4a16", SERVICE, "r1")
     assert line.startswith("version 'quant' of the model holds results of inferenceservice/")
-    assert links.same_under_another_name(versions, "w4a16", "another", "r1") == []
+    assert links.find_duplicate_results(versions, "w4a16", "another", "r1") == []
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -83,16 +83,16 @@ def raw(**changes: Any) -> dict[str, Any]:
 
 def test_results_of_now_are_not_stale() -> None:
     revision = made().source.revision
-    assert check.of_age(raw(), revision, "2026-11-24T09:59:59Z") == []
-    assert check.of_age(raw(), revision, "") == []
+    assert check.find_stale(raw(), revision, "2026-11-24T09:59:59Z") == []
+    assert check.find_stale(raw(), revision, "") == []
 
 
 def test_stale_results_are_named_with_run_and_revision() -> None:
-    (line,) = check.of_age(raw(), "another", "")
+    (line,) = check.find_stale(raw(), "another", "")
     assert line.startswith(
         f"stale: the results of run {RUN} (2026-11-24T10:00:00Z) are of revision '{SERVICE}-predictor"
     )
-    (line,) = check.of_age(raw(), made().source.revision, "2026-11-24T10:00:01Z")
+    (line,) = check.find_stale(raw(), made().source.revision, "2026-11-24T10:00:01Z")
     assert line.endswith("was made at 2026-11-24T10:00:01Z")
 
 
@@ -101,9 +101,9 @@ def test_what_was_cut_by_the_budget_is_not_missed_and_what_had_room_is() -> None
     foreign = {f"build-{i}": encode("x") for i in range(4)}
     wanted = properties.within_budget(results.values, foreign, "v")
     full = properties.merged(foreign, wanted)
-    assert check.of_properties(results, full) == []
+    assert check.compare_properties(results, full) == []
     with_room = {name: value for name, value in full.items() if name != "build-0"}
-    lines = check.of_properties(results, with_room)
+    lines = check.compare_properties(results, with_room)
     assert lines
     assert all("is not published" in line for line in lines)
 
@@ -112,22 +112,24 @@ def test_provenance_is_missed_whether_there_is_room_or_not() -> None:
     results = made()
     crowded = {f"build-{i}": encode("x") for i in range(30)} | raw()
     del crowded[properties.RUN]
-    assert check.of_properties(results, crowded) == [f"benchmark_test_run is not published ({RUN!r} in the artifact)"]
+    assert check.compare_properties(results, crowded) == [
+        f"benchmark_test_run is not published ({RUN!r} in the artifact)"
+    ]
 
 
 def test_results_of_elsewhere_are_named_field_by_field() -> None:
     results = made()
-    assert check.of_place(results, SERVICE, "w4a16", "vllm-stage", SERVICE) == []
-    assert len(check.of_place(results, "n", "v", "other", "s")) == 4
+    assert check.compare_source(results, SERVICE, "w4a16", "vllm-stage", SERVICE) == []
+    assert len(check.compare_source(results, "n", "v", "other", "s")) == 4
 
 
 def test_a_document_without_its_samples_does_not_pass() -> None:
-    lines = check.of_document(made(), Stored("s3://b/p/", None, {}, ()))
+    lines = check.compare_document(made(), StoredRun("s3://b/p/", None, {}, ()))
     assert lines == [f"results of {SERVICE} by run {RUN} are not published: there is no step"]
 
 
 def test_what_is_archived_is_named() -> None:
-    lines = publishing.archived(MODEL | {"state": "ARCHIVED"}, VERSION | {"state": "LIVE"})
+    lines = publishing.find_archived(MODEL | {"state": "ARCHIVED"}, VERSION | {"state": "LIVE"})
     assert lines == ["model m is ARCHIVED in the registry"]
 
 

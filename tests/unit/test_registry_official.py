@@ -47,7 +47,7 @@ def client(standin: servers.Standin, version: str) -> ModelRegistry:
 
 def lines_of(client: ModelRegistry, standin: servers.Standin, version: str) -> list[str]:
     published = standin.call("GET", f"model_versions/{version}")["customProperties"]
-    return check.of_official_client(RESULTS, published, read_properties(client, "m", "v_1", standin.url))
+    return check.compare_official_client(RESULTS, published, read_properties(client, "m", "v_1", standin.url))
 
 
 def test_published_values_are_read_as_they_were_measured(
@@ -78,7 +78,7 @@ def test_a_number_that_differs_is_named(
 
 
 def test_a_number_that_the_client_leaves_out_is_named() -> None:
-    (line,) = check.of_official_client(RESULTS, {P99: encode(119.7)}, {})
+    (line,) = check.compare_official_client(RESULTS, {P99: encode(119.7)}, {})
     assert line == f"{P99}: expected 119.7, and the official client gives nothing"
 
 
@@ -87,7 +87,7 @@ def test_a_whole_number_of_ten_digits_is_named_by_property_and_by_the_client(
 ) -> None:
     standin.set_properties(version, {"tokens": LONG})
     published = standin.call("GET", f"model_versions/{version}")["customProperties"]
-    (line,) = check.unreadable_properties(published)
+    (line,) = check.find_unreadable(published)
     assert line.startswith("tokens is the whole number 1234567890: notebooks cannot read the version")
     with pytest.raises(StageFailure, match=r"model-registry \S+\) cannot read the answer to get version v_1") as caught:
         read_properties(client, "m", "v_1", standin.url)
@@ -96,9 +96,7 @@ def test_a_whole_number_of_ten_digits_is_named_by_property_and_by_the_client(
 
 
 def test_nine_digits_are_readable() -> None:
-    assert (
-        check.unreadable_properties({"tokens": LONG | {"int_value": "-123456789"}, "name": encode("1234567890")}) == []
-    )
+    assert check.find_unreadable({"tokens": LONG | {"int_value": "-123456789"}, "name": encode("1234567890")}) == []
 
 
 def test_a_version_that_the_client_does_not_find_is_named(client: ModelRegistry, standin: servers.Standin) -> None:

@@ -112,7 +112,7 @@ def test_25_properties_of_others_leave_no_room_and_are_named() -> None:
         properties.within_budget(made().values, [f"build-{i}" for i in range(25)], "version w4a16 of model m")
     assert "version w4a16 of model m has 25 custom properties of others" in caught.value.message
     assert "build-24" in caught.value.message
-    assert "the results wait in the bucket" in caught.value.hint
+    assert "the results are kept in the bucket" in caught.value.hint
 
 
 def test_a_name_that_differs_in_case_only_is_refused() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
-from pytest_vllm_stage.core.gateways import MAX_EXCERPT, Answer
+from pytest_vllm_stage.core.gateways import MAX_EXCERPT, HttpAnswer
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.publication.registry.client import RegistryClient
@@ -162,7 +162,7 @@ def test_the_senders_words_are_bounded_and_masked() -> None:
 
 def test_markup_is_not_repeated() -> None:
     page = "<html><head><title>t</title></head><body>one &amp;\n <b>two</b><script>alert(1)</script></body></html>"
-    assert Answer(200, {}, page).excerpt == "one & two"
+    assert HttpAnswer(200, {}, page).excerpt == "one & two"
 
 
 def test_the_official_clients_error_names_the_sender_too() -> None:

@@ -127,7 +127,7 @@ def test_the_document_is_read_as_it_was_written() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "here: is torn"),
+        (b"{", "here: is corrupt"),
         (b"[]", "here: schema: must be vllm-stage/publication"),
         (made().to_bytes().replace(b'"run": ', b'"walk": '), "here: run: must be a text"),
         (made().to_bytes().replace(b'"pass"', b"true"), "here: properties: True is neither text nor number"),

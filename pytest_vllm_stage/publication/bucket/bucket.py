@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllm_stage.publication.bucket.manifest import File
+from pytest_vllm_stage.publication.bucket.manifest import ManifestFile
 from pytest_vllm_stage.stage.s3 import NOT_FOUND, ObjectStore, error_code
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Bucket:
         self.name = name
         self.client: S3Client = store.client()
 
-    def upload(self, key: str, path: Path, file: File) -> None:
+    def upload(self, key: str, path: Path, file: ManifestFile) -> None:
         """Store a local file, in parts where it is large; an upload that is cut off leaves no object."""
         from boto3.s3.transfer import TransferConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_vllm_stage.core.errors import StageFailure
 
-#: Raised when a field changes its meaning or goes; adding one does not raise it.
+#: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
 SCHEMA = "vllm-stage/manifest"
 _CHUNK_BYTES = 1 << 20
@@ -19,7 +19,7 @@ _CONTENT_TYPES = {".json": "application/json", ".csv": "text/csv; charset=utf-8"
 
 
 @dataclass(frozen=True, order=True)
-class File:
+class ManifestFile:
     """One file of a run.
 
     Attributes:
@@ -37,7 +37,7 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a run, by name; it holds no time, so that the same run gives the same bytes.
+    """The files of a run, by name; without a time, so that the same run gives the same bytes.
 
     Attributes:
         model: The registered model's name.
@@ -49,15 +49,15 @@ class Manifest:
     model: str
     version: str
     run: str
-    files: tuple[File, ...]
+    files: tuple[ManifestFile, ...]
 
     def to_bytes(self) -> bytes:
-        """What is stored."""
+        """The stored form."""
         data = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(self)}
         return (json.dumps(data, indent=1) + "\n").encode()
 
     def differences(self, other: Manifest) -> list[str]:
-        """The files in which two manifests differ, a line each."""
+        """The files in which two manifests differ, one line each."""
         mine, theirs = ({file.name: file for file in manifest.files} for manifest in (self, other))
         return [
             f"{name}: {_short(mine.get(name))} here, {_short(theirs.get(name))} there"
@@ -66,17 +66,17 @@ class Manifest:
         ]
 
 
-def _short(file: File | None) -> str:
+def _short(file: ManifestFile | None) -> str:
     return f"{file.size_bytes} bytes, sha256 {file.sha256[:12]}" if file else "absent"
 
 
-def describe(path: Path, name: str | None = None) -> File:
+def describe_file(path: Path, name: str | None = None) -> ManifestFile:
     """A local file as the manifest lists it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-    return File(name or path.name, path.stat().st_size, digest.hexdigest(), content_type(path.name))
+    return ManifestFile(name or path.name, path.stat().st_size, digest.hexdigest(), content_type(path.name))
 
 
 def content_type(name: str) -> str:
@@ -84,37 +84,38 @@ def content_type(name: str) -> str:
     return _CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream")
 
 
-def make(model: str, version: str, run: str, files: Sequence[File]) -> Manifest:
+def make_manifest(model: str, version: str, run: str, files: Sequence[ManifestFile]) -> Manifest:
     """A manifest with its files in order."""
     return Manifest(model, version, run, tuple(sorted(files)))
 
 
-def parse(content: bytes, where: str) -> Manifest:
+def parse_manifest(content: bytes, where: str) -> Manifest:
     """The inverse of `Manifest.to_bytes`.
 
     Raises:
-        StageFailure: it is torn or no manifest; names the place and the field.
+        StageFailure: it is corrupt, or not a manifest; names the place and the field.
     """
     try:
         data: Any = json.loads(content)
     except ValueError as error:
-        raise StageFailure(f"{where}: the manifest is torn or altered: {error}") from None
+        raise StageFailure(f"{where}: the manifest is corrupt: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise StageFailure(f"{where}: schema: must be {SCHEMA}")
+        raise StageFailure(f"{where}: schema: expected {SCHEMA}")
     if data.get("schema_version") != SCHEMA_VERSION:
-        raise StageFailure(f"{where}: schema_version: is {data.get('schema_version')!r}; this reads {SCHEMA_VERSION}")
+        raise StageFailure(f"{where}: schema_version: expected {SCHEMA_VERSION}, got {data.get('schema_version')!r}")
     model, version, run = (data.get(name) for name in ("model", "version", "run"))
     if not isinstance(model, str) or not isinstance(version, str) or not isinstance(run, str):
-        raise StageFailure(f"{where}: model, version and run must be texts")
+        raise StageFailure(f"{where}: model, version and run must be strings")
     if not isinstance(data.get("files"), list):
         raise StageFailure(f"{where}: files: must be a list")
     files = [_file(entry, f"{where}: files[{i}]") for i, entry in enumerate(data["files"])]
-    return make(model, version, run, files)
+    return make_manifest(model, version, run, files)
 
 
-def _file(entry: Any, where: str) -> File:
+def _file(entry: Any, where: str) -> ManifestFile:
     kinds: Mapping[str, type] = {"name": str, "size_bytes": int, "sha256": str, "content_type": str}
     for name, kind in kinds.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-            raise StageFailure(f"{where}: {name}: is missing or of another type")
-    return File(**{name: entry[name] for name in kinds})
+        value = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(value, kind):
+            raise StageFailure(f"{where}: {name}: expected {kind.__name__}, got {type(value).__name__}")
+    return ManifestFile(**{name: entry[name] for name in kinds})

@@ -1,4 +1,4 @@
-"""Where a run's results lie: ``s3://test-results/<model>/<version>/<run>/``."""
+"""Where a run's results are stored: ``s3://test-results/<model>/<version>/<run>/``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from urllib.parse import quote, unquote, urlsplit
 from pytest_vllm_stage.core.errors import ConfigError
 
 MANIFEST = "manifest.json"
-#: Written after the registry has the numbers; a complete upload without it is a publication that was cut short.
+#: Written after the registry has the numbers; a complete upload without it is an interrupted publication.
 PUBLISHED = "published.json"
 
 
-def prefix_of(model: str, version: str, run: str = "") -> str:
+def build_prefix(model: str, version: str, run: str = "") -> str:
     """The common start of the keys of a run, or, without one, of all runs of the version."""
     parts = [part for part in (model, version, run) if part]
     return "/".join(map(_part, parts)) + "/"
@@ -22,13 +22,13 @@ def _part(text: str) -> str:
     return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
 
 
-def run_of(key: str, version_prefix: str) -> str:
-    """The run that a key under `prefix_of` a version belongs to; empty for a key that lies beside the runs."""
+def parse_run(key: str, version_prefix: str) -> str:
+    """The run that a key under `build_prefix` a version belongs to; empty for a key outside any run."""
     run, slash, _ = key.removeprefix(version_prefix).partition("/")
     return unquote(run) if slash else ""
 
 
-def uri_of(bucket: str, prefix: str) -> str:
+def build_uri(bucket: str, prefix: str) -> str:
     """The URI that the registry holds."""
     return f"s3://{bucket}/{prefix}"
 
@@ -37,7 +37,7 @@ def parse_uri(uri: str) -> tuple[str, str]:
     """Bucket and prefix.
 
     Raises:
-        ConfigError: it is no URI that `uri_of` makes.
+        ConfigError: it does not have the form of `build_uri`.
     """
     parts = urlsplit(uri)
     prefix = uri.removeprefix(f"s3://{parts.netloc}/")

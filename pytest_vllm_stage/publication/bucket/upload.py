@@ -11,14 +11,14 @@ from pytest_vllm_stage.publication.bucket import manifest as manifests
 from pytest_vllm_stage.publication.bucket import stored
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.publication.bucket.manifest import Manifest
-from pytest_vllm_stage.publication.bucket.names import MANIFEST, prefix_of, uri_of
+from pytest_vllm_stage.publication.bucket.names import MANIFEST, build_prefix, build_uri
 
 
 def refuse_public(bucket: Bucket, key: str | None = None) -> None:
-    """Results go only where nobody reads them without credentials.
+    """Refuse a bucket that clients without credentials can read.
 
     Raises:
-        StageFailure: naming every way in.
+        StageFailure: it names every way in.
     """
     ways_in = bucket.find_public_access(key)
     if ways_in:
@@ -27,7 +27,7 @@ def refuse_public(bucket: Bucket, key: str | None = None) -> None:
         )
 
 
-def upload(bucket: Bucket, model: str, version: str, run: str, files: Mapping[str, Path], journal: Journal) -> str:
+def upload_run(bucket: Bucket, model: str, version: str, run: str, files: Mapping[str, Path], journal: Journal) -> str:
     """Upload a run's files. A run that is complete there is only compared, so that doing it twice changes nothing.
 
     Args:
@@ -36,7 +36,7 @@ def upload(bucket: Bucket, model: str, version: str, run: str, files: Mapping[st
         version: The version's name.
         run: The run's id.
         files: Name under the run's prefix to local file.
-        journal: Learns of every write before it happens.
+        journal: Records every write before it happens.
 
     Returns:
         The URI of the run's results.
@@ -44,14 +44,16 @@ def upload(bucket: Bucket, model: str, version: str, run: str, files: Mapping[st
     Raises:
         StageFailure: the bucket is public, MinIO refuses, or the run is complete there with other or altered contents.
     """
-    prefix = prefix_of(model, version, run)
-    uri = uri_of(bucket.name, prefix)
+    prefix = build_prefix(model, version, run)
+    uri = build_uri(bucket.name, prefix)
     refuse_public(bucket)
-    wanted = manifests.make(model, version, run, [manifests.describe(path, name) for name, path in files.items()])
+    wanted = manifests.make_manifest(
+        model, version, run, [manifests.describe_file(path, name) for name, path in files.items()]
+    )
     there = bucket.get(prefix + MANIFEST)
     if there is not None:
-        _refuse_other_contents(manifests.parse(there, f"{uri}{MANIFEST}"), wanted, uri)
-        stored.read(bucket, uri).require()
+        _refuse_other_contents(manifests.parse_manifest(there, f"{uri}{MANIFEST}"), wanted, uri)
+        stored.read_run(bucket, uri).require()
         return uri
     with journal.phase(f"publish: upload {uri}", files=len(files)):
         for file in wanted.files:
@@ -66,10 +68,10 @@ def _refuse_other_contents(there: Manifest, wanted: Manifest, uri: str) -> None:
     differences = wanted.differences(there)
     if differences:
         listing = "\n  ".join(differences)
-        raise StageFailure(f"{uri} is complete already, with other contents than this run has:\n  {listing}")
+        raise StageFailure(f"{uri} is already complete, with other contents than this run has:\n  {listing}")
 
 
-def _put(bucket: Bucket, prefix: str, path: Path, file: manifests.File, journal: Journal) -> None:
+def _put(bucket: Bucket, prefix: str, path: Path, file: manifests.ManifestFile, journal: Journal) -> None:
     """Upload a file, unless an attempt that was cut off had come so far."""
     there = bucket.stat(prefix + file.name)
     if there is not None and (there.size_bytes, there.sha256) == (file.size_bytes, file.sha256):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
-from pytest_vllm_stage.core.gateways import Answer
+from pytest_vllm_stage.core.gateways import HttpAnswer
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -189,7 +189,7 @@ class RegistryClient:
             raise RegistryRefused(message, code=answer.status)
         return _parse(answer, f"{self.url}{where}")
 
-    def _exchange(self, method: str, path: str, **more: Any) -> Answer:
+    def _exchange(self, method: str, path: str, **more: Any) -> HttpAnswer:
         """The registry's own answer.
 
         Raises:
@@ -208,7 +208,7 @@ class RegistryClient:
         return answer
 
 
-def _parse(answer: Answer, where: str) -> Entity:
+def _parse(answer: HttpAnswer, where: str) -> Entity:
     try:
         body = json.loads(answer.body)
     except ValueError:

@@ -43,16 +43,16 @@ def find_version(registry: RegistryClient, model: Entity, name: str) -> Entity |
     found = registry.find("model_version", name=name, parentResourceId=model["id"])
     if found is not None and found.get("name") == name and found.get("registeredModelId") == model["id"]:
         return found
-    return _only(versions(registry, model), name, f"version of model {model['name']}")
+    return _only(list_versions(registry, model), name, f"version of model {model['name']}")
 
 
-def versions(registry: RegistryClient, model: Entity) -> list[Entity]:
+def list_versions(registry: RegistryClient, model: Entity) -> list[Entity]:
     """Every version of a model."""
     items = registry.pages(f"registered_models/{model['id']}/versions")
     return [item for item in items if item.get("registeredModelId") == model["id"]]
 
 
-def artifacts(registry: RegistryClient, version: Entity) -> list[Entity]:
+def list_artifacts(registry: RegistryClient, version: Entity) -> list[Entity]:
     """Every model artifact of a version."""
     items = registry.pages(f"model_versions/{version['id']}/artifacts")
     return [item for item in items if item.get("artifactType") == "model-artifact"]
@@ -85,7 +85,7 @@ def ensure_artifact(registry: RegistryClient, version: Entity, name: str, uri: s
     """
 
     def find() -> Entity | None:
-        there = artifacts(registry, version)
+        there = list_artifacts(registry, version)
         taken = next((item for item in there if item.get("name") == name and item.get("uri") != uri), None)
         if taken is not None:
             raise StageFailure(
@@ -107,7 +107,7 @@ def _ensure(find: Callable[[], Entity | None], registry: RegistryClient, path: s
     except RegistryRefused as error:
         if error.code != 409:
             raise
-        found = find()  # somebody else was faster
+        found = find()  # another process was faster
         if found is None:
             text = f"{body['name']!r} is taken at {path} by a name that some databases hold to be the same"
             raise StageFailure(f"{text}: {error.message}") from None

@@ -19,7 +19,7 @@ from model_registry.exceptions import StoreError
 from mr_openapi.exceptions import ApiException, OpenApiException
 
 from pytest_vllm_stage.core.errors import StageFailure
-from pytest_vllm_stage.core.gateways import Answer
+from pytest_vllm_stage.core.gateways import HttpAnswer
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.publication.registry.refusals import judge_answer
 
@@ -79,7 +79,7 @@ def readable_client_errors(action: str, url: str, *, has_token: bool = True) -> 
         yield
     except ApiException as error:
         headers = {str(name).lower(): str(value) for name, value in dict(error.headers or {}).items()}
-        answer = Answer(int(error.status or 0), headers, str(error.body or ""))
+        answer = HttpAnswer(int(error.status or 0), headers, str(error.body or ""))
         judged = judge_answer(answer, f"{action} by {_CLIENT}", url, has_token=has_token)
         raise judged or StageFailure(f"{_CLIENT}: {action}: HTTP {answer.status}: {answer.excerpt}") from None
     except (aiohttp.ClientError, TimeoutError) as error:

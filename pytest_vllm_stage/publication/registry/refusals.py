@@ -7,7 +7,7 @@ import json
 import httpx
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
-from pytest_vllm_stage.core.gateways import Answer, Gateway, Refusal, identify_gateway
+from pytest_vllm_stage.core.gateways import Gateway, GatewayRefusal, HttpAnswer, identify_gateway
 
 #: The registry's token. It is an environment variable alone: a command line is visible to every user.
 TOKEN_VARIABLE = "VLLM_STAGE_REGISTRY_TOKEN"  # noqa: S105 - a name, not a token
@@ -40,13 +40,13 @@ class RegistryRefused(StageFailure):
         self.code = code
 
 
-def read_answer(answer: httpx.Response, secret: str = "") -> Answer:
+def read_answer(answer: httpx.Response, secret: str = "") -> HttpAnswer:
     """The answer as plain data; ``secret`` is masked, in case the sender repeats it."""
     body = answer.text.replace(secret, "***") if secret else answer.text
-    return Answer(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, body)
+    return HttpAnswer(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, body)
 
 
-def judge_answer(answer: Answer, request: str, url: str, *, has_token: bool) -> StageError | None:
+def judge_answer(answer: HttpAnswer, request: str, url: str, *, has_token: bool) -> StageError | None:
     """The error that an answer amounts to; None where the registry itself answers, and not that it is unavailable.
 
     Args:
@@ -68,15 +68,15 @@ def judge_answer(answer: Answer, request: str, url: str, *, has_token: bool) -> 
     return None
 
 
-def _judge_gateway(gateway: Gateway, answer: Answer, request: str, url: str, *, has_token: bool) -> StageError:
+def _judge_gateway(gateway: Gateway, answer: HttpAnswer, request: str, url: str, *, has_token: bool) -> StageError:
     what = f"{gateway.name} answers {answer.status} in place of the registry at {url} to {request}"
     message = f"{what}: {reason_of(answer)}"
-    if gateway.refusal is Refusal.UNAVAILABLE:
+    if gateway.refusal is GatewayRefusal.UNAVAILABLE:
         return RegistryUnavailable(message, by_gateway=True)
     hints = {
-        Refusal.LOGIN: _token_hint(has_token=has_token),
-        Refusal.FORBIDDEN: _access_hint(gateway),
-        Refusal.NO_ROUTE: f"no route leads from there to a Model Registry: check host and path of {url}",
+        GatewayRefusal.LOGIN: _token_hint(has_token=has_token),
+        GatewayRefusal.FORBIDDEN: _access_hint(gateway),
+        GatewayRefusal.NO_ROUTE: f"no route leads from there to a Model Registry: check host and path of {url}",
     }
     return EnvironmentUnusable(message, hint=hints.get(gateway.refusal, f"curl -i {url}"))
 
@@ -96,7 +96,7 @@ def _access_hint(gateway: Gateway) -> str:
     return "this client has no access to the registry: ask who administers it"
 
 
-def reason_of(answer: Answer) -> str:
+def reason_of(answer: HttpAnswer) -> str:
     """The sender's own words."""
     try:
         return str(json.loads(answer.body)["message"])[:300]

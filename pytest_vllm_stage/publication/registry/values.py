@@ -14,7 +14,7 @@ Raw = Mapping[str, Any]
 
 STRING, DOUBLE, INT = "MetadataStringValue", "MetadataDoubleValue", "MetadataIntValue"
 _STRUCT = "MetadataStructValue"
-#: A text that begins so makes the server answer 400 to every list that holds it.
+#: A string with this prefix makes the server answer 400 to every list that contains it.
 _POISON = "mlmd-struct::"
 
 

@@ -1,10 +1,10 @@
-"""Writes a run's properties onto a version: read, write, read back, and again until they stay.
+"""Writes a run's properties onto a version: read, write, read back, repeated until they stay.
 
-The server has no lock, and a PATCH replaces every property. Publishers that work as this one does never lose anything
-to each other: each writes within `WINDOW_S` of its reading, and looks again until `SETTLE_S` after its writing, which
-is longer, so that whoever was overwritten by an older reading sees it and writes again (as long as the server carries
-out a PATCH within the difference). A publisher that writes blindly is survived as well; what it writes in the
-milliseconds between a reading and a writing here is lost, and cannot be seen.
+The server has no lock, and a PATCH replaces every property. Publishers that follow this protocol lose nothing to each
+other: each writes within `WINDOW_S` of its read, and reads again until `SETTLE_S` after its write, which is longer. One
+that was overwritten by an older read therefore sees it and writes again (as long as the server carries out a PATCH
+within the difference). Blind writes of other publishers are repaired as well, except for what they write in the
+milliseconds between a read and a write here: that is lost, and cannot be detected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WRITTEN, UNCHANGED, SUPERSEDED = "written", "unchanged", "superseded"
 
 
 @dataclass(frozen=True)
-class Written:
+class WriteOutcome:
     """How the writing ended.
 
     Attributes:
@@ -49,7 +49,7 @@ def age_key_of(properties: Mapping[str, Raw]) -> tuple[str, str]:
     return text_of(properties, names.TIMESTAMP), text_of(properties, names.RUN)
 
 
-def write(registry: RegistryClient, version: Entity, results: Results) -> Written:
+def write(registry: RegistryClient, version: Entity, results: Results) -> WriteOutcome:
     """Put a run's properties onto a version; nothing is sent where they are there, or a later run's.
 
     Raises:
@@ -60,20 +60,20 @@ def write(registry: RegistryClient, version: Entity, results: Results) -> Writte
     seen: dict[str, Raw] = {}
     for attempt in range(ATTEMPTS):
         read_at, there = time.monotonic(), _properties(registry, path, results)
-        # What others had there a moment ago went with somebody's blind write.
+        # Properties of others that were seen a moment ago were lost to a blind write.
         there = seen | there
         seen = names.others(there)
         if age_key_of(there) > results.age_key:
-            return Written(SUPERSEDED, text_of(there, names.RUN), attempt)
+            return WriteOutcome(SUPERSEDED, text_of(there, names.RUN), attempt)
         wanted = names.within_budget(results.values, seen, _where(results))
         if not attempt and not differences(there, wanted):
-            return Written(UNCHANGED)
+            return WriteOutcome(UNCHANGED)
         body = {"customProperties": names.merged(there, wanted)}
         if time.monotonic() - read_at > WINDOW_S:
             continue  # this process was held up: what was read may be old
         registry.patch(path, body)
         if _stays(registry, path, results, seen, wanted):
-            return Written(WRITTEN, attempts=attempt + 1)
+            return WriteOutcome(WRITTEN, attempts=attempt + 1)
     raise StageFailure(
         f"{_where(results)}: other publishers overwrote the properties of run {results.source.run} {ATTEMPTS} times",
         hint=f"curl {registry.url}/api/model_registry/{registry.api}/{path}",
@@ -89,7 +89,7 @@ def differences(there: Mapping[str, Raw], wanted: Mapping[str, Value]) -> list[s
 def _stays(
     registry: RegistryClient, path: str, results: Results, others: Mapping[str, Raw], wanted: Mapping[str, Value]
 ) -> bool:
-    """Watch what was written until it has settled; False where somebody wrote over it."""
+    """Watch what was written until it has settled; False where another writer replaced it."""
     started = time.monotonic()
     overwritten: list[str] = []
 
