@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.settings.profile import ModelProfile, Profile
     from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
     from pytest_vllm_stage.stage.observe.reader import StageReader
+    from pytest_vllm_stage.stage.s3 import ObjectStore
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ __all__ = [
     "LoadStep",
     "Measurement",
     "ModelProfile",
+    "ObjectStore",
     "PlannedStep",
     "Profile",
     "Publication",
@@ -100,6 +102,7 @@ _MODULES = {
     "settings.profile": ("ModelProfile", "Profile"),
     "stage.facts": ("StageFacts", "TargetFacts"),
     "stage.observe.reader": ("StageReader",),
+    "stage.s3": ("ObjectStore",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -14,8 +14,7 @@ from pytest_vllm_stage.stage.deploy import render
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from pytest_vllm_stage import StageFacts
-    from pytest_vllm_stage.stage.s3 import ObjectStore
+    from pytest_vllm_stage import ObjectStore, StageFacts
 
     Object = dict[str, Any]
 
