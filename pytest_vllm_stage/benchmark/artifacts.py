@@ -112,19 +112,24 @@ class StepArtifact:
 
 
 def artifact_of(measurement: Measurement, metrics: Metrics, verdict: StepVerdict) -> StepArtifact:
-    """What is stored of a measurement next to its samples: its metrics, those of the engine and the GPUs among them."""
-    server = summarise_server(measurement.server, metrics.span_s).flat()
-    data = metrics.to_json()
-    data["metrics"] |= {name: json_number(value) for name, value in server.items()}
+    """What is stored of a measurement next to its samples."""
     return StepArtifact(
         step=measurement.step,
         started_at=measurement.started_at,
         client=measurement.client,
         early_stop=asdict(measurement.early_stop) if measurement.early_stop else None,
         facts=measurement.facts,
-        metrics=data,
+        metrics=metrics_json(measurement, metrics),
         verdict=_plain(verdict),
     )
+
+
+def metrics_json(measurement: Measurement, metrics: Metrics) -> dict[str, Any]:
+    """A measurement's metrics as plain data, with those of the engine and the GPUs among them."""
+    server = summarise_server(measurement.server, metrics.span_s).flat()
+    data = metrics.to_json()
+    data["metrics"] |= {name: json_number(value) for name, value in server.items()}
+    return data
 
 
 def _plain(verdict: StepVerdict) -> dict[str, Any]:

@@ -186,6 +186,13 @@ def _of_reading(reading: ServerReading) -> Iterator[tuple[str, str]]:
         value = getattr(reading, name)
         if value is not None and value > 1 + 1e-6:
             yield name, f"is {value:g}, and a share is at most 1"
+    for gpu in reading.gpus:
+        for name, value, most in (
+            ("memory_used_bytes", gpu.memory_used_bytes, math.inf),
+            ("utilization", gpu.utilization, 1 + 1e-6),
+        ):
+            if value is not None and not (0 <= value <= most and value < math.inf):
+                yield "gpus", f"has GPU {gpu.gpu} with {name} {value}"
     queries, hits = reading.prefix_cache_queries, reading.prefix_cache_hits
     if queries is not None and hits is not None and hits > queries:
         yield "prefix_cache_hits", f"is {hits:g} of {queries:g} queries"

@@ -10,7 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.benchmark.artifacts import StepArtifact, artifact_path, read_artifact, read_artifacts
+from pytest_vllm_stage.benchmark.artifacts import (
+    StepArtifact,
+    artifact_path,
+    metrics_json,
+    read_artifact,
+    read_artifacts,
+)
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
@@ -159,7 +165,7 @@ def derive_steps(folder: Path, service: str, outcome_of: Callable[[StepArtifact]
         measurement = read_measurement(path)
         if _is_of(measurement.step, service):
             stored = read_artifact(artifact_path(path))
-            metrics = summarise(measurement.samples, measurement.step).to_json()
+            metrics = metrics_json(measurement, summarise(measurement.samples, measurement.step))
             derived = replace(
                 stored,
                 step=measurement.step,

@@ -33,8 +33,11 @@ PER_STEP = {
     "latency_mean": "e2e_latency_mean_s",
     "ttft_p50": "ttft_p50_ms",
     "ttft_p90": "ttft_p90_ms",
+    "gpu_memory_peak": "gpu_memory_peak_bytes",
+    "gpu_utilization": "gpu_utilization_mean",
+    "kv_cache_usage": "kv_cache_usage_max",
 }
-UNITS = {"throughput": "output tokens/s", "ttft": "ms", "latency": "s"}
+UNITS = {"throughput": "output tokens/s", "ttft": "ms", "latency": "s", "gpu_memory": "bytes"}
 _OURS = re.compile(rf"benchmark_(?:rate|concurrency)_[0-9.e+-]+_(?:{'|'.join(PER_STEP)})")
 
 

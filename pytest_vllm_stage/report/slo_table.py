@@ -23,7 +23,15 @@ def lines(data: dict[str, Any]) -> list[str]:
     if not benchmarks:
         return [*found, ""] if found else []
     rows = [_HEADER, *(_row(benchmark) for benchmark in benchmarks)]
-    return [*_aligned(rows), *_reasons(benchmarks), *_remarks(data), *_history(data["regressions"]), *found, ""]
+    return [
+        *_aligned(rows),
+        *_server_table(benchmarks),
+        *_reasons(benchmarks),
+        *_remarks(data),
+        *_history(data["regressions"]),
+        *found,
+        "",
+    ]
 
 
 def _history(regressions: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -69,6 +77,35 @@ def _number(value: float | str | None) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+#: What the engine and the GPUs did: a column's head, its metrics, and the factor to its unit.
+_SERVER_COLUMNS = (
+    ("running mean/max", ("running_mean", "running_max"), 1.0),
+    ("waiting mean/max", ("waiting_mean", "waiting_max"), 1.0),
+    ("KV cache mean/max %", ("kv_cache_usage_mean", "kv_cache_usage_max"), 100.0),
+    ("prefix hits %", ("prefix_cache_hit_rate",), 100.0),
+    ("preempted", ("preemptions",), 1.0),
+    ("GPU peak GiB", ("gpu_memory_peak_bytes",), 1 / 1024**3),
+    ("GPU util mean/P90 %", ("gpu_utilization_mean", "gpu_utilization_p90"), 100.0),
+)
+
+
+def _server_table(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The columns that have a source in some step; nothing where no server was read."""
+    found = [one["result"]["metrics"] for one in benchmarks]
+    columns = [column for column in _SERVER_COLUMNS if any(metrics.get(column[1][0]) is not None for metrics in found)]
+    if not columns:
+        return
+    rows = [
+        (one["name"], *("/".join(_scaled(metrics.get(name), factor) for name in names) for _, names, factor in columns))
+        for one, metrics in zip(benchmarks, found, strict=True)
+    ]
+    yield from _aligned([("server", *(head for head, _, _ in columns)), *rows])
+
+
+def _scaled(value: float | str | None, factor: float) -> str:
+    return f"{value * factor:.3g}" if isinstance(value, int | float) else "-"
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
