@@ -68,3 +68,14 @@ def test_telling_lines_leave_out_the_code_of_a_traceback() -> None:
 
 def test_a_long_line_is_cut() -> None:
     assert len(runbook.cut("x" * 1000)) == runbook.LONGEST_QUOTE
+
+
+def test_a_port_that_kubernetes_injects_is_named() -> None:
+    line = "ValueError: VLLM_PORT 'tcp://10.0.0.5:8000' appears to be a URI. This may be caused by a Kubernetes service"
+    assert runbook.cause_of([line]) == (
+        "VLLM_PORT is tcp://10.0.0.5:8000: Kubernetes sets it for a Service of that name; rename the Service, or set "
+        "enableServiceLinks: false"
+    )
+    found = runbook.cause_of(["ValueError: invalid literal for int() with base 10: 'tcp://10.0.0.5:8000'"])
+    assert found is not None
+    assert found.startswith("a port variable is tcp://10.0.0.5:8000")

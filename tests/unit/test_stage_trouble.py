@@ -213,3 +213,160 @@ def test_a_quantity_that_is_none_is_refused() -> None:
 def test_a_container_with_a_past_of_its_own_is_judged_by_its_last_end() -> None:
     well = container_status(lastState={"terminated": {"exitCode": 0}}, restartCount=5)
     assert of(pod(statuses=[well])) is None
+
+
+def with_probe(made: Object, kind: str, path: str = "/healthz", port: int | str = 8080) -> Object:
+    made["spec"]["containers"][0] |= {
+        f"{kind}Probe": {"httpGet": {"path": path, "port": port}},
+        "ports": [{"name": "http", "containerPort": 8080}],
+    }
+    return made
+
+
+ON_8080 = ["INFO: Started server process", "INFO:     Uvicorn running on http://0.0.0.0:8080 (Press CTRL+C to quit)"]
+
+
+@pytest.mark.parametrize(
+    ("port", "message", "log", "expected"),
+    [
+        (
+            "http",
+            "Readiness probe failed: HTTP probe failed with statuscode: 404",
+            ON_8080,
+            "readiness probe GET :8080/healthz answers 404; the log says it listens on :8080",
+        ),
+        (
+            8080,
+            "Readiness probe failed: HTTP probe failed with statuscode: 401",
+            [],
+            "probe GET :8080/healthz answers 401",
+        ),
+        (
+            9090,
+            'Readiness probe failed: Get "http://10.1.0.4:9090/healthz": dial tcp 10.1.0.4:9090: connection refused',
+            ON_8080,
+            "readiness probe GET :9090/healthz is refused; the log says it listens on :8080",
+        ),
+    ],
+)
+def test_a_readiness_probe_that_can_never_succeed_is_named(
+    port: int | str, message: str, log: list[str], expected: str
+) -> None:
+    made = with_probe(pod(ready=False), "readiness", port=port)
+    found = of(made, [event(made, "Unhealthy", message)], log)
+    assert cause(found).endswith(expected)
+    assert found is not None
+    assert 1 < found.looks <= 20, "seen several times, and reported within a minute"
+
+
+@pytest.mark.parametrize(
+    ("message", "log"),
+    [
+        ("Readiness probe failed: HTTP probe failed with statuscode: 503", ON_8080),
+        ("Readiness probe failed: dial tcp 10.1.0.4:8080: connect: connection refused", ["Loading weights"]),
+        ("Readiness probe failed: dial tcp 10.1.0.4:8080: connect: connection refused", ON_8080),
+        ("Readiness probe failed: context deadline exceeded", ON_8080),
+    ],
+)
+def test_a_probe_fails_while_a_model_loads(message: str, log: list[str]) -> None:
+    made = with_probe(pod(ready=False), "readiness")
+    assert of(made, [event(made, "Unhealthy", message)], log) is None
+    assert (
+        of(with_probe(pod(), "readiness"), [event(made, "Unhealthy", "Readiness probe failed: statuscode: 404")])
+        is None
+    )
+
+
+def test_a_liveness_probe_that_restarts_the_container_is_named() -> None:
+    status = container_status(restartCount=1, ready=False, lastState={"terminated": {"exitCode": 0}})
+    made = with_probe(pod(ready=False, statuses=[status]), "liveness", "/alive")
+    events = [
+        event(made, "Unhealthy", "Liveness probe failed: HTTP probe failed with statuscode: 404"),
+        event(made, "Killing", "Container kserve-container failed liveness probe, will be restarted", "Normal"),
+    ]
+    expected = (
+        "liveness probe GET :8080/alive restarts container kserve-container: HTTP probe failed with statuscode: 404"
+    )
+    assert cause(of(made, events)) == expected
+    assert of(made, events[:1]) is None
+
+
+def test_events_of_another_container_are_not_taken() -> None:
+    made = with_probe(pod(ready=False), "readiness")
+    other = event(made, "Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 404")
+    other["involvedObject"]["fieldPath"] = "spec.containers{sidecar}"
+    assert of(made, [other]) is None
+
+
+def test_taints_are_named_with_their_node() -> None:
+    made = pod(ready=False, statuses=[])
+    made["status"]["conditions"] = [condition("PodScheduled", "False", reason="Unschedulable", message="0/2 nodes")]
+    taints = [
+        {"key": "dedicated", "value": "gpu", "effect": "NoSchedule"},
+        {"key": "soft", "effect": "PreferNoSchedule"},
+    ]
+    nodes: list[Object] = [
+        {"metadata": {"name": "a"}, "spec": {"taints": taints}},
+        {"metadata": {"name": "b"}, "spec": {}},
+    ]
+    found = trouble.of_pods([made], [], no_logs, nodes)
+    assert cause(found) == "pod p cannot be scheduled: 0/2 nodes (node a has taint dedicated=gpu:NoSchedule)"
+    for toleration in ({"operator": "Exists"}, {"key": "dedicated", "value": "gpu", "effect": "NoSchedule"}):
+        made["spec"]["tolerations"] = [toleration]
+        assert cause(trouble.of_pods([made], [], no_logs, nodes)) == "pod p cannot be scheduled: 0/2 nodes"
+    made["spec"]["tolerations"] = [{"key": "dedicated", "value": "cpu"}]
+    assert "dedicated=gpu" in cause(trouble.of_pods([made], [], no_logs, nodes))
+
+
+def test_a_removed_pod_counts_until_another_one_replaces_it() -> None:
+    message = "The node was low on resource: memory."
+    gone = pod(
+        "old", ready=False, statuses=[], phase="Failed", reason="Evicted", message=message, spec={"nodeName": "n"}
+    )
+    assert cause(trouble.of_pods([gone], [], no_logs)) == f"pod old was evicted from node n: {message}"
+    assert trouble.of_pods([gone, pod("new", ready=False)], [], no_logs) is None
+    ended_by_node = pod("old", statuses=[], phase="Failed", reason="NodeShutdown", message="Pod was terminated")
+    assert cause(of(ended_by_node)) == "pod old was ended (NodeShutdown): Pod was terminated"
+
+
+def test_a_job_pod_whose_sidecar_runs_on_cannot_end() -> None:
+    done = container_status("download", state={"terminated": {"exitCode": 0}})
+    made = pod("j-x", statuses=[done, container_status("istio-proxy")])
+    assert cause(trouble.of_job_pods([made])) == (
+        "container download of pod j-x has ended, and istio-proxy runs on: the Job ends when all containers have"
+    )
+    assert trouble.of_job_pods([pod(statuses=[done])]) is None
+    assert trouble.of_job_pods([pod(statuses=[container_status("a"), container_status("b")])]) is None
+
+
+def test_a_runtime_is_missing_or_does_not_support_the_format() -> None:
+    made = service(modelFormat={"name": "vLLM"})
+    assert cause(trouble.of_runtime(made, None, ["a", "b"])) == "ServingRuntime vllm does not exist (there are: a, b)"
+    supported = {"spec": {"supportedModelFormats": [{"name": "onnx"}, {"name": "sklearn"}]}}
+    assert cause(trouble.of_runtime(made, supported, [])) == (
+        "ServingRuntime vllm does not support model format vLLM (it supports: onnx, sklearn)"
+    )
+    assert trouble.of_runtime(made, {"spec": {"supportedModelFormats": [{"name": "vLLM"}]}}, []) is None
+    assert trouble.of_runtime(made, {"spec": {}}, []) is None
+
+
+def test_what_a_controller_cannot_do_is_its_own_words() -> None:
+    made = service(ready="False")
+    made["status"]["conditions"] += [
+        condition("X", "False", reason="ReconcileFailed", message="volumeMount q: not found")
+    ]
+    assert cause(trouble.of_conditions(made)) == "ReconcileFailed: volumeMount q: not found"
+    made["status"]["conditions"][-1]["message"] = "Operation cannot be fulfilled: the object has been modified"
+    assert trouble.of_conditions(made) is None
+    assert trouble.of_conditions(service()) is None
+
+
+def test_the_innermost_error_of_a_container_runtime_comes_first() -> None:
+    chain = (
+        "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
+        'unable to start container process: exec: "/nope": stat /nope: no such file or directory: unknown'
+    )
+    assert cause(of(pod(statuses=[waiting("RunContainerError", chain)]))) == (
+        'container kserve-container cannot be started: exec: "/nope": stat /nope: no such file or directory'
+    )
+    assert trouble.innermost("plain words") == "plain words"

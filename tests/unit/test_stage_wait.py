@@ -20,7 +20,7 @@ from pytest_vllm_stage.stage.observe.conditions import InferenceServiceReady
 from pytest_vllm_stage.stage.observe.reader import ConditionStatus
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 from tests.unit.made_api import served
-from tests.unit.made_objects import event, pod, service
+from tests.unit.made_objects import event, pod, runtime, service
 
 CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 NO_KUBE: Any = None
@@ -122,7 +122,7 @@ def test_the_time_is_each_conditions_own_and_the_log_says_how_far_it_came() -> N
 
 def test_the_log_of_a_pod_that_is_not_ready_in_time_is_shown(tmp_path: Path) -> None:
     with served() as api:
-        for item in (service(), pod("m-1", ready=False, labels={"serving.kserve.io/inferenceservice": "m"})):
+        for item in (service(), runtime(), pod("m-1", ready=False, labels={"serving.kserve.io/inferenceservice": "m"})):
             api.add(item)
         api.answers["GET /api/v1/namespaces/ns/pods/m-1/log"] = (200, "loading shard 3 of 9\n")
         facts = api.facts(tmp_path)

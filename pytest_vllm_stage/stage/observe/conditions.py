@@ -74,7 +74,7 @@ class DeploymentAvailable:
             return ConditionStatus(True, state)
         pods = view.listed("Pod", found["spec"]["selector"].get("matchLabels"))
         seen = _of_claims(view, pods) or trouble.of_creation(found, view.events)
-        seen = seen or trouble.of_pods(pods, view.events, view.logs)
+        seen = seen or _of_pods(view, pods) or trouble.of_conditions(found)
         return ConditionStatus(False, f"{state}; {rollout.pod_states(pods)}", seen, [found, *pods])
 
 
@@ -98,7 +98,7 @@ class JobComplete:
             return ConditionStatus(True, "Complete")
         pods = objects.owned_by(view.listed("Pod", {"batch.kubernetes.io/job-name": self.name}), job)
         seen = _of_claims(view, pods) or trouble.of_creation(job, view.events)
-        seen = seen or trouble.of_pods(pods, view.events, view.logs)
+        seen = seen or _of_pods(view, pods) or trouble.of_job_pods(pods)
         if seen is None and objects.is_true(job, "Failed"):
             failed = objects.condition(job, "Failed")
             seen = Trouble(f"{failed.get('reason')}: {failed.get('message')}")
@@ -127,20 +127,31 @@ class InferenceServiceReady:
             return ConditionStatus(False, "absent")
         pods = view.listed("Pod", {"serving.kserve.io/inferenceservice": self.name})
         deployment = view.get("Deployment", f"{self.name}-predictor")
-        stale = rollout.stale_reasons(
-            service, view.get("ServingRuntime", drift.runtime_name(service)), deployment, pods
-        )
+        name = drift.runtime_name(service)
+        runtime = view.get("ServingRuntime", name) or view.get("ClusterServingRuntime", name)
+        stale = rollout.stale_reasons(service, runtime, deployment, pods)
         ready = objects.condition(service, "Ready")
         if ready.get("status") == "True" and not stale:
             return ConditionStatus(True, "Ready")
         seen = _of_claims(view, pods) or (trouble.of_creation(deployment, view.events) if deployment else None)
-        seen = seen or trouble.of_pods(pods, view.events, view.logs) or trouble.of_inference_service(service)
+        seen = seen or _of_pods(view, pods) or trouble.of_runtime(service, runtime, _runtimes(view, runtime))
+        seen = seen or trouble.of_inference_service(service) or trouble.of_conditions(service)
         why = stale[0] if ready.get("status") == "True" else f"Ready={ready.get('status', 'Unknown')}"
         return ConditionStatus(False, f"{rollout.pod_states(pods)}; {why}", seen, [service, *pods])
 
 
 def _of_claim(view: StageReader, claim: Object) -> Trouble | None:
     return trouble.of_claim(claim, view.everywhere("StorageClass"), view.everywhere("PersistentVolume"), view.events)
+
+
+def _of_pods(view: StageReader, pods: Sequence[Object]) -> Trouble | None:
+    unscheduled = any(objects.condition(pod, "PodScheduled").get("status") == "False" for pod in pods)
+    return trouble.of_pods(pods, view.events, view.logs, view.everywhere("Node") if unscheduled else ())
+
+
+def _runtimes(view: StageReader, found: Object | None) -> list[str]:
+    """The runtimes that exist, asked for only where the wanted one does not."""
+    return [] if found else sorted(map(objects.name_of, view.listed("ServingRuntime")))
 
 
 def _of_claims(view: StageReader, pods: Sequence[Object]) -> Trouble | None:

@@ -26,6 +26,16 @@ _SYMPTOMS: tuple[tuple[str, str], ...] = (
         r"not initialized from checkpoint|size mismatch|mat1 and mat2 shapes",
         "weights do not fit the model (vLLM: {line})",
     ),
+    (
+        r"(?P<name>VLLM_PORT|\b[A-Z_]+_PORT)\b.*?(?P<value>tcp://[^\s'\"]+)",
+        "{name} is {value}: Kubernetes sets it for a Service of that name; rename the Service, or set "
+        "enableServiceLinks: false",
+    ),
+    (
+        r"invalid literal for int\(\) with base 10: '(?P<value>tcp://[^']+)'",
+        "a port variable is {value}: Kubernetes sets it for a Service named as the program; rename the Service, or set "
+        "enableServiceLinks: false",
+    ),
     (r"unrecognized arguments?: (?P<rest>.+)", "unknown serving argument {rest} (vLLM: {line})"),
     (r"error: argument (?P<rest>.+)", "bad serving argument {rest}"),
     (r"max_model_len.*(?:greater|larger) than", "max-model-len does not fit the model (vLLM: {line})"),

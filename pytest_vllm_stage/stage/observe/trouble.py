@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import runbook
+from pytest_vllm_stage.stage.observe import probes, runbook
 
 #: (pod, container, of the previous instance) to its log lines.
 Logs = Callable[[str, str, bool], list[str]]
 #: A container that ended so often with nothing else known is a crash loop.
 RESTARTS_OF_A_LOOP = 2
+#: Reasons of conditions by which a controller gives up until the object changes.
+CONTROLLER_FAILURES = ("ReconcileFailed", "ReconcileError", "ProgressDeadlineExceeded")
 
 
 @dataclass(frozen=True)
@@ -36,31 +38,72 @@ class Trouble:
     looks: int = 1
 
 
-def of_pods(pods: Iterable[Object], events: list[Object], logs: Logs) -> Trouble | None:
-    """The first trouble among pods that are not on their way out."""
-    for pod in pods:
-        if pod["metadata"].get("deletionTimestamp"):
-            continue
-        found = of_pod(pod, events, logs)
-        if found:
-            return found
-    return None
+def of_pods(pods: Iterable[Object], events: list[Object], logs: Logs, nodes: Sequence[Object] = ()) -> Trouble | None:
+    """The first trouble among pods that are not being deleted; a pod that was removed counts while none replaced it."""
+    present = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    current = [pod for pod in present if not _removal(pod)]
+    found = (of_pod(pod, events, logs, nodes) for pod in current or present)
+    return next((trouble for trouble in found if trouble), None)
 
 
-def of_pod(pod: Object, events: list[Object], logs: Logs) -> Trouble | None:
+def of_pod(pod: Object, events: list[Object], logs: Logs, nodes: Sequence[Object] = ()) -> Trouble | None:
     """What keeps a pod from running or made it fail."""
     name, status = objects.name_of(pod), pod.get("status") or {}
-    if status.get("reason") == "Evicted":
-        return Trouble(f"pod {name} was evicted: {runbook.cut(status.get('message', ''))}", name)
+    removal = _removal(pod)
+    if removal:
+        return Trouble(f"pod {name} {removal}", name)
     mine = warnings_of(pod, events)
-    scheduling = _unschedulable(pod, events)
+    scheduling = _unschedulable(pod, events, nodes)
     if scheduling:
         return scheduling
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        found = _of_container(pod, container, logs)
+        found = _of_probes(pod, container, events, logs) or _of_container(pod, container, logs)
         if found:
             return found
     return _of_mounts(pod, mine)
+
+
+def _removal(pod: Object) -> str:
+    """That a node or the scheduler ended a pod, which one, and why; empty where nothing did."""
+    status = pod.get("status") or {}
+    reason = status.get("reason")
+    if not reason or reason == "DeadlineExceeded" or (status.get("phase") != "Failed" and reason != "Evicted"):
+        return ""
+    disrupted = objects.condition(pod, "DisruptionTarget")
+    message = status.get("message") or disrupted.get("message") or disrupted.get("reason") or "no reason given"
+    node = f" from node {pod['spec']['nodeName']}" if pod["spec"].get("nodeName") else ""
+    verb = "was evicted" if reason == "Evicted" else f"was ended ({reason})"
+    return f"{verb}{node}: {runbook.cut(message)}"
+
+
+def _of_probes(pod: Object, container: Object, events: list[Object], logs: Logs) -> Trouble | None:
+    """A probe that can never succeed, or that restarts the container."""
+    name, who = objects.name_of(pod), container["name"]
+    uid = pod["metadata"].get("uid")
+    mine = [event for event in events if (event.get("involvedObject") or {}).get("uid") == uid]
+    spec = _spec_of(pod, who) or {"name": who}
+    if container.get("restartCount"):
+        killed = probes.killed_cause(spec, mine)
+        if killed:
+            return Trouble(killed, name, who, previous=True, looks=2)
+    if "running" in (container.get("state") or {}) and not container.get("ready"):
+        cause = probes.unready_cause(spec, warnings_of(pod, mine), lambda: logs(name, who, False))
+        if cause:
+            return Trouble(cause, name, who, looks=10)
+    return None
+
+
+def of_job_pods(pods: Iterable[Object]) -> Trouble | None:
+    """A Job's pod that cannot end: its work is done, and another container goes on."""
+    for pod in pods:
+        statuses = (pod.get("status") or {}).get("containerStatuses") or []
+        ended = [one["name"] for one in statuses if "terminated" in (one.get("state") or {})]
+        running = [one["name"] for one in statuses if "running" in (one.get("state") or {})]
+        if ended and running:
+            name = objects.name_of(pod)
+            cause = f"container {', '.join(ended)} of pod {name} has ended, and {', '.join(running)} runs on"
+            return Trouble(f"{cause}: the Job ends when all containers have", name, running[0], looks=20)
+    return None
 
 
 def warnings_of(item: Object, events: Iterable[Object]) -> list[Object]:
@@ -73,7 +116,7 @@ def warnings_of(item: Object, events: Iterable[Object]) -> list[Object]:
     ]
 
 
-def _unschedulable(pod: Object, events: list[Object]) -> Trouble | None:
+def _unschedulable(pod: Object, events: list[Object], nodes: Sequence[Object]) -> Trouble | None:
     scheduled = objects.condition(pod, "PodScheduled")
     if scheduled.get("status") != "False" or scheduled.get("reason") != "Unschedulable":
         return None
@@ -84,7 +127,31 @@ def _unschedulable(pod: Object, events: list[Object]) -> Trouble | None:
     selector = ", ".join(f"{key}={value}" for key, value in wanted.items())
     where = f" (node selector {selector})" if selector else ""
     cause = f"pod {name} cannot be scheduled{where}: {runbook.cut(scheduled.get('message', ''))}"
-    return Trouble(cause, name, looks=5)
+    barred = [line for node in nodes for line in _bars(node, pod)]
+    return Trouble(f"{cause} ({'; '.join(barred[:4])})" if barred else cause, name, looks=5)
+
+
+def _bars(node: Object, pod: Object) -> list[str]:
+    """The node's taints that the pod does not tolerate, by name."""
+    tolerations = pod["spec"].get("tolerations") or []
+    return [
+        f"node {objects.name_of(node)} has taint {_taint_name(taint)}"
+        for taint in (node.get("spec") or {}).get("taints") or []
+        if taint.get("effect") != "PreferNoSchedule" and not any(_tolerates(entry, taint) for entry in tolerations)
+    ]
+
+
+def _taint_name(taint: Object) -> str:
+    value = f"={taint['value']}" if taint.get("value") else ""
+    return f"{taint['key']}{value}:{taint['effect']}"
+
+
+def _tolerates(toleration: Object, taint: Object) -> bool:
+    if toleration.get("effect") not in (None, "", taint.get("effect")):
+        return False
+    if toleration.get("operator") == "Exists":
+        return toleration.get("key") in (None, "", taint["key"])
+    return bool(toleration.get("key") == taint["key"] and toleration.get("value", "") == taint.get("value", ""))
 
 
 def _of_container(pod: Object, container: Object, logs: Logs) -> Trouble | None:
@@ -110,8 +177,14 @@ def _of_waiting(pod: Object, container: Object, waiting: Object) -> Trouble | No
         looks = {"ErrImagePull": 4, "ImagePullBackOff": 2}.get(reason, 1)
         return Trouble(f"image {image} cannot be pulled: {runbook.cut(message or reason)}", name, who, looks=looks)
     if reason in ("CreateContainerError", "RunContainerError"):
-        return Trouble(f"container {who} cannot be started: {runbook.cut(message)}", name, who, looks=2)
+        return Trouble(f"container {who} cannot be started: {runbook.cut(innermost(message))}", name, who, looks=2)
     return None
+
+
+def innermost(message: str) -> str:
+    """The cause at the end of a container runtime's chain of errors, without the layers that it came through."""
+    cause = re.split(r"unable to start container process: |(?:runc|crun) create failed: ", message)[-1]
+    return cause.removesuffix(": unknown").strip() or message
 
 
 def config_error(message: str) -> str | None:
@@ -176,6 +249,31 @@ def of_creation(owner: Object, events: Iterable[Object]) -> Trouble | None:
     for event in warnings_of(owner, events):
         if event.get("reason") == "FailedCreate" and not (owner.get("status") or {}).get("active"):
             return Trouble(f"pods cannot be created: {runbook.cut(event.get('message', ''))}", looks=3)
+    return None
+
+
+def of_runtime(service: Object, runtime: Object | None, there: Sequence[str]) -> Trouble | None:
+    """A ServingRuntime that does not exist, or does not support the model's format; ``there`` are those that exist."""
+    model = service["spec"]["predictor"].get("model") or {}
+    wanted, form = model.get("runtime"), (model.get("modelFormat") or {}).get("name")
+    if not wanted:
+        return None
+    if runtime is None:
+        return Trouble(f"ServingRuntime {wanted} does not exist (there are: {', '.join(there) or 'none'})", looks=6)
+    supported = [str(entry.get("name")) for entry in runtime["spec"].get("supportedModelFormats") or []]
+    if form and supported and form not in supported:
+        cause = f"ServingRuntime {wanted} does not support model format {form} (it supports: {', '.join(supported)})"
+        return Trouble(cause, looks=6)
+    return None
+
+
+def of_conditions(item: Object) -> Trouble | None:
+    """What a controller says in a condition that it cannot do; a conflict of two writers passes by itself."""
+    for entry in (item.get("status") or {}).get("conditions") or []:
+        message = str(entry.get("message", ""))
+        failed = entry.get("status") != "True" and entry.get("reason") in CONTROLLER_FAILURES
+        if failed and "the object has been modified" not in message:
+            return Trouble(f"{entry['reason']}: {runbook.cut(message)}", looks=6)
     return None
 
 

@@ -9,7 +9,7 @@ from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.observe import diagnose
+from pytest_vllm_stage.stage.observe import diagnose, runbook
 from pytest_vllm_stage.stage.observe.reader import Condition, ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
@@ -92,9 +92,17 @@ class _Group:
 
 def _too_late(condition: Condition, sight: ConditionStatus) -> Trouble:
     """Nothing is known to be wrong, but the time is up: the log of what is not Ready says how far it came."""
-    cause = f"not within {condition.timeout_s:g} s: {sight.state}"
+    cause = f"not within {condition.timeout_s:g} s: {sight.state}{_last_condition(sight)}"
     for pod in sight.about:
         for container in (pod.get("status") or {}).get("containerStatuses") or [] if pod.get("kind") == "Pod" else []:
             if not container.get("ready") and "running" in (container.get("state") or {}):
                 return Trouble(cause, objects.name_of(pod), container["name"])
     return Trouble(cause)
+
+
+def _last_condition(sight: ConditionStatus) -> str:
+    """The condition of the object itself that says why it is not there yet."""
+    for entry in (sight.about[0].get("status") or {}).get("conditions") or [] if sight.about else []:
+        if entry.get("status") == "False" and entry.get("message"):
+            return f"; {entry.get('type')}: {entry.get('reason', '')}: {runbook.cut(str(entry['message']))}"
+    return ""
