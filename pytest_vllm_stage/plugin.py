@@ -23,9 +23,9 @@ pytest_plugins = ("pytest_vllm_stage.fixtures",)
 
 MARKERS = (
     "smoke: the fast checks: is the endpoint alive and sane",
-    "load: puts load on an endpoint, so it runs alone, after everything that is no load",
+    "load: puts load on an endpoint, so it runs exclusively, after all other tests",
     "after_load: reads what the load steps measured, so it runs after all of them",
-    "real: needs what this machine can make: the local cluster or the real engine (tests of this project)",
+    "real: needs the local cluster or the real engine (tests of this project)",
 )
 
 
@@ -43,7 +43,7 @@ def _help(option: Option) -> str:
 
 
 def _arity(option: Option) -> dict[str, str]:
-    """How argparse takes the value; checking it is the resolver's work, so that all sources are checked alike."""
+    """How argparse reads the value; the resolver checks it, so that values of all sources are checked in one place."""
     if option.flag:
         return {"action": "store_const", "const": "true"}
     metavar = option.metavar or "|".join(option.choices)
@@ -54,7 +54,7 @@ def _arity(option: Option) -> dict[str, str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Check what was given, and take the role of controller or worker."""
+    """Check the settings that are given, and register the controller or the worker."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     worker_input: dict[str, str] | None = getattr(config, "workerinput", None)
@@ -89,7 +89,7 @@ def resolve(config: pytest.Config) -> StageConfig:
     from pytest_vllm_stage.benchmark import plans
     from pytest_vllm_stage.core.errors import ConfigError
     from pytest_vllm_stage.session.inputs import check_inputs
-    from pytest_vllm_stage.settings.config import resolve as resolve_settings
+    from pytest_vllm_stage.settings.resolver import resolve_settings
 
     try:
         settings = resolve_settings(
@@ -106,7 +106,7 @@ def resolve(config: pytest.Config) -> StageConfig:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a target model, wherever a test looks at a single model; one a load step, wherever it measures one."""
+    """Parametrize ``model_role`` with the target models, and ``load_step`` with the load steps."""
     if "model_role" in metafunc.fixturenames:
         metafunc.parametrize("model_role", metafunc.config.stash[RUN].config.roles)
     if "load_step" in metafunc.fixturenames:
@@ -114,7 +114,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
-    """One test a load step: of the profile's plan, or of the results that are judged again."""
+    """Parametrize with the load steps of the profile's plan, or of the results that are judged again."""
     from pytest_vllm_stage.benchmark import plans, steps
     from pytest_vllm_stage.core.errors import ConfigError
 
@@ -153,7 +153,7 @@ def _check_run_dir(run: Run) -> None:
 
 
 def _run_dir(config: pytest.Config, run_id: str) -> str:
-    """The run directory; read directly since it must be known without resolving, which may fail later."""
+    """The run directory; read without the resolver, since it must be known even where resolving fails."""
     option = next(option for option in OPTIONS if option.name == "run_dir")
     given = config.getoption(option.dest) or os.environ.get(option.env)
     if given:

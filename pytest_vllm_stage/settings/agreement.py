@@ -9,17 +9,12 @@ from __future__ import annotations
 import re
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
+from pytest_vllm_stage.settings.config import SAMPLES, StageConfig
 from pytest_vllm_stage.settings.urls import check_gpu_metrics_url, check_registry_url
 
-if TYPE_CHECKING:
-    from pytest_vllm_stage.settings.config import StageConfig
-
-#: What files with a load step's samples end with; `measurement.samples_file` writes them.
-SAMPLES = ".samples.jsonl.gz"
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 _NEEDS_CLUSTER = ("cluster", "context", "deploy", "engine", "reuse", "keep", "namespace")

@@ -16,7 +16,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.run.context import Identity, Run
 from pytest_vllm_stage.session import kept, lifecycle
-from pytest_vllm_stage.settings.config import resolve
+from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.stage.deploy import waves
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts, TargetFacts
 
@@ -59,7 +59,7 @@ def run_of(engine: str, folder: Path) -> Run:
     settings = {"profile": "small.toml", "engine": engine, "reuse": "latest"}
     unset: dict[str, str] = {}
     identity = Identity("r", str(folder / engine), 1)
-    return Run(identity, lambda: resolve(settings.get, {}, unset.get, folder), lambda _line: None)
+    return Run(identity, lambda: resolve_settings(settings.get, {}, unset.get, folder), lambda _line: None)
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

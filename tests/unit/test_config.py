@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.settings.config import Setting, StageConfig, resolve
+from pytest_vllm_stage.settings.config import Setting, StageConfig
 from pytest_vllm_stage.settings.options import OPTIONS, TOKENS, Option, Token
+from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.settings.urls import normalise_endpoint
 
 PROFILE = """
@@ -44,7 +45,7 @@ def settings(
     ini: dict[str, str] | None = None,
 ) -> StageConfig:
     cli = {"profile": profile, **(cli or {})}
-    return resolve(cli.get, env or {}, (ini or {}).get, Path())
+    return resolve_settings(cli.get, env or {}, (ini or {}).get, Path())
 
 
 def test_each_source_beats_the_next(profile: str) -> None:
@@ -119,9 +120,12 @@ def test_a_seed_is_a_whole_number(profile: str, seed: str) -> None:
 
 def test_a_relative_path_starts_where_its_source_lies(profile: str, tmp_path: Path) -> None:
     cli = {"profile": profile}
-    assert resolve({**cli, "baselines": "b"}.get, {}, lambda _name: None, tmp_path).baselines == Path("b")
-    assert resolve(cli.get, {}, {"baselines": "b"}.get, tmp_path).baselines == tmp_path / "b"
-    assert resolve({**cli, "baselines": "~/b"}.get, {}, lambda _name: None, tmp_path).baselines == Path.home() / "b"
+    assert resolve_settings({**cli, "baselines": "b"}.get, {}, lambda _name: None, tmp_path).baselines == Path("b")
+    assert resolve_settings(cli.get, {}, {"baselines": "b"}.get, tmp_path).baselines == tmp_path / "b"
+    assert (
+        resolve_settings({**cli, "baselines": "~/b"}.get, {}, lambda _name: None, tmp_path).baselines
+        == Path.home() / "b"
+    )
 
 
 @pytest.mark.parametrize(

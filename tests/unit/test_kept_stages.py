@@ -14,7 +14,7 @@ from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.session import kept
-from pytest_vllm_stage.settings.config import resolve
+from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
 
 TARGETS = (TargetFacts("full", "f", "http://127.0.0.1:9"),)
@@ -83,6 +83,6 @@ def test_the_reuse_options_repeat_what_decides_the_stage(tmp_path: Path) -> None
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "kustomization.yaml").write_text("resources: []\n")
     given = {"profile": str(profile), "keep": "always"}
-    config = resolve(given.get, {"VLLM_STAGE_NAMESPACE": "mine"}, dict[str, str]().get, tmp_path)
+    config = resolve_settings(given.get, {"VLLM_STAGE_NAMESPACE": "mine"}, dict[str, str]().get, tmp_path)
     options = kept.reuse_options(config, "run-1")
     assert shlex.split(options) == ["--stage-reuse=run-1", f"--stage-profile={profile}", "--stage-namespace=mine"]

@@ -20,7 +20,8 @@ from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.publication import document
 from pytest_vllm_stage.run.context import Identity, Run
-from pytest_vllm_stage.settings.config import StageConfig, resolve
+from pytest_vllm_stage.settings.config import StageConfig
+from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.slo.verdict import judge
 from tests.unit.made_samples import measurement, open_step, sample, with_ttfts
 
@@ -64,7 +65,7 @@ def made(tmp_path: Path, text: str, **cli: str) -> StageConfig:
     (tmp_path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
     (tmp_path / "small.toml").write_text(text)
     given = {"profile": "small.toml", **cli}
-    return resolve(given.get, {}, lambda _name: None, tmp_path)
+    return resolve_settings(given.get, {}, lambda _name: None, tmp_path)
 
 
 def run_of(config: StageConfig, tmp_path: Path) -> Run:

@@ -1,4 +1,4 @@
-"""The stage's secrets: read from an env file, or made for a cluster of the run's own, and put into the manifests.
+"""The stage's secrets: read from an env file, or generated for a local cluster, and put into the manifests.
 
 Manifests hold ``${KEY}`` where a value belongs. Values live in `Secret` until the one request that sends them.
 """
@@ -25,7 +25,7 @@ PLACEHOLDER = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 _ENTRY = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=(.*)", re.DOTALL)
 #: A comment after a value begins behind whitespace: a value may hold a ``#``.
 _COMMENT = re.compile(r"[ \t]#.*", re.DOTALL)
-#: Keys that a run may make itself, with the length of what it makes: nobody else ever needs these values.
+#: Keys whose values a run may generate, with their lengths: only the run itself needs these values.
 _GENERATED = {"MINIO_ACCESS_KEY": 20, "MINIO_SECRET_KEY": 40}
 #: MinIO does not start with shorter ones.
 _SHORTEST = {"MINIO_ACCESS_KEY": 3, "MINIO_SECRET_KEY": 8}
@@ -37,7 +37,7 @@ class Values:
 
     Attributes:
         values: Key to value.
-        source: The env file they came from; None where no file was given, so that a local cluster makes its own.
+        source: The env file they came from; None where no file was given, so that a local cluster generates its own.
     """
 
     values: Mapping[str, Secret] = field(default_factory=dict)
@@ -45,9 +45,9 @@ class Values:
 
 
 def template_path(overlay: Path) -> Path:
-    """The template that lists the keys: the one beside the overlay's tree, else the packaged one."""
-    beside = overlay.parent.parent / "base-secrets" / "env.template"
-    return beside if beside.is_file() else fixtures_dir() / "base-secrets" / "env.template"
+    """The template that lists the keys: the one in the overlay's own tree, else the packaged one."""
+    own = overlay.parent.parent / "base-secrets" / "env.template"
+    return own if own.is_file() else fixtures_dir() / "base-secrets" / "env.template"
 
 
 def load(overlay: Path, env_file: Path | None) -> Values:
