@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from pytest_vllm_stage.report.files import MARKDOWN, PAGE
+from pytest_vllm_stage.settings.config import StageConfig
 
 #: The page of a run with 16 load steps takes about a tenth of it.
 TIMEOUT_S = 180.0
@@ -34,7 +35,18 @@ def report_run(directory: Path, *options: str, timeout_s: float = TIMEOUT_S) -> 
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return [f"report    not made: {reason}; again: {again}"]
-    return [f"report    {directory / PAGE}", *_append_step_summary(directory)]
+    removed = [
+        line.replace("removed ", "removed   ", 1) for line in done.stdout.splitlines() if line.startswith("removed ")
+    ]
+    return [f"report    {directory / PAGE}", *removed, *_append_step_summary(directory)]
+
+
+def end_options(config: StageConfig, run_id: str, directory: Path) -> list[str]:
+    """The index is only of the runs that keep their record in the usual place, under their own names."""
+    if config.get("run_dir") or directory.name != run_id:
+        return []
+    keep = config.keep_reports
+    return ["--index", *([f"--keep-reports={keep}"] if keep else [])]
 
 
 def _append_step_summary(directory: Path) -> list[str]:

@@ -116,4 +116,5 @@ def write_record(run: Run, exit_status: int, leftovers: list[str], allure_dir: P
     record.write(data, run.directory / "run.json")
     junit.write(data, run.directory / "junit.xml")
     allure.write_environment(data, allure_dir)
-    return [*terminal.summary(data, run.directory), *run_end.report_run(run.directory)]
+    options = run_end.end_options(run.config, run.run_id, run.directory)
+    return [*terminal.summary(data, run.directory), *run_end.report_run(run.directory, *options)]

@@ -98,6 +98,10 @@ def _check_values(config: StageConfig) -> None:
         check_registry_url(config.registry_url, config.source("registry_url"))
     if config.gpu_metrics:
         check_gpu_metrics_url(config.gpu_metrics, config.source("gpu_metrics"))
+    if config.keep_reports == 0:
+        raise ConfigError(f"{config.source('keep_reports')}: expected a whole number from 1, got 0")
+    if config.keep_reports:
+        _refuse(config, "keep_reports", "is about the folder reports/", ("run_dir",), typed=True)
     if not _NAMESPACE.fullmatch(config.namespace):
         raise ConfigError(
             f"{config.source('namespace')}: {config.namespace!r} is not a namespace; "

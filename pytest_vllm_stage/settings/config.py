@@ -189,6 +189,12 @@ class StageConfig:
         return self.path("baselines")
 
     @property
+    def keep_reports(self) -> int | None:
+        """How many records stay in ``reports/``; None keeps all."""
+        keep = self.get("keep_reports")
+        return int(keep) if keep is not None else None
+
+    @property
     def registry_url(self) -> str | None:
         """The Model Registry, instead of the stage's own."""
         return self.get("registry_url")

@@ -212,6 +212,12 @@ OPTIONS: tuple[Option, ...] = (
         path=True,
         metavar="DIR",
     ),
+    Option(
+        "keep_reports",
+        "keep the records of the newest N runs in reports/, and remove older ones; baselines are never removed",
+        number=True,
+        metavar="N",
+    ),
     Option("run_dir", "folder for this run's record, instead of reports/<run-id>", metavar="DIR"),
 )
 

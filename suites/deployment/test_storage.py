@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,6 +63,7 @@ def test_weights_are_unaltered(
     download: Object,
     pods: list[Object],
     kubectl: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Every file on the model's volume has the SHA-256 that the manifest gives it, and the source's.
 
@@ -75,6 +77,7 @@ def test_weights_are_unaltered(
         report = weights.verify(view, download, node, stage.run_id, timeout_s, stage_run.journal)
     except StageError as error:
         pytest.fail(f"weights could not be hashed: {error}", pytrace=False)
+    record_property("weights.size_bytes", sum(size for size, _ in report.files.values()))
     lines = weights.problems(report)
     command = f"delete job/{objects.name_of(download)} and its volume, and deploy again ({kubectl} get pvc)"
     assert not lines, "\n".join([*lines, f"  next: {command}"])

@@ -41,7 +41,9 @@ def scored(endpoint: EndpointClient) -> dict[str, Scores]:
     return {name: score(endpoint, text) for name, text in texts().items()}
 
 
-def test_golden_answers_are_the_recorded_ones(endpoint: EndpointClient, reference: Reference) -> None:
+def test_golden_answers_are_the_recorded_ones(
+    endpoint: EndpointClient, reference: Reference, record_property: Callable[[str, object], None]
+) -> None:
     """The answers to the golden prompts begin as the recorded ones do, over most of their length on average.
 
     One answer may tip at a close call on other hardware; another model, or damaged weights, tip most of them.
@@ -51,6 +53,7 @@ def test_golden_answers_are_the_recorded_ones(endpoint: EndpointClient, referenc
     said = dict(zip(reference.golden, answers, strict=True))
     agreements = {prompt: agreement(said[prompt], recorded) for prompt, recorded in reference.golden.items()}
     mean, worst = fmean(agreements.values()), min(agreements, key=lambda prompt: agreements[prompt])
+    record_property("quality.golden_agreement", round(mean, 3))
     assert mean >= reference.least_agreement, (
         f"the golden answers agree by {mean:.2f} on average, at least {reference.least_agreement} is due; "
         f"to {worst!r} it said {said[worst]!r}, recorded is {reference.golden[worst][0]!r}"
@@ -78,7 +81,11 @@ def test_the_perplexity_of_fixed_texts_is_the_recorded_one(
 
 
 def test_the_quantised_model_agrees_with_the_full_one(
-    endpoint: EndpointClient, reference: Reference, needs: Needs, targets: dict[str, Target]
+    endpoint: EndpointClient,
+    reference: Reference,
+    needs: Needs,
+    targets: dict[str, Target],
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Over fixed texts, quantisation costs no more than it did, and both models mostly hold the same token likeliest.
 
@@ -99,6 +106,8 @@ def test_the_quantised_model_agrees_with_the_full_one(
     except ValueError:
         pytest.fail("the full and the quantised model were scored on different tokens: they are no pair")
     gap, same = found.gap_nats, found.same_token
+    record_property("quality.gap_nats", str(gap))
+    record_property("quality.same_token", str(same))
     assert gap.low <= reference.most_gap_nats, (
         f"quantisation costs {gap} nats a token, {reference.most_gap_nats} are allowed"
     )

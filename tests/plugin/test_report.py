@@ -48,3 +48,30 @@ def test_report_that_cannot_be_made_is_a_note(place: pytest.Pytester) -> None:
     assert result.ret == 0
     result.stdout.fnmatch_lines(["report * not made within 0.001 s; again: python -m pytest_vllm_stage.report *run"])
     assert Path(place.path / "run" / "run.json").exists()
+
+
+def test_index_covers_the_runs_in_their_usual_place_and_keeps_so_many(place: pytest.Pytester) -> None:
+    place.makepyfile(TEST)
+    for number in range(3):
+        place.runpytest_subprocess("--stage-keep-reports=2", timeout=60).assert_outcomes(passed=1)
+        assert len(list((place.path / "reports").glob("*/report.html"))) == min(number + 1, 2)
+    index = (place.path / "reports" / "index.html").read_text()
+    assert index.count("/report.html") == 2
+    run(place)
+    assert not (place.path / "index.html").exists(), "a run directory of its own has no index beside it"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--stage-keep-reports=0"], "--stage-keep-reports: expected a whole number from 1, got 0"),
+        (
+            ["--stage-keep-reports=3", "--stage-run-dir=run"],
+            "--stage-keep-reports is about the folder reports/: it cannot go with --stage-run-dir",
+        ),
+    ],
+)
+def test_retention_that_makes_no_sense_is_refused(place: pytest.Pytester, options: list[str], says: str) -> None:
+    result = place.runpytest_subprocess(*options, timeout=60)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert says in result.stderr.str()

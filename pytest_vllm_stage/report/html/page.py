@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -16,8 +16,11 @@ from markupsafe import Markup
 
 import pytest_vllm_stage
 from pytest_vllm_stage.report.causes import Cause, find_causes, find_gaps
+from pytest_vllm_stage.report.files import PAGE
 from pytest_vllm_stage.report.html import svg, timeline
 from pytest_vllm_stage.report.html.chart import Section
+from pytest_vllm_stage.report.html.comparison import compare_models, compare_runs
+from pytest_vllm_stage.report.html.history import history_section
 from pytest_vllm_stage.report.html.load_charts import load_section
 from pytest_vllm_stage.report.html.publications import describe_publications
 from pytest_vllm_stage.report.html.step_charts import step_section
@@ -34,10 +37,10 @@ _FILES = ("run.json", "journal.jsonl", "junit.xml", "report.md", "metrics.prom",
 _MOST_RERUN = 20
 
 
-def render_page(data: RunData) -> str:
-    """The whole page as text."""
-    chart_sections = _chart_sections(data)
-    comparison = _comparison(data)
+def render_page(data: RunData, other: RunData | None = None) -> str:
+    """The whole page as text; with another run, each load step is compared with that run's too."""
+    chart_sections, history = _chart_sections(data)
+    comparisons = [table for table in (compare_models(data), compare_runs(data, other) if other else None) if table]
     overview = summarise_run(data)
     causes = find_causes(data)
     script = _asset("script.js")
@@ -50,14 +53,16 @@ def render_page(data: RunData) -> str:
             mark=_MARKS[overview.verdict],
             duration=format_duration(overview.duration_s),
             simulated_notice=SIMULATED_NOTICE,
-            sections=_sections(chart_sections, comparison is not None),
+            sections=_sections(chart_sections, comparisons=bool(comparisons), history=history is not None),
             causes=causes,
             rerun=rerun_command(data, causes),
             gaps=find_gaps(data),
             tests=_tests(data),
             matrix=build_matrix(data),
             chart_sections=chart_sections,
-            comparison=comparison,
+            comparisons=comparisons,
+            history=history,
+            links=_earlier_pages(data),
             drawn=svg.available(),
             publications=describe_publications(data),
             bars=timeline.bars(data),
@@ -75,6 +80,13 @@ def render_page(data: RunData) -> str:
             script_hash=_hash(script),
         )
     )
+
+
+def render_index(entries: Sequence[Any], sparklines: Mapping[str, Any]) -> str:
+    """The page over all runs; see `report.index`, which knows them."""
+    style = Markup(_asset("style.css"))  # noqa: S704 - our own file
+    template = _environment().get_template("index.html.j2")
+    return template.render(entries=entries, sparklines=sparklines, marks=_MARKS, style=style)
 
 
 @cache
@@ -97,29 +109,24 @@ def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _sections(chart_sections: list[Section], comparison: bool) -> list[tuple[str, str]]:
+def _sections(chart_sections: list[Section], *, comparisons: bool, history: bool) -> list[tuple[str, str]]:
     found = [("failures", "Failures"), ("checks", "Checks"), ("slo", "SLO matrix")]
     found += [(section.id, section.title) for section in chart_sections]
-    found += [("comparison", "Comparison")] if comparison else []
+    found += [("comparison", "Comparison")] if comparisons else []
+    found += [("history", "History")] if history else []
     return [*found, ("publication", "Publication"), ("timeline", "Timeline"), ("settings", "Settings")]
 
 
-def _chart_sections(data: RunData) -> list[Section]:
+def _chart_sections(data: RunData) -> tuple[list[Section], Section | None]:
     with svg.drawing():
-        return [section for section in (load_section(data), step_section(data)) if section]
+        return [section for section in (load_section(data), step_section(data)) if section], history_section(data)
 
 
-@dataclass(frozen=True)
-class ComparisonTable:
-    """A table of the models side by side."""
-
-    note: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def _comparison(data: RunData) -> ComparisonTable | None:
-    return None
+def _earlier_pages(data: RunData) -> list[str]:
+    """The pages of the runs in the history that lie beside this run's directory, the newest first."""
+    earlier = dict.fromkeys(line.run_id for line in reversed(data.history) if line.run_id != data.run_id)
+    beside = data.directory.resolve().parent
+    return [f"../{run_id}/{PAGE}" for run_id in earlier if (beside / Path(run_id).name / PAGE).is_file()]
 
 
 def _tests(data: RunData) -> list[Mapping[str, Any]]:
@@ -134,7 +141,7 @@ def rerun_command(data: RunData, causes: list[Cause]) -> str:
     if not names:
         return ""
     options = [
-        f"{setting['source']}={setting['value']}" if setting["value"] != "true" else setting["source"]
+        f"{setting['source']}={setting['value']}" if setting["value"] not in (True, "true") else setting["source"]
         for name, setting in data.record["settings"].items()
         if str(setting["source"]).startswith("--stage-") and name != "run_dir"
     ]
@@ -143,6 +150,12 @@ def rerun_command(data: RunData, causes: list[Cause]) -> str:
 
 def _settings(data: RunData) -> list[tuple[str, str, str]]:
     return [
-        (name, "" if setting.get("value") is None else str(setting["value"]), str(setting.get("source", "")))
+        (name, _shown(setting.get("value")), str(setting.get("source", "")))
         for name, setting in data.record["settings"].items()
     ] + [(f"profile: {name}", str(value), "profile") for name, value in data.record["profile"].items()]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
