@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.report.html.load_charts import found_capacity
 from pytest_vllm_stage.report.run_data import RATE, RunData, StepData
 from pytest_vllm_stage.report.values import format_bytes, format_number
@@ -62,16 +61,9 @@ def _size(data: RunData, role: str) -> str:
 
 
 def _gpu_memory(data: RunData, role: str) -> str:
-    seen: list[float] = []
-    for step in data.steps:
-        if step.role == role:
-            try:
-                measurement = step.measurement()
-            except ConfigError:
-                continue
-            readings = measurement.server if measurement else ()
-            seen += [one.gpu_memory_used_bytes for one in readings if one.gpu_memory_used_bytes is not None]
-    return format_bytes(max(seen)) if seen else "no source (--stage-gpu-metrics)"
+    peaks = [step.metrics.get("gpu_memory_peak_bytes") for step in data.steps if step.role == role]
+    known = [peak for peak in peaks if peak is not None]
+    return format_bytes(max(known)) if known else "no source (--stage-gpu-metrics)"
 
 
 def _promised_step(data: RunData, role: str) -> StepData | None:
