@@ -7,13 +7,13 @@ and removes it; of a stage that is only read, the Jobs that are there are looked
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllm_stage.benchmark.job_summary import parse_objects
 from pytest_vllm_stage.core.errors import ConfigError, StageError, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -174,15 +174,15 @@ def fetch(minio: S3Client, location: Location) -> Reports:
 
     Raises:
         StageFailure: one is missing, or is not what the Job stored.
+        ConfigError: the summary is not one; names the field.
     """
-    summary = json.loads(_read(minio, location, SUMMARY))
+    summary, digests = parse_objects(_read(minio, location, SUMMARY), f"{location}/{SUMMARY}")
     contents = {}
-    for step in summary["steps"]:
-        name = str(step["object"])
+    for name, stored in digests.items():
         content = _read(minio, location, name)
         digest = hashlib.sha256(content).hexdigest()
-        if digest != step["sha256"]:
-            raise StageFailure(f"{location}/{name} has sha256 {digest}, the Job stored {step['sha256']}")
+        if digest != stored:
+            raise StageFailure(f"{location}/{name} has sha256 {digest}, the Job stored {stored}")
         contents[name] = content
     return Reports(location, summary, contents)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.benchmark import job_runs, plans
 from pytest_vllm_stage.benchmark.job_runs import Location
+from pytest_vllm_stage.benchmark.job_summary import parse_summary
 from pytest_vllm_stage.benchmark.plans import PlannedStep
 from pytest_vllm_stage.benchmark.steps import StepResult
 from pytest_vllm_stage.cluster.facts import ClusterFacts
@@ -56,10 +58,14 @@ class BenchmarkJob:
     absent: str = ""
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """What the Job says of itself."""
-        found: dict[str, Any] = json.loads((Path(self.folder) / job_runs.SUMMARY).read_text(encoding="utf-8"))
-        return found
+    def summary(self) -> Mapping[str, Any]:
+        """What the Job says of itself.
+
+        Raises:
+            ConfigError: it says what cannot be; names the file and the field.
+        """
+        path = Path(self.folder) / job_runs.SUMMARY
+        return parse_summary(path.read_bytes(), str(path))
 
 
 def of_role(

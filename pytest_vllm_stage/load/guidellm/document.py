@@ -11,6 +11,7 @@ from pytest_vllm_stage.core.errors import ConfigError
 
 #: No time and no count comes near it; larger numbers overflow what is computed from them.
 _LARGEST = 1e18
+HINT = "give the JSON report of a GuideLLM 0.8 run"
 
 
 class Node:
@@ -19,15 +20,17 @@ class Node:
     Args:
         where: File and place, for example ``report.json: benchmarks[0].metrics``.
         value: The value.
+        hint: What to do where it is wrong.
     """
 
-    def __init__(self, where: str, value: Any) -> None:
+    def __init__(self, where: str, value: Any, hint: str = HINT) -> None:
         self.where = where
         self.value = value
+        self.hint = hint
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise ConfigError with the place."""
-        raise ConfigError(f"{self.where.rstrip()} {problem}", hint="give the JSON report of a GuideLLM 0.8 run")
+        raise ConfigError(f"{self.where.rstrip()} {problem}", hint=self.hint)
 
     def child(self, *names: str) -> Node:
         """The value under these keys, one below the other; refused where one is missing."""
@@ -37,7 +40,8 @@ class Node:
                 node.refuse("must be an object")
             if name not in node.value:
                 node.refuse(f"has no {name!r}")
-            node = Node(f"{node.where}{'' if node.where.endswith(': ') else '.'}{name}", node.value[name])
+            where = f"{node.where}{'' if node.where.endswith(': ') else '.'}{name}"
+            node = Node(where, node.value[name], node.hint)
         return node
 
     def items(self) -> Iterator[Node]:
@@ -45,7 +49,7 @@ class Node:
         if not isinstance(self.value, list | None):
             self.refuse(f"must be a list, not {str(self.value)[:40]!r}")
         for index, value in enumerate(self.value or ()):
-            yield Node(f"{self.where}[{index}]", value)
+            yield Node(f"{self.where}[{index}]", value, self.hint)
 
     def number(self) -> float:
         """A finite number."""
@@ -79,15 +83,28 @@ class Node:
 
 
 def read_document(path: Path) -> Node:
-    """The whole document.
+    """The whole document in a file.
 
     Raises:
         ConfigError: the file is missing or not a JSON object.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"{path}: not readable JSON: {error}") from None
+    return parse_document(content, str(path))
+
+
+def parse_document(content: bytes, where: str, hint: str = HINT) -> Node:
+    """The whole document.
+
+    Raises:
+        ConfigError: it is not a JSON object.
+    """
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not readable JSON: {error}", hint=hint) from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: must be a JSON object")
-    return Node(f"{path}: ", value)
+        raise ConfigError(f"{where}: must be a JSON object", hint=hint)
+    return Node(f"{where}: ", value, hint)

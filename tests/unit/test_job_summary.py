@@ -1,0 +1,66 @@
+"""A benchmark Job's summary: what the Job writes is read, and what cannot be is refused by its field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.benchmark.job_summary import parse_summary
+from pytest_vllm_stage.core.errors import ConfigError
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def summary() -> dict[str, Any]:
+    step = {"request_rate": 5.0, "object": "rate-5.json", "sha256": "0" * 64, "samples": 40, "planned": 40, "failed": 1}
+    facts = {"duration_s": 8, "prompt_tokens": 64, "output_tokens": 16, "warmup_requests": 20, "request_timeout_s": 60}
+    return {"model": "m", "lead_in": 1, "steps": [step], **facts}
+
+
+def test_what_the_job_writes_is_read() -> None:
+    assert parse_summary(json.dumps(summary()).encode(), "s3://b/summary.json") == summary()
+
+
+def step(**changes: Any) -> Change:
+    return lambda found: found["steps"][0].update(changes)
+
+
+def top(**changes: Any) -> Change:
+    return lambda found: found.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (top(duration_s=0), "duration_s must be above 0, not 0"),
+        (top(duration_s=float("nan")), "duration_s must be a number, not 'nan'"),
+        (top(prompt_tokens=6.5), "prompt_tokens must be a whole number from 0, not 6.5"),
+        (top(output_tokens=None), "output_tokens must be a whole number from 0, not null"),
+        (top(request_timeout_s=-1), "request_timeout_s must be above 0, not -1"),
+        (top(lead_in=-1), "lead_in must be a whole number from 0, not -1"),
+        (top(model=7), "model must be a string, not '7'"),
+        (lambda found: found.pop("warmup_requests"), "has no 'warmup_requests'"),
+        (step(request_rate=-5), "steps[0].request_rate must be above 0, not -5"),
+        (step(object="../rate-5.json"), "steps[0].object must be a file's name without a folder, not '../rate-5.json'"),
+        (step(sha256="0"), "steps[0].sha256 must be 64 hexadecimal digits"),
+        (step(failed=41), "steps[0].failed is 41 of 40 samples"),
+        (step(samples=4000), "steps[0].samples is 4000, and 5 requests/s for 8 s are fewer"),
+        (lambda found: found["steps"].append(found["steps"][0]), "steps has a rate twice: [5.0, 5.0]"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_field(change: Change, message: str) -> None:
+    found = summary()
+    change(found)
+    with pytest.raises(ConfigError) as caught:
+        parse_summary(json.dumps(found).encode(), "s3://b/summary.json")
+    assert message in caught.value.message
+    assert caught.value.message.startswith("s3://b/summary.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe"])
+def test_what_is_not_a_json_object_is_refused(content: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"s3://b/summary\.json: (not readable JSON|must be a JSON object)"):
+        parse_summary(content, "s3://b/summary.json")
