@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def view(kube: DynamicClient, cluster: ClusterFacts, stage: StageFacts) -> StageReader:
+def reader(kube: DynamicClient, cluster: ClusterFacts, stage: StageFacts) -> StageReader:
     """The stage's namespace as it is now, with its events."""
     from pytest_vllm_stage import StageReader
 
@@ -54,18 +54,18 @@ def declared_runtime(declared: list[Object], declared_service: Object) -> Object
 
 
 @pytest.fixture
-def service(view: StageReader, declared_service: Object, kubectl: str) -> Object:
+def service(reader: StageReader, declared_service: Object, kubectl: str) -> Object:
     """The model's InferenceService as it is."""
     name = declared_service["metadata"]["name"]
-    found = view.get("InferenceService", name)
+    found = reader.get("InferenceService", name)
     assert found is not None, f"InferenceService {name} does not exist\n  next: {kubectl} get inferenceservices"
     return found
 
 
 @pytest.fixture
-def pods(view: StageReader, service: Object) -> list[Object]:
+def pods(reader: StageReader, service: Object) -> list[Object]:
     """The model's pods as they are."""
-    return view.listed("Pod", {"serving.kserve.io/inferenceservice": service["metadata"]["name"]})
+    return reader.listed("Pod", {"serving.kserve.io/inferenceservice": service["metadata"]["name"]})
 
 
 @pytest.fixture

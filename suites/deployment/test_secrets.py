@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 
-def test_secrets_have_the_referenced_keys(view: StageReader, declared: list[Object], kubectl: str) -> None:
+def test_secrets_have_the_referenced_keys(reader: StageReader, declared: list[Object], kubectl: str) -> None:
     """Each Secret and key that a manifest refers to exists.
 
     A missing one shows only when a pod that needs it starts: at the next restart, at night.
     """
     references = health.secret_references(declared)
     assert references, "the manifests refer to no Secret: nothing was checked"
-    live = {objects.name_of(secret): list(secret.get("data") or {}) for secret in view.listed("Secret")}
+    live = {objects.name_of(secret): list(secret.get("data") or {}) for secret in reader.listed("Secret")}
     lines = health.of_secrets(references, live)
     assert not lines, health.message("a Secret is not as the manifests need it", lines, f"{kubectl} get secrets")

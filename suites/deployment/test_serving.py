@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 
-def test_ready_for_its_current_generation(view: StageReader, service: Object, pods: list[Object], kubectl: str) -> None:
+def test_ready_for_its_current_generation(
+    reader: StageReader, service: Object, pods: list[Object], kubectl: str
+) -> None:
     """The InferenceService is Ready, and what is Ready is its current generation.
 
     During a rollout KServe goes on saying Ready for the old pods: numbers measured then belong to another model.
     """
     name = service["metadata"]["name"]
-    runtime = view.get("ServingRuntime", drift.runtime_name(service))
-    lines = health.of_service(service, runtime, view.get("Deployment", f"{name}-predictor"), pods)
+    runtime = reader.get("ServingRuntime", drift.runtime_name(service))
+    lines = health.of_service(service, runtime, reader.get("Deployment", f"{name}-predictor"), pods)
     assert not lines, health.message(
         f"inferenceservice/{name} is not Ready for its current generation",
         lines,
@@ -77,7 +79,7 @@ def test_live_container_is_the_declared_one(
 
 
 def test_live_runtime_is_the_declared_one(
-    view: StageReader, service: Object, declared_service: Object, declared_runtime: Object, kubectl: str
+    reader: StageReader, service: Object, declared_service: Object, declared_runtime: Object, kubectl: str
 ) -> None:
     """The service uses the runtime that its manifest names, and that runtime is as declared.
 
@@ -88,7 +90,7 @@ def test_live_runtime_is_the_declared_one(
         f"inferenceservice/{service['metadata']['name']} uses runtime {drift.runtime_name(service) or '(any)'}, "
         f"declared is {name}\n  next: {kubectl} get inferenceservice -o yaml"
     )
-    live = view.get("ServingRuntime", name)
+    live = reader.get("ServingRuntime", name)
     assert live is not None, f"ServingRuntime {name} does not exist\n  next: {kubectl} get servingruntimes"
     lines = drift.of_serving(
         drift.demand(declared_service, declared_runtime), _with_arguments_of(live, declared_service)

@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 
-def test_claims_are_bound(view: StageReader, declared: list[Object], kubectl: str) -> None:
+def test_claims_are_bound(reader: StageReader, declared: list[Object], kubectl: str) -> None:
     """Every declared PersistentVolumeClaim is Bound, with at least the declared size."""
     claims = render.of_kind(declared, "PersistentVolumeClaim")
     assert claims, "the manifests declare no PersistentVolumeClaim: nothing was checked"
     lines = [
         line
         for claim in claims
-        for line in health.of_claim(view.get("PersistentVolumeClaim", objects.name_of(claim)), claim)
+        for line in health.of_claim(reader.get("PersistentVolumeClaim", objects.name_of(claim)), claim)
     ]
     assert not lines, health.message("volumes are not as declared", lines, f"{kubectl} describe pvc")
 
 
 def test_volume_is_where_the_model_runs(
-    view: StageReader, declared_service: Object, pods: list[Object], kubectl: str
+    reader: StageReader, declared_service: Object, pods: list[Object], kubectl: str
 ) -> None:
     """The model's volume lies in the zone of the node that mounts it.
 
     Otherwise the next restart leaves the pod Pending for ever: a zonal volume does not follow it.
     """
-    claim = view.get("PersistentVolumeClaim", drift.claim_name(declared_service) or "")
-    volumes = {objects.name_of(volume): volume for volume in view.everywhere("PersistentVolume")}
-    nodes = {objects.name_of(node): node for node in view.everywhere("Node")}
+    claim = reader.get("PersistentVolumeClaim", drift.claim_name(declared_service) or "")
+    volumes = {objects.name_of(volume): volume for volume in reader.everywhere("PersistentVolume")}
+    nodes = {objects.name_of(node): node for node in reader.everywhere("Node")}
     volume = volumes.get(claim["spec"].get("volumeName", "")) if claim else None
     if volume is None or not nodes:
         pytest.skip("volumes and nodes are cluster-wide, and this user may not list them")
@@ -48,15 +48,15 @@ def test_volume_is_where_the_model_runs(
     assert not lines, health.message("volume and node are apart", lines, f"{kubectl} get pods -o wide")
 
 
-def test_download_completed(view: StageReader, download: Object, kubectl: str) -> None:
+def test_download_completed(reader: StageReader, download: Object, kubectl: str) -> None:
     """The model's download Job completed; it writes its manifest last, after hashing what it wrote."""
     name = objects.name_of(download)
-    lines = health.of_job(view.get("Job", name), name)
+    lines = health.of_job(reader.get("Job", name), name)
     assert not lines, health.message("download did not complete", lines, f"{kubectl} logs job/{name}")
 
 
 def test_weights_are_unaltered(
-    view: StageReader,
+    reader: StageReader,
     stage: StageFacts,
     stage_run: Run,
     stage_config: StageConfig,
@@ -74,7 +74,7 @@ def test_weights_are_unaltered(
     node = next((pod["spec"].get("nodeName") for pod in pods), None)
     timeout_s = stage_config.profile.waits_s["model_download_s"]
     try:
-        report = weights.verify(view, download, node, stage.run_id, timeout_s, stage_run.journal)
+        report = weights.verify(reader, download, node, stage.run_id, timeout_s, stage_run.journal)
     except StageError as error:
         pytest.fail(f"weights could not be hashed: {error}", pytrace=False)
     record_property("weights.size_bytes", sum(size for size, _ in report.files.values()))

@@ -57,59 +57,59 @@ def of_job(name: str, made: Object) -> Object:
     return made
 
 
-def cause(sight: ConditionStatus) -> str:
-    assert sight.trouble is not None
-    return sight.trouble.cause
+def cause(status: ConditionStatus) -> str:
+    assert status.trouble is not None
+    return status.trouble.cause
 
 
 def test_a_namespace_takes_pods_once_its_account_is_there() -> None:
     wanted = conditions.NamespaceActive("ns", 1)
     active = {"kind": "Namespace", "metadata": {"name": "ns"}, "status": {"phase": "Active"}}
     account = {"kind": "ServiceAccount", "metadata": {"name": "default"}}
-    assert not wanted.look(Snapshot()).done
-    assert not wanted.look(Snapshot(active)).done
-    assert wanted.look(Snapshot(active, account)).done
+    assert not wanted.observe(Snapshot()).done
+    assert not wanted.observe(Snapshot(active)).done
+    assert wanted.observe(Snapshot(active, account)).done
 
 
 def test_a_claim_is_bound_or_told() -> None:
     wanted = conditions.ClaimBound("model-m", 1)
-    assert wanted.look(Snapshot(claim(phase="Bound"))).done
-    assert not wanted.look(Snapshot()).done
-    assert "no PersistentVolume of StorageClass fast offers 40Gi" in cause(wanted.look(Snapshot(claim(), STATIC)))
+    assert wanted.observe(Snapshot(claim(phase="Bound"))).done
+    assert not wanted.observe(Snapshot()).done
+    assert "no PersistentVolume of StorageClass fast offers 40Gi" in cause(wanted.observe(Snapshot(claim(), STATIC)))
 
 
 def test_a_deployment_is_available_or_told_by_its_pods() -> None:
     wanted = conditions.DeploymentAvailable("m-predictor", 1)
-    assert wanted.look(Snapshot(deployment())).done
-    assert wanted.look(Snapshot(deployment(availableReplicas=0))).state.endswith("no pod yet")
+    assert wanted.observe(Snapshot(deployment())).done
+    assert wanted.observe(Snapshot(deployment(availableReplicas=0))).state.endswith("no pod yet")
     secret = waiting("CreateContainerConfigError", "couldn't find key k in Secret ns/s")
     stuck = Snapshot(deployment(availableReplicas=0), pod(ready=False, statuses=[secret]))
-    assert cause(wanted.look(stuck)) == 'secret s has no key "k"'
+    assert cause(wanted.observe(stuck)) == 'secret s has no key "k"'
 
 
 def test_a_job_is_complete_or_told_by_its_pods_log() -> None:
     wanted = conditions.JobComplete("download-m", 1)
-    assert wanted.look(Snapshot(job(conditions=[condition("Complete")]))).done
-    assert not wanted.look(Snapshot(job())).done
+    assert wanted.observe(Snapshot(job(conditions=[condition("Complete")]))).done
+    assert not wanted.observe(Snapshot(job())).done
     failed = of_job("download-m", pod(statuses=[ended(1)], spec={"restartPolicy": "Never"}))
-    seen = wanted.look(Snapshot(job(), failed, log=["error: token refused: HTTP 403 for a/b"]))
+    seen = wanted.observe(Snapshot(job(), failed, log=["error: token refused: HTTP 403 for a/b"]))
     assert cause(seen) == "token refused: HTTP 403 for a/b"
 
 
 def test_a_failed_job_without_pods_is_told_by_its_condition() -> None:
     late = job(conditions=[condition("Failed", reason="DeadlineExceeded", message="too long")])
-    assert cause(conditions.JobComplete("download-m", 1).look(Snapshot(late))) == "DeadlineExceeded: too long"
+    assert cause(conditions.JobComplete("download-m", 1).observe(Snapshot(late))) == "DeadlineExceeded: too long"
 
 
 def test_a_service_is_ready_when_its_pods_are_of_its_generation() -> None:
     wanted = conditions.InferenceServiceReady("m", 1)
     current, old = pod(spec=served_spec()), pod(spec=served_spec(args=["--old"]))
     there = (service(), runtime(), deployment())
-    assert wanted.look(Snapshot(*there, current)).done
-    stale = wanted.look(Snapshot(*there, old))
+    assert wanted.observe(Snapshot(*there, current)).done
+    stale = wanted.observe(Snapshot(*there, old))
     assert not stale.done
     assert "older generation" in stale.state
-    assert not wanted.look(Snapshot(service(ready="False"), runtime(), deployment(), current)).done
+    assert not wanted.observe(Snapshot(service(ready="False"), runtime(), deployment(), current)).done
 
 
 def test_an_unscheduled_pods_claim_says_more_than_the_scheduler() -> None:
@@ -117,9 +117,9 @@ def test_an_unscheduled_pods_claim_says_more_than_the_scheduler() -> None:
     reason = condition("PodScheduled", "False", reason="Unschedulable", message="0/1 nodes are available")
     volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "model-m"}}]
     stuck = of_job("download-m", pod(ready=False, statuses=[], conditions=[reason], spec={"volumes": volumes}))
-    assert cause(wanted.look(Snapshot(job(), stuck, claim(), STATIC))).startswith("PVC model-m cannot bind")
-    assert cause(wanted.look(Snapshot(job(), stuck))) == "PVC model-m does not exist"
-    assert "cannot be scheduled" in cause(wanted.look(Snapshot(job(), stuck, claim(phase="Bound"))))
+    assert cause(wanted.observe(Snapshot(job(), stuck, claim(), STATIC))).startswith("PVC model-m cannot bind")
+    assert cause(wanted.observe(Snapshot(job(), stuck))) == "PVC model-m does not exist"
+    assert "cannot be scheduled" in cause(wanted.observe(Snapshot(job(), stuck, claim(phase="Bound"))))
 
 
 def test_each_kind_is_waited_for_in_its_own_time() -> None:

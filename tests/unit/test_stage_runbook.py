@@ -63,7 +63,7 @@ def test_the_own_jobs_word_wins_over_what_python_adds() -> None:
 
 def test_telling_lines_leave_out_the_code_of_a_traceback() -> None:
     log = ["Traceback (most recent call last):", '  File "a.py", line 1, in f', "    raise X", "", "ValueError: no"]
-    assert runbook.telling(log, 5) == ["Traceback (most recent call last):", "ValueError: no"]
+    assert runbook.informative_lines(log, 5) == ["Traceback (most recent call last):", "ValueError: no"]
 
 
 def test_a_long_line_is_cut() -> None:

@@ -90,14 +90,14 @@ def test_a_missing_secret_or_key_is_named(message: str, told: str) -> None:
     found = of(pod(statuses=[waiting("CreateContainerConfigError", message)]))
     assert cause(found) == told
     assert found is not None
-    assert found.looks < 20
+    assert found.times < 20
 
 
 def test_a_kubelet_that_is_late_gets_time() -> None:
     message = "failed to sync secret cache: timed out waiting for the condition"
     found = of(pod(statuses=[waiting("CreateContainerConfigError", message)]))
     assert found is not None
-    assert found.looks >= 20
+    assert found.times >= 20
 
 
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"])
@@ -125,7 +125,7 @@ def test_an_unschedulable_pod_names_what_it_asks_for() -> None:
         "pod p cannot be scheduled (node selector type=g6): 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     )
     assert found is not None
-    assert found.looks > 1, "right after creation every pod is unscheduled"
+    assert found.times > 1, "right after creation every pod is unscheduled"
 
 
 def test_a_node_on_its_way_is_waited_for() -> None:
@@ -256,7 +256,7 @@ def test_a_readiness_probe_that_can_never_succeed_is_named(
     found = of(made, [event(made, "Unhealthy", message)], log)
     assert cause(found).endswith(expected)
     assert found is not None
-    assert 1 < found.looks <= 20, "seen several times, and reported within a minute"
+    assert 1 < found.times <= 20, "seen several times, and reported within a minute"
 
 
 @pytest.mark.parametrize(

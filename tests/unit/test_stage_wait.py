@@ -39,28 +39,28 @@ class FakeView(reader.StageReader):
 
 @dataclass
 class Scripted:
-    """A condition that shows one sight after another, and the last one for ever."""
+    """A condition that shows one status after another, and the last one for ever."""
 
     what: str
-    sights: Sequence[ConditionStatus | Exception]
+    scripted: Sequence[ConditionStatus | Exception]
     timeout_s: float = 60.0
-    looks: int = field(default=0)
+    times: int = field(default=0)
 
     @property
     def failing(self) -> str:
         return f"{self.what} cannot be"
 
-    def look(self, view: reader.StageReader) -> ConditionStatus:
-        sight = self.sights[min(self.looks, len(self.sights) - 1)]
-        self.looks += 1
-        if isinstance(sight, Exception):
-            raise sight
-        return sight
+    def observe(self, view: reader.StageReader) -> ConditionStatus:
+        status = self.scripted[min(self.times, len(self.scripted) - 1)]
+        self.times += 1
+        if isinstance(status, Exception):
+            raise status
+        return status
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait, "LOOK_INTERVAL_S", {"local": 0.0})
+    monkeypatch.setattr(wait, "OBSERVE_INTERVAL_S", {"local": 0.0})
 
 
 def wait_for(*conditions: Scripted, path: Path | None = None) -> None:
@@ -70,8 +70,8 @@ def wait_for(*conditions: Scripted, path: Path | None = None) -> None:
 NOT_YET, DONE = ConditionStatus(False, "not yet"), ConditionStatus(True, "there")
 
 
-def broken(looks: int = 1, cause: str = "it broke") -> ConditionStatus:
-    return ConditionStatus(False, "not yet", Trouble(cause, "p", "c", looks=looks), [pod()])
+def broken(times: int = 1, cause: str = "it broke") -> ConditionStatus:
+    return ConditionStatus(False, "not yet", Trouble(cause, "p", "c", times=times), [pod()])
 
 
 def test_each_condition_is_recorded_under_its_own_name(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_each_condition_is_recorded_under_its_own_name(tmp_path: Path) -> None:
 def test_what_is_reached_is_not_looked_at_again() -> None:
     first = Scripted("a", [DONE])
     wait_for(first, Scripted("b", [NOT_YET, NOT_YET, DONE]))
-    assert first.looks == 1
+    assert first.times == 1
 
 
 def test_a_trouble_ends_the_wait_with_cause_log_and_events(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_state_that_may_pass_must_be_seen_again_and_again() -> None:
     staying = Scripted("a", [broken(3)])
     with pytest.raises(WaitFailed, match="it broke"):
         wait_for(staying)
-    assert staying.looks == 3
+    assert staying.times == 3
 
 
 def test_another_cause_starts_the_count_anew() -> None:
@@ -134,12 +134,12 @@ def test_the_log_of_a_pod_that_is_not_ready_in_time_is_shown(tmp_path: Path) -> 
 
 def test_an_api_server_that_is_away_for_a_moment_is_waited_for() -> None:
     wait_for(Scripted("a", [*[ApiServerUnreachable("no answer")] * 3, DONE]))
-    often = [ApiServerUnreachable("no answer")] * (wait.UNANSWERED_LOOKS - 1)
+    often = [ApiServerUnreachable("no answer")] * (wait.MOST_UNANSWERED - 1)
     wait_for(Scripted("a", [*often, NOT_YET, *often, DONE]))
     away = Scripted("a", [ApiServerUnreachable("no answer")])
     with pytest.raises(WaitFailed, match="no answer"):
         wait_for(away)
-    assert away.looks == wait.UNANSWERED_LOOKS
+    assert away.times == wait.MOST_UNANSWERED
 
 
 def test_nothing_to_wait_for_is_no_wait() -> None:

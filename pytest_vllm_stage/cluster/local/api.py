@@ -1,4 +1,8 @@
-"""The few calls to the API server that starting a cluster needs, without a client library to load."""
+"""The few calls to the API server that starting a cluster needs.
+
+They use the standard library: they create what discovery and the official client rely on, and the supervisor, which
+lives as long as the cluster, would otherwise hold the official client's 50 MB.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ Object = dict[str, Any]
 CALL_FAILED = (OSError, http.client.HTTPException)
 
 
-class Refused(EnvironmentUnusable):
+class BootstrapCallRejected(EnvironmentUnusable):
     """The API server answered with an error.
 
     Attributes:
@@ -57,7 +61,7 @@ class Api:
         """One call.
 
         Raises:
-            Refused: the answer is an error.
+            BootstrapCallRejected: the answer is an error.
             OSError, http.client.HTTPException: there is no answer.
         """
         connection = http.client.HTTPSConnection(self._host, API_PORT, timeout=self._timeout_s, context=self._tls)
@@ -70,6 +74,8 @@ class Api:
             connection.close()
         if response.status >= 400:
             detail = text.decode(errors="replace")[:500]
-            raise Refused(f"{method} {path}: the API server answered {response.status}: {detail}", response.status)
+            raise BootstrapCallRejected(
+                f"{method} {path}: the API server answered {response.status}: {detail}", response.status
+            )
         answer: Object = json.loads(text)
         return answer

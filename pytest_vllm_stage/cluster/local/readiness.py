@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local import removal, status
-from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, Refused
+from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, BootstrapCallRejected
 from pytest_vllm_stage.cluster.local.layout import Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
@@ -59,7 +59,7 @@ class Watch:
         """
         try:
             task()
-        except (Refused, *CALL_FAILED) as error:
+        except (BootstrapCallRejected, *CALL_FAILED) as error:
             why = self._fatal(status.read(self._layout.programs)) or f"{error!r}{self._tail('kube-apiserver')}"
             raise EnvironmentUnusable(f"local cluster: a call to its API server failed: {why}") from error
 
@@ -107,7 +107,7 @@ class Watch:
         fatal = self._fatal(status.read(self._layout.programs))
         try:
             node = api.get(f"/api/v1/nodes/{NODE_NAME}")
-        except Refused as error:
+        except BootstrapCallRejected as error:
             return Observation(False, "not registered" if error.status == 404 else error.message, fatal)
         except CALL_FAILED as error:
             return Observation(False, f"no answer from the API server: {error!r}", fatal)

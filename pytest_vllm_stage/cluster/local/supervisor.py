@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import cgroups, locking, network, removal, volumes
 from pytest_vllm_stage.cluster.local import record as records
-from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, Refused
+from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, BootstrapCallRejected
 from pytest_vllm_stage.cluster.local.layout import Layout
 from pytest_vllm_stage.cluster.local.locking import Seat
 from pytest_vllm_stage.cluster.local.network import Addresses
@@ -178,7 +178,7 @@ class Supervisor:
         layout = Layout.of(self._record)
         try:
             names = volumes.reclaim(Api(layout, timeout_s=2), layout.volumes)
-        except (*CALL_FAILED, Refused) as error:
+        except (*CALL_FAILED, BootstrapCallRejected) as error:
             print(f"volumes not looked at: {error}", flush=True)  # noqa: T201 standard output is this process's log
         else:
             for name in names:

@@ -27,7 +27,7 @@ def reclaim(api: Api, folder: Path) -> list[str]:
         The names of the volumes that were given back.
 
     Raises:
-        Refused: the API server answered with an error.
+        BootstrapCallRejected: the API server answered with an error.
         OSError: there was no answer, or a file could not be removed.
     """
     path = "/api/v1/persistentvolumes"

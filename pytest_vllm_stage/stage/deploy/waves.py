@@ -1,4 +1,4 @@
-"""Bring the stage about, wave by wave, or attach to one that is there."""
+"""Deploy the stage wave by wave, or attach to an existing one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def deploy(
     values = secret_values.complete(manifests, secrets, generate=cluster.kind == "local")
     with client.connection(cluster, namespace) as kube:
         try:
-            _bring_about(
+            _apply_waves(
                 StageReader(kube, cluster, namespace), manifests, profile, Ownership.of_run(run_id), values, journal
             )
             services = _services(kube, namespace, profile)
@@ -80,8 +80,8 @@ def deploy(
     )
 
 
-def _bring_about(
-    view: StageReader,
+def _apply_waves(
+    reader: StageReader,
     manifests: list[Object],
     profile: Profile,
     ownership: Ownership,
@@ -91,8 +91,8 @@ def _bring_about(
     for wave in render.waves(manifests):
         kinds = ", ".join(sorted({manifest["kind"] for manifest in wave}))
         with journal.phase(f"deploy {kinds}", objects=[objects.reference(manifest) for manifest in wave]):
-            apply(view.kube, wave, view.namespace, ownership, values)
-            wait_for_all(view, conditions_of(wave, profile.waits_s), journal)
+            apply(reader.kube, wave, reader.namespace, ownership, values)
+            wait_for_all(reader, conditions_of(wave, profile.waits_s), journal)
 
 
 def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Journal) -> StageFacts:
@@ -194,7 +194,7 @@ def _await_answers(targets: Sequence[TargetFacts], timeout_s: float, journal: Jo
     for target in targets:
         wait_until(
             f"connection to {target.base_url}",
-            partial(_look_at, target.base_url),
+            partial(_observe_connection, target.base_url),
             timeout_s=timeout_s,
             journal=journal,
             interval_s=0.2,
@@ -202,6 +202,6 @@ def _await_answers(targets: Sequence[TargetFacts], timeout_s: float, journal: Jo
         )
 
 
-def _look_at(url: str) -> Observation:
+def _observe_connection(url: str) -> Observation:
     accepted = addresses.answers(url)
     return Observation(accepted, "accepted" if accepted else "refused")

@@ -71,7 +71,7 @@ def explain(found: Trouble, logs: Logs, warnings: Iterable[Object]) -> str:
     """The cause on the first line, then the last log lines and the warning events that go with it."""
     parts = [found.cause]
     if found.container:
-        lines = runbook.telling(logs(found.pod, found.container, found.previous), LINES_SHOWN)
+        lines = runbook.informative_lines(logs(found.pod, found.container, found.previous), LINES_SHOWN)
         if lines:
             parts.append(f"  log of pod/{found.pod} container {found.container}, last lines:")
             parts += [f"    {line}" for line in lines]

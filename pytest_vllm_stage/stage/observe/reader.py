@@ -1,4 +1,4 @@
-"""One look at the stage: what conditions look through, and what they see."""
+"""How conditions observe the stage, and what one observation gives."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 @dataclass(frozen=True)
 class ConditionStatus:
-    """What one look showed.
+    """What one observation of a condition showed.
 
     Attributes:
         done: The condition holds.
-        state: In a few words.
-        trouble: A state that may never heal.
-        about: Objects whose warning events explain it.
+        state: The state in a few words.
+        trouble: A state that may never change by waiting.
+        subjects: Objects whose warning events explain it.
     """
 
     done: bool
     state: str
     trouble: Trouble | None = None
-    about: Sequence[Object] = ()
+    subjects: Sequence[Object] = ()
 
 
 @dataclass
 class StageReader:
-    """What conditions look through: the cluster, the namespace, and its events as of this look."""
+    """Reads one namespace of a cluster; ``events`` are those of the current observation."""
 
     kube: DynamicClient
     cluster: ClusterFacts
@@ -80,7 +80,7 @@ class Condition(Protocol):
 
     @property
     def failing(self) -> str:
-        """How the failure is told: ``job/download cannot complete``."""
+        """The failure in words: ``job/download cannot complete``."""
 
-    def look(self, view: StageReader) -> ConditionStatus:
-        """One look."""
+    def observe(self, reader: StageReader) -> ConditionStatus:
+        """Observe it once."""

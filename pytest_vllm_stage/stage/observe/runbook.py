@@ -88,7 +88,7 @@ def _message(line: str) -> str:
     return re.sub(r"^(?:\([^)]*\)\s*)?(?:(?:ERROR|WARNING|INFO|CRITICAL)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?", "", line)
 
 
-def telling(lines: Iterable[str], most: int) -> list[str]:
+def informative_lines(lines: Iterable[str], most: int) -> list[str]:
     """The last lines of a log that say something: no code excerpts of tracebacks, no blanks."""
     said = [line.rstrip() for line in lines if line.strip() and not _NOISE.match(_message(line))]
     return [cut(line, 300) for line in said[-most:]]

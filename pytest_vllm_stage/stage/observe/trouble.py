@@ -28,14 +28,14 @@ class Trouble:
         pod: The pod whose log and events tell more; empty where there is none.
         container: The container in it.
         previous: The log is that of the container's previous instance.
-        looks: In how many consecutive looks it must be seen: some states pass by themselves at start.
+        times: In how many consecutive observations it must be seen: some states pass by themselves at start.
     """
 
     cause: str
     pod: str = ""
     container: str = ""
     previous: bool = False
-    looks: int = 1
+    times: int = 1
 
 
 def of_pods(pods: Iterable[Object], events: list[Object], logs: Logs, nodes: Sequence[Object] = ()) -> Trouble | None:
@@ -85,11 +85,11 @@ def _of_probes(pod: Object, container: Object, events: list[Object], logs: Logs)
     if container.get("restartCount"):
         killed = probes.killed_cause(spec, mine)
         if killed:
-            return Trouble(killed, name, who, previous=True, looks=2)
+            return Trouble(killed, name, who, previous=True, times=2)
     if "running" in (container.get("state") or {}) and not container.get("ready"):
         cause = probes.unready_cause(spec, warnings_of(pod, mine), lambda: logs(name, who, False))
         if cause:
-            return Trouble(cause, name, who, looks=10)
+            return Trouble(cause, name, who, times=10)
     return None
 
 
@@ -102,7 +102,7 @@ def of_job_pods(pods: Iterable[Object]) -> Trouble | None:
         if ended and running:
             name = objects.name_of(pod)
             cause = f"container {', '.join(ended)} of pod {name} has ended, and {', '.join(running)} runs on"
-            return Trouble(f"{cause}: the Job ends when all containers have", name, running[0], looks=20)
+            return Trouble(f"{cause}: the Job ends when all containers have", name, running[0], times=20)
     return None
 
 
@@ -128,7 +128,7 @@ def _unschedulable(pod: Object, events: list[Object], nodes: Sequence[Object]) -
     where = f" (node selector {selector})" if selector else ""
     cause = f"pod {name} cannot be scheduled{where}: {runbook.cut(scheduled.get('message', ''))}"
     barred = [line for node in nodes for line in _bars(node, pod)]
-    return Trouble(f"{cause} ({'; '.join(barred[:4])})" if barred else cause, name, looks=5)
+    return Trouble(f"{cause} ({'; '.join(barred[:4])})" if barred else cause, name, times=5)
 
 
 def _bars(node: Object, pod: Object) -> list[str]:
@@ -169,15 +169,15 @@ def _of_waiting(pod: Object, container: Object, waiting: Object) -> Trouble | No
     if reason == "CreateContainerConfigError":
         known = config_error(message)
         if known:
-            return Trouble(known, name, who, looks=3)
+            return Trouble(known, name, who, times=3)
         # For example a kubelet that has not seen a new Secret in time: it tries again.
-        return Trouble(f"container {who} cannot be configured: {message}", name, who, looks=20)
+        return Trouble(f"container {who} cannot be configured: {message}", name, who, times=20)
     if reason in ("ErrImageNeverPull", "InvalidImageName", "ErrImagePull", "ImagePullBackOff"):
         image = _spec_of(pod, who).get("image", container.get("image"))
-        looks = {"ErrImagePull": 4, "ImagePullBackOff": 2}.get(reason, 1)
-        return Trouble(f"image {image} cannot be pulled: {runbook.cut(message or reason)}", name, who, looks=looks)
+        times = {"ErrImagePull": 4, "ImagePullBackOff": 2}.get(reason, 1)
+        return Trouble(f"image {image} cannot be pulled: {runbook.cut(message or reason)}", name, who, times=times)
     if reason in ("CreateContainerError", "RunContainerError"):
-        return Trouble(f"container {who} cannot be started: {runbook.cut(innermost(message))}", name, who, looks=2)
+        return Trouble(f"container {who} cannot be started: {runbook.cut(innermost(message))}", name, who, times=2)
     return None
 
 
@@ -237,7 +237,7 @@ def _of_mounts(pod: Object, warnings: list[Object]) -> Trouble | None:
             known = config_error(message)
             cause = known or f"a volume cannot be mounted: {runbook.cut(message)}"
             # A kubelet that has not seen a new ConfigMap in time, or a disk that is detaching: it tries again.
-            return Trouble(f"pod {objects.name_of(pod)}: {cause}", objects.name_of(pod), looks=10 if known else 60)
+            return Trouble(f"pod {objects.name_of(pod)}: {cause}", objects.name_of(pod), times=10 if known else 60)
     return None
 
 
@@ -245,10 +245,10 @@ def of_creation(owner: Object, events: Iterable[Object]) -> Trouble | None:
     """Pods that are not even created: quota, limit range, security policy."""
     failure = objects.condition(owner, "ReplicaFailure")
     if failure.get("status") == "True":
-        return Trouble(f"pods cannot be created: {runbook.cut(failure.get('message', ''))}", looks=3)
+        return Trouble(f"pods cannot be created: {runbook.cut(failure.get('message', ''))}", times=3)
     for event in warnings_of(owner, events):
         if event.get("reason") == "FailedCreate" and not (owner.get("status") or {}).get("active"):
-            return Trouble(f"pods cannot be created: {runbook.cut(event.get('message', ''))}", looks=3)
+            return Trouble(f"pods cannot be created: {runbook.cut(event.get('message', ''))}", times=3)
     return None
 
 
@@ -259,11 +259,11 @@ def of_runtime(service: Object, runtime: Object | None, there: Sequence[str]) ->
     if not wanted:
         return None
     if runtime is None:
-        return Trouble(f"ServingRuntime {wanted} does not exist (there are: {', '.join(there) or 'none'})", looks=6)
+        return Trouble(f"ServingRuntime {wanted} does not exist (there are: {', '.join(there) or 'none'})", times=6)
     supported = [str(entry.get("name")) for entry in runtime["spec"].get("supportedModelFormats") or []]
     if form and supported and form not in supported:
         cause = f"ServingRuntime {wanted} does not support model format {form} (it supports: {', '.join(supported)})"
-        return Trouble(cause, looks=6)
+        return Trouble(cause, times=6)
     return None
 
 
@@ -273,7 +273,7 @@ def of_conditions(item: Object) -> Trouble | None:
         message = str(entry.get("message", ""))
         failed = entry.get("status") != "True" and entry.get("reason") in CONTROLLER_FAILURES
         if failed and "the object has been modified" not in message:
-            return Trouble(f"{entry['reason']}: {runbook.cut(message)}", looks=6)
+            return Trouble(f"{entry['reason']}: {runbook.cut(message)}", times=10)
     return None
 
 
@@ -284,7 +284,7 @@ def of_inference_service(service: Object) -> Trouble | None:
         return None
     failure = model.get("lastFailureInfo") or {}
     reason = f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
-    return Trouble(f"KServe refuses the specification: {runbook.cut(reason)}", looks=2)
+    return Trouble(f"KServe refuses the specification: {runbook.cut(reason)}", times=2)
 
 
 def of_claim(claim: Object, classes: list[Object], volumes: list[Object], events: Iterable[Object]) -> Trouble | None:
@@ -296,14 +296,14 @@ def of_claim(claim: Object, classes: list[Object], volumes: list[Object], events
     storage_class = next((found for found in classes if objects.name_of(found) == class_name), None)
     if class_name and classes and storage_class is None:
         known = ", ".join(sorted(map(objects.name_of, classes)))
-        return Trouble(f"PVC {name} cannot bind: there is no StorageClass {class_name} (there are: {known})", looks=2)
+        return Trouble(f"PVC {name} cannot bind: there is no StorageClass {class_name} (there are: {known})", times=2)
     static = storage_class is not None and storage_class.get("provisioner") == "kubernetes.io/no-provisioner"
     if static and not any(_fits(volume, claim) for volume in volumes):
         cause = f"PVC {name} cannot bind: no PersistentVolume of StorageClass {class_name} offers {wants}"
-        return Trouble(cause, looks=3)
+        return Trouble(cause, times=3)
     for event in warnings_of(claim, events):
         if event.get("reason") in ("ProvisioningFailed", "FailedBinding"):
-            return Trouble(f"PVC {name} cannot bind: {runbook.cut(event.get('message', ''))}", looks=3)
+            return Trouble(f"PVC {name} cannot bind: {runbook.cut(event.get('message', ''))}", times=3)
     return None
 
 

@@ -13,96 +13,98 @@ from pytest_vllm_stage.stage.observe import diagnose, runbook
 from pytest_vllm_stage.stage.observe.reader import Condition, ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
-#: Seconds between looks; a shared API server is asked less often than one of the run's own.
-LOOK_INTERVAL_S = {"local": 0.5, "kubeconfig": 2.0}
+#: Seconds between observations; a shared API server is asked less often than one of the run's own.
+OBSERVE_INTERVAL_S = {"local": 0.5, "kubeconfig": 2.0}
 #: Looks at an API server that does not answer before that is the answer.
-UNANSWERED_LOOKS = 20
+MOST_UNANSWERED = 20
 
 
-def wait_for_all(view: StageReader, conditions: Sequence[Condition], journal: Journal) -> None:
+def wait_for_all(reader: StageReader, conditions: Sequence[Condition], journal: Journal) -> None:
     """Wait until every condition holds; each one's duration goes into the journal under its own name.
 
     Raises:
         WaitFailed: a condition cannot be reached, or was not in its own time; the first line names cause and object.
     """
     if conditions:
-        group = _Group(view, conditions, journal)
+        group = _Group(reader, conditions, journal)
         longest = max(condition.timeout_s for condition in conditions)
         wait_until(
-            f"namespace/{view.namespace}",
-            group.look,
+            f"namespace/{reader.namespace}",
+            group.observe,
             timeout_s=longest + 30,
             journal=journal,
-            interval_s=LOOK_INTERVAL_S[view.cluster.kind],
-            hint=f"{view.cluster.kubectl_for(view.namespace)} get pods,events",
+            interval_s=OBSERVE_INTERVAL_S[reader.cluster.kind],
+            hint=f"{reader.cluster.kubectl_for(reader.namespace)} get pods,events",
         )
 
 
 class _Group:
-    """The look that `wait_until` takes at several conditions at once."""
+    """Observes several conditions at once for `wait_until`."""
 
-    def __init__(self, view: StageReader, conditions: Sequence[Condition], journal: Journal) -> None:
-        self._view, self._conditions, self._journal = view, conditions, journal
+    def __init__(self, reader: StageReader, conditions: Sequence[Condition], journal: Journal) -> None:
+        self._reader, self._conditions, self._journal = reader, conditions, journal
         self._started = time.monotonic()
         self._done: set[str] = set()
         self._seen: dict[str, tuple[str, int]] = {}
         self._unanswered = 0
 
-    def look(self) -> Observation:
+    def observe(self) -> Observation:
         """See what is not done yet; the first condition that cannot come true ends it."""
         try:
-            self._view.events = self._view.listed("Event")
-            states = [self._look_at(condition) for condition in self._conditions if condition.what not in self._done]
+            self._reader.events = self._reader.listed("Event")
+            states = [
+                self._observe_one(condition) for condition in self._conditions if condition.what not in self._done
+            ]
         except ApiServerUnreachable as error:
             self._unanswered += 1
-            fatal = str(error) if self._unanswered >= UNANSWERED_LOOKS else None
+            fatal = str(error) if self._unanswered >= MOST_UNANSWERED else None
             return Observation(False, error.message, fatal)
         self._unanswered = 0
         fatal = next((state.fatal for state in states if state.fatal), None)
         said = "; ".join(state.state for state in states if not state.done) or "all reached"
         return Observation(all(state.done for state in states), said, fatal)
 
-    def _look_at(self, condition: Condition) -> Observation:
-        sight = condition.look(self._view)
+    def _observe_one(self, condition: Condition) -> Observation:
+        status = condition.observe(self._reader)
         waited_s = time.monotonic() - self._started
-        if sight.done:
+        if status.done:
             self._done.add(condition.what)
-            self._record(condition, waited_s, "done", sight.state)
-            return Observation(True, sight.state)
+            self._record(condition, waited_s, "done", status.state)
+            return Observation(True, status.state)
         expired = waited_s >= condition.timeout_s
-        fatal = self._fatal(condition, sight, expired)
+        fatal = self._fatal(condition, status, expired)
         if fatal:
-            self._record(condition, waited_s, "timeout" if expired else "fatal", sight.state)
-        return Observation(False, f"{condition.what.partition(' ')[0]}: {sight.state}", fatal)
+            self._record(condition, waited_s, "timeout" if expired else "fatal", status.state)
+        return Observation(False, f"{condition.what.partition(' ')[0]}: {status.state}", fatal)
 
-    def _fatal(self, condition: Condition, sight: ConditionStatus, expired: bool) -> str | None:
-        cause = sight.trouble.cause if sight.trouble else ""
-        before, looks = self._seen.get(condition.what, ("", 0))
-        looks = looks + 1 if cause and before == cause else 1
-        self._seen[condition.what] = (cause, looks)
-        if not expired and (sight.trouble is None or looks < sight.trouble.looks):
+    def _fatal(self, condition: Condition, status: ConditionStatus, expired: bool) -> str | None:
+        cause = status.trouble.cause if status.trouble else ""
+        before, observations = self._seen.get(condition.what, ("", 0))
+        observations = observations + 1 if cause and before == cause else 1
+        self._seen[condition.what] = (cause, observations)
+        if not expired and (status.trouble is None or observations < status.trouble.times):
             return None
-        found = sight.trouble or _too_late(condition, sight)
-        warnings = diagnose.warnings_about(sight.about, self._view.events)
-        return f"{condition.failing}: {diagnose.explain(found, self._view.logs, warnings)}"
+        found = status.trouble or _explain_timeout(condition, status)
+        warnings = diagnose.warnings_about(status.subjects, self._reader.events)
+        return f"{condition.failing}: {diagnose.explain(found, self._reader.logs, warnings)}"
 
     def _record(self, condition: Condition, waited_s: float, outcome: str, state: str) -> None:
         self._journal.event("wait", condition.what, duration_s=round(waited_s, 3), outcome=outcome, state=state)
 
 
-def _too_late(condition: Condition, sight: ConditionStatus) -> Trouble:
+def _explain_timeout(condition: Condition, status: ConditionStatus) -> Trouble:
     """Nothing is known to be wrong, but the time is up: the log of what is not Ready says how far it came."""
-    cause = f"not within {condition.timeout_s:g} s: {sight.state}{_last_condition(sight)}"
-    for pod in sight.about:
+    cause = f"not within {condition.timeout_s:g} s: {status.state}{_last_condition(status)}"
+    for pod in status.subjects:
         for container in (pod.get("status") or {}).get("containerStatuses") or [] if pod.get("kind") == "Pod" else []:
             if not container.get("ready") and "running" in (container.get("state") or {}):
                 return Trouble(cause, objects.name_of(pod), container["name"])
     return Trouble(cause)
 
 
-def _last_condition(sight: ConditionStatus) -> str:
+def _last_condition(status: ConditionStatus) -> str:
     """The condition of the object itself that says why it is not there yet."""
-    for entry in (sight.about[0].get("status") or {}).get("conditions") or [] if sight.about else []:
+    for entry in (status.subjects[0].get("status") or {}).get("conditions") or [] if status.subjects else []:
         if entry.get("status") == "False" and entry.get("message"):
             return f"; {entry.get('type')}: {entry.get('reason', '')}: {runbook.cut(str(entry['message']))}"
     return ""
