@@ -56,6 +56,8 @@ def _check_targets(config: StageConfig) -> None:
 
 
 def _check_engine(config: StageConfig) -> None:
+    if config.simulated and config.text("publish") == "always":
+        _refuse(config, "engine", "sim has results that are never published", ("publish",))
     if not config.simulated or (config.cluster_kind == "local" and not config.endpoint):
         return
     other = next(config.source(name) for name in ("endpoint", "context", "cluster") if config.settings[name].value)

@@ -177,7 +177,7 @@ def test_strict_fails_a_run_that_skipped(place: pytest.Pytester) -> None:
 
 def test_an_endpoint_that_does_not_answer_is_an_unusable_environment(place: pytest.Pytester) -> None:
     place.makepyfile("def test_it(endpoint): pass")
-    result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9")
+    result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9/v1/")
     assert result.ret == 69
     result.stdout.fnmatch_lines(["*--stage-endpoint http://127.0.0.1:9 does not answer:*", "*curl -i*"])
 

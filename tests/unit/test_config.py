@@ -154,6 +154,7 @@ def test_a_relative_path_starts_where_its_source_lies(profile: str, tmp_path: Pa
         ({"engine": "sim", "context": "c"}, ["--stage-engine", "the run itself creates", "--stage-context"]),
         ({"engine": "sim", "context": "c", "deploy": "true"}, ["--stage-engine", "--stage-context"]),
         ({"engine": "sim", "cluster": "kubeconfig", "reuse": "r"}, ["--stage-engine", "--stage-cluster"]),
+        ({"engine": "sim", "publish": "always"}, ["--stage-engine sim has results that are never", "--stage-publish"]),
         ({"engine": "sim"}, ["--stage-engine", "profile small cannot be simulated", "overlay-sim"]),
         ({"ca_file": "no-such-file"}, ["--stage-ca-file: there is no file", "no-such-file"]),
         ({"env_file": "no-such-file"}, ["--stage-env-file: there is no file", "no-such-file"]),
