@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -18,6 +18,8 @@ from pytest_vllm_stage.serving.target import Target
 
 __all__ = ["Answer", "EndpointClient", "RequestFailed", "Stream", "StreamBroken", "StreamedAnswer", "Target", "Usage"]
 
+#: A body as it is sent, or its pieces.
+Content = bytes | Iterator[bytes]
 Messages = str | Sequence[Mapping[str, Any]]
 
 CHAT = "/v1/chat/completions"
@@ -54,6 +56,7 @@ class EndpointClient:
         self.target = target
         self.last_request: httpx.Request | None = None
         self.last_response: httpx.Response | None = None
+        self._silence_timeout_s = silence_timeout_s
         self._http = httpx.Client(
             base_url=target.base_url,
             headers={"Authorization": f"Bearer {target.api_key.reveal()}"} if target.api_key else None,
@@ -75,6 +78,32 @@ class EndpointClient:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def with_new_connections(self, *, silence_timeout_s: float | None = None) -> EndpointClient:
+        """Another client of the same target, which shares no connection with this one; to be closed."""
+        return EndpointClient(self.target, silence_timeout_s=silence_timeout_s or self._silence_timeout_s)
+
+    def post(self, path: str, body: dict[str, Any], *, content: Content, headers: Mapping[str, str]) -> dict[str, Any]:
+        """The JSON of a whole answer to a body that is sent as it is given.
+
+        Args:
+            path: The API's path.
+            body: What the content says, for errors.
+            content: The body's bytes, or their pieces for a chunked body.
+            headers: Headers beyond the client's own.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        __tracebackhide__ = True
+        what = _what("POST", path, body)
+        response = self._send(self._http.build_request("POST", path, content=content, headers=headers), what)
+        return self._parsed(self._ok(response, what), what)
+
+    def open_stream(self, path: str, body: dict[str, Any], *, content: Content, headers: Mapping[str, str]) -> Stream:
+        """A streamed answer to a body that is sent as it is given; see `post` and `stream_chat`."""
+        __tracebackhide__ = True
+        return self._stream(path, body, content=content, headers=headers)
 
     def models(self) -> list[dict[str, Any]]:
         """The entries of ``GET /v1/models``.
@@ -207,32 +236,44 @@ class EndpointClient:
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         __tracebackhide__ = True
-        response = self._checked(method, path, body)
+        return self._parsed(self._checked(method, path, body), _what(method, path, body))
+
+    def _parsed(self, response: httpx.Response, what: str) -> dict[str, Any]:
+        __tracebackhide__ = True
         try:
             answer = response.json()
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise self._refused(response, _what(method, path, body), "answered 200, but not with a JSON object")
+            raise self._refused(response, what, "answered 200, but not with a JSON object")
         return answer
 
     def _checked(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         __tracebackhide__ = True
         what = _what(method, path, body)
-        response = self._send(self._http.build_request(method, path, json=body), what)
-        if response.status_code != httpx.codes.OK:
-            raise self._refused(response, what, f"answered {response.status_code} {response.reason_phrase}")
-        return response
+        return self._ok(self._send(self._http.build_request(method, path, json=body), what), what)
 
-    def _stream(self, path: str, body: dict[str, Any]) -> Stream:
+    def _ok(self, response: httpx.Response, what: str) -> httpx.Response:
         __tracebackhide__ = True
-        what = _what("POST", path, body)
-        sent_at = time.perf_counter()
-        response = self._send(self._http.build_request("POST", path, json=body), what, stream=True)
         if response.status_code != httpx.codes.OK:
             response.read()
             raise self._refused(response, what, f"answered {response.status_code} {response.reason_phrase}")
-        return Stream(response, what, sent_at)
+        return response
+
+    def _stream(
+        self,
+        path: str,
+        body: dict[str, Any],
+        *,
+        content: Content | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Stream:
+        __tracebackhide__ = True
+        what = _what("POST", path, body)
+        json = body if content is None else None
+        sent_at = time.perf_counter()
+        request = self._http.build_request("POST", path, json=json, content=content, headers=headers)
+        return Stream(self._ok(self._send(request, what, stream=True), what), what, sent_at)
 
     def _send(self, request: httpx.Request, what: str, *, stream: bool = False) -> httpx.Response:
         __tracebackhide__ = True

@@ -8,7 +8,7 @@ from pytest_vllm_stage import EndpointClient
 
 
 @pytest.mark.smoke
-def test_a_chat_answer_knows_a_fact(endpoint: EndpointClient) -> None:
+def test_chat_answer_knows_a_fact(endpoint: EndpointClient) -> None:
     """A question that even a small model answers is answered right.
 
     Wrong weights, a broken quantisation or a wrong chat template still give fluent text, with status 200 and in time;
@@ -35,7 +35,7 @@ def test_answers_depend_on_the_question(endpoint: EndpointClient) -> None:
         assert not any(word in text for word in words[other]), f"asked about {country}, it said {said[country]!r}"
 
 
-def test_a_chat_answer_names_what_it_is(endpoint: EndpointClient) -> None:
+def test_chat_answer_names_its_model_and_object(endpoint: EndpointClient) -> None:
     """A chat answer says which model spoke, in which role, and carries an id of its own.
 
     Clients route, bill and trace by these fields; a router that falls back to another model shows in ``model``.
@@ -53,7 +53,7 @@ def test_a_chat_answer_names_what_it_is(endpoint: EndpointClient) -> None:
     assert ids[0] != ids[1], f"two answers have the same id {ids[0]}: one of them is not this server's own"
 
 
-def test_a_completion_continues_its_prompt(endpoint: EndpointClient) -> None:
+def test_completion_continues_its_prompt(endpoint: EndpointClient) -> None:
     """``/v1/completions`` continues the text, without a chat template around it.
 
     Benchmarks and evaluation harnesses drive this path; the end of text is switched off here, since a model may rightly

@@ -51,7 +51,7 @@ def test_every_turn_reaches_the_model(endpoint: EndpointClient, needs: Needs, pl
         )
 
 
-def test_conversations_are_counted_and_seen_whole(endpoint: EndpointClient, needs: Needs) -> None:
+def test_growing_conversation_is_counted_and_seen_whole(endpoint: EndpointClient, needs: Needs) -> None:
     """However a conversation grows, with any text in any turn, the engine sees it as the template renders it.
 
     Turns are added and answers asked for in every order; each time the engine's own prompt is the template's rendering,

@@ -37,7 +37,7 @@ def refused(response: httpx.Response, *statuses: int) -> str:
 @pytest.mark.smoke
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
-def test_an_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
+def test_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
     """A model that is not served gives 404 and is named, for streams too, before any event.
 
     A server that answers with another model instead makes every comparison of models worthless, and nobody notices.
@@ -48,7 +48,7 @@ def test_an_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream
     assert UNKNOWN in message, f"the error does not name the model that was asked for: {message!r}"
 
 
-def test_a_path_or_method_that_is_none_is_refused(endpoint: EndpointClient) -> None:
+def test_unknown_path_or_method_is_refused(endpoint: EndpointClient) -> None:
     """A path that there is not gives 404, and the wrong method on one that there is 405 (or 404).
 
     A gateway that answers everything with 200, a page for people as a rule, hides every misspelt path from its callers.
@@ -60,7 +60,7 @@ def test_a_path_or_method_that_is_none_is_refused(endpoint: EndpointClient) -> N
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
-def test_a_body_that_is_no_json_is_refused(endpoint: EndpointClient, path: str) -> None:
+def test_body_that_is_not_json_is_refused(endpoint: EndpointClient, path: str) -> None:
     """A body cut in the middle gives 400 (or 422), not a 5xx and not a hanging connection.
 
     A 5xx here would count every bug of a client as an outage of the server.
@@ -93,9 +93,7 @@ def test_a_body_that_is_no_json_is_refused(endpoint: EndpointClient, path: str) 
         "empty-stop", "bias-on-no-token", "no-tools",
     ],
 )  # fmt: skip
-def test_a_field_that_cannot_be_is_refused_by_name(
-    endpoint: EndpointClient, field: str, change: dict[str, Any]
-) -> None:
+def test_invalid_field_is_refused_by_name(endpoint: EndpointClient, field: str, change: dict[str, Any]) -> None:
     """A missing, mistyped or impossible field gives 400 (or 422), and the error names the field.
 
     Silently taking a default instead gives an answer to a question that was not asked.
@@ -110,7 +108,7 @@ def test_a_field_that_cannot_be_is_refused_by_name(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
-def test_a_prompt_over_the_context_length_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
+def test_prompt_over_the_context_length_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
     """A prompt longer than ``max_model_len`` gives 400 (or 413, 422), and the error names the limit.
 
     A server that cuts the prompt instead answers from half of the document, with status 200.
@@ -134,7 +132,7 @@ def test_a_prompt_over_the_context_length_is_refused(endpoint: EndpointClient, p
     ],
     ids=["regex", "schema", "format"],
 )
-def test_a_structure_that_cannot_be_is_refused(
+def test_invalid_structure_is_refused(
     endpoint: EndpointClient, needs: Callable[..., None], wanted: dict[str, Any]
 ) -> None:
     """An expression, schema or format that is none gives 400 (or 422), at once.
@@ -145,7 +143,7 @@ def test_a_structure_that_cannot_be_is_refused(
     refused(endpoint.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=4, **wanted)), 400, 422)
 
 
-def test_the_server_answers_after_refusing(endpoint: EndpointClient) -> None:
+def test_server_answers_after_refusing(endpoint: EndpointClient) -> None:
     """On one connection, a good request right after a refused one is answered.
 
     An engine that a bad request kills, or a connection left in a broken state, makes one user's mistake everybody's.

@@ -30,7 +30,7 @@ def check(asked: Pattern, said: str, others: list[Pattern]) -> None:
     pytest.fail(f"{asked.line!r} was shown, and went on with {said!r}{told}")
 
 
-def test_answers_asked_at_once_are_each_their_own(endpoint: EndpointClient) -> None:
+def test_concurrent_answers_are_not_mixed_up(endpoint: EndpointClient) -> None:
     """Of thirty-six requests, twelve at a time, whole and streamed in turn, each gets the answer to its own prompt.
 
     Cross-talk puts one user's data on another's screen. Every prompt's answer is certain and unlike all others.
@@ -48,7 +48,7 @@ def test_answers_asked_at_once_are_each_their_own(endpoint: EndpointClient) -> N
         check(one, text, asked)
 
 
-def test_an_answer_belongs_to_its_parameters(endpoint: EndpointClient) -> None:
+def test_answer_belongs_to_its_parameters(endpoint: EndpointClient) -> None:
     """The same prompt with other parameters is another request: the limit, the stop text and the draw are its own.
 
     A cache that knows requests by their prompt alone gives the second user the first one's settings.
@@ -67,7 +67,7 @@ def test_an_answer_belongs_to_its_parameters(endpoint: EndpointClient) -> None:
     assert len(drawn) > 1, f"three seeds at temperature 2 after a greedy answer all gave {drawn.pop()!r}"
 
 
-def test_a_cached_prefix_changes_no_answer(endpoint: EndpointClient) -> None:
+def test_cached_prefix_changes_no_answer(endpoint: EndpointClient) -> None:
     """A long prompt is answered the same cold and from the prefix cache, and another beginning is not mixed up.
 
     The cache hands one user's computed prompt to the next: keyed wrongly, it hands over the content too.
@@ -83,7 +83,7 @@ def test_a_cached_prefix_changes_no_answer(endpoint: EndpointClient) -> None:
         check(shown, said, [first, other, another])
 
 
-def test_a_prefix_cache_that_is_on_is_hit(endpoint: EndpointClient, needs: Needs) -> None:
+def test_enabled_prefix_cache_is_hit(endpoint: EndpointClient, needs: Needs) -> None:
     """Where the server says that prefix caching is on, a long prompt that comes again hits it.
 
     Without hits every turn of a long conversation is computed anew: right, slow and expensive. They also prove that the
@@ -101,7 +101,7 @@ def test_a_prefix_cache_that_is_on_is_hit(endpoint: EndpointClient, needs: Needs
     assert hit, f"prefix caching is on, a prompt of {tokens} tokens came twice, and vllm:prefix_cache_hits did not move"
 
 
-def test_requests_that_are_given_up_leave_no_trace(endpoint: EndpointClient, needs: Needs) -> None:
+def test_abandoned_requests_leave_no_trace(endpoint: EndpointClient, needs: Needs) -> None:
     """After twenty-four streams, all left after their first event, the next answer is right and no slot stays taken.
 
     It is what an impatient crowd, or a client with a short timeout and retries, does to a server every day.
@@ -126,7 +126,7 @@ def test_requests_that_are_given_up_leave_no_trace(endpoint: EndpointClient, nee
     assert free, f"after {2 * AT_ONCE} given-up streams, running and waiting are {state()}; before them {before}"
 
 
-def test_streams_that_run_together_all_move(endpoint: EndpointClient) -> None:
+def test_concurrent_streams_all_progress(endpoint: EndpointClient) -> None:
     """Of four streams asked for together, each gives its first piece while another one is still being given.
 
     A server that serves one user after the other, or lets one starve, makes everybody but one wait for whole answers.

@@ -32,7 +32,7 @@ def test_max_tokens_is_honoured(endpoint: EndpointClient, counting: str, limit_n
     assert longer.text.startswith(short.text), f"6 tokens: {short.text!r}\n18 tokens: {longer.text!r}"
 
 
-def test_an_answer_cut_by_its_limit_says_length(endpoint: EndpointClient, counting: str) -> None:
+def test_answer_cut_by_its_limit_has_finish_reason_length(endpoint: EndpointClient, counting: str) -> None:
     """``finish_reason`` is ``length`` for an answer that ``max_tokens`` cut, whole or streamed.
 
     It is how a client knows that it must not show or parse this as a complete answer.
@@ -44,7 +44,7 @@ def test_an_answer_cut_by_its_limit_says_length(endpoint: EndpointClient, counti
     assert list(streamed.finish_reasons) == ["length"], f"cut after 4 tokens, the stream says {streamed.finish_reasons}"
 
 
-def test_an_answer_that_ends_by_itself_says_stop(endpoint: EndpointClient) -> None:
+def test_answer_that_ends_by_itself_has_finish_reason_stop(endpoint: EndpointClient) -> None:
     """``finish_reason`` is ``stop`` for an answer that came to its end before the limit.
 
     An agent that reads ``length`` here asks for a continuation of a finished answer; a model whose end token is not
@@ -56,7 +56,7 @@ def test_an_answer_that_ends_by_itself_says_stop(endpoint: EndpointClient) -> No
     assert answer.finish_reason == "stop", f"ended after {made} of 256 tokens, the answer says {answer.finish_reason!r}"
 
 
-def test_stop_ends_the_answer_before_the_stop_text(endpoint: EndpointClient, counting: str) -> None:
+def test_answer_ends_before_the_stop_text(endpoint: EndpointClient, counting: str) -> None:
     """The answer ends right before a stop text, which is not part of it, and says ``stop``; whole and streamed.
 
     Prompted formats end their turns with stop texts: ignored, the model talks on and answers itself; leaked, parsers
@@ -75,7 +75,7 @@ def test_stop_ends_the_answer_before_the_stop_text(endpoint: EndpointClient, cou
     assert list(streamed.finish_reasons) == ["stop"], f"ended by its stop text, it says {streamed.finish_reasons}"
 
 
-def test_a_stop_text_is_found_across_tokens(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
+def test_stop_text_is_found_across_tokens(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """A stop text that begins in one token and ends in the next one stops the answer, right before it.
 
     A server that compares token by token finds only short stop texts, and sends their beginning before it knows.
@@ -96,7 +96,7 @@ def test_a_stop_text_is_found_across_tokens(endpoint: EndpointClient, counting: 
         assert said == expected, f"{what} with stop={stop!r}, across two tokens: {said!r}; until there: {expected!r}"
 
 
-def test_a_stop_token_ends_the_answer(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
+def test_stop_token_ends_the_answer(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """A token of ``stop_token_ids`` ends the answer, does not show, and is named as the reason.
 
     Agents stop at special tokens that have no text; dropped, the model talks on past the end of its turn.

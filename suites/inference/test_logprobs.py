@@ -40,7 +40,7 @@ def checked(entries: Any) -> list[dict[str, Any]]:
     return content
 
 
-def test_logprobs_are_sane(endpoint: EndpointClient, needs: Needs) -> None:
+def test_chat_logprobs_are_consistent(endpoint: EndpointClient, needs: Needs) -> None:
     """The alternatives of each token are in order, sum to at most one, and have the chosen token among them.
 
     Classifiers, confidence scores and evaluations are computed from these numbers alone.
@@ -54,7 +54,7 @@ def test_logprobs_are_sane(endpoint: EndpointClient, needs: Needs) -> None:
     assert said.startswith(answer.text), f"the tokens of the logprobs spell {said!r}, the answer is {answer.text!r}"
 
 
-def test_streamed_logprobs_are_the_plain_ones(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
+def test_streamed_logprobs_equal_plain_logprobs(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """In a stream the same tokens come with the same logprobs, each with its piece of text.
 
     Whoever shows how sure a model is while it speaks reads them here; a relay that drops or shifts them marks the wrong
@@ -71,7 +71,7 @@ def test_streamed_logprobs_are_the_plain_ones(endpoint: EndpointClient, counting
     assert moved < BATCH_ROUNDING_NATS, f"plain and streamed logprobs differ by {moved:.2f}"
 
 
-def test_completion_logprobs_are_sane(endpoint: EndpointClient, needs: Needs) -> None:
+def test_completion_logprobs_are_consistent(endpoint: EndpointClient, needs: Needs) -> None:
     """The same for ``/v1/completions``, whose logprobs have another shape: one list a field.
 
     Evaluation harnesses compare these lists place by place: one that is a token short shifts every score behind it.
@@ -92,7 +92,7 @@ def test_completion_logprobs_are_sane(endpoint: EndpointClient, needs: Needs) ->
 
 
 @pytest.mark.parametrize("path", ["chat", "completion"])
-def test_logprobs_come_only_when_asked_for(endpoint: EndpointClient, path: str) -> None:
+def test_logprobs_come_only_when_requested(endpoint: EndpointClient, path: str) -> None:
     """Without ``logprobs`` there are none: they make an answer twenty times as large."""
     answer = endpoint.chat("Hello", max_tokens=2) if path == "chat" else endpoint.completion("Hello", max_tokens=2)
     scores = answer.choice.get("logprobs")

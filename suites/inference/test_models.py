@@ -8,7 +8,7 @@ from pytest_vllm_stage import EndpointClient
 
 
 @pytest.mark.smoke
-def test_the_served_model_is_listed(endpoint: EndpointClient) -> None:
+def test_served_model_is_listed(endpoint: EndpointClient) -> None:
     """``/v1/models`` names the model under the name that clients send.
 
     A route that leads to another service, or a served name that was changed, shows here first: every client that looks
@@ -18,7 +18,7 @@ def test_the_served_model_is_listed(endpoint: EndpointClient) -> None:
     assert endpoint.target.model in served, f"{endpoint.target.model} is not served here; served: {served}"
 
 
-def test_the_context_length_is_the_declared_one(endpoint: EndpointClient) -> None:
+def test_context_length_is_the_declared_one(endpoint: EndpointClient) -> None:
     """The model list, the tokenizer endpoint and the declaration agree on ``max_model_len``.
 
     A smaller one refuses prompts that users were promised; a larger one takes memory from the KV cache of all requests.

@@ -58,7 +58,7 @@ def choices_of(endpoint: EndpointClient, text: str, asked: dict[str, Any], strea
     return texts, list(streamed.finish_reasons), Usage.of(streamed.usage_chunks[0])
 
 
-def test_any_request_is_answered_as_it_asks(endpoint: EndpointClient) -> None:
+def test_any_request_gets_what_it_asks_for(endpoint: EndpointClient) -> None:
     """Any text with any parameters: so many choices, each ended for a reason, no stop text in any, and all counted.
 
     Users combine parameters as no test of single ones does; it is at two that meet where servers and gateways break.

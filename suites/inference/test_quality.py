@@ -41,7 +41,7 @@ def scored(endpoint: EndpointClient) -> dict[str, Scores]:
     return {name: score(endpoint, text) for name, text in texts().items()}
 
 
-def test_golden_answers_are_the_recorded_ones(
+def test_golden_answers_equal_the_recorded_ones(
     endpoint: EndpointClient, reference: Reference, record_property: Callable[[str, object], None]
 ) -> None:
     """The answers to the golden prompts begin as the recorded ones do, over most of their length on average.
@@ -60,7 +60,7 @@ def test_golden_answers_are_the_recorded_ones(
     )
 
 
-def test_the_perplexity_of_fixed_texts_is_the_recorded_one(
+def test_perplexity_of_fixed_texts_equals_the_recorded_one(
     endpoint: EndpointClient, reference: Reference, needs: Needs
 ) -> None:
     """Each fixed text is as likely to the model as it was when recorded, within the reference's tolerance.

@@ -20,7 +20,7 @@ STORY = "Tell me a story."
 SEED_ATTEMPTS = 3
 
 
-def test_temperature_0_says_the_same_again(endpoint: EndpointClient, counting: str) -> None:
+def test_temperature_0_repeats_its_answer(endpoint: EndpointClient, counting: str) -> None:
     """Asked twice at temperature 0, an answer without close calls is the same.
 
     Tests, caches and evaluations rest on it. Close calls may tip with the batch; the question here has none.
@@ -29,7 +29,7 @@ def test_temperature_0_says_the_same_again(endpoint: EndpointClient, counting: s
     assert first == second, f"at temperature 0, first: {first!r}\n then: {second!r}"
 
 
-def test_temperature_0_takes_the_likeliest_token(endpoint: EndpointClient, needs: Needs) -> None:
+def test_temperature_0_selects_the_likeliest_token(endpoint: EndpointClient, needs: Needs) -> None:
     """At temperature 0 no alternative to a token is likelier than the one that was taken.
 
     A temperature that is dropped on the way leaves the default, which draws: right most of the time, and not always.
@@ -46,7 +46,7 @@ def test_temperature_0_takes_the_likeliest_token(endpoint: EndpointClient, needs
         )
 
 
-def test_a_high_temperature_draws(endpoint: EndpointClient) -> None:
+def test_high_temperature_samples(endpoint: EndpointClient) -> None:
     """Without a seed, four answers at temperature 2 are not all one.
 
     A server that is always greedy, or a cache before it, gives every user the same "random" answer.
@@ -59,7 +59,7 @@ def test_a_high_temperature_draws(endpoint: EndpointClient) -> None:
     pytest.fail(f"four answers drawn at temperature 2 without a seed are all {texts.pop()!r}")
 
 
-def test_a_seed_repeats_the_draw(endpoint: EndpointClient) -> None:
+def test_seed_repeats_the_sample(endpoint: EndpointClient) -> None:
     """The same seed draws the same answer, and another seed another one.
 
     It is how a drawn answer is reproduced in a bug report.
@@ -77,9 +77,7 @@ def test_a_seed_repeats_the_draw(endpoint: EndpointClient) -> None:
 
 
 @pytest.mark.parametrize("only", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=lambda only: next(iter(only)))
-def test_a_filter_that_leaves_one_token_is_greedy(
-    endpoint: EndpointClient, counting: str, only: dict[str, Any]
-) -> None:
+def test_filter_that_leaves_one_token_is_greedy(endpoint: EndpointClient, counting: str, only: dict[str, Any]) -> None:
     """With ``top_k`` 1, ``top_p`` near 0 or ``min_p`` 1, even temperature 2 gives the greedy answer.
 
     These are the edges of the filters; a filter that is dropped, or taken for "off" at its edge, draws freely there.
@@ -89,7 +87,7 @@ def test_a_filter_that_leaves_one_token_is_greedy(
     assert filtered == greedy, f"temperature 2 with {only} drew {filtered!r}; the only token left gives {greedy!r}"
 
 
-def test_n_gives_so_many_answers(endpoint: EndpointClient) -> None:
+def test_n_returns_that_many_choices(endpoint: EndpointClient) -> None:
     """``n`` gives that many choices, numbered from 0, not all the same when drawn, and all are counted.
 
     Best-of-n and voting need them apart; usage that counts one of them undercharges, and hides the load.
@@ -103,7 +101,7 @@ def test_n_gives_so_many_answers(endpoint: EndpointClient) -> None:
     assert made == 24, f"three answers of 8 tokens are {made} in the usage"
 
 
-def test_n_answers_are_kept_apart_in_a_stream(endpoint: EndpointClient) -> None:
+def test_streamed_choices_are_kept_apart(endpoint: EndpointClient) -> None:
     """In a stream, each of ``n`` choices has its own role, text and finish reason, under its index.
 
     A relay that looks at the first choice alone drops or mixes the others.
@@ -118,7 +116,7 @@ def test_n_answers_are_kept_apart_in_a_stream(endpoint: EndpointClient) -> None:
     assert roles == [0, 1], f"the role came for the choices {roles}; each of two is due one"
 
 
-def test_min_tokens_keeps_an_answer_going(endpoint: EndpointClient) -> None:
+def test_min_tokens_prolongs_the_answer(endpoint: EndpointClient) -> None:
     """With ``min_tokens``, an answer that would end sooner has at least so many tokens.
 
     Load tests fix their output length by it; dropped, every throughput number is made from shorter answers.
@@ -130,7 +128,7 @@ def test_min_tokens_keeps_an_answer_going(endpoint: EndpointClient) -> None:
     assert made >= 24, f"min_tokens=24 gave {made} tokens, as many as without it: {free}"
 
 
-def test_a_bias_forbids_and_forces_tokens(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
+def test_bias_forbids_and_forces_tokens(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """``logit_bias`` of -100 keeps a token out of an answer, and 100 lets nothing else in.
 
     It keeps words out of products; dropped, they come back unnoticed.
@@ -153,7 +151,7 @@ def test_a_bias_forbids_and_forces_tokens(endpoint: EndpointClient, counting: st
 @pytest.mark.parametrize(
     "penalty", [{"frequency_penalty": 2.0}, {"repetition_penalty": 2.0}], ids=lambda one: next(iter(one))
 )
-def test_a_penalty_on_repetition_is_applied(endpoint: EndpointClient, counting: str, penalty: dict[str, float]) -> None:
+def test_repetition_penalties_are_applied(endpoint: EndpointClient, counting: str, penalty: dict[str, float]) -> None:
     """The strongest penalty changes an answer that repeats a separator again and again.
 
     Applications set it against answers that go round in circles; dropped, they do.

@@ -25,7 +25,17 @@ CLOCK_TOLERANCE_S = timedelta(days=1).total_seconds()
 
 
 @pytest.mark.smoke
-def test_the_server_says_that_it_is_well_and_what_it_is(endpoint: EndpointClient) -> None:
+def test_engine_answers(endpoint: EndpointClient, dead_engine: str) -> None:
+    """A request is answered in bounded time, whatever ``/health`` says.
+
+    A server whose engine hangs accepts requests and answers none, and every client waits for its own time-out.
+    """
+    assert not dead_engine, dead_engine
+    endpoint.chat("Say hello.", max_tokens=1)
+
+
+@pytest.mark.smoke
+def test_health_and_version_are_reported(endpoint: EndpointClient) -> None:
     """``/health`` is 200 and ``/version`` names a version.
 
     Probes and load balancers take an unhealthy server out; a version that is not known makes no bug report useful.
@@ -36,7 +46,7 @@ def test_the_server_says_that_it_is_well_and_what_it_is(endpoint: EndpointClient
 
 
 @pytest.mark.smoke
-def test_responses_are_of_their_content_type(endpoint: EndpointClient) -> None:
+def test_responses_have_their_content_type(endpoint: EndpointClient) -> None:
     """Answers and errors are ``application/json``, streams ``text/event-stream``.
 
     Clients choose their parser by it, proxies whether they may buffer, compress or cache.
@@ -79,7 +89,7 @@ def test_no_two_answers_share_an_id(endpoint: EndpointClient) -> None:
 
 
 @pytest.mark.smoke
-def test_the_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) -> None:
+def test_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) -> None:
     """After one answer, ``/metrics`` has counted it: at least one request more, and at least its tokens.
 
     Autoscaling, alerts and this project's own benchmark read these series; when they stand still, nobody is warned.
@@ -102,7 +112,7 @@ def test_the_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs
     assert settled(lambda: not lacking(), COUNTING_TIMEOUT_S), f"served, but not counted in /metrics: {lacking()}"
 
 
-def test_a_request_without_the_key_is_refused(endpoint: EndpointClient) -> None:
+def test_request_without_the_key_is_refused(endpoint: EndpointClient) -> None:
     """Where a key is configured, a request without it or with another one gives 401, and with it an answer.
 
     A gateway that lets everybody through looks healthy until the bill comes.
@@ -119,7 +129,7 @@ def test_a_request_without_the_key_is_refused(endpoint: EndpointClient) -> None:
     assert endpoint.models(), "with the key, /v1/models lists nothing"
 
 
-def test_a_connection_is_kept_for_the_next_request(endpoint: EndpointClient) -> None:
+def test_connection_is_kept_for_the_next_request(endpoint: EndpointClient) -> None:
     """Four requests one after the other, a stream among them, go over one connection.
 
     A server that closes after each answer costs every request a new connection, over TLS two more round trips, and runs

@@ -24,7 +24,7 @@ READ_BEFORE_LEAVING = 6
 PACE_ATTEMPTS = 3
 
 
-def test_a_stream_says_what_the_plain_answer_says(endpoint: EndpointClient, counting: str) -> None:
+def test_chat_stream_text_equals_plain_answer(endpoint: EndpointClient, counting: str) -> None:
     """At temperature 0 the deltas of the stream, put together, are the plain answer.
 
     A hop that loses, repeats or reorders events, or cuts a character in two, changes the text that users read.
@@ -35,7 +35,7 @@ def test_a_stream_says_what_the_plain_answer_says(endpoint: EndpointClient, coun
     assert streamed.text == plain.text, f"streamed: {streamed.text!r}\n   plain: {plain.text!r}"
 
 
-def test_a_streamed_completion_says_what_the_plain_one_says(endpoint: EndpointClient) -> None:
+def test_completion_stream_text_equals_plain_answer(endpoint: EndpointClient) -> None:
     """The same for ``/v1/completions``, which has chunks of another shape."""
     prompt, parameters = "1, 2, 3, 4, 5, 6, 7, 8,", {"temperature": 0, "max_tokens": 16, "ignore_eos": True}
     plain = endpoint.completion(prompt, **parameters)
@@ -44,7 +44,7 @@ def test_a_streamed_completion_says_what_the_plain_one_says(endpoint: EndpointCl
     assert streamed.text == plain.text, f"streamed: {streamed.text!r}\n   plain: {plain.text!r}"
 
 
-def test_a_stream_arrives_while_it_is_generated(endpoint: EndpointClient, counting: str) -> None:
+def test_stream_arrives_incrementally(endpoint: EndpointClient, counting: str) -> None:
     """The pieces of a long answer arrive over a good part of the time that the answer takes.
 
     A proxy that buffers makes a chat stand still and then jump: a stream in form only, whose time to first token is its
@@ -59,7 +59,7 @@ def test_a_stream_arrives_while_it_is_generated(endpoint: EndpointClient, counti
 
 
 @pytest.mark.smoke
-def test_a_stream_ends_with_done(endpoint: EndpointClient) -> None:
+def test_stream_ends_with_done(endpoint: EndpointClient) -> None:
     """``[DONE]`` is the last event, comes once, and nothing is left unfinished behind it.
 
     It is all that tells a complete answer from one that a proxy's timeout cut off: without it a client waits, or takes
@@ -74,7 +74,7 @@ def test_a_stream_ends_with_done(endpoint: EndpointClient) -> None:
     assert not answer.unfinished.strip(), f"an event was left unfinished after [DONE]: {answer.unfinished[:200]!r}"
 
 
-def test_a_stream_is_of_one_piece(endpoint: EndpointClient) -> None:
+def test_chunks_of_a_stream_are_consistent(endpoint: EndpointClient) -> None:
     """All chunks carry one id and the model's name, the first says the role, and one finish reason follows the text.
 
     Clients put chunks together by id and stop reading at the finish reason: text after it is lost, a foreign id is
@@ -93,7 +93,7 @@ def test_a_stream_is_of_one_piece(endpoint: EndpointClient) -> None:
     assert choices[-1].get("finish_reason"), "text came after the finish reason"
 
 
-def test_a_stream_carries_usage_when_asked(endpoint: EndpointClient) -> None:
+def test_stream_carries_usage_when_requested(endpoint: EndpointClient) -> None:
     """With ``include_usage`` one last chunk reports the token counts, the same as the plain answer's; without it, none.
 
     Streams are billed and rate-limited by this chunk.
@@ -111,7 +111,7 @@ def test_a_stream_carries_usage_when_asked(endpoint: EndpointClient) -> None:
     assert not unasked.usage_chunks, "usage was not asked for, and came"
 
 
-def test_a_stream_is_framed_as_events(endpoint: EndpointClient) -> None:
+def test_stream_is_framed_as_events(endpoint: EndpointClient) -> None:
     """Every line of the body is a field or a comment, every event ends with an empty line, and all of it is UTF-8.
 
     Browsers and clients of other languages are less forgiving than ours: a line that is none is dropped with its text.
@@ -143,7 +143,7 @@ def test_characters_are_never_cut(endpoint: EndpointClient, needs: Needs) -> Non
     assert streamed.text == MANY_BYTES, f"held to {MANY_BYTES!r}, the stream says {streamed.text!r}"
 
 
-def test_a_client_that_goes_away_frees_its_slot(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
+def test_client_that_disconnects_frees_its_slot(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """When a client leaves a long stream, the server stops generating it, long before it would have ended.
 
     Users close their windows: a server that generates on for nobody is full of answers that nobody reads. How long it

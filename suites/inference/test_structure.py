@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pytest_vllm_stage import Answer, EndpointClient, ModelProfile
 from pytest_vllm_stage.checks.inference.properties import examples
 from pytest_vllm_stage.checks.inference.schema import misfit
-from pytest_vllm_stage.checks.inference.tools import Call, calls_of, streamed_calls
+from pytest_vllm_stage.checks.inference.tools import Call, read_calls, read_streamed_calls
 from pytest_vllm_stage.serving.client import CHAT
+from pytest_vllm_stage.serving.failures import shown
 
 Needs = Callable[..., None]
 
@@ -62,7 +63,7 @@ QUESTION = "What is the weather in Rome for 2 days? Use a tool."
 DRAW: dict[str, Any] = {"temperature": 0, "max_tokens": ROOM}
 
 
-def test_an_answer_held_to_a_schema_fits_it(endpoint: EndpointClient, needs: Needs) -> None:
+def test_schema_constraint_yields_json_of_that_schema(endpoint: EndpointClient, needs: Needs) -> None:
     """For any of many small schemas, a complete answer is JSON that fits the schema.
 
     Programs parse it without looking: one missing field is an exception in somebody else's code. An answer that its
@@ -100,11 +101,11 @@ def read(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        problem = f"{what} is no JSON ({error}): {text!r}"
+        problem = f"{what} is not JSON ({error}): {text!r}"
     return pytest.fail(problem)
 
 
-def test_an_answer_held_to_an_expression_matches_it(endpoint: EndpointClient, needs: Needs) -> None:
+def test_regex_constraint_yields_a_full_match(endpoint: EndpointClient, needs: Needs) -> None:
     """For any of many regular expressions, the whole answer matches, drawn at a high temperature too.
 
     Identifiers, dates and codes are asked for so; a match of the beginning alone, or at temperature 0 alone, is none.
@@ -121,7 +122,7 @@ def test_an_answer_held_to_an_expression_matches_it(endpoint: EndpointClient, ne
     matches()
 
 
-def test_an_answer_held_to_a_choice_is_one(endpoint: EndpointClient, needs: Needs) -> None:
+def test_choice_constraint_yields_exactly_one_choice(endpoint: EndpointClient, needs: Needs) -> None:
     """The answer is one of the choices, whole or streamed, in chats and plain completions.
 
     Classifiers compare the answer letter by letter with their labels; a label with a word around it is no label.
@@ -140,7 +141,7 @@ def test_an_answer_held_to_a_choice_is_one(endpoint: EndpointClient, needs: Need
 
 def valid(calls: list[Call], what: str) -> Call:
     """The one call, of a known tool, whose arguments fit its schema."""
-    assert len(calls) == 1, f"{what}: one tool call is due, {len(calls)} came"
+    assert len(calls) == 1, f"{what}: expected one tool call, got {len(calls)}"
     (call,) = calls
     assert call.name in SCHEMAS, f"{what}: the tool {call.name!r} was called; there are {sorted(SCHEMAS)}"
     assert call.id, f"{what}: the call of {call.name} has no id to answer it by"
@@ -152,7 +153,7 @@ def valid(calls: list[Call], what: str) -> Call:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("named", [None, "get_time"], ids=["required", "named"])
-def test_a_tool_call_that_is_due_comes_and_is_valid(
+def test_requested_tool_call_comes_and_is_valid(
     endpoint: EndpointClient, needs: Needs, named: str | None, stream: bool
 ) -> None:
     """With ``tool_choice`` required or naming a tool, exactly one call comes, and its arguments fit the tool's schema.
@@ -175,13 +176,13 @@ def asked_for_calls(
     """The calls that a question brings about, and the finish reason."""
     if stream:
         streamed = endpoint.stream_chat(question, **{**DRAW, **asked}).read()
-        return streamed_calls(streamed), streamed.finish_reasons[-1] if streamed.finish_reasons else None
+        return read_streamed_calls(streamed.chunks), streamed.finish_reasons[-1] if streamed.finish_reasons else None
     answer = endpoint.chat(question, **{**DRAW, **asked})
-    return calls_of(answer), answer.finish_reason
+    return read_calls(answer.choice), answer.finish_reason
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-def test_a_tool_call_by_the_models_own_choice_is_found(
+def test_automatic_tool_call_is_parsed(
     endpoint: EndpointClient, needs: Needs, model_profile: ModelProfile | None, stream: bool
 ) -> None:
     """With ``tool_choice`` auto, the call that the model writes comes as a call, not as text.
@@ -209,18 +210,19 @@ def test_a_tool_call_by_the_models_own_choice_is_found(
 def _skip_unless_it_may_call(endpoint: EndpointClient, asked: dict[str, Any]) -> None:
     """Of a server that no profile describes, its own word on its flags is taken."""
     probe = endpoint.raw("POST", CHAT, json=endpoint.chat_body(QUESTION, max_tokens=1, **asked))
+    assert probe.status_code < 500, f"tool_choice auto is answered with {probe.status_code}: {shown(probe.text)}"
     if probe.status_code == 400 and "--enable-auto-tool-choice" in probe.text:
         pytest.skip(f"the server says that its flags do not allow it: {probe.json()['error']['message']}")
 
 
-def test_no_tool_is_called_where_none_may_be(endpoint: EndpointClient, needs: Needs) -> None:
+def test_tool_choice_none_yields_no_tool_call(endpoint: EndpointClient, needs: Needs) -> None:
     """With ``tool_choice`` none, no call comes, however much the question asks for it."""
     needs("tools")
     calls, _ = asked_for_calls(endpoint, False, tools=tools(), tool_choice="none", max_tokens=24)
     assert not calls, f"tool_choice none, and {calls[0].name} was called"
 
 
-def test_a_tools_result_reaches_the_model(endpoint: EndpointClient, needs: Needs) -> None:
+def test_tool_result_reaches_the_model(endpoint: EndpointClient, needs: Needs) -> None:
     """A call's result, sent back as a ``tool`` message, stands in the prompt of the next answer.
 
     The round trip is what tools are for: a result that is dropped makes the model invent one.

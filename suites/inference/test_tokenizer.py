@@ -40,7 +40,7 @@ def test_text_survives_the_tokenizer(endpoint: EndpointClient, needs: Needs) -> 
     survives()
 
 
-def test_the_tokenizer_endpoint_is_the_engines(endpoint: EndpointClient, needs: Needs) -> None:
+def test_tokenizer_endpoint_equals_the_engines_tokenizer(endpoint: EndpointClient, needs: Needs) -> None:
     """A completion was made from exactly the ids that ``/tokenize`` gives, and those ids as a prompt give the same.
 
     A tokenizer of another version makes counts that are right for short plain text, and wrong for the rest.
@@ -58,7 +58,7 @@ def test_the_tokenizer_endpoint_is_the_engines(endpoint: EndpointClient, needs: 
 
 
 @pytest.mark.parametrize("asks", [True, False], ids=["asking", "as-it-is"])
-def test_the_chat_template_renders_every_turn(endpoint: EndpointClient, asks: bool) -> None:
+def test_chat_template_renders_every_turn(endpoint: EndpointClient, asks: bool) -> None:
     """The conversation rendered by the template holds every turn's text once, and roles change the rendering.
 
     A model asked without its template, or with that of another one, answers worse in ways that no status shows.
@@ -74,7 +74,7 @@ def test_the_chat_template_renders_every_turn(endpoint: EndpointClient, asks: bo
     assert not same, "the rendering is the same whoever speaks: the roles are lost"
 
 
-def test_the_engine_answers_the_rendered_conversation(endpoint: EndpointClient, needs: Needs) -> None:
+def test_engine_sees_the_conversation_as_rendered(endpoint: EndpointClient, needs: Needs) -> None:
     """A chat answer was made from the ids that the template renders, whole or streamed, from text or from text parts.
 
     This is where a gateway that drops the system prompt, merges turns, trims text or flattens roles shows.

@@ -21,7 +21,9 @@ CONVERSATIONS: dict[str, list[dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_prompt_tokens_of_a_chat_are_the_tokenizers(endpoint: EndpointClient, messages: list[dict[str, str]]) -> None:
+def test_prompt_tokens_of_a_chat_equal_the_tokenizers_count(
+    endpoint: EndpointClient, messages: list[dict[str, str]]
+) -> None:
     """``usage.prompt_tokens`` is what ``/tokenize`` counts for the same messages.
 
     They differ when a gateway rewrites messages, drops a turn or the system prompt, or when the two use different chat
@@ -33,7 +35,7 @@ def test_prompt_tokens_of_a_chat_are_the_tokenizers(endpoint: EndpointClient, me
     assert usage.prompt_tokens == counted.count, f"usage says {usage.prompt_tokens}, /tokenize {counted.count}"
 
 
-def test_prompt_tokens_of_a_completion_are_the_tokenizers(endpoint: EndpointClient) -> None:
+def test_prompt_tokens_of_a_completion_equal_the_tokenizers_count(endpoint: EndpointClient) -> None:
     """``usage.prompt_tokens`` of a plain completion is what ``/tokenize`` counts for the same text.
 
     Load tests make prompts of exact lengths through ``/tokenize``; where it disagrees, they measure another load.
@@ -47,7 +49,7 @@ def test_prompt_tokens_of_a_completion_are_the_tokenizers(endpoint: EndpointClie
 @pytest.mark.parametrize(
     "parameters", [{"max_tokens": 12, "ignore_eos": True}, {"max_tokens": 48}], ids=["to-the-limit", "to-its-end"]
 )
-def test_completion_tokens_are_the_tokens_generated(endpoint: EndpointClient, parameters: dict[str, Any]) -> None:
+def test_completion_tokens_equal_the_tokens_generated(endpoint: EndpointClient, parameters: dict[str, Any]) -> None:
     """``usage.completion_tokens`` counts the tokens made, the end token included, and the total is the sum.
 
     The count is held against two witnesses: the token ids, where the server gives them, and the limit, when the answer

@@ -19,6 +19,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from tests.defects import checks
 from tests.defects.catalogue import DEFECTS, KINDS, Defect
 from tests.defects.oracle import says_something
 from tests.defects.runner import Outcome, run_suite, simulator
@@ -45,7 +46,7 @@ class Row:
     @property
     def unexpected(self) -> list[str]:
         """The checks that failed and should not have."""
-        return sorted(set(self.outcome.failed) - self.defect.by - self.defect.also)
+        return sorted(set(self.outcome.failed) - self.defect.by - self.defect.also - checks.relations)
 
     def line(self) -> str:
         """The row of the table."""

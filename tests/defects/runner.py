@@ -21,6 +21,8 @@ PROFILE = Path(__file__).parent / "sim.toml"
 MODEL = "sim-model"
 #: The key that the simulated engine asks for; no secret.
 KEY = "sim-key"
+#: What the plugin prints before the message of a failure that has no source to show.
+STAGE_FAILED = "stage failed: "
 #: As fast as still leaves time between two tokens.
 PACE = ("--max-model-len", "2048", "--ttft-ms", "2", "--itl-ms", "2")
 
@@ -44,7 +46,8 @@ class Outcome:
     @property
     def told(self) -> list[str]:
         """What a reader is told: the lines of the failures' messages, without the source that pytest shows."""
-        return [line[1:].strip() for line in self.output.splitlines() if line.startswith("E ")]
+        lines = self.output.splitlines()
+        return [line.removeprefix("E ").strip() for line in lines if line.startswith(("E ", STAGE_FAILED))]
 
 
 @contextmanager
@@ -98,10 +101,12 @@ def _failed(output: str) -> dict[str, str]:
     """Each failed check with the first line of its own message."""
     found: dict[str, str] = {}
     names = list(dict.fromkeys(re.findall(r"^(?:FAILED|ERROR) \S*?::(\w+)", output, re.MULTILINE)))
-    sections = re.split(r"^_{3,} (?:ERROR at setup of )?(\w+)(?:\[.*\])? _{3,}$", output, flags=re.MULTILINE)
+    sections = re.split(r"^_+ (?:ERROR at setup of )?(test_\w+)(?:\[.*\])? _+$", output, flags=re.MULTILINE)
     for name, section in zip(sections[1::2], sections[2::2], strict=True):
         said = re.search(
-            r"^E\s+(?:\|\s*)?(?:\w+(?:\.\w+)*(?:Error|Failed|Broken|Exception): |Failed: )?(.+)$", section, re.MULTILINE
+            rf"^(?:{STAGE_FAILED}|E\s+(?:\|\s*)?)(?:\w+(?:\.\w+)*(?:Error|Failed|Broken|Exception): |Failed: )?(.+)$",
+            section,
+            re.MULTILINE,
         )
         found.setdefault(name, said[1] if said else "")
     return {name: found.get(name, "") for name in names}

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 SUITE = ROOT / "suites" / "inference"
 MODEL = "sim-model"
 
-CONTEXT = "test_the_context_length_is_the_declared_one"
-LISTED = "test_the_served_model_is_listed"
+CONTEXT = "test_context_length_is_the_declared_one"
+LISTED = "test_served_model_is_listed"
 
 #: Faults of time are no faults of correctness: a slow server passes.
 SLOW: list[Any] = [
@@ -104,6 +104,24 @@ def test_a_model_that_is_not_listed_is_caught(pytester: pytest.Pytester, simulat
     failed, _, output = check(pytester, simulator, "-p", "declared", "-k", LISTED)
     assert failed == {LISTED}
     assert "sim-model is not served here; served: ['some-other-model']" in output
+
+
+#: The timeout of a dead engine, short for the test.
+IMPATIENT = """
+from pytest_vllm_stage.checks.inference import liveness
+
+liveness.ANSWER_TIMEOUT_S = 2.0
+"""
+
+
+def test_an_engine_that_never_answers_is_named_once(pytester: pytest.Pytester, simulator: str) -> None:
+    script(simulator, {"fault": "slow_requests", "share": 1.0, "delay_s": 600})
+    pytester.makepyfile(impatient=IMPATIENT)
+    failed, passed, output = check(pytester, simulator, "-p", "impatient", "-rsfE", "-m", "smoke")
+    script(simulator)
+    assert (failed, passed) == ({"test_engine_answers"}, 0), output
+    assert "/health is 200, 1 requests run and 0 wait, none answered in 2 s" in output
+    assert "the engine is dead: /health is 200" in output
 
 
 CANNOT = """

@@ -84,6 +84,8 @@ def test_a_guided_answer_ends_by_itself_or_at_its_limit() -> None:
     assert (text_of(whole), whole.finish_reason) == ("Grüße 🙂", "stop")
     cut = answer(asked(structured_outputs={"choice": ["Grüße 🙂"]}, max_tokens=2))
     assert (len(cut.pieces), cut.finish_reason) == (2, "length")
+    stopped = answer(asked(structured_outputs={"choice": ["one, two"]}, stop=[", "]))
+    assert (text_of(stopped), stopped.finish_reason, stopped.stop_reason) == ("one", "stop", ", ")
 
 
 def test_tools_are_called_as_the_choice_says() -> None:

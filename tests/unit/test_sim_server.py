@@ -200,7 +200,7 @@ def test_two_tool_calls_are_two_calls_plain_and_streamed(url: str) -> None:
         ({"tool_choice": "required"}, 400, "tool_choice"),
         ({"tool_choice": {"function": {"name": "other"}}, "tools": [{"function": {"name": "f"}}]}, 400, "tool_choice"),
         ({"tools": "x"}, 400, "body.tools"),
-        ({"echo": True}, 400, "echo"),
+        ({"suffix": "x"}, 400, "suffix"),
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
         ({"stop": [""]}, 400, "stop"),
         ({"stop": [1]}, 400, "body.stop"),
@@ -274,7 +274,7 @@ def test_http_1_0_gets_a_stream_without_chunks_that_the_connection_ends(url: str
     assert events.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_client_that_goes_away_frees_its_slot(client: EndpointClient) -> None:
+def test_client_that_disconnects_frees_its_slot(client: EndpointClient) -> None:
     aborted = client.metrics().value("vllm:request_success", finished_reason="abort")
     with client.stream_chat("x", max_tokens=480, ignore_eos=True) as stream:
         next(iter(stream))

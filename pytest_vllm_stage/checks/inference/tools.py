@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer
 
 
 @dataclass(frozen=True)
@@ -17,24 +16,26 @@ class Call:
     arguments: str
 
 
-def calls_of(answer: Answer) -> list[Call]:
-    """The calls of a whole answer's first choice."""
-    calls = answer.choice["message"].get("tool_calls") or []
+def read_calls(choice: Mapping[str, Any]) -> list[Call]:
+    """The calls of a whole answer's choice."""
+    calls = (choice.get("message") or {}).get("tool_calls") or []
     return [Call(str(call.get("id") or ""), *_function(call)) for call in calls]
 
 
-def streamed_calls(answer: StreamedAnswer) -> list[Call]:
-    """The calls of a stream's first choice: pieces of one index make one call."""
+def read_streamed_calls(chunks: Iterable[Mapping[str, Any]], choice_index: int = 0) -> list[Call]:
+    """The calls of one choice of a stream: pieces of one index make one call."""
     parts: dict[int, list[str]] = {}
-    for chunk in answer.chunks:
-        for choice in chunk["choices"]:
-            for piece in choice["delta"].get("tool_calls") or []:
+    for chunk in chunks:
+        for choice in chunk.get("choices") or []:
+            if choice.get("index", 0) != choice_index:
+                continue
+            for piece in choice.get("delta", {}).get("tool_calls") or []:
                 call = parts.setdefault(piece["index"], ["", "", ""])
                 for place, text in enumerate((piece.get("id") or "", *_function(piece))):
                     call[place] += str(text)
     return [Call(*parts[index]) for index in sorted(parts)]
 
 
-def _function(call: dict[str, Any]) -> tuple[str, str]:
+def _function(call: Mapping[str, Any]) -> tuple[str, str]:
     function = call.get("function") or {}
     return function.get("name") or "", function.get("arguments") or ""

@@ -106,6 +106,8 @@ class Api:
             refusal = fault.refuse()
             if refusal is not None:
                 raise refusal
+        for fault in faults:
+            fault.on_request(request)
         body = _body(request)
         for fault in faults:
             fault.on_body(body, self.settings.model)

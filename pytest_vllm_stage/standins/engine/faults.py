@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.standins.engine.generation import Generated
     from pytest_vllm_stage.standins.engine.parameters import Parameters
     from pytest_vllm_stage.standins.engine.refusal import Refusal
-    from pytest_vllm_stage.standins.http import Reply
+    from pytest_vllm_stage.standins.http import Reply, Request
 
 
 @dataclass
@@ -70,6 +70,9 @@ class Fault:
 
     def stop(self) -> None:
         """The fault was switched off."""
+
+    def on_request(self, request: Request) -> None:
+        """See the request as it came, or refuse it with a `Refusal`."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
         """Change the request before it is checked."""

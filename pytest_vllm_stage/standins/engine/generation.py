@@ -62,6 +62,13 @@ def generate(parameters: Parameters, seed: int, salt: int) -> Generated:
     elif parameters.seed is not None:
         salt = parameters.seed + 1
     key = answers.key_of(parameters.prompt, seed, salt + (parameters.penalised << 40))
+    generated = _generate(parameters, key)
+    if parameters.echo:
+        generated.texts[0] = b"".join(parameters.prompt).decode(errors="replace") + generated.texts[0]
+    return generated
+
+
+def _generate(parameters: Parameters, key: int) -> Generated:
     if parameters.guide is not None:
         return _guided(parameters.guide, parameters, key)
     pieces, ended = _pieces(_source(parameters, key), parameters, key)
@@ -103,6 +110,8 @@ def _guided(guide: Guide, parameters: Parameters, key: int) -> Generated:
     complete = len(tokens) <= parameters.limit
     indexes, pieces = (list(column) for column in zip(*tokens[: parameters.limit], strict=True))
     finish_reason = "length" if not complete else "tool_calls" if calls and not guide.tool else guide.finish_reason
+    if parameters.stop and not calls:
+        return _stopped(pieces, _texts(pieces), parameters, finish_reason)
     names = [call.name for call in calls[: max(indexes) + 1]]
     return Generated(pieces, _texts(pieces), finish_reason, calls=names, call_indexes=indexes)
 

@@ -71,6 +71,7 @@ class Parameters:
     include_stop: bool = False
     guide: Guide | None = None
     has_tools: bool = False
+    echo: bool = False
 
 
 _INTEGER, _NUMBER, _TEXT, _SWITCH = "integer", "number", "string", "boolean"
@@ -94,6 +95,7 @@ _FIELDS: Mapping[str, str] = {
     "top_p": _NUMBER,
     "stream": _SWITCH,
     "ignore_eos": _SWITCH,
+    "echo": _SWITCH,
     "return_token_ids": _SWITCH,
     "stream_options": "dictionary",
     "top_logprobs": _INTEGER,
@@ -121,7 +123,7 @@ _RANGES: Mapping[str, tuple[float, bool, float]] = {
 #: A score raised by so much wins, and one lowered by so much loses, against whatever the model prefers.
 _DECIDING_BIAS = 50.0
 #: What vLLM can do and this engine refuses, so that nobody takes its absence for an answer.
-_UNSUPPORTED = ("echo", "suffix", "use_beam_search")
+_UNSUPPORTED = ("suffix", "use_beam_search")
 
 
 def check_types(body: Mapping[str, Any]) -> None:
@@ -178,6 +180,7 @@ def parameters_of(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Pa
         include_stop=bool(body.get("include_stop_str_in_output")),
         guide=guide_of(body),
         has_tools=has_tools(body),
+        echo=kind == "completion" and bool(body.get("echo")),
     )
     if parameters.n > 1 and parameters.temperature == 0:
         raise impossible(f"n must be 1 when using greedy sampling, got {parameters.n}.", "n", parameters.n)

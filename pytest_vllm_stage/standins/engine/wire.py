@@ -103,7 +103,7 @@ def emissions_of(
 
 def _choice_emissions(chunks: _Chunks, parameters: Parameters, generated: Generated) -> Iterator[bytes]:
     if generated.calls:
-        yield from _call_emissions(chunks, generated)
+        yield from _call_emissions(chunks, parameters, generated)
         return
     for place, text in enumerate(generated.texts[:-1]):
         yield chunks.text(text, _extra(parameters, generated, place))
@@ -113,16 +113,17 @@ def _choice_emissions(chunks: _Chunks, parameters: Parameters, generated: Genera
     yield chunks.last(text_or_none, _reason(generated), _extra(parameters, generated, last))
 
 
-def _call_emissions(chunks: _Chunks, generated: Generated) -> Iterator[bytes]:
+def _call_emissions(chunks: _Chunks, parameters: Parameters, generated: Generated) -> Iterator[bytes]:
     """The content, each call's head with the first piece of its arguments, the other pieces, and an empty end."""
     last, begun = len(generated.texts) - 1, -1
     for place, (text, index) in enumerate(zip(generated.texts, generated.call_indexes, strict=True)):
         head = body = b""
+        extra = _extra(parameters, generated, place)
         if index > begun:
             head, begun = chunks.call_head(generated.calls[index], index), index
         if text:
-            body = chunks.text(text, {}) if index < 0 else chunks.call_arguments(text, index)
-        yield head + body + (chunks.last(None, _reason(generated), {}) if place == last else b"")
+            body = chunks.text(text, extra) if index < 0 else chunks.call_arguments(text, index, extra)
+        yield head + body + (chunks.last(None, _reason(generated), {} if text else extra) if place == last else b"")
 
 
 def _reason(generated: Generated) -> dict[str, Any]:
@@ -162,14 +163,14 @@ class _Chunks:
 
     def call_head(self, name: str, call_index: int) -> bytes:
         call_identity = {"id": call_id(self._who, self._index, call_index), "type": "function", "index": call_index}
-        return self._call(call_identity | {"function": {"name": name}})
+        return self._call(call_identity | {"function": {"name": name}}, {})
 
-    def call_arguments(self, text: str, call_index: int) -> bytes:
-        return self._call({"index": call_index, "function": {"arguments": text}})
+    def call_arguments(self, text: str, call_index: int, extra: dict[str, Any]) -> bytes:
+        return self._call({"index": call_index, "function": {"arguments": text}}, extra)
 
-    def _call(self, call: dict[str, Any]) -> bytes:
+    def _call(self, call: dict[str, Any], extra: dict[str, Any]) -> bytes:
         delta = {"content": None, "tool_calls": [call]}
-        return self._whole({"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None})
+        return self._whole({"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None} | extra)
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         return self._head + b',"choices":[],"usage":' + _dumps(usage) + b"}\n\n"

@@ -2,6 +2,7 @@
 
 from pytest_vllm_stage.standins.engine.catalogue import (
     answers,
+    combinations,
     parameters,
     prompts,
     protocol,
@@ -12,4 +13,15 @@ from pytest_vllm_stage.standins.engine.catalogue import (
     timing,
 )
 
-__all__ = ["answers", "parameters", "prompts", "protocol", "service", "sharing", "streams", "structure", "timing"]
+__all__ = [
+    "answers",
+    "combinations",
+    "parameters",
+    "prompts",
+    "protocol",
+    "service",
+    "sharing",
+    "streams",
+    "structure",
+    "timing",
+]

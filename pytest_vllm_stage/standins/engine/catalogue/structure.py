@@ -166,3 +166,13 @@ class DroppedToolResults(Fault):
 def _call_of(event: Event) -> list[dict[str, Any]]:
     choices = event.data["choices"] if isinstance(event.data, dict) else []
     return [call for choice in choices for call in choice.get("delta", {}).get("tool_calls") or []]
+
+
+@fault("tool_parser_fails")
+class ToolParserFails(Fault):
+    """The tool parser raises on a call of the model's own choice, and the server answers 500."""
+
+    def on_generated(self, generated: Generated, parameters: Parameters) -> None:
+        """Fail."""
+        if generated.calls and generated.finish_reason == "tool_calls":
+            raise Refusal(500, "tool parser: list index out of range", "InternalServerError", None)

@@ -1,0 +1,195 @@
+"""Asks the cases of the matrix, remembers each answer, and says how another answer to the same request differs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, Case
+from pytest_vllm_stage.checks.inference.relations.reading import (
+    ReadChoice,
+    Reading,
+    find_difference,
+    read_answer,
+    read_chunks,
+)
+from pytest_vllm_stage.checks.inference.relations.ways import WAYS
+from pytest_vllm_stage.serving.client import EndpointClient
+from pytest_vllm_stage.serving.failures import RequestFailed
+
+#: Two likeliest tokens so close are not told apart alike in every batch.
+NEAR_TIE_NATS = 0.5
+#: Characters of a stop text that is taken from the middle of an answer.
+STOP_LENGTH = 3
+ORDINARY = "kept connection"
+
+
+class RelationBroken(AssertionError):
+    """Two answers that must be equal differ, or one of them did not come."""
+
+
+@dataclass
+class Asker:
+    """Asks one endpoint.
+
+    Attributes:
+        endpoint: The client.
+        known: The plain answer to each request that was asked alone, by its body.
+    """
+
+    endpoint: EndpointClient
+    known: dict[str, Reading] = field(default_factory=dict)
+    _unused: list[int] = field(default_factory=list, repr=False)
+
+    def body(self, case: Case) -> dict[str, Any]:
+        """The body of a case; its stop text is cut out of the middle of the answer without one."""
+        body = case.body(self.endpoint.target.model)
+        if case.row["extra"] == "bias":
+            body["logit_bias"] = {str(self._unused_token()): -100}
+        if case.row["end"] != "stop text":
+            return body
+        text = self.alone(case.without("end")).choices[0].text
+        middle = len(text) // 2
+        return body | {"stop": [text[middle : middle + STOP_LENGTH] or "absent"]}
+
+    def _unused_token(self) -> int:
+        """A token that no answer has."""
+        if not self._unused:
+            self._unused.append(self.endpoint.tokenize("~").ids[-1])
+        return self._unused[0]
+
+    def alone(self, case: Case) -> Reading:
+        """The plain answer, asked alone over the ordinary connection; asked once.
+
+        Raises:
+            RelationBroken: there is none.
+        """
+        __tracebackhide__ = True
+        body = self.body(case)
+        key = json.dumps(body)
+        if key not in self.known:
+            try:
+                self.known[key] = self.ask(case, body)
+            except RequestFailed as error:
+                raise RelationBroken(f"no plain answer for {describe(case)}: {error}") from None
+        return self.known[key]
+
+    def ask(self, case: Case, body: dict[str, Any], *, stream: bool = False, way: str = ORDINARY) -> Reading:
+        """One request, now.
+
+        Raises:
+            RequestFailed: no usable answer.
+        """
+        with WAYS[way].client(self.endpoint) as client:
+            headers = {"content-type": "application/json", **WAYS[way].headers}
+            if not stream:
+                return read_answer(client.post(case.path, body, content=WAYS[way].content(body), headers=headers))
+            body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+            opened = client.open_stream(case.path, body, content=WAYS[way].content(body), headers=headers)
+            return read_chunks(opened.read().chunks)
+
+    def check(self, relation: str, case: Case, what: str, *, stream: bool = False, way: str = ORDINARY) -> None:
+        """Ask again in another way, and compare with the answer alone.
+
+        Raises:
+            RelationBroken: naming the relation, the features and the way.
+        """
+        __tracebackhide__ = True
+        body, expected = self.body(case), self.alone(case)
+        try:
+            got = self.ask(case, body, stream=stream, way=way)
+        except RequestFailed as error:
+            raise RelationBroken(f"{name(relation, case, way)}: {error}") from None
+        self.compare(relation, case, expected, got, what, way=way)
+
+    def compare(
+        self, relation: str, case: Case, expected: Reading, got: Reading, what: str, *, way: str = ORDINARY
+    ) -> None:
+        """Compare two answers to one case.
+
+        Raises:
+            RelationBroken: they differ, and not by a token that was as likely as the expected one.
+        """
+        __tracebackhide__ = True
+        difference = find_difference(expected, got, what)
+        if difference and not self._is_near_tie(case, expected, got) and not _differ_by_json_space(case, expected, got):
+            raise RelationBroken(f"{name(relation, case, way)}: {difference}")
+
+    def _is_near_tie(self, case: Case, expected: Reading, got: Reading) -> bool:
+        """Whether the texts part at a token that is about as likely as the one that came instead of it."""
+        texts = [[choice.text for choice in reading.choices] for reading in (expected, got)]
+        if texts[0] == texts[1] or len(texts[0]) != len(texts[1]) or case.row["answer"] not in ("text", "no tool call"):
+            return False
+        one, other = next(pair for pair in zip(*texts, strict=True) if pair[0] != pair[1])
+        shared = next(
+            (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+        if shared == min(len(one), len(other)):
+            # One text is the beginning of the other: nothing was said instead of it.
+            return False
+        return self._gap_at(case, shared) < NEAR_TIE_NATS
+
+    def _gap_at(self, case: Case, place: int) -> float:
+        """How much likelier the best token at a place of the text is than the second best."""
+        scored = Case(case.place, case.row | {"extra": "logprobs", "end": "token limit"})
+        body = self.body(case) | scored.body(self.endpoint.target.model)
+        try:
+            path_answer = self.endpoint.raw("POST", case.path, json=body).json()
+            logprobs = path_answer["choices"][0]["logprobs"]
+        except (RequestFailed, ValueError, KeyError, IndexError):
+            return float("inf")
+        length = 0
+        for token, likeliest in _alternatives(logprobs):
+            length += len(token)
+            if length > place:
+                best = sorted(likeliest, reverse=True)
+                return best[0] - best[1] if len(best) > 1 else float("inf")
+        return float("inf")
+
+
+def _differ_by_json_space(case: Case, expected: Reading, got: Reading) -> bool:
+    """Whether two answers are the same JSON: the white space in it is free, and a near tie decides it."""
+    if case.row["answer"] not in FREE_SPACE or len(expected.choices) != len(got.choices):
+        return False
+    pairs = list(zip(expected.choices, got.choices, strict=True))
+    texts = [([one.text, *_arguments(one)], [other.text, *_arguments(other)]) for one, other in pairs]
+    return texts != [(one, one) for one, _ in texts] and all(
+        [call.name for call in one.calls] == [call.name for call in other.calls]
+        and one.finish_reason == other.finish_reason
+        and list(map(_parse_json, expected_texts)) == list(map(_parse_json, got_texts))
+        for (one, other), (expected_texts, got_texts) in zip(pairs, texts, strict=True)
+    )
+
+
+def _arguments(choice: ReadChoice) -> list[str]:
+    return [call.arguments for call in choice.calls]
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _alternatives(logprobs: Any) -> list[tuple[str, list[float]]]:
+    if not isinstance(logprobs, dict):
+        return []
+    if "content" in logprobs:
+        entries = logprobs["content"] or []
+        return [(one["token"], [other["logprob"] for other in one["top_logprobs"]]) for one in entries]
+    return [
+        (token, list(likeliest.values()))
+        for token, likeliest in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True)
+    ]
+
+
+def name(relation: str, case: Case, way: str = ORDINARY) -> str:
+    """The relation, the features and the way: ``streamed != plain for tools x stop text on chat``."""
+    return f"{relation} for {describe(case, way)}"
+
+
+def describe(case: Case, way: str = ORDINARY) -> str:
+    """The features and the way: ``tools x stop text on chat, new connection``."""
+    return f"{case.features} on {case.row['api']}" + (f", {way}" if way != ORDINARY else "")

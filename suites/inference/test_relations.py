@@ -1,0 +1,204 @@
+"""Answers that must be equal: features in pairs, asked in another way, among others, again, and with their defaults.
+
+Every feature has checks of its own; what public reports are about is a feature that fails together with another one,
+in another way of asking, or later. So each row of a covering array (``checks.inference.relations``) is one request, all
+pairs of features and ways stand in one of them, and its plain answer, asked alone, is what every other answer to it is
+compared with. A test's id names the row.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage.checks.inference.relations.asking import ORDINARY, Asker, name
+from pytest_vllm_stage.checks.inference.relations.features import LABEL, MATRIX, Case
+from pytest_vllm_stage.checks.inference.relations.reading import find_difference, read_answer
+from pytest_vllm_stage.checks.inference.together import together
+from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
+
+Needs = Callable[..., None]
+
+#: Requests of other kinds that run at the same time.
+AT_ONCE = 8
+BATCHES = [MATRIX[start :: len(MATRIX) // AT_ONCE] for start in range(len(MATRIX) // AT_ONCE)]
+#: Features that must not change an answer, by factor.
+IRRELEVANT = {"extra": ("logprobs", "bias"), "end": ("absent stop text",)}
+#: vLLM's documented defaults. Those of temperature, top_p, top_k, min_p and repetition_penalty are left out: a model's
+#: generation_config.json changes them (--generation-config).
+DEFAULTS: dict[str, Any] = {
+    "n": 1,
+    "stream": False,
+    "stop": [],
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": None,
+    "seed": None,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "include_stop_str_in_output": False,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "stop_token_ids": [],
+    "echo": False,
+}
+
+
+def rows(choose: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
+    """One test per row."""
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in MATRIX if choose(case)])
+
+
+@pytest.fixture(scope="module")
+def _askers() -> dict[str, Asker]:
+    return {}
+
+
+@pytest.fixture
+def asker(endpoint: EndpointClient, _askers: dict[str, Asker]) -> Asker:
+    """Asks the endpoint, and remembers its answers from check to check."""
+    return _askers.setdefault(endpoint.target.role, Asker(endpoint))
+
+
+@rows()
+def test_stream_equals_plain(asker: Asker, needs: Needs, case: Case) -> None:
+    """The stream of each row, asked in its way, is the plain answer: text, calls, finish reason, logprobs, usage."""
+    needs(*case.needs)
+    asker.check("streamed != plain", case, "the stream", stream=True, way=case.row["way"])
+
+
+@rows(lambda case: case.row["way"] != ORDINARY and case.place % 3 == 0)
+def test_way_of_asking_changes_nothing(asker: Asker, needs: Needs, case: Case) -> None:
+    """The plain answer is the same over a new connection, from a large or chunked body, and uncompressed."""
+    needs(*case.needs)
+    asker.check("asked in another way != plain", case, "the answer", way=case.row["way"])
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=[f"batch-{place}" for place in range(len(BATCHES))])
+def test_answer_among_others_equals_answer_alone(asker: Asker, needs: Needs, batch: list[Case]) -> None:
+    """Rows of different kinds that are asked at the same time get the answers that each got alone.
+
+    A grammar, a limit or a stop text of one request must not reach another one.
+    """
+    cases = [case for case in batch if _can(needs, case)]
+    expected = [asker.alone(case) for case in cases]
+    bodies = [asker.body(case) for case in cases]
+    got = together(lambda place: asker.ask(cases[place], bodies[place]), range(len(cases)), at_once=AT_ONCE)
+    for case, alone, among in zip(cases, expected, got, strict=True):
+        asker.compare("among others of other kinds != alone", case, alone, among, "the answer among others")
+
+
+def _can(needs: Needs, case: Case) -> bool:
+    try:
+        needs(*case.needs)
+    except pytest.skip.Exception:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in MATRIX[::6]])
+def test_answer_after_refused_and_abandoned_requests_equals_answer_before(
+    asker: Asker, needs: Needs, case: Case
+) -> None:
+    """After a refused and an abandoned request with the same features, the answer is what it was before them."""
+    needs(*case.needs)
+    body = asker.body(case)
+    expected = asker.alone(case)
+    refused = asker.endpoint.raw("POST", case.path, json=body | {"temperature": -1.0})
+    assert refused.status_code in (400, 422), f"temperature -1 was answered with {refused.status_code}"
+    headers = {"content-type": "application/json"}
+    abandoned = body | {"stream": True, "max_tokens": 100}
+    with asker.endpoint.open_stream(
+        case.path, abandoned, content=json.dumps(abandoned).encode(), headers=headers
+    ) as stream:
+        next(iter(stream))
+    got = asker.ask(case, body)
+    asker.compare("after a refused and an abandoned request != before", case, expected, got, "the answer after them")
+
+
+@rows(lambda case: case.row["extra"] == "n")
+def test_each_of_n_answers_equals_the_answer_alone(asker: Asker, needs: Needs, case: Case) -> None:
+    """At temperature 0 each of n choices is the answer that comes when one is asked for."""
+    needs(*case.needs)
+    one = asker.alone(case.without("extra")).choices[0]
+    several = asker.alone(case)
+    for choice in several.choices:
+        # The counts are of all choices together.
+        asker.compare(
+            "n != each alone",
+            case,
+            type(several)([one], {}),
+            type(several)([choice], {}),
+            "a choice",
+        )
+
+
+@rows(lambda case: any(case.row[factor] in values for factor, values in IRRELEVANT.items()))
+def test_irrelevant_feature_changes_nothing(asker: Asker, needs: Needs, case: Case) -> None:
+    """Logprobs, a bias of a token that no answer has, and a stop text that no answer has leave the text as it is."""
+    needs(*case.needs)
+    factor = next(factor for factor, values in IRRELEVANT.items() if case.row[factor] in values)
+    without, with_it = asker.alone(case.without(factor)), asker.alone(case)
+    for choice in with_it.choices if case.row["extra"] == "logprobs" else ():
+        choice.tokens, choice.scores = [], []
+    asker.compare(f"with != without {case.row[factor]}", case, without, with_it, "the answer")
+
+
+@rows(lambda case: case.row["end"] == "stop text")
+def test_stop_text_cuts_the_answer_where_it_begins(asker: Asker, needs: Needs, case: Case) -> None:
+    """With a stop text, the answer is the one without it up to the stop text, whatever other features it has."""
+    needs(*case.needs)
+    stop = asker.body(case)["stop"][0]
+    whole, cut = asker.alone(case.without("end")).choices[0], asker.alone(case).choices[0]
+    expected = whole.text.partition(stop)[0]
+    assert cut.text == expected, (
+        f"{name('stopped != cut at the stop text', case)}: with stop={stop!r} the answer is {cut.text!r}, "
+        f"expected {expected!r} of {whole.text!r}"
+    )
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completions"])
+def test_explicit_default_equals_absent_parameter(endpoint: EndpointClient, counting: str, path: str) -> None:
+    """Each documented default, given explicitly, gives the answer that comes without it."""
+    body: dict[str, Any] = {"model": endpoint.target.model, "temperature": 0, "max_tokens": 12}
+    body |= {"messages": [{"role": "user", "content": counting}]} if path == CHAT else {"prompt": "1, 2, 3, 4, 5, 6,"}
+    expected = read_answer(endpoint.raw("POST", path, json=body).json())
+    changed = {}
+    for parameter, value in DEFAULTS.items():
+        response = endpoint.raw("POST", path, json=body | {parameter: value})
+        if response.status_code != 200:
+            changed[parameter] = f"answered {response.status_code}: {response.text[:200]}"
+        elif difference := find_difference(expected, read_answer(response.json()), "the answer"):
+            changed[parameter] = difference
+    assert not changed, f"default given explicitly != absent on {path}: {changed}"
+
+
+def test_absent_limit_is_not_a_small_limit(endpoint: EndpointClient, needs: Needs) -> None:
+    """A chat without ``max_tokens`` runs to its end, as vLLM documents: the limit is the rest of the context."""
+    needs("structured_outputs")
+    label = ", ".join([LABEL] * 6)
+    answer = endpoint.chat("Name colours.", temperature=0, structured_outputs={"choice": [label]})
+    assert (answer.text, answer.finish_reason) == (label, "stop"), (
+        f"absent limit != rest of the context: {len(answer.text)} of {len(label)} characters came, "
+        f"finish_reason {answer.finish_reason!r}"
+    )
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_usage_of_a_new_prompt_is_the_sum_of_its_parts(endpoint: EndpointClient, api: str) -> None:
+    """The total is the sum, and no token of a prompt that was never sent before was cached."""
+    nonce = f"{time.time_ns()} is a number that was never sent before. " * 8
+    ask = endpoint.chat if api == "chat" else endpoint.completion
+    usage = ask(nonce, temperature=0, max_tokens=4).body["usage"]
+    total = usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["total_tokens"] == total, f"whole usage != sum of its parts on {api}: {usage}"
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    # The template's own beginning may have been sent before.
+    assert cached < usage["prompt_tokens"] // 2, (
+        f"cached != 0 for a new prompt on {api}: {cached} of {usage['prompt_tokens']} prompt tokens are cached_tokens"
+    )

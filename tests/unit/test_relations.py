@@ -1,0 +1,178 @@
+"""The matrix of relations: its covering array covers, its requests are what their names say, differences are named."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_vllm_stage.checks.inference.relations.asking import Asker, RelationBroken
+from pytest_vllm_stage.checks.inference.relations.covering import Choice, cover_pairs, pairs_to_cover
+from pytest_vllm_stage.checks.inference.relations.features import FACTORS, MATRIX, Case, exclusion
+from pytest_vllm_stage.checks.inference.relations.reading import (
+    describe_change,
+    find_difference,
+    read_answer,
+    read_chunks,
+)
+from pytest_vllm_stage.serving.client import EndpointClient, Target
+
+#: Values are unique across factors, as in the matrix.
+factors_ = st.lists(st.integers(1, 5), min_size=2, max_size=5).map(
+    lambda sizes: {f"f{place}": [f"{place}.{value}" for value in range(size)] for place, size in enumerate(sizes)}
+)
+
+
+@given(factors_)
+def test_every_pair_stands_in_a_row(factors: dict[str, list[str]]) -> None:
+    rows = cover_pairs(factors, lambda one, other: "")
+    covered = {pair for row in rows for pair in combinations(row.items(), 2)}
+    assert covered == set(pairs_to_cover(factors, lambda one, other: ""))
+    sizes = sorted(map(len, factors.values()))
+    assert sizes[-1] * sizes[-2] <= len(rows) <= len(covered)
+
+
+def test_excluded_pairs_stand_in_no_row_and_a_pair_that_fits_nowhere_is_refused() -> None:
+    factors = {"a": ["1", "2"], "b": ["3", "4"], "c": ["5", "6"]}
+
+    def excluded(one: Choice, other: Choice) -> str:
+        return "never" if {one[1], other[1]} == {"1", "3"} else ""
+
+    rows = cover_pairs(factors, excluded)
+    assert all((row["a"], row["b"]) != ("1", "3") for row in rows)
+    with pytest.raises(ValueError, match="no value of c fits"):
+        cover_pairs(factors, lambda one, other: "never" if "c" in (one[0], other[0]) else "")
+
+
+def test_the_matrix_covers_every_pair_that_is_not_excluded() -> None:
+    covered = {pair for case in MATRIX for pair in combinations(case.row.items(), 2)}
+    assert covered == set(pairs_to_cover(FACTORS, exclusion))
+    assert len({case.id for case in MATRIX}) == len(MATRIX) < 60
+
+
+def test_every_value_is_in_the_request() -> None:
+    """Each value but a neutral one changes the body, or is of the way or the stop text, which are added later."""
+    later = {*FACTORS["way"], "stop text", "bias"}
+    neutral = {values[0] for values in FACTORS.values()}
+    plain = {"chat": dict(MATRIX[0].row), "completions": MATRIX[0].row | {"api": "completions"}}
+    for factor, values in FACTORS.items():
+        for value in set(values) - later - neutral - {"completions"}:
+            api = "chat" if not exclusion(("api", "chat"), (factor, value)) else "completions"
+            changed = Case(0, plain[api] | {factor: value})
+            assert changed.body("m") != Case(0, plain[api]).body("m"), value
+            assert value in changed.features, value
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "change"),
+    [
+        ("1, 2, 3, 4, 5", "1, 2, 3, 4", "lost ', 5' after '1, 2, 3, 4'"),
+        ("abc", "bc", "lost 'a'"),
+        ("ab", "axb", "added 'x' after 'a'"),
+        ("abc", "axc", "says 'x' instead of 'b' after 'a'"),
+        ("aa", "aaa", "added 'a' after 'aa'"),
+    ],
+)
+def test_a_change_is_named(expected: str, got: str, change: str) -> None:
+    assert describe_change(expected, got) == change
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_any_change_is_named(expected: str, got: str) -> None:
+    assert describe_change(expected, got) or expected == got
+
+
+CALL = {"id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def whole(**changes: Any) -> dict[str, Any]:
+    message = {"content": changes.pop("content", "ab"), "tool_calls": changes.pop("tool_calls", [CALL])}
+    choice = {"index": 0, "message": message, "finish_reason": "stop", **changes}
+    return {"choices": [choice], "usage": {**USAGE, "prompt_tokens_details": None}}
+
+
+def chunk(delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, **more}]}
+
+
+CHUNKS: list[dict[str, Any]] = [
+    chunk({"role": "assistant", "content": ""}),
+    chunk({"content": "a"}, logprobs={"content": [{"token": "a", "logprob": -0.1}]}),
+    chunk({"content": "b"}),
+    chunk({"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": ""}}]}),
+    chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"a": 1}'}}]}),
+    chunk({}, finish_reason="stop"),
+    {"choices": [], "usage": USAGE},
+]
+
+
+def test_a_stream_and_a_whole_answer_are_read_alike() -> None:
+    plain = read_answer(whole(logprobs={"content": [{"token": "a", "logprob": -0.2}]}))
+    assert find_difference(plain, read_chunks(CHUNKS), "the stream") == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"content": "abc"}, "the stream lost 'c' after 'ab'"),
+        ({"tool_calls": []}, "the stream has the tool calls [('f', '{\"a\": 1}')], expected []"),
+        ({"finish_reason": "length"}, "the stream ends with finish_reason 'stop', expected 'length'"),
+        ({"logprobs": None}, "the stream has logprobs of ['a'], expected []"),
+        ({"logprobs": {"content": [{"token": "a", "logprob": -1.0}]}}, "the stream has logprobs that differ by 0.90"),
+    ],
+)
+def test_a_difference_is_named(changes: dict[str, Any], difference: str) -> None:
+    scores = {"content": [{"token": "a", "logprob": -0.1}]}
+    expected = read_answer(whole(**{"logprobs": scores, **changes}))
+    assert find_difference(expected, read_chunks(CHUNKS), "the stream") == difference
+
+
+def test_calls_without_ids_of_their_own_are_named() -> None:
+    twice = whole(tool_calls=[CALL, CALL])
+    assert "tool calls with the ids ['c0', 'c0']" in find_difference(
+        read_answer(twice), read_answer(twice), "the answer"
+    )
+
+
+class Scripted(Asker):
+    """An asker whose scores of the two likeliest tokens are known."""
+
+    def __init__(self, gap: float) -> None:
+        super().__init__(EndpointClient(Target("full", "m", "http://127.0.0.1:9")))
+        self.gap = gap
+
+    def _gap_at(self, case: Case, place: int) -> float:
+        return self.gap
+
+
+@pytest.mark.parametrize(("gap", "is_broken"), [(0.01, False), (3.0, True)])
+def test_a_near_tie_is_not_a_broken_relation(gap: float, is_broken: bool) -> None:
+    expected, got = read_answer(whole(content="a b")), read_answer(whole(content="a c"))
+    if not is_broken:
+        Scripted(gap).compare("streamed != plain", MATRIX[0], expected, got, "the stream")
+        return
+    with pytest.raises(RelationBroken, match="streamed != plain for plain text on chat: the stream says 'c' instead"):
+        Scripted(gap).compare("streamed != plain", MATRIX[0], expected, got, "the stream")
+
+
+def test_a_text_that_is_cut_is_never_a_near_tie() -> None:
+    expected, got = read_answer(whole(content="1, 2, 3")), read_answer(whole(content="1, 2"))
+    with pytest.raises(RelationBroken, match="the stream lost ', 3'"):
+        Scripted(0.0).compare("streamed != plain", MATRIX[0], expected, got, "the stream")
+
+
+def test_white_space_in_json_is_free_and_its_values_are_not() -> None:
+    (case, *_) = (case for case in MATRIX if case.row["answer"] == "named tool")
+    expected, asker = read_answer(whole()), Scripted(0.0)
+
+    def answer(arguments: str) -> Any:
+        return read_answer(whole(tool_calls=[CALL | {"function": {"name": "f", "arguments": arguments}}]))
+
+    asker.compare("streamed != plain", case, expected, answer('{"a" : 1}'), "the stream")
+    for wrong in ('{"a": 2}', '{"a": 1'):
+        with pytest.raises(RelationBroken, match="the stream has the tool calls"):
+            asker.compare("streamed != plain", case, expected, answer(wrong), "the stream")
