@@ -21,7 +21,7 @@ from pytest_vllm_stage.settings.slo_tables import RegressionTable
 from pytest_vllm_stage.slo import trend
 from pytest_vllm_stage.slo.baselines import Baseline, append_baseline, comparable, make_key, read_baselines, why_none
 from pytest_vllm_stage.slo.decision import Outcome
-from pytest_vllm_stage.slo.regression import LEAST_HISTORY, RERUNS, Gate, State, accepts, gate_all, worst
+from pytest_vllm_stage.slo.regression import LEAST_HISTORY, RERUNS, RegressionGate, State, accepts, gate_all, worst
 from pytest_vllm_stage.slo.verdict import judge
 from pytest_vllm_stage.stage.revision import Serving
 
@@ -50,7 +50,7 @@ class Comparison:
     """
 
     step: str
-    gates: tuple[Gate, ...]
+    gates: tuple[RegressionGate, ...]
     runs: int
     reruns: int
     notes: tuple[str, ...]

@@ -18,7 +18,7 @@ from pytest_vllm_stage.benchmark.artifacts import (
 )
 from pytest_vllm_stage.benchmark.plans import PlannedStep
 from pytest_vllm_stage.load import prepare, process
-from pytest_vllm_stage.load.driver import Job, Watcher
+from pytest_vllm_stage.load.driver import LoadJob, Watcher
 from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number
@@ -128,7 +128,7 @@ def measure(
     return measurement
 
 
-def _drive(run: Run, job: Job, watcher: Watcher | None) -> Measurement:
+def _drive(run: Run, job: LoadJob, watcher: Watcher | None) -> Measurement:
     if run.config.load_driver == "guidellm":
         from pytest_vllm_stage.load import guidellm
 

@@ -42,7 +42,7 @@ def _payload(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-class Answer:
+class TimedAnswer:
     """What one streamed answer has brought so far.
 
     A token event is one whose choice carries new text, or none for want of a whole character. The first delta that only

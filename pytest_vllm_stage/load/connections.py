@@ -79,7 +79,7 @@ class Carried(Protocol):
         """The connection is gone before the response was complete."""
 
 
-class Connection(asyncio.Protocol):
+class LoadConnection(asyncio.Protocol):
     """One connection, which carries one exchange at a time."""
 
     def __init__(self, pool: Pool) -> None:
@@ -146,7 +146,7 @@ class Pool:
     address: Address
     opened: int = 0
     _host: str = ""
-    _idle: list[Connection] = field(default_factory=list)
+    _idle: list[LoadConnection] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _opening: int = 0
     _context: ssl.SSLContext | None = None
@@ -156,7 +156,7 @@ class Pool:
         if self.address.tls:
             self._context = ssl.create_default_context(cafile=self.address.ca_file)
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> LoadConnection:
         """A new connection.
 
         Raises:
@@ -164,7 +164,7 @@ class Pool:
         """
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
-            lambda: Connection(self),
+            lambda: LoadConnection(self),
             self._host or self.address.host,
             self.address.port,
             ssl=self._context,
@@ -173,7 +173,7 @@ class Pool:
         self.opened += 1
         return connection
 
-    def idle(self) -> Connection | None:
+    def idle(self) -> LoadConnection | None:
         """An idle connection that is not too old; None where there is none."""
         now_s = time.perf_counter()
         while self._idle:
@@ -183,7 +183,7 @@ class Pool:
             connection.close()
         return None
 
-    def give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: LoadConnection) -> None:
         """The connection is free again."""
         if self._closed or not connection.open:
             connection.close()
@@ -191,7 +191,7 @@ class Pool:
         connection.idle_since_s = time.perf_counter()
         self._idle.append(connection)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: LoadConnection) -> None:
         """The connection is closed."""
         if connection in self._idle:
             self._idle.remove(connection)
@@ -235,7 +235,7 @@ class Pool:
         """Open this many idle connections before they are needed; those that fail will be met again by requests."""
         made = await asyncio.gather(*(self.connect() for _ in range(count)), return_exceptions=True)
         for connection in made:
-            if isinstance(connection, Connection):
+            if isinstance(connection, LoadConnection):
                 self.give_back(connection)
             elif not isinstance(connection, OSError):
                 raise connection

@@ -18,7 +18,7 @@ from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.connections import Pool, address_of
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
-from pytest_vllm_stage.load.progress import LoopLag, Progress
+from pytest_vllm_stage.load.progress import LoadProgress, LoopLag
 from pytest_vllm_stage.load.timer import Timer
 from pytest_vllm_stage.measurement.samples import ClientFacts, EarlyStop, Measurement, Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
@@ -34,7 +34,7 @@ Watcher = Callable[[Sample], str | None]
 
 
 @dataclass(frozen=True)
-class Job:
+class LoadJob:
     """A step with everything it needs.
 
     Attributes:
@@ -63,7 +63,7 @@ class Job:
 
 
 async def run_step(
-    job: Job, *, watcher: Watcher | None = None, say: Callable[[str], None] = lambda _line: None
+    job: LoadJob, *, watcher: Watcher | None = None, say: Callable[[str], None] = lambda _line: None
 ) -> Measurement:
     """Warm up, carry the step out, and wait for every answer.
 
@@ -80,7 +80,7 @@ async def run_step(
     gc.freeze()
     gc.disable()
     try:
-        return await _Run(job, pool, watcher, say, loop_lag).carry_out()
+        return await _StepUnderWay(job, pool, watcher, say, loop_lag).carry_out()
     finally:
         gc.enable()
         gc.unfreeze()
@@ -88,7 +88,7 @@ async def run_step(
         await pool.close()
 
 
-def _head(job: Job) -> bytes:
+def _head(job: LoadJob) -> bytes:
     address = address_of(job.base_url, job.ca_file)
     path = "/v1/chat/completions" if job.step.api == "chat" else "/v1/completions"
     lines = [
@@ -105,7 +105,7 @@ def _bearer(token: Secret | None) -> bytes:
     return f"authorization: Bearer {token.reveal()}\r\n".encode() if token else b""
 
 
-async def warm_up(job: Job, pool: Pool) -> list[Sample]:
+async def warm_up(job: LoadJob, pool: Pool) -> list[Sample]:
     """Send the warm-up, a few at a time, and wait for it; its failures are the step's to show."""
     waiting = list(enumerate(job.warmup_bodies))
     samples: list[Sample] = []
@@ -131,11 +131,11 @@ async def warm_up(job: Job, pool: Pool) -> list[Sample]:
     return samples
 
 
-class _Run:
+class _StepUnderWay:
     """One step under way."""
 
     def __init__(
-        self, job: Job, pool: Pool, watcher: Watcher | None, say: Callable[[str], None], loop_lag: LoopLag
+        self, job: LoadJob, pool: Pool, watcher: Watcher | None, say: Callable[[str], None], loop_lag: LoopLag
     ) -> None:
         self._job = job
         self._step = job.step
@@ -273,9 +273,9 @@ class _Run:
         rate = self._step.request_rate if self._step.arrivals == CONSTANT else None
         return self._zero_s + (0.5 / rate if rate else 0.0)
 
-    def _progress(self, now_s: float) -> Progress:
+    def _progress(self, now_s: float) -> LoadProgress:
         last = self._monitor.readings[-1] if self._monitor.readings else None
-        return Progress(
+        return LoadProgress(
             sent=self._sent,
             done=len(self._samples),
             failed=self._failed,
@@ -285,7 +285,7 @@ class _Run:
         )
 
 
-def monitor_of(job: Job, zero_s: float) -> Monitor:
+def monitor_of(job: LoadJob, zero_s: float) -> Monitor:
     """Reads the engine of a job, and its GPUs where an exporter is named."""
     engine = address_of(job.metrics_url or job.base_url, job.ca_file)
     gpu = gpu_source(address_of(job.gpu_metrics_url, job.ca_file)) if job.gpu_metrics_url else None

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pytest_vllm_stage.load.answer import Answer, EventSplitter, shown
-from pytest_vllm_stage.load.connections import Connection, Pool
+from pytest_vllm_stage.load.answer import EventSplitter, TimedAnswer, shown
+from pytest_vllm_stage.load.connections import LoadConnection, Pool
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
 from pytest_vllm_stage.measurement.samples import Failure, Sample
 from pytest_vllm_stage.measurement.step import LoadStep
@@ -73,11 +73,11 @@ class Exchange:
         self._body = body
         self._scheduled_s = scheduled_s
         self._sent_s: float | None = None
-        self._answer = Answer()
+        self._answer = TimedAnswer()
         self._events = EventSplitter()
         self._response = ResponseParser()
         self._error_body = b""
-        self._connection: Connection | None = None
+        self._connection: LoadConnection | None = None
         self._may_resend = False
         self._resent = False
         self._over = False
@@ -111,7 +111,7 @@ class Exchange:
         else:
             self._send(connection)
 
-    def _send(self, connection: Connection) -> None:
+    def _send(self, connection: LoadConnection) -> None:
         self._may_resend = connection.used and not self._resent
         self._connection = connection
         sent_s = connection.send(self._out.request(self._body), self)

@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pytest_vllm_stage.load.connections import Address, Connection, Pool
+from pytest_vllm_stage.load.connections import Address, LoadConnection, Pool
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
 from pytest_vllm_stage.measurement.samples import GpuReading, ServerReading
 
@@ -86,8 +86,8 @@ def _labels(text: bytes) -> dict[str, str]:
     return dict(_LABEL.findall(text.decode("utf-8", "replace")))
 
 
-class Page:
-    """One GET of a metrics page; as an exchange it is carried by a `Connection`."""
+class MetricsPage:
+    """One GET of a metrics page; as an exchange it is carried by a `LoadConnection`."""
 
     def __init__(self) -> None:
         self._parser = ResponseParser()
@@ -188,8 +188,8 @@ class Monitor:
             + self._headers[which]
             + b"\r\n"
         )
-        page = Page()
-        connection: Connection | None = None
+        page = MetricsPage()
+        connection: LoadConnection | None = None
         try:
             connection = pool.idle()
             if connection is None:

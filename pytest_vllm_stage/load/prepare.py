@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.driver import LoadJob
 from pytest_vllm_stage.load.prompts import Count, PromptMaker, body_of, pace_key, prompt_maker
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import LoadStep
@@ -50,7 +50,7 @@ def prepare(
     gpu_metrics_url: str | None = None,
     gpu_metrics_token: Secret | None = None,
     facts: dict[str, Any] | None = None,
-) -> Job:
+) -> LoadJob:
     """Make the job of a step.
 
     Args:
@@ -65,7 +65,7 @@ def prepare(
     warmup = [body_of(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
     planned = step.planned_requests
     count = planned if planned is not None else most_requests(step, fastest_answer_s(step, client, maker))
-    return Job(
+    return LoadJob(
         step=step,
         base_url=client.target.base_url,
         bodies=[body_of(step, text) for text in maker.texts(step, count, "step")],

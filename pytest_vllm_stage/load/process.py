@@ -12,7 +12,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.load.driver import Job, Watcher
+from pytest_vllm_stage.load.driver import LoadJob, Watcher
 from pytest_vllm_stage.load.worker import frame, read_frame
 from pytest_vllm_stage.measurement.samples import Measurement
 
@@ -20,7 +20,7 @@ _SHOWN_CHARACTERS = 2000
 _END_TIMEOUT_S = 10.0
 
 
-def measure(job: Job, journal: Journal, *, watcher: Watcher | None = None) -> Measurement:
+def measure(job: LoadJob, journal: Journal, *, watcher: Watcher | None = None) -> Measurement:
     """Carry out one step; the journal gets a phase and a progress line about every five seconds.
 
     Args:
@@ -44,7 +44,7 @@ def measure(job: Job, journal: Journal, *, watcher: Watcher | None = None) -> Me
 
 
 @contextmanager
-def _driver(job: Job, watched: bool, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _driver(job: LoadJob, watched: bool, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """The driver's process; whatever ends the block ends it, and its stdin is what keeps it alive."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest_vllm_stage.load.worker"],
@@ -99,7 +99,7 @@ def _tell(process: subprocess.Popen[bytes], line: str) -> None:
         pass  # it has just ended by itself
 
 
-def _ended(job: Job, process: subprocess.Popen[bytes], errors: IO[bytes]) -> EnvironmentUnusable:
+def _ended(job: LoadJob, process: subprocess.Popen[bytes], errors: IO[bytes]) -> EnvironmentUnusable:
     errors.seek(0)
     wrote = errors.read().decode(errors="replace").strip()[-_SHOWN_CHARACTERS:]
     return EnvironmentUnusable(

@@ -15,7 +15,7 @@ _TIMER_S = 0.002
 
 
 @dataclass
-class Progress:
+class LoadProgress:
     """How far a step is, for people.
 
     Attributes:

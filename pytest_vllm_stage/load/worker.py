@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from pytest_vllm_stage.core.errors import StageError
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.load.driver import Job, run_step
+from pytest_vllm_stage.load.driver import LoadJob, run_step
 from pytest_vllm_stage.load.priority import raise_priority
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 
@@ -84,7 +84,7 @@ class _Parent:
             self._stop = line.decode().removeprefix("stop ")
 
 
-async def _work(job: Job, watched: bool) -> None:
+async def _work(job: LoadJob, watched: bool) -> None:
     parent = _Parent()
     await parent.attach()
     priority = raise_priority()

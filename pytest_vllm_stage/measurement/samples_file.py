@@ -126,7 +126,7 @@ def read_measurement(path: Path) -> Measurement:
     return measurement
 
 
-def _check_possible(measurement: Measurement, rows: list[_Row]) -> None:
+def _check_possible(measurement: Measurement, rows: list[_FileRow]) -> None:
     """Refuse what cannot have happened, by the line that it is in."""
     for found in find_impossible(measurement):
         if found.position is None:
@@ -137,7 +137,7 @@ def _check_possible(measurement: Measurement, rows: list[_Row]) -> None:
         lines[found.position].refuse(found.field, found.problem)
 
 
-class _Row:
+class _FileRow:
     """A line of the file, which knows where it is."""
 
     def __init__(self, where: str, kind: str, data: dict[str, Any]) -> None:
@@ -165,12 +165,12 @@ class _Row:
     def inner(self, name: str, checks: Mapping[str, Callable[[Any], str | None]]) -> dict[str, Any]:
         """An object of the line: the known fields that it has, each checked; a field with a default may be missing."""
         data = self.take(name, _mapping)
-        inner = _Row(self.where, f"{self.kind}.{name}", data)
+        inner = _FileRow(self.where, f"{self.kind}.{name}", data)
         required = {field.name for field in fields(_INNER[name]) if field.default is MISSING}
         return {key: inner.take(key, check) for key, check in checks.items() if key in data or key in required}
 
 
-def _rows(path: Path) -> list[_Row]:
+def _rows(path: Path) -> list[_FileRow]:
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
@@ -184,7 +184,7 @@ def _rows(path: Path) -> list[_Row]:
             raise ConfigError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ConfigError(f"{path}:{number}: must be a JSON object")
-        rows.append(_Row(f"{path}:{number}", str(row.get("kind")), row))
+        rows.append(_FileRow(f"{path}:{number}", str(row.get("kind")), row))
     if not rows:
         raise ConfigError(f"{path}: is empty")
     return rows
@@ -194,14 +194,14 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def _check_header(row: _Row) -> None:
+def _check_header(row: _FileRow) -> None:
     if row.kind != "header" or row.data.get("schema") != SCHEMA:
         row.refuse("schema", f"the first line must be a header of {SCHEMA}")
     if row.data.get("schema_version") != SCHEMA_VERSION:
         row.refuse("schema_version", f"is {row.data.get('schema_version')!r}; this version reads {SCHEMA_VERSION}")
 
 
-def _check_end(row: _Row, samples: int, server: int) -> None:
+def _check_end(row: _FileRow, samples: int, server: int) -> None:
     if row.kind != "end":
         raise ConfigError(f"{row.where}: the end line is missing: the file was cut off")
     for name, found in (("samples", samples), ("server", server)):
@@ -209,7 +209,7 @@ def _check_end(row: _Row, samples: int, server: int) -> None:
             row.refuse(name, f"says {row.data.get(name)!r}, and {found} are there")
 
 
-def _sample(row: _Row) -> Sample:
+def _sample(row: _FileRow) -> Sample:
     row.data.setdefault("every_token_timed", True)  # files from before the field have all times
     values = {name: row.take(name, check) for name, check in _SAMPLE.items()}
     values["token_times_s"] = tuple(values["token_times_s"])
@@ -218,7 +218,7 @@ def _sample(row: _Row) -> Sample:
     return Sample(**values)
 
 
-def _reading(row: _Row) -> ServerReading:
+def _reading(row: _FileRow) -> ServerReading:
     row.take("at_s", _number)
     values = _known(ServerReading, row.data)
     gpus = values.pop("gpus", [])
@@ -226,10 +226,10 @@ def _reading(row: _Row) -> ServerReading:
         row.take(name, _number_or_none)
     if not isinstance(gpus, list) or not all(isinstance(gpu, dict) for gpu in gpus):
         row.refuse("gpus", f"must be a list of objects, not {str(gpus)[:60]!r}")
-    return ServerReading(**values, gpus=tuple(_gpu(_Row(row.where, "server.gpus", gpu)) for gpu in gpus))
+    return ServerReading(**values, gpus=tuple(_gpu(_FileRow(row.where, "server.gpus", gpu)) for gpu in gpus))
 
 
-def _gpu(row: _Row) -> GpuReading:
+def _gpu(row: _FileRow) -> GpuReading:
     return GpuReading(
         row.take("gpu", _text), row.take("memory_used_bytes", _number_or_none), row.take("utilization", _number_or_none)
     )

@@ -12,7 +12,7 @@ import httpx
 
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer, Tokens, Usage
 from pytest_vllm_stage.serving.failures import RequestFailed, StreamBroken, shown
-from pytest_vllm_stage.serving.metrics import BadExposition, Metrics, parse
+from pytest_vllm_stage.serving.metrics import BadExposition, EngineMetrics, parse
 from pytest_vllm_stage.serving.stream import Stream
 from pytest_vllm_stage.serving.target import Target
 
@@ -195,7 +195,7 @@ class EndpointClient:
         __tracebackhide__ = True
         return str(self._json("GET", "/version").get("version"))
 
-    def metrics(self) -> Metrics:
+    def metrics(self) -> EngineMetrics:
         """One scrape of ``GET /metrics``.
 
         Raises:

@@ -22,7 +22,7 @@ class NoSuchSeries(LookupError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SeriesValue:
     """One line of the exposition."""
 
     name: str
@@ -45,17 +45,17 @@ class Histogram:
     count: float
 
 
-class Metrics:
+class EngineMetrics:
     """The samples of one scrape, in the server's order."""
 
-    def __init__(self, samples: list[Sample]) -> None:
+    def __init__(self, samples: list[SeriesValue]) -> None:
         self.samples = samples
 
     def names(self) -> set[str]:
         """The name of every sample."""
         return {sample.name for sample in self.samples}
 
-    def series(self, name: str, **labels: str) -> list[Sample]:
+    def series(self, name: str, **labels: str) -> list[SeriesValue]:
         """The samples of that name that carry all these labels; empty where there are none."""
         wanted = labels.items()
         return [sample for sample in self.samples if sample.name == name and wanted <= sample.labels.items()]
@@ -87,23 +87,23 @@ class Metrics:
         )
 
 
-def parse(text: str) -> Metrics:
+def parse(text: str) -> EngineMetrics:
     """Read an exposition.
 
     Raises:
         BadExposition: naming the line.
     """
     lines = enumerate(text.split("\n"), start=1)
-    return Metrics([_sample(line, number) for number, line in lines if line.strip() and not line.startswith("#")])
+    return EngineMetrics([_sample(line, number) for number, line in lines if line.strip() and not line.startswith("#")])
 
 
-def _sample(line: str, number: int) -> Sample:
+def _sample(line: str, number: int) -> SeriesValue:
     match = _SAMPLE.match(line)
     if match is None:
         raise BadExposition(f"line {number} is no sample: {line[:200]!r}")
     name, labels, value = match.groups()
     try:
-        return Sample(name, _labels(labels or ""), float(value))
+        return SeriesValue(name, _labels(labels or ""), float(value))
     except ValueError as error:
         raise BadExposition(f"line {number}: {error}: {line[:200]!r}") from None
 

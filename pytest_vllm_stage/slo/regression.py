@@ -32,7 +32,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Gate:
+class RegressionGate:
     """The gate's answer for one metric.
 
     Attributes:
@@ -72,7 +72,7 @@ def gate(
     reruns: Sequence[float] = (),
     valid: bool = True,
     worse: float = WORSE,
-) -> Gate:
+) -> RegressionGate:
     """Judge one metric of a run.
 
     Args:
@@ -84,20 +84,20 @@ def gate(
         worse: The factor that is too much.
     """
     if not valid:
-        return Gate(metric, State.INVALID, False, value, None, f"{metric}: the measurement is invalid")
+        return RegressionGate(metric, State.INVALID, False, value, None, f"{metric}: the measurement is invalid")
     if value is None:
-        return Gate(metric, State.INVALID, True, None, None, f"{metric}: the gated metric is missing")
+        return RegressionGate(metric, State.INVALID, True, None, None, f"{metric}: the gated metric is missing")
     last = list(history)[-HISTORY:]
     if len(last) < LEAST_HISTORY:
         why = f"{metric}: {value:.4g}; {len(last)} of {LEAST_HISTORY} accepted comparable runs"
-        return Gate(metric, State.NO_BASELINE, False, value, None, why)
+        return RegressionGate(metric, State.NO_BASELINE, False, value, None, why)
     usual = statistics.median(last)
     judged = statistics.fmean(reruns) if len(reruns) >= RERUNS else value
     ratio = how_much_worse(metric, judged, usual)
     state = _state(how_much_worse(metric, value, usual), ratio, len(reruns) >= RERUNS, worse)
     runs = f"the mean of {len(reruns)} reruns after {value:.4g}" if len(reruns) >= RERUNS else "this run"
     why = f"{metric}: {judged:.4g} ({runs}), usually {usual:.4g} (median of {len(last)}): {ratio:.2f} times as bad"
-    return Gate(metric, state, state is State.REGRESSION, judged, usual, why)
+    return RegressionGate(metric, state, state is State.REGRESSION, judged, usual, why)
 
 
 def _state(first: float, judged: float, rerun: bool, worse: float) -> State:
@@ -116,7 +116,7 @@ def gate_all(
     reruns: Sequence[Mapping[str, float | None]] = (),
     valid: bool = True,
     worse: float = WORSE,
-) -> tuple[Gate, ...]:
+) -> tuple[RegressionGate, ...]:
     """Judge every gated metric of a run; runs of the history that lack a metric are left out for it."""
     gates = []
     for name in gated:
@@ -126,12 +126,12 @@ def gate_all(
     return tuple(gates)
 
 
-def worst(gates: Sequence[Gate]) -> State:
+def worst(gates: Sequence[RegressionGate]) -> State:
     """The state that matters most."""
     order = (State.REGRESSION, State.INVALID, State.SUSPICIOUS, State.NO_BASELINE, State.IMPROVED, State.OK)
     return min((gate.state for gate in gates), key=order.index, default=State.NO_BASELINE)
 
 
-def accepts(gates: Sequence[Gate]) -> bool:
+def accepts(gates: Sequence[RegressionGate]) -> bool:
     """The run may be compared against later."""
     return all(gate.state in (State.OK, State.IMPROVED, State.NO_BASELINE) for gate in gates)

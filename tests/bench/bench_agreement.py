@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.load import guidellm, prepare
 from pytest_vllm_stage.load import process as ours
-from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.driver import LoadJob
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.statistics import nearest_rank
@@ -84,7 +84,7 @@ def compare(client: EndpointClient, maker: PromptMaker, name: str, arguments: ar
     """One step, several times by each driver in turn."""
     pair = Pair(name, [], [], [])
 
-    def job(number: int) -> Job:
+    def job(number: int) -> LoadJob:
         seed = time.time_ns() + number  # fresh prompts each time: the prefix cache would answer the second driver
         return prepare.prepare(step_of(name, client.target.model, arguments, seed), client, maker)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.driver import LoadJob
 from pytest_vllm_stage.load.process import measure
 from pytest_vllm_stage.load.prompts import body_of, prompt_maker
 from pytest_vllm_stage.measurement.samples import Sample
@@ -135,7 +135,7 @@ def live(n: int, steps: int, rate: float) -> tuple[list[list[float]], float]:
             )
             bodies = [body_of(step, text) for text in maker.texts(step, step.planned_requests or 0, "step")]
             engine.forget()
-            measurement = measure(Job(step, engine.url, bodies), Journal())
+            measurement = measure(LoadJob(step, engine.url, bodies), Journal())
             truth += engine.true_ttft_s().values()
             ttfts += [(s.first_token_s or math.inf) - s.scheduled_s for s in measurement.samples]
     true_p99 = nearest_rank(sorted(truth), 99)

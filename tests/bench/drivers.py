@@ -23,7 +23,7 @@ from pytest_vllm_stage.core import paths
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import environment
 from pytest_vllm_stage.load import guidellm
-from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.driver import LoadJob
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
 from pytest_vllm_stage.load.process import measure
 from pytest_vllm_stage.measurement.metrics import summarise
@@ -81,7 +81,7 @@ class OurDriver:
 
     def run(self, url: str, step: LoadStep, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
         """Carry the step out."""
-        measurement = measure(Job(step, url, bodies, warmup), Journal())
+        measurement = measure(LoadJob(step, url, bodies, warmup), Journal())
         metrics = summarise(measurement.samples, step)
         rows = [
             Row(sample.response_id, sample.first_token_s - sample.scheduled_s)
@@ -103,7 +103,7 @@ class GuideLlm:
 
     def run(self, url: str, step: LoadStep, bodies: Sequence[bytes], warmup: Sequence[bytes]) -> Report:
         """Carry the step out."""
-        measurement = guidellm.measure(Job(step, url, bodies, warmup), Journal(), environment=self._environment)
+        measurement = guidellm.measure(LoadJob(step, url, bodies, warmup), Journal(), environment=self._environment)
         metrics = summarise(measurement.samples, step)
         rows = [
             Row(sample.response_id, sample.first_token_s - sample.sent_s)

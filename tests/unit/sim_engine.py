@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 
-from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.driver import LoadJob
 from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
 from pytest_vllm_stage.measurement.step import LoadStep
 
@@ -43,11 +43,11 @@ class Sim:
     def truth(self) -> dict[str, dict[str, Any]]:
         return {one["request_id"]: one for one in self.call("/sim/requests")["requests"]}
 
-    def job(self, step: LoadStep, *, requests: int | None = None, **changes: Any) -> Job:
+    def job(self, step: LoadStep, *, requests: int | None = None, **changes: Any) -> LoadJob:
         count = requests or step.planned_requests or 0
         bodies = [body_of(step, text) for text in self.maker.texts(step, count, "step")]
         warmup = [body_of(step, text) for text in self.maker.texts(step, step.warmup_requests, "warm-up")]
-        return Job(step, self.url, bodies, warmup, **changes)
+        return LoadJob(step, self.url, bodies, warmup, **changes)
 
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -120,3 +120,29 @@ def test_importing_the_package_imports_none_of_its_rooms() -> None:
     program = "import sys, pytest_vllm_stage; print([name for name in sys.modules if name.startswith('pytest_vllm_')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['pytest_vllm_stage']"
+
+
+#: Names that two classes still share: of stand-ins, which nothing imports, and of modules that are being renamed.
+SHARED_NAMES = {
+    "Api",
+    "Call",
+    "Connection",
+    "Event",
+    "Fault",
+    "Histogram",
+    "Identity",
+    "Refusal",
+    "RegistryNames",
+    "Stall",
+}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """One name, one class: what an error, a search or a reader names is found in one place."""
+    defined: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                defined.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    shared = {name: paths for name, paths in defined.items() if len(paths) > 1 and name not in SHARED_NAMES}
+    assert not shared

@@ -16,7 +16,7 @@ import pytest
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.driver import LoadJob
 from pytest_vllm_stage.load.guidellm import keeper
 from pytest_vllm_stage.load.guidellm.run import environ_of, missing, progress, requests_of
 from pytest_vllm_stage.load.guidellm.scenario import PROMPTS, REPORT, SCENARIO, turned, write_scenario
@@ -33,7 +33,7 @@ USERS = replace(STEP, arrivals=CLOSED, request_rate=None, concurrency=4)
 def written(tmp_path: Path, step: LoadStep, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scenario's spec and the prompts' lines."""
     bodies = [body_of(step, f"Text: number {i}") for i in range(3)]
-    write_scenario(Job(step, "http://host:8000", bodies, **changes), bodies, tmp_path)
+    write_scenario(LoadJob(step, "http://host:8000", bodies, **changes), bodies, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / PROMPTS).read_text().splitlines()]
     return json.loads((tmp_path / SCENARIO).read_text())["spec"], lines
 
@@ -81,7 +81,7 @@ def test_the_key_is_in_a_file_that_only_its_user_reads(tmp_path: Path) -> None:
 def test_bodies_with_different_parameters_are_refused(tmp_path: Path) -> None:
     bodies = [body_of(STEP, "a b"), body_of(replace(STEP, output_tokens=8), "c d")]
     with pytest.raises(ConfigError, match="step quantized-rate-5: bodies: their parameters differ"):
-        write_scenario(Job(STEP, "http://host", bodies), bodies, tmp_path)
+        write_scenario(LoadJob(STEP, "http://host", bodies), bodies, tmp_path)
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])

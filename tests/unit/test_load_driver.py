@@ -22,7 +22,7 @@ from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load import process as driver_process
-from pytest_vllm_stage.load.driver import Job, run_step
+from pytest_vllm_stage.load.driver import LoadJob, run_step
 from pytest_vllm_stage.load.prompts import body_of
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
@@ -136,7 +136,7 @@ def test_a_refused_connection_is_a_failure_of_each_request() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         plan = step(40, 0.25)
-        measurement = asyncio.run(run_step(Job(plan, url, [b"{}"] * 10)))
+        measurement = asyncio.run(run_step(LoadJob(plan, url, [b"{}"] * 10)))
     assert kinds(measurement) == {"connection"}
     assert len(measurement.samples) == 10
     assert "Connect" in str(measurement.samples[0].failure)
@@ -163,7 +163,7 @@ async def against(serve: Handler, plan: LoadStep, **tls: Any) -> Measurement:
     bodies = [body_of(plan, f"Text: {i}") for i in range(plan.planned_requests or 0)]
     scheme = "https" if tls.get("server") else "http"
     async with serving(serve, tls.get("server")) as port:
-        return await run_step(Job(plan, f"{scheme}://localhost:{port}", bodies, **tls.get("client", {})))
+        return await run_step(LoadJob(plan, f"{scheme}://localhost:{port}", bodies, **tls.get("client", {})))
 
 
 def stream_of(tokens: int) -> bytes:

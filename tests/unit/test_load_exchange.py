@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from pytest_vllm_stage.load.connections import Pool, address_of
-from pytest_vllm_stage.load.driver import Job, _Run
+from pytest_vllm_stage.load.driver import LoadJob, _StepUnderWay
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.progress import LoopLag
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, LoadStep
@@ -59,7 +59,9 @@ def test_a_request_goes_out_before_spare_connections_are_opened() -> None:
 def test_readings_fall_between_the_sends_of_a_regular_schedule(step: LoadStep, after_s: float) -> None:
     async def quiet_s() -> float:
         lag = LoopLag()
-        run = _Run(Job(step, "http://localhost:1", [b"{}"]), Pool(address_of("http://localhost:1")), None, print, lag)
+        run = _StepUnderWay(
+            LoadJob(step, "http://localhost:1", [b"{}"]), Pool(address_of("http://localhost:1")), None, print, lag
+        )
         try:
             return run._quiet_s() - run._zero_s
         finally:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.load.answer import Answer, EventSplitter
+from pytest_vllm_stage.load.answer import EventSplitter, TimedAnswer
 from pytest_vllm_stage.load.connections import address_of
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
 from pytest_vllm_stage.load.monitor import series
@@ -124,8 +124,8 @@ HEALTHY = [
 ]
 
 
-def answered(payloads: list[bytes]) -> Answer:
-    answer = Answer()
+def answered(payloads: list[bytes]) -> TimedAnswer:
+    answer = TimedAnswer()
     for at, payload in enumerate(payloads):
         answer.take(payload, float(at))
     return answer

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pytest_vllm_stage.load.driver import Job, run_step
+from pytest_vllm_stage.load.driver import LoadJob, run_step
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from pytest_vllm_stage.slo.decision import Outcome
@@ -39,7 +39,7 @@ def step(rate: float = 40, duration_s: float = 1.5, **changes: Any) -> LoadStep:
     return replace(made, **{"seed": time.time_ns() % 10**9} | changes)
 
 
-def verdict(job: Job, *objectives: Objective) -> StepVerdict:
+def verdict(job: LoadJob, *objectives: Objective) -> StepVerdict:
     watcher = EarlyDecision(job.step, objectives or OBJECTIVES)
     return judge(asyncio.run(run_step(job, watcher=watcher)), objectives or OBJECTIVES)[1]
 

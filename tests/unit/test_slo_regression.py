@@ -20,7 +20,7 @@ from pytest_vllm_stage.slo.baselines import (
     read_baselines,
     why_none,
 )
-from pytest_vllm_stage.slo.regression import Gate, State, accepts, gate, gate_all, how_much_worse
+from pytest_vllm_stage.slo.regression import RegressionGate, State, accepts, gate, gate_all, how_much_worse
 from pytest_vllm_stage.slo.trend import changes
 
 USUAL = [100.0] * 10
@@ -70,8 +70,8 @@ def test_no_baseline_is_no_error_and_a_missing_metric_is_one() -> None:
 
 
 def test_a_run_is_accepted_unless_it_is_worse_or_invalid() -> None:
-    def of(state: State) -> Gate:
-        return Gate("m", state, False, 1.0, 1.0, "")
+    def of(state: State) -> RegressionGate:
+        return RegressionGate("m", state, False, 1.0, 1.0, "")
 
     assert accepts([of(State.OK), of(State.IMPROVED), of(State.NO_BASELINE)])
     for state in (State.SUSPICIOUS, State.REGRESSION, State.INVALID):

@@ -51,7 +51,7 @@ _STATUSES = ("successful", "errored", "incomplete")
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ReportRow:
     """One request as the report tells it; times are seconds since the epoch.
 
     Attributes:
@@ -122,7 +122,7 @@ def read_report(
     return measurement
 
 
-def _check_possible(measurement: Measurement, benchmark: Node, rows: Sequence[_Row]) -> None:
+def _check_possible(measurement: Measurement, benchmark: Node, rows: Sequence[_ReportRow]) -> None:
     """Refuse what cannot have happened, by the request and the field of the report."""
     latest = time.time() + CLOCK_SKEW_S
     for row in rows:
@@ -161,7 +161,7 @@ def _check_strategy(strategy: Node, step: LoadStep) -> None:
         strategy.refuse(f"is {ran}; step {step.id} plans {planned}")
 
 
-def _rows(benchmark: Node, step: LoadStep) -> list[_Row]:
+def _rows(benchmark: Node, step: LoadStep) -> list[_ReportRow]:
     """The rows of all requests that were sent or should have been, in the schedule's order."""
     requests = benchmark.child("requests")
     rows = [_row(node, status, step) for status in _STATUSES for node in requests.child(status).items()]
@@ -175,7 +175,7 @@ def _rows(benchmark: Node, step: LoadStep) -> list[_Row]:
     return sorted((row for row in rows if row.is_a_sample), key=lambda row: (row.scheduled, row.taken_up or row.end))
 
 
-def _row(node: Node, status: str, step: LoadStep) -> _Row:
+def _row(node: Node, status: str, step: LoadStep) -> _ReportRow:
     times = node.child("info", "timings")
     taken_up = times.child("resolve_start").number_or_none()
     sent = times.child(SENT if SENT in times.value else "request_start").number_or_none()
@@ -183,11 +183,11 @@ def _row(node: Node, status: str, step: LoadStep) -> _Row:
     end = times.child("resolve_end").number() if end is None else end
     target = times.child("targeted_start").number() if step.open_loop else taken_up
     scheduled = end if target is None else target
-    row = _Row(node, status, scheduled, taken_up, sent, max(end, scheduled))
+    row = _ReportRow(node, status, scheduled, taken_up, sent, max(end, scheduled))
     return replace(row, sent=None) if never_sent(row.error) else row
 
 
-def _sample(row: _Row, step: LoadStep, index: int, zero: float) -> Sample:
+def _sample(row: _ReportRow, step: LoadStep, index: int, zero: float) -> Sample:
     tokens = _token_times(row.node.child("info", "timings"))
     asked, output = row.node.child("request_args").text(), row.node.child("output").text()
     return Sample(
@@ -224,7 +224,7 @@ def _events(times: Node) -> int:
     return times.child("token_iterations").count_or_none() or 0
 
 
-def _failure(row: _Row, step: LoadStep) -> Failure | None:
+def _failure(row: _ReportRow, step: LoadStep) -> Failure | None:
     """What was wrong: GuideLLM's own error, else what it takes as an answer and the plan does not."""
     events = _events(row.node.child("info", "timings"))
     if row.error:

@@ -26,7 +26,7 @@ from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import environment as engine_environment
 from pytest_vllm_stage.engine.environment import EngineEnvironment
 from pytest_vllm_stage.load.connections import Pool, address_of
-from pytest_vllm_stage.load.driver import PROGRESS_INTERVAL_S, Job, Watcher, monitor_of, warm_up
+from pytest_vllm_stage.load.driver import PROGRESS_INTERVAL_S, LoadJob, Watcher, monitor_of, warm_up
 from pytest_vllm_stage.load.guidellm import keeper
 from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.load.guidellm.scenario import REPORT, SCENARIO, turned, write_scenario
@@ -53,7 +53,7 @@ _SETTINGS = {
 
 
 def measure(
-    job: Job, journal: Journal, *, watcher: Watcher | None = None, environment: EngineEnvironment | None = None
+    job: LoadJob, journal: Journal, *, watcher: Watcher | None = None, environment: EngineEnvironment | None = None
 ) -> Measurement:
     """Carry out one step by GuideLLM; the journal gets a phase and a progress line about every five seconds.
 
@@ -71,7 +71,7 @@ def measure(
     with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts:
         facts["driver"] = f"guidellm {installed.versions['guidellm']}"
         with tempfile.TemporaryDirectory(prefix="guidellm-") as folder:
-            measurement = asyncio.run(_Run(job, journal, installed, Path(folder)).carry_out())
+            measurement = asyncio.run(_GuideLLMRun(job, journal, installed, Path(folder)).carry_out())
         facts["requests"] = len(measurement.samples)
         facts["failed"] = sum(sample.failure is not None for sample in measurement.samples)
     if watcher is not None:
@@ -105,10 +105,10 @@ def requests_of(step: LoadStep, warmup: Sequence[Sample], bodies: int) -> int:
 
 
 @dataclass
-class _Run:
+class _GuideLLMRun:
     """One step under way."""
 
-    job: Job
+    job: LoadJob
     journal: Journal
     environment: EngineEnvironment
     folder: Path

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.load.driver import Job
+from pytest_vllm_stage.load.driver import LoadJob
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 
 SCENARIO, PROMPTS, REPORT = "scenario.json", "prompts.jsonl", "report.json"
@@ -20,7 +20,7 @@ _PROMPT_FIELDS = ("messages", "prompt")
 _OWN_FIELDS = ("model", "stream")
 
 
-def write_scenario(job: Job, bodies: Sequence[bytes], folder: Path) -> None:
+def write_scenario(job: LoadJob, bodies: Sequence[bytes], folder: Path) -> None:
     """Write both files; the scenario holds the API key, so only this user can read it.
 
     Args:
@@ -46,7 +46,7 @@ def turned(body: bytes) -> bytes:
     return json.dumps(fields).encode()
 
 
-def _scenario(job: Job, fields: dict[str, Any], requests: int) -> dict[str, Any]:
+def _scenario(job: LoadJob, fields: dict[str, Any], requests: int) -> dict[str, Any]:
     step = job.step
     backend = {
         "kind": "openai_http",
