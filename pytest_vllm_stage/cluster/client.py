@@ -64,7 +64,7 @@ def connect(paths: str, context: str, *, uses_env_proxy: bool = True) -> Dynamic
     """
     api = _open_api_client(paths, context, uses_env_proxy=uses_env_proxy)
     try:
-        with translate_api_errors(f"ask {api.configuration.host} (context {context}) for its version and kinds"):
+        with translate_api_errors(f"first request to {api.configuration.host} (context {context})"):
             return DynamicClient(api, discoverer=InMemoryDiscoverer)
     except BaseException:
         api.close()

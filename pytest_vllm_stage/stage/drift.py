@@ -12,7 +12,7 @@ from typing import Any
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe.trouble import quantity
+from pytest_vllm_stage.stage.quantities import parse_quantity
 
 #: KServe's name of the container that serves the model.
 SERVING_CONTAINER = "kserve-container"
@@ -101,7 +101,7 @@ def of_serving(wanted: Demand, spec: Object) -> list[str]:
     ]
     resources = _resources(live)
     for name, value in wanted.resources.items():
-        if name not in resources or quantity(resources[name]) != quantity(value):
+        if name not in resources or parse_quantity(resources[name]) != parse_quantity(value):
             lines.append(f"resources {name}: declared {value}, live {resources.get(name, '(absent)')}")
     return lines
 

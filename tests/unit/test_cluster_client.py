@@ -198,7 +198,9 @@ def test_no_answer_is_unreachable_and_the_error_holds_no_credentials(tmp_path: P
             api.answers["GET /api/v1/namespaces/ns/pods"] = (401, status(401, "Unauthorized"))
             with pytest.raises(EnvironmentUnusable) as refused:
                 objects.listed(kube, "Pod", "ns")
-    with pytest.raises(api_errors.ApiServerUnreachable, match=f"ask {api.url} .*Connection refused") as failed:
+    with pytest.raises(
+        api_errors.ApiServerUnreachable, match=f"first request to {api.url} .*Connection refused"
+    ) as failed:
         client.connect(str(path), "ctx")
     assert "very-secret-token" not in f"{refused.value!r}{failed.value!r}{failed.value.__context__!r}"
 

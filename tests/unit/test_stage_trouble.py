@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import trouble
+from pytest_vllm_stage.stage.observe import claims, trouble
+from pytest_vllm_stage.stage.quantities import parse_quantity
 from tests.unit.made_objects import (
     claim,
     condition,
@@ -169,9 +170,12 @@ DYNAMIC = STATIC | {"provisioner": "ebs.csi.aws.com"}
 
 
 def test_a_claim_with_a_fitting_volume_may_bind() -> None:
-    assert trouble.of_claim(claim(size="40Gi"), [STATIC], [volume("40Gi")], []) is None
-    assert trouble.of_claim(claim(size="40Gi"), [STATIC], [volume("40Gi", claimed_by="uid-model-m")], []) is None
-    assert trouble.of_claim(claim(phase="Bound"), [], [], []) is None
+    assert claims.explain_pending_claim(claim(size="40Gi"), [STATIC], [volume("40Gi")], []) is None
+    assert (
+        claims.explain_pending_claim(claim(size="40Gi"), [STATIC], [volume("40Gi", claimed_by="uid-model-m")], [])
+        is None
+    )
+    assert claims.explain_pending_claim(claim(phase="Bound"), [], [], []) is None
 
 
 @pytest.mark.parametrize(
@@ -179,35 +183,35 @@ def test_a_claim_with_a_fitting_volume_may_bind() -> None:
     [[], [volume("39Gi")], [volume("40Gi", storage_class="slow")], [volume("40Gi", claimed_by="another")]],
 )
 def test_a_claim_that_no_static_volume_fits_is_told(there: list[Object]) -> None:
-    found = trouble.of_claim(claim(size="40Gi"), [STATIC], there, [])
+    found = claims.explain_pending_claim(claim(size="40Gi"), [STATIC], there, [])
     assert cause(found) == "PVC model-m cannot bind: no PersistentVolume of StorageClass fast offers 40Gi"
 
 
 def test_a_claim_waits_for_its_first_consumer_in_peace() -> None:
     made = claim()
     waits = event(made, "WaitForFirstConsumer", "waiting for first consumer", kind="Normal")
-    assert trouble.of_claim(made, [DYNAMIC], [], [waits]) is None
+    assert claims.explain_pending_claim(made, [DYNAMIC], [], [waits]) is None
 
 
 def test_a_claim_of_an_unknown_class_or_a_failed_provisioner_is_told() -> None:
     assert "there is no StorageClass gone (there are: fast)" in cause(
-        trouble.of_claim(claim(storage_class="gone"), [DYNAMIC], [], [])
+        claims.explain_pending_claim(claim(storage_class="gone"), [DYNAMIC], [], [])
     )
     made = claim()
     failed = event(made, "ProvisioningFailed", "quota of volumes exceeded")
-    assert "quota of volumes exceeded" in cause(trouble.of_claim(made, [DYNAMIC], [], [failed]))
+    assert "quota of volumes exceeded" in cause(claims.explain_pending_claim(made, [DYNAMIC], [], [failed]))
 
 
 @pytest.mark.parametrize(
     ("text", "number"), [("500Mi", 500 * 2**20), ("1.5", 1.5), ("200m", 0.2), ("1e3", 1000), ("2G", 2e9), (4, 4)]
 )
 def test_quantities(text: object, number: float) -> None:
-    assert trouble.quantity(text) == pytest.approx(number)
+    assert parse_quantity(text) == pytest.approx(number)
 
 
 def test_a_quantity_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="'12Qi' is no quantity"):
-        trouble.quantity("12Qi")
+    with pytest.raises(ValueError, match="'12Qi' is not a quantity"):
+        parse_quantity("12Qi")
 
 
 def test_a_container_with_a_past_of_its_own_is_judged_by_its_last_end() -> None:

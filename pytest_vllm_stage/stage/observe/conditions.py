@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import rollout, trouble
+from pytest_vllm_stage.stage.observe import claims, rollout, trouble
 from pytest_vllm_stage.stage.observe.reader import ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
@@ -141,7 +141,7 @@ class InferenceServiceReady:
 
 
 def _of_claim(reader: StageReader, claim: Object) -> Trouble | None:
-    return trouble.of_claim(
+    return claims.explain_pending_claim(
         claim, reader.everywhere("StorageClass"), reader.everywhere("PersistentVolume"), reader.events
     )
 

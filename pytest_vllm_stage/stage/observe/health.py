@@ -9,7 +9,7 @@ from typing import Any
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import diagnose, rollout
-from pytest_vllm_stage.stage.observe.trouble import quantity
+from pytest_vllm_stage.stage.quantities import parse_quantity
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -63,7 +63,7 @@ def of_claim(claim: Object | None, declared: Object) -> list[str]:
     if status.get("phase") != "Bound":
         return [f"PVC {name} is {status.get('phase', 'unknown')}, not Bound"]
     has = (status.get("capacity") or {}).get("storage", "0")
-    return [] if quantity(has) >= quantity(wants) else [f"PVC {name} has {has}, declared are {wants}"]
+    return [] if parse_quantity(has) >= parse_quantity(wants) else [f"PVC {name} has {has}, declared are {wants}"]
 
 
 def of_placement(pods: Sequence[Object], volume: Object, nodes: Mapping[str, Object]) -> list[str]:

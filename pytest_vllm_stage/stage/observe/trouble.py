@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
@@ -285,45 +284,3 @@ def of_inference_service(service: Object) -> Trouble | None:
     failure = model.get("lastFailureInfo") or {}
     reason = f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
     return Trouble(f"KServe refuses the specification: {runbook.cut(reason)}", times=2)
-
-
-def of_claim(claim: Object, classes: list[Object], volumes: list[Object], events: Iterable[Object]) -> Trouble | None:
-    """Why a PersistentVolumeClaim cannot bind; None where it is bound, or may yet be."""
-    if (claim.get("status") or {}).get("phase") != "Pending":
-        return None
-    name, spec = objects.name_of(claim), claim["spec"]
-    class_name, wants = spec.get("storageClassName"), spec["resources"]["requests"]["storage"]
-    storage_class = next((found for found in classes if objects.name_of(found) == class_name), None)
-    if class_name and classes and storage_class is None:
-        known = ", ".join(sorted(map(objects.name_of, classes)))
-        return Trouble(f"PVC {name} cannot bind: there is no StorageClass {class_name} (there are: {known})", times=2)
-    static = storage_class is not None and storage_class.get("provisioner") == "kubernetes.io/no-provisioner"
-    if static and not any(_fits(volume, claim) for volume in volumes):
-        cause = f"PVC {name} cannot bind: no PersistentVolume of StorageClass {class_name} offers {wants}"
-        return Trouble(cause, times=3)
-    for event in warnings_of(claim, events):
-        if event.get("reason") in ("ProvisioningFailed", "FailedBinding"):
-            return Trouble(f"PVC {name} cannot bind: {runbook.cut(event.get('message', ''))}", times=3)
-    return None
-
-
-def _fits(volume: Object, claim: Object) -> bool:
-    """A static volume could take the claim, or has it already."""
-    owner = volume["spec"].get("claimRef") or {}
-    if owner and owner.get("uid") != claim["metadata"].get("uid"):
-        return False
-    same_class = volume["spec"].get("storageClassName") == claim["spec"].get("storageClassName")
-    wanted = quantity(claim["spec"]["resources"]["requests"]["storage"])
-    return same_class and quantity(volume["spec"]["capacity"]["storage"]) >= wanted
-
-
-_FACTORS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_FACTORS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
-
-
-def quantity(text: Any) -> float:
-    """A Kubernetes quantity as a number: ``500Mi``, ``1.5``, ``200m``."""
-    match = re.fullmatch(r"([0-9.]+(?:[eE][0-9]+)?)([A-Za-z]*)", str(text))
-    if match is None or match[2] not in _FACTORS:
-        raise ValueError(f"{text!r} is no quantity")
-    return float(match[1]) * _FACTORS[match[2]]
