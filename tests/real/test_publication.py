@@ -152,7 +152,6 @@ def test_properties_of_others_stay_whatever_their_type(
     foreign = {
         "build": {"metadataType": "MetadataIntValue", "int_value": "1234567890"},
         "signed": {"metadataType": "MetadataBoolValue", "bool_value": True},
-        "notes": {"metadataType": "MetadataStructValue", "struct_value": "eyJhIjogWzEsIDJdfQ=="},
     }
     standin.set_properties(version["id"], foreign)
     before = properties_of(place)

@@ -10,20 +10,23 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE
 from pytest_vllm_stage.publication import properties
 from pytest_vllm_stage.publication.bucket import stored, upload
 from pytest_vllm_stage.publication.bucket.names import PUBLISHED
 from pytest_vllm_stage.publication.publishing import PublicationTarget
+from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.publication.registry.values import encode, text_of
 from tests.real import servers
 from tests.real.publishing import LABELS, LATER, files, properties_of, publish_run, results_of, version_of
 from tests.unit.made_results import RUN, SERVICE
+from tests.unit.web_server import Reply, web_server
 
 pytestmark = pytest.mark.real
 
@@ -57,6 +60,8 @@ ALL = {
 READS_NUMBERS = {EQUAL_ARTIFACT, OFFICIAL}
 READS_DOCUMENT = {*READS_NUMBERS, EQUAL_SAMPLES, BELONG}
 READS_BUCKET = {*READS_DOCUMENT, HASHES, PRIVATE, FINISHED}
+
+CAUSE_REPORTED = r"^SKIPPED \S*::(\w+).*? - (?:Skipped: )?(?:stage failed|environment unusable|configuration error):"
 
 FAKE_STAGE = '''
 """A fake cluster whose objects are in world.json; MinIO and the registry are real servers."""
@@ -153,6 +158,7 @@ class World:
         changes: To the fake cluster's facts.
         options: Of the run.
         names: Lines for the profile's ``[registry.models]``.
+        exit_code: Of the last run.
     """
 
     place: PublicationTarget
@@ -163,6 +169,7 @@ class World:
     options: list[str] = field(default_factory=lambda: ["--stage-publish=never"])
     names: str = ""
     runs: int = 0
+    exit_code: int = -1
 
     @property
     def prefix(self) -> str:
@@ -188,10 +195,14 @@ class World:
         result = self.pytester.runpytest_subprocess(
             SUITE, f"--rootdir={folder}", f"--confcutdir={ROOT}", "-p", "fake_stage",
             f"--stage-run-dir={folder}/run-{self.runs}", f"--stage-profile={folder}/small.toml",
-            f"--stage-registry-url={self.standin.url}", "-p", "no:cacheprovider", "-rfEs", *self.options, timeout=60,
+            f"--stage-registry-url={self.standin.url}", "-p", "no:cacheprovider", "-rfEs",
+            "--no-fold-skipped", *self.options, timeout=60,
         )  # fmt: skip
         output = result.stdout.str()
+        self.exit_code = int(result.ret)
         failed = set(re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", output, re.MULTILINE))
+        # A cause that several checks share is reported once; the other checks are skipped with it as the reason.
+        failed |= set(re.findall(CAUSE_REPORTED, output, re.MULTILINE))
         return failed, output, result.parseoutcomes() if result.ret >= 0 else {}
 
     def set(self, changes: dict[str, Any]) -> None:
@@ -435,6 +446,30 @@ def test_a_list_that_gives_another_model_first_misleads_nothing(world: World) ->
         for model in models
     }
     assert {name: len(found) for name, found in versions.items()} == {"another-model": 0, "x": 0, SERVICE: 1}
+
+
+def test_a_mesh_that_denies_the_registry_makes_the_environment_unusable(world: World) -> None:
+    denied = Reply(403, "RBAC: access denied", {"content-type": "text/plain", "server": "istio-envoy"})
+    with web_server(lambda _: denied) as mesh:
+        world.standin = servers.Standin(mesh.url)
+        failed, output, _ = world.run()
+    assert failed == ALL, output
+    assert world.exit_code == ENVIRONMENT_EXIT_CODE
+    assert f"the service mesh's proxy (istio-envoy) answers 403 in place of the registry at {mesh.url}" in output
+    assert "RBAC: access denied\n  next: an AuthorizationPolicy of the mesh must allow this client" in output
+    assert "VLLM_STAGE_REGISTRY_TOKEN" not in output
+
+
+def test_the_official_client_does_not_apply_to_a_registry_without_v1(world: World, tmp_path: Path) -> None:
+    with servers.standin(tmp_path, "v1alpha3") as old:
+        client = RegistryClient(old.url, world.place.journal, patience_s=1.0)
+        publish_run(replace(world.place, registry=client), world.pytester.path / "first")
+        client.close()
+        world.standin = old
+        failed, output, outcomes = world.run()
+    assert not failed, output
+    assert outcomes == {"passed": len(ALL) - 1, "skipped": 1}, output
+    assert f"does not apply: the Model Registry at {old.url} speaks v1alpha3 only" in output
 
 
 @pytest.mark.parametrize("name", FAULTS)

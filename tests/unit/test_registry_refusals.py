@@ -41,7 +41,7 @@ CASES = {
     "mesh denies": Case(
         Reply(403, "RBAC: access denied", ENVOY),
         ("the service mesh's proxy (istio-envoy) answers 403 in place of the registry", "RBAC: access denied"),
-        "an AuthorizationPolicy must allow this client",
+        "an AuthorizationPolicy of the mesh must allow this client",
     ),
     "mesh without a server header": Case(
         Reply(403, "RBAC: access denied"), ("the service mesh's proxy (envoy) answers 403",), "AuthorizationPolicy"

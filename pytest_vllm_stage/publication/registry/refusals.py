@@ -90,9 +90,9 @@ def _token_hint(*, has_token: bool) -> str:
 def _access_hint(gateway: Gateway) -> str:
     """How to let a client in that is known and has no access."""
     if "mesh" in gateway.name:
-        return "an AuthorizationPolicy must allow this client: kubectl get authorizationpolicies -A"
+        return "an AuthorizationPolicy of the mesh must allow this client; its administrator knows which"
     if "rbac" in gateway.name:
-        return "a RoleBinding must allow this user to read the registry's service: kubectl get rolebindings -A"
+        return "a RoleBinding must allow this user to read the registry's service"
     return "this client has no access to the registry: ask who administers it"
 
 
