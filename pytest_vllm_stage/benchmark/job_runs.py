@@ -204,7 +204,7 @@ def _remove(reader: StageReader, made: list[Object], journal: Journal) -> None:
         timeout_s=_REMOVAL_S,
         journal=journal,
         interval_s=0.5,
-        hint=f"kubectl -n {reader.namespace} get jobs,pods",
+        hint=f"{reader.cluster.kubectl_for(reader.namespace)} get jobs,pods",
     )
 
 

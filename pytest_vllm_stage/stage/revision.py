@@ -44,9 +44,9 @@ class Serving:
     gpu: str = ""
 
 
-def serving(view: StageReader, service_name: str) -> Serving:
+def serving(reader: StageReader, service_name: str) -> Serving:
     """What the first Ready pod of an InferenceService runs; unknown where none is Ready."""
-    pods = sorted(view.listed("Pod", {_SERVICE_LABEL: service_name}), key=objects.name_of)
+    pods = sorted(reader.listed("Pod", {_SERVICE_LABEL: service_name}), key=objects.name_of)
     ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
     if not ready:
         return Serving()
@@ -55,7 +55,7 @@ def serving(view: StageReader, service_name: str) -> Serving:
     engine = next((one for one in containers if one["name"] == SERVING_CONTAINER), containers[0])
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
     image = next((str(one.get("imageID") or "") for one in statuses if one["name"] == engine["name"]), "")
-    node = next((one for one in view.everywhere("Node") if objects.name_of(one) == pod["spec"].get("nodeName")), {})
+    node = next((one for one in reader.everywhere("Node") if objects.name_of(one) == pod["spec"].get("nodeName")), {})
     arguments = [*(engine.get("command") or []), *(engine.get("args") or [])]
     return Serving(image, _API_KEY.sub(r"\1***", " ".join(map(str, arguments))), _processors(node))
 
@@ -66,27 +66,27 @@ def _processors(node: Object) -> str:
     return str(product or (f"none, {cores} processors" if cores else ""))
 
 
-def running(view: StageReader, service: Object) -> Revision:
+def running(reader: StageReader, service: Object) -> Revision:
     """The one revision whose pods are Ready.
 
     Raises:
         StageFailure: none is, or several are, so that nobody can say which one answers.
     """
     name = objects.name_of(service)
-    pods = view.listed("Pod", {_SERVICE_LABEL: name})
+    pods = reader.listed("Pod", {_SERVICE_LABEL: name})
     ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
     found = {_of_pod(pod) for pod in ready}
     if len(found) == 1:
         revision, owner = found.pop()
-        made = view.get("ReplicaSet", owner) if owner else None
+        made = reader.get("ReplicaSet", owner) if owner else None
         return Revision(revision, str(made["metadata"].get("creationTimestamp", "")) if made else "")
     latest = _latest(service)
     if not found and latest:
         return Revision(latest, "")  # scaled to zero: the next request starts it
     several = ", ".join(sorted(revision for revision, _ in found)) or "none"
     raise StageFailure(
-        f"inferenceservice/{name}: revisions with Ready pods: {several}; one is due",
-        hint=f"kubectl -n {view.namespace} get pods -l {_SERVICE_LABEL}={name}",
+        f"inferenceservice/{name}: revisions with Ready pods: {several}; expected one",
+        hint=f"{reader.cluster.kubectl_for(reader.namespace)} get pods -l {_SERVICE_LABEL}={name}",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.stage import revision
 from pytest_vllm_stage.stage.objects import Object
@@ -17,6 +18,7 @@ class Seen:
     """A view of these pods, and of ReplicaSets made at nine."""
 
     namespace = "n"
+    cluster = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 
     def __init__(self, *pods: Object) -> None:
         self._pods = list(pods)
@@ -64,9 +66,9 @@ def test_scaled_to_zero_it_is_the_latest_ready_one() -> None:
 
 
 def test_none_or_two_cannot_be_told_apart() -> None:
-    with pytest.raises(StageFailure, match="revisions with Ready pods: none; one is due"):
+    with pytest.raises(StageFailure, match="revisions with Ready pods: none; expected one"):
         running()
-    with pytest.raises(StageFailure, match="revisions with Ready pods: m-4c, m-5d; one is due"):
+    with pytest.raises(StageFailure, match="revisions with Ready pods: m-4c, m-5d; expected one"):
         running(of("m-5d"), of("m-4c"))
 
 

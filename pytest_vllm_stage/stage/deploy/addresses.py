@@ -31,12 +31,12 @@ def of_model(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service
     """
     name = objects.name_of(service)
     if cluster.reaches_services:
-        return _of_service(kube, namespace, f"{name}-predictor", "80")
+        return _of_service(kube, cluster, namespace, f"{name}-predictor", "80")
     status = service.get("status") or {}
     published = [status.get("url"), (status.get("address") or {}).get("url")]
     tried = [str(url).rstrip("/") for url in published if url and not _is_placeholder(str(url))]
     if objects.get(kube, "Service", f"{name}-predictor", namespace):
-        tried.append(_of_service(kube, namespace, f"{name}-predictor", "80"))
+        tried.append(_of_service(kube, cluster, namespace, f"{name}-predictor", "80"))
     found = next(filter(answers, tried), None)
     if found:
         return found
@@ -50,7 +50,7 @@ def of_model(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service
         )
     raise EnvironmentUnusable(
         f"inferenceservice/{name} is not reached from here; tried: {', '.join(tried) or 'nothing'}",
-        hint=f"kubectl -n {namespace} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
+        hint=f"{cluster.kubectl_for(namespace)} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
     )
 
 
@@ -67,7 +67,7 @@ def of_minio(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str 
         return f"https://{route['spec']['host']}"
     if objects.get(kube, "Service", MINIO, namespace) is None:
         return None
-    url = _of_service(kube, namespace, MINIO, "9000")
+    url = _of_service(kube, cluster, namespace, MINIO, "9000")
     return url if cluster.reaches_services or answers(url) else None
 
 
@@ -75,14 +75,14 @@ def of_registry(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> s
     """Root URL of the Model Registry's REST API, or None where the stage has none that is reached from here."""
     if objects.get(kube, "Service", REGISTRY, namespace) is None:
         return None
-    url = _of_service(kube, namespace, REGISTRY, "8080")
+    url = _of_service(kube, cluster, namespace, REGISTRY, "8080")
     return url if cluster.reaches_services or answers(url) else None
 
 
-def _of_service(kube: DynamicClient, namespace: str, name: str, port: str) -> str:
+def _of_service(kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str) -> str:
     found = objects.get(kube, "Service", name, namespace)
     if found is None:
-        raise StageFailure(f"service/{name} does not exist", hint=f"kubectl -n {namespace} get services")
+        raise StageFailure(f"service/{name} does not exist", hint=f"{cluster.kubectl_for(namespace)} get services")
     spec = found["spec"]
     ports = {str(entry["port"]): entry for entry in spec.get("ports") or []}
     chosen = ports.get(port) or next(iter(ports.values()), {"port": int(port)})
@@ -92,7 +92,9 @@ def _of_service(kube: DynamicClient, namespace: str, name: str, port: str) -> st
     pods = objects.listed(kube, "Pod", namespace, spec.get("selector"))
     ready = [pod["status"]["podIP"] for pod in pods if objects.is_true(pod, "Ready")]
     if not ready:
-        raise StageFailure(f"service/{name} has no Ready pod to answer", hint=f"kubectl -n {namespace} get pods")
+        raise StageFailure(
+            f"service/{name} has no Ready pod to answer", hint=f"{cluster.kubectl_for(namespace)} get pods"
+        )
     return _url(ready[0], chosen.get("targetPort", chosen["port"]))
 
 

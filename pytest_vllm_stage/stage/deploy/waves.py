@@ -62,7 +62,7 @@ def deploy(
             _apply_waves(
                 StageReader(kube, cluster, namespace), manifests, profile, Ownership.of_run(run_id), values, journal
             )
-            services = _services(kube, namespace, profile)
+            services = _services(kube, cluster, namespace, profile)
             targets = _targets(kube, cluster, namespace, services)
             _await_answers(targets, profile.waits_s["first_answer_s"], journal)
         except StageFailure:
@@ -103,7 +103,7 @@ def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Jou
         EnvironmentUnusable: the cluster or its servers are not reached from here.
     """
     with client.connection(cluster, namespace) as kube:
-        services = _services(kube, namespace, profile)
+        services = _services(kube, cluster, namespace, profile)
         targets = _reachable_targets(kube, cluster, namespace, services)
         minio_url = addresses.of_minio(kube, cluster, namespace)
     facts = StageFacts(namespace, "", False, targets, minio_url, simulated=is_simulated(services))
@@ -137,7 +137,7 @@ def conditions_of(wave: Sequence[Object], waits_s: Mapping[str, float]) -> list[
     ]
 
 
-def _services(kube: DynamicClient, namespace: str, profile: Profile) -> dict[str, Object]:
+def _services(kube: DynamicClient, cluster: ClusterFacts, namespace: str, profile: Profile) -> dict[str, Object]:
     """Role to the live InferenceService."""
     found = {}
     for role, model in profile.models.items():
@@ -145,7 +145,7 @@ def _services(kube: DynamicClient, namespace: str, profile: Profile) -> dict[str
         if service is None:
             raise StageFailure(
                 f"inferenceservice/{model.inference_service} (role {role}) does not exist in namespace {namespace}",
-                hint=f"kubectl -n {namespace} get inferenceservices; is --stage-namespace right?",
+                hint=f"{cluster.kubectl_for(namespace)} get inferenceservices; is --stage-namespace right?",
             )
         found[role] = service
     return found
