@@ -176,7 +176,7 @@ def role_of_old_step(data: Mapping[str, Any]) -> str:
     """
     open_loop = data.get("arrivals") != CLOSED
     level, found = data.get("request_rate" if open_loop else "concurrency"), str(data["id"])
-    if isinstance(level, int | float) and not isinstance(level, bool):
+    if isinstance(level, int | float) and not isinstance(level, bool) and abs(level) < _LARGEST:
         ending = "-" + step_name(LoadKind.RATE if open_loop else LoadKind.CONCURRENCY, level)
         if found.endswith(ending) and found != ending:
             return found.removesuffix(ending)
@@ -217,7 +217,7 @@ def _check_positive(step: LoadStep, name: str) -> None:
 def _wrong(step: LoadStep, name: str, problem: str) -> ConfigError:
     try:
         label = step.id
-    except (TypeError, ValueError):  # the level itself is wrong
+    except (TypeError, ValueError, OverflowError):  # the level itself is wrong
         label = step.role
     return ConfigError(f"step {label}: {name}: {problem}")
 

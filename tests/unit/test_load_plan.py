@@ -97,9 +97,14 @@ def test_a_step_whose_id_contradicts_its_fields_is_refused() -> None:
         step_from_json(open_step(5).to_json() | {"id": "full-rate-1"})
 
 
-def test_a_level_of_the_wrong_type_is_refused_by_its_field() -> None:
-    with pytest.raises(ConfigError, match="step full: request_rate: must be a number above 0, not 'fast'"):
-        step_from_json(open_step(5).to_json() | {"request_rate": "fast"})
+@pytest.mark.parametrize("rate", ["fast", [5], 10**400, float("nan"), True])
+def test_a_level_that_is_not_a_rate_is_refused_by_its_field(rate: Any) -> None:
+    with pytest.raises(ConfigError, match=r"step full[^:]*: request_rate: must be a number above 0, not "):
+        step_from_json(open_step(5).to_json() | {"request_rate": rate})
+    old = open_step(5).to_json() | {"request_rate": rate}
+    del old["role"]
+    with pytest.raises(ConfigError, match="step: role: is missing"):
+        step_from_json(old)
 
 
 def test_two_levels_of_one_name_are_refused() -> None:
