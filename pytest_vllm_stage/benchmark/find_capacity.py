@@ -22,7 +22,7 @@ FOLDER = "capacity"
 
 @dataclass(frozen=True)
 class FoundCapacity:
-    """What a search found, beside what was promised.
+    """What a search found, and what was promised.
 
     Attributes:
         role: The model's role.

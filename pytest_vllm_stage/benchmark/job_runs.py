@@ -1,7 +1,7 @@
-"""The benchmark Jobs: rendered beside the overlay, run one at a time, and their reports fetched from MinIO.
+"""The benchmark Jobs: rendered with the overlay, run one at a time, and their reports fetched from MinIO.
 
 They are not part of the deployment. A run creates a Job when it wants to measure, reads where the Job put its reports,
-and removes it; of a stage that is only read, the Jobs that are there are looked up.
+and removes it; in read-only mode the existing Jobs are used.
 """
 
 from __future__ import annotations

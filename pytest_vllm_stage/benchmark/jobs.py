@@ -44,7 +44,7 @@ class BenchmarkJob:
         model: The served model name.
         name: The Job's name.
         rates: What the Job declares.
-        location: Where its reports are in MinIO; empty where there is no Job, and ``absent`` says why.
+        location: Where its reports are in MinIO; empty where there is no Job; ``absent`` is the reason.
         folder: Where they are in the run directory.
         absent: Why there is nothing to judge.
     """

@@ -1,7 +1,7 @@
 """Compares a run's load steps with the accepted earlier runs of a folder, and appends this run to them.
 
-A step that looks slower than usual is measured twice more at once, while nothing else runs: only what is slow again is
-a regression. What the history says beyond the single run, a change point, is told and never fails anything.
+A step that looks slower than its baseline is measured twice more at once, while nothing else runs: only what is slow
+again is a regression. What the history says beyond the single run, a change point, is reported and fails nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Remeasure = Callable[[PlannedStep], Measurement]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One step beside its history.
+    """One step compared with its history.
 
     Attributes:
         step: The step's id.
@@ -76,14 +76,14 @@ class Comparison:
         return {"regression.state": self.state.value, "regression.text": self.text(), **usual}
 
     def text(self) -> str:
-        """One line for people; the numbers only of what is not as usual."""
-        told = [gate.why for gate in self.gates if gate.state is not State.OK or gate.fails]
+        """One line for people; the numbers only of what changed."""
+        reasons = [gate.why for gate in self.gates if gate.state is not State.OK or gate.fails]
         count = f"{self.runs} accepted run{'' if self.runs == 1 else 's'}"
-        return "; ".join([f"{self.step}: {self.state.value} beside {count}", *told, *self.notes])
+        return "; ".join([f"{self.step}: {self.state.value} compared with {count}", *reasons, *self.notes])
 
 
 def compare(run: Run, result: StepResult, serving: Serving, remeasure: Remeasure) -> Comparison | None:
-    """Judge a promised step beside its history, measure it again where that looks worse, and append it.
+    """Compare a promised step with its history, measure it again where that looks worse, and append it.
 
     Args:
         run: The run.
@@ -134,7 +134,7 @@ def _judge(
     gates = gate_all(now, rule.metrics, past, valid=valid, worse=rule.worse)
     again: list[Mapping[str, float | None]] = []
     if State.SUSPICIOUS in [gate.state for gate in gates]:
-        run.journal.say(f"{result.planned.step.id}: slower than usual, so it is measured {RERUNS} times more")
+        run.journal.say(f"{result.planned.step.id}: slower than its baseline, so it is measured {RERUNS} times more")
         again = _reruns(run, result.planned, remeasure)
         gates = gate_all(now, rule.metrics, past, reruns=again, valid=valid, worse=rule.worse)
     notes = [note for name in rule.metrics for note in _changes(name, history, now.get(name))]
@@ -168,8 +168,8 @@ def _changes(metric: str, history: list[Baseline], now: float | None) -> list[st
     last = found[-1]
     since = dated[last.at][0] if last.at < len(dated) else "this one"
     return [
-        f"{metric} changed with run {since}: {last.before:.4g} before, {last.after:.4g} since (p = {last.p:.2g}; told, "
-        "not gated)"
+        f"{metric} changed with run {since}: {last.before:.4g} before, {last.after:.4g} since "
+        f"(p = {last.p:.2g}; reported, not gated)"
     ]
 
 

@@ -94,7 +94,7 @@ class TimedAnswer:
         except ValueError:
             event = None
         if not isinstance(event, dict):
-            self._fail("protocol", f"an event is no JSON object: {shown(payload)}")
+            self._fail("protocol", f"an event is not a JSON object: {shown(payload)}")
             return
         if "error" in event or event.get("object") == "error":
             self._fail("error_in_stream", shown(payload))

@@ -49,7 +49,7 @@ def address_of(url: str, ca_file: str | None = None) -> Address:
     """Take a base URL apart.
 
     Raises:
-        ConfigError: it is no http or https URL of a host.
+        ConfigError: it is not an http or https URL of a host.
     """
     parts = urlsplit(url)
     try:
@@ -57,7 +57,7 @@ def address_of(url: str, ca_file: str | None = None) -> Address:
     except ValueError:
         port = -1
     if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.username:
-        raise ConfigError(f"{url!r} is no URL of a server; it has the form http[s]://host[:port]")
+        raise ConfigError(f"{url!r} is not the URL of a server; it has the form http[s]://host[:port]")
     tls = parts.scheme == "https"
     return Address(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"), ca_file)
 
@@ -128,7 +128,7 @@ class LoadConnection(asyncio.Protocol):
         return time.perf_counter()
 
     def close(self) -> None:
-        """Give it up; an exchange that is going on is not told."""
+        """Give it up; an exchange that is going on is not notified."""
         self._carried = None
         if self._transport is not None:
             self._transport.abort()
@@ -212,7 +212,7 @@ class Pool:
         try:
             self.give_back(await self.connect())
         except OSError:
-            await asyncio.sleep(_UPKEEP_INTERVAL_S)  # a refused spare is no news: the next request meets it itself
+            await asyncio.sleep(_UPKEEP_INTERVAL_S)  # the next request meets the same refusal and reports it
         finally:
             self._opening -= 1
 
@@ -222,7 +222,7 @@ class Pool:
         try:
             found = await loop.getaddrinfo(self.address.host, self.address.port, type=socket.SOCK_STREAM)
         except OSError:
-            return  # every request will meet it and say so
+            return  # every request will meet it and report it
         for *_, where in found:
             self._host = str(where[0])
             try:

@@ -164,7 +164,7 @@ class _StepUnderWay:
         expected_open = self._step.concurrency or min(64, max(4, round(self._step.request_rate or 1)))
         await self._pool.warm(expected_open)
         await self._monitor.read()
-        beside = [self._loop.create_task(work) for work in (self._monitor.run(self._quiet_s()), self._look_after())]
+        background = [self._loop.create_task(work) for work in (self._monitor.run(self._quiet_s()), self._look_after())]
         self._loop_lag.restart()
         cpu_s = _cpu_s()
         self._timer.arm(max(self._zero_s, time.perf_counter()))
@@ -174,9 +174,9 @@ class _StepUnderWay:
             client = self._client_facts(_cpu_s() - cpu_s, wall_s)
         finally:
             self._timer.close()
-            for task in beside:
+            for task in background:
                 task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await asyncio.gather(*background, return_exceptions=True)
         await self._monitor.read()
         await self._monitor.close()
         return Measurement(
@@ -266,7 +266,7 @@ class _StepUnderWay:
                 self._say(self._progress(now_s).text(self._step))
 
     def _quiet_s(self) -> float:
-        """When to begin with what is done beside the sending: half-way between two sends where they are regular.
+        """When to begin with the background work: half-way between two sends where they are regular.
 
         What is done every second would else meet a request of a whole rate every time, and that request's latency.
         """

@@ -1,4 +1,4 @@
-"""What the engine says of itself beside a step, once a second, over a connection of its own."""
+"""What the engine reports during a step, once a second, over a connection of its own."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pytest_vllm_stage.measurement.statistics import rank_of
 from pytest_vllm_stage.measurement.step import LoadStep
 
 _INTERVAL_S = 0.05
-#: The loop's own timers are this coarse; less is no lag.
+#: The loop's own timers are this coarse; less is not a lag.
 _TIMER_S = 0.002
 
 

@@ -117,7 +117,7 @@ class PromptMaker:
         if counted != expected:
             raise StageFailure(
                 f"the server's tokenizer counts {counted} tokens in a prompt made of {expected}: {text[:60]!r} ...",
-                hint="ask /tokenize the same text twice: a tokenizer that is no function cannot be measured with",
+                hint="ask /tokenize the same text twice: a tokenizer whose counts change cannot be used",
             )
 
 

@@ -1,4 +1,4 @@
-"""One row a request: the measurement itself, which every number is derived from, and its file.
+"""One row per request: the measurement itself, which every number is derived from, and its file.
 
 Times are seconds of the monotonic clock since the step's start; `Measurement.started_at` is that start on the wall.
 The file is gzipped JSON lines: the step, the samples, the server's readings, and an end line that proves it whole.
@@ -17,8 +17,8 @@ FAILURES = {
     "connection": "no connection, or it broke before the answer began",
     "timeout": "no whole answer within the request's time limit",
     "http_status": "an HTTP status that is not 200",
-    "not_a_stream": "a 200 whose body is no event stream",
-    "protocol": "bytes that are no HTTP, or an event that is no JSON object",
+    "not_a_stream": "a 200 whose body is not an event stream",
+    "protocol": "bytes that are not HTTP, or an event that is not a JSON object",
     "error_in_stream": "an error inside a 200 stream",
     "truncated": "the stream ended without [DONE] or without a finish reason",
     "no_tokens": "a whole answer without one token",
@@ -186,12 +186,12 @@ class ClientFacts:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A step that was carried out: the samples in the schedule's order, and what was seen beside them.
+    """A step that was carried out: the samples in the schedule's order, and what was observed meanwhile.
 
     Attributes:
         step: The plan.
         started_at: The step's start in seconds since the epoch.
-        samples: One row a request.
+        samples: One row per request.
         server: The engine's readings, once a second.
         client: The driver's facts about itself.
         early_stop: Set where the step ended before its planned duration.

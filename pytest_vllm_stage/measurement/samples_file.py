@@ -99,7 +99,7 @@ def read_measurement(path: Path) -> Measurement:
     """Read a file that `write_measurement` wrote.
 
     Raises:
-        ConfigError: it is missing, torn, of another schema, or a field is wrong; names file, line and field.
+        ConfigError: it is missing, corrupt, of another schema, or a field is wrong; names file, line and field.
     """
     rows = _rows(path)
     header = rows[0]

@@ -35,16 +35,16 @@ def lines(data: dict[str, Any]) -> list[str]:
 
 
 def _history(regressions: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """How the steps compare with earlier runs: a line for the usual ones, one for those without, one for each other."""
-    where = "beside earlier runs"
+    """How the steps compare with earlier runs: the unchanged ones in one line, those without in one, each other."""
+    where = "compared with earlier runs"
     alike = {state: [one for one in regressions if one["state"] == state] for state in (_AS_USUAL, _NO_HISTORY)}
     if alike[_AS_USUAL]:
-        yield f"{where}: {len(alike[_AS_USUAL])} of {len(regressions)} steps as usual"
+        yield f"{where}: {len(alike[_AS_USUAL])} of {len(regressions)} steps unchanged"
     if alike[_NO_HISTORY]:
         few = max(one["runs"] for one in alike[_NO_HISTORY])
         notes = dict.fromkeys(note for one in alike[_NO_HISTORY] for note in one["notes"])
-        told = "; ".join([f"{few} accepted comparable run{'' if few == 1 else 's'} at most", *notes])
-        yield f"{where}: {len(alike[_NO_HISTORY])} of {len(regressions)} steps have no baseline yet: {told}"
+        details = "; ".join([f"{few} accepted comparable run{'' if few == 1 else 's'} at most", *notes])
+        yield f"{where}: {len(alike[_NO_HISTORY])} of {len(regressions)} steps have no baseline yet: {details}"
     yield from (f"{where}: {one['text']}" for one in regressions if one["state"] not in alike)
 
 

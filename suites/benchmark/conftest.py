@@ -1,4 +1,4 @@
-"""The benchmark Jobs run behind everything else, and only where there is a GuideLLM to run."""
+"""The benchmark Jobs run after everything else, and only where GuideLLM is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the model really carries, beside what the profile promises; only with --stage-find-capacity."""
+"""The highest rate that the model sustains, against the promised one; only with --stage-find-capacity."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ def test_objectives(
     stage_config: StageConfig,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Whoever was promised this load gets answers in time; if not, the verdict says which objective broke, and why.
+    """The model keeps the objectives of this load; if not, the verdict names the broken objective and the reason.
 
-    With --stage-baselines they also get them no later than they are used to.
+    With --stage-baselines it is also no slower than in earlier accepted runs.
     """
     result = measure_step(load_step)
     history = compare_with_baselines(result)

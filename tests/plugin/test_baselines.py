@@ -98,7 +98,7 @@ def test_the_first_run_has_nothing_to_compare_with_and_is_kept(
     result = run(place, usual, workers)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
-        ["beside earlier runs: 2 of 2 steps have no baseline yet: 0 accepted comparable runs at most"]
+        ["compared with earlier runs: 2 of 2 steps have no baseline yet: 0 accepted comparable runs at most"]
     )
     kept = {line["key"]["step"]: line for line in lines(place)}
     assert sorted(kept) == STEPS
@@ -122,7 +122,7 @@ def test_what_became_slower_is_measured_again_and_fails(place: pytest.Pytester, 
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         [
-            f"*{step}: regression beside 5 accepted runs; ttft_p50_ms: 3* (the mean of 2 reruns after 3*"
+            f"*{step}: regression compared with 5 accepted runs; ttft_p50_ms: 3* (the mean of 2 reruns after 3*"
             for step in STEPS
         ]
     )

@@ -25,9 +25,9 @@ from pytest_vllm_stage.measurement.step import CONSTANT, POISSON, LoadStep
 
 #: Of the report's schema; GuideLLM 0.8 writes it.
 VERSION = 2
-#: In reports that `write_report` wrote: when a request was sent, beside GuideLLM's own times.
+#: In reports that `write_report` wrote: when a request was sent, next to GuideLLM's own times.
 SENT = "vllm_stage_sent"
-#: What is read of a request's times, beside `SENT`.
+#: What is read of a request's times, besides `SENT`.
 _TIMES = (
     "targeted_start",
     "resolve_start",

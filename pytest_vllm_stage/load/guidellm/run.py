@@ -60,7 +60,7 @@ def measure(
     Args:
         job: What to do. A closed loop needs a warm-up, which tells how many requests its duration amounts to.
         journal: Where progress goes.
-        watcher: Sees each sample when the step is over: GuideLLM cannot be told to stop.
+        watcher: Sees each sample when the step is over: GuideLLM cannot be stopped early.
         environment: Where GuideLLM is installed; default: the engine's, made if it is not there.
 
     Raises:

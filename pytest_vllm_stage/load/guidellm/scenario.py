@@ -1,4 +1,4 @@
-"""What GuideLLM is told: a step and its request bodies as a scenario file and a file of prompts."""
+"""What GuideLLM is given: a step and its request bodies as a scenario file and a file of prompts."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Percentiles are those of the answered requests, as GuideLLM's are, and they equal ours where no request failed. As
 everywhere here, and unlike in GuideLLM, latencies count from the schedule: ``request_start`` is the scheduled time, so
-that rows and metrics say the same. When a request was really sent stands beside it as `SENT`. What is not known has a
-count of 0, which is how GuideLLM says so.
+that rows and metrics say the same. When a request was really sent is in the field `SENT`. What is not known has a
+count of 0, as in GuideLLM's own reports.
 """
 
 from __future__ import annotations
