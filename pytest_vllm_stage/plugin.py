@@ -99,7 +99,8 @@ def resolve(config: pytest.Config) -> StageConfig:
             config.rootpath,
         )
         plans.check(settings)
-        check_inputs(settings)
+        if not hasattr(config, "workerinput"):
+            check_inputs(settings)
         return settings
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
