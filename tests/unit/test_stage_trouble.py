@@ -269,6 +269,10 @@ def test_a_readiness_probe_that_can_never_succeed_is_named(
         ("Readiness probe failed: HTTP probe failed with statuscode: 503", ON_8080),
         ("Readiness probe failed: dial tcp 10.1.0.4:8080: connect: connection refused", ["Loading weights"]),
         ("Readiness probe failed: dial tcp 10.1.0.4:8080: connect: connection refused", ON_8080),
+        (
+            "Readiness probe failed: dial tcp 10.1.0.4:8080: connect: connection refused",
+            ["[c10d] The server socket is listening on [::]:29500", "DP Coordinator listening on tcp://127.0.0.1:5555"],
+        ),
         ("Readiness probe failed: context deadline exceeded", ON_8080),
     ],
 )

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 from pytest_vllm_stage.stage.objects import Object
 
-#: How servers announce their port: uvicorn, vLLM, and most others.
-_LISTENING = re.compile(r"(?:running on|server\b.*\bon|[Ll]istening (?:on|at))\b[^:]*(?:://)?[^:\s]*:(\d{2,5})\b")
+#: How HTTP servers announce their address (uvicorn, vLLM); engines log the ports of their own processes too.
+_LISTENING = re.compile(r"(?:running|server|[Ll]istening)\b.*\bon https?://(?:\[[^\]]*\]|[^\s:/]+):(\d{2,5})\b")
 _STATUS = re.compile(r"statuscode: (\d{3})")
 
 

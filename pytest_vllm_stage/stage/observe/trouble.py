@@ -84,7 +84,7 @@ def _of_probes(pod: Object, container: Object, events: list[Object], logs: Logs)
     if container.get("restartCount"):
         killed = probes.killed_cause(spec, mine)
         if killed:
-            return Trouble(killed, name, who, previous=True, times=2)
+            return Trouble(killed, name, who, previous=True, times=10)
     if "running" in (container.get("state") or {}) and not container.get("ready"):
         cause = probes.unready_cause(spec, warnings_of(pod, mine), lambda: logs(name, who, False))
         if cause:
