@@ -32,6 +32,33 @@ def stage():
     targets = [TargetFacts(role, f"my-{role}", "http://127.0.0.1:9", 512) for role in ("quantized", "full")]
     return StageFacts("mine", "", owned=False, targets=tuple(targets))
 """
+CLIENTS = """
+import types
+from pytest_vllm_stage.stage import client, object_store
+
+class Kube:
+    client = types.SimpleNamespace(close=lambda: None)
+    resources = types.SimpleNamespace(get=lambda **kind: types.SimpleNamespace(get=lambda **where: [kind, where]))
+
+class Store:
+    def client(self):
+        return types.SimpleNamespace(list_buckets=lambda: {"Buckets": [{"Name": "models"}]}, close=lambda: None)
+
+client.connect = lambda cluster, namespace: Kube()
+object_store.find_object_store = lambda stage, kube, **options: Store()
+"""
+WHOLE_SUITE = """
+from kubernetes.dynamic import DynamicClient
+from pytest_vllm_stage import EndpointClient, StageFacts
+
+def test_the_stage_answers_and_has_its_models(
+    endpoint: EndpointClient, stage: StageFacts, kube: DynamicClient, minio
+) -> None:
+    assert endpoint.target.role in [target.role for target in stage.targets]
+    pods = kube.resources.get(api_version="v1", kind="Pod").get(namespace=stage.namespace)
+    assert pods == [{"api_version": "v1", "kind": "Pod"}, {"namespace": stage.namespace}]
+    assert "models" in [bucket["Name"] for bucket in minio.list_buckets()["Buckets"]]
+"""
 OWN_SUITE = """
 from pytest_vllm_stage import EndpointClient, StageFacts
 
@@ -86,3 +113,8 @@ def test_an_overridden_stage_is_the_one_validated(own: pytest.Pytester, calls: P
     run(own, STAGE, OWN_SUITE, "-n", workers).assert_outcomes(passed=2)
     assert not calls.exists(), "neither a cluster nor a stage was asked for"
     assert len(records(own)) <= 1
+
+
+def test_a_suite_of_a_users_own_needs_public_names_only(own: pytest.Pytester, calls: Path) -> None:
+    run(own, CLIENTS, WHOLE_SUITE).assert_outcomes(passed=2)
+    assert words(calls) == {"cluster": 1, "stage": 1, "end": 1}
