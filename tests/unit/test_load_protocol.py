@@ -174,8 +174,8 @@ def without(place: int) -> list[bytes]:
         ([chunk(content=""), chunk("length"), b"[DONE]"], "no_tokens", "1 events without any text"),
         ([*HEALTHY[:3], b'{"error": {"message": "boom", "code": 500}}', b"[DONE]"], "error_in_stream", "boom"),
         ([*HEALTHY[:3], b'{"object": "error", "message": "boom"}'], "error_in_stream", "boom"),
-        ([*HEALTHY[:3], b"{torn", b"[DONE]"], "protocol", "an event is no JSON object: {torn"),
-        ([*HEALTHY[:3], b"[1]"], "protocol", "an event is no JSON object"),
+        ([*HEALTHY[:3], b"{torn", b"[DONE]"], "protocol", "an event is not a JSON object: {torn"),
+        ([*HEALTHY[:3], b"[1]"], "protocol", "an event is not a JSON object"),
         (HEALTHY, "prompt_tokens", "8 instead of 9"),
     ],
 )
@@ -219,7 +219,7 @@ def test_an_address_is_taken_apart(url: str, host: str, port: int, tls: bool, pr
 
 @pytest.mark.parametrize("url", ["a:80", "ftp://a", "http://", "http://a:port", "http://user:pw@a"])
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="is no URL of a server"):
+    with pytest.raises(ConfigError, match="is not the URL of a server"):
         address_of(url)
 
 
