@@ -50,6 +50,18 @@ def binomial_at_least(n: int, k: int, p: float) -> float:
     return binomial_at_most(n, n - k, 1 - p)
 
 
+def binomial_at_most_effective(n: float, k: float, p: float) -> float:
+    """P(Bin(n, p) <= k) for an effective sample size and its misses, which need not be whole numbers.
+
+    The incomplete beta function continues the binomial distribution between the whole numbers (Korn & Graubard 1998,
+    "Confidence intervals for proportions with small expected number of positive counts estimated from survey data",
+    Survey Methodology 24).
+    """
+    if k < 0:
+        return 0.0
+    return 1.0 if k >= n else _incomplete_beta(n - k, k + 1, 1 - p)
+
+
 def nearest_rank(ordered: Sequence[float], percent: int) -> float:
     """The percentile by nearest rank: the smallest value that at least ``percent`` per cent of all do not exceed.
 

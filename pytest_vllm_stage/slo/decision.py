@@ -5,6 +5,9 @@ P(Bin(n, q) >= t) <= alpha, else undecided. Both errors are at most alpha for in
 
 Misses may be fractions (the share of one answer's token gaps over the limit). The sum of such fractions is spread less
 than a binomial count of the same mean (Hoeffding 1963, theorem 3), and is rounded against the decision.
+
+Requests that depend on each other count less: with a design effect D, n requests with t misses are judged as n / D
+with t / D (Korn & Graubard 1998; see `dependence`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from pytest_vllm_stage.measurement.statistics import binomial_at_least, binomial_at_most
+from pytest_vllm_stage.measurement.statistics import binomial_at_least, binomial_at_most, binomial_at_most_effective
 
 ALPHA = 0.05
 #: No plan has more requests than this; beyond it an undecided objective is as good as met exactly.
@@ -40,6 +43,7 @@ class Decision:
         misses: Requests over the limit; a fraction where each request has several values.
         p_kept: How likely so few misses were if the objective were just broken.
         p_broken: How likely so many misses were if the objective were just kept.
+        design_effect: How many requests count as one.
         needs: Requests that would decide if the share of misses stayed; None where the outcome is decided, or where
             no number would do.
     """
@@ -49,10 +53,25 @@ class Decision:
     misses: float
     p_kept: float
     p_broken: float
+    design_effect: float
     needs: int | None
 
+    @property
+    def effective_n(self) -> int:
+        """The effective sample size."""
+        return max(min(self.n, 1), int(self.n / self.design_effect + 1e-9))
 
-def decide(n: int, misses: float, allowed: float, *, alpha_pass: float = ALPHA, alpha_fail: float = ALPHA) -> Decision:
+
+def decide(
+    n: int,
+    misses: float,
+    allowed: float,
+    *,
+    alpha_pass: float = ALPHA,
+    alpha_fail: float = ALPHA,
+    design_effects: tuple[float, float] = (1.0, 1.0),
+    least_n: int = 1,
+) -> Decision:
     """Apply the rule.
 
     Args:
@@ -61,23 +80,41 @@ def decide(n: int, misses: float, allowed: float, *, alpha_pass: float = ALPHA, 
         allowed: Share of misses that the objective allows; 0 means that one is too many and none is enough.
         alpha_pass: Highest probability of calling a broken objective kept.
         alpha_fail: Highest probability of calling a kept objective broken.
+        design_effects: How many requests count as one for calling the objective kept, and for calling it broken.
+        least_n: With fewer requests nothing passes.
     """
     if allowed <= 0:
         outcome = Outcome.FAIL if misses > 0 else (Outcome.PASS if n else Outcome.INCONCLUSIVE)
-        return Decision(outcome, n, misses, float(misses > 0), float(misses == 0), None if n else 1)
-    p_kept, p_broken = p_values(n, misses, allowed)
-    if p_kept <= alpha_pass:
-        return Decision(Outcome.PASS, n, misses, p_kept, p_broken, None)
+        return Decision(outcome, n, misses, float(misses > 0), float(misses == 0), 1.0, None if n else 1)
+    effect, effect_broken = design_effects
+    p_kept, p_broken = p_values(n, misses, allowed, design_effects)
+    if p_kept <= alpha_pass and n >= least_n:
+        return Decision(Outcome.PASS, n, misses, p_kept, p_broken, effect, None)
     if p_broken <= alpha_fail:
-        return Decision(Outcome.FAIL, n, misses, p_kept, p_broken, None)
-    needs = needed(n, misses, allowed, alpha_pass, alpha_fail)
-    return Decision(Outcome.INCONCLUSIVE, n, misses, p_kept, p_broken, needs)
+        return Decision(Outcome.FAIL, n, misses, p_kept, p_broken, effect_broken, None)
+    if p_kept <= alpha_pass:
+        return Decision(Outcome.INCONCLUSIVE, n, misses, p_kept, p_broken, effect, least_n)
+    needs = needed(n, misses, allowed, alpha_pass, alpha_fail, design_effects)
+    return Decision(Outcome.INCONCLUSIVE, n, misses, p_kept, p_broken, effect, needs and max(needs, least_n))
 
 
-def p_values(n: int, misses: float, allowed: float) -> tuple[float, float]:
+def p_values(
+    n: int, misses: float, allowed: float, design_effects: tuple[float, float] = (1.0, 1.0)
+) -> tuple[float, float]:
     """The probabilities of at most and of at least so many misses with the allowed share as the true one."""
-    at_most = binomial_at_most(n, min(n, _up(misses)), allowed)
-    return at_most, binomial_at_least(n, _down(misses), allowed)
+    at_most = _at_most(n, min(n, _up(misses)), allowed, design_effects[0])
+    effect = design_effects[1]
+    least = _down(misses)
+    if effect <= 1:
+        return at_most, binomial_at_least(n, least, allowed)
+    few = binomial_at_most_effective(n / effect, least / effect - 1, allowed) if least >= effect else 0.0
+    return at_most, 1.0 - few
+
+
+def _at_most(n: int, misses: int, allowed: float, effect: float) -> float:
+    if effect <= 1:
+        return binomial_at_most(n, misses, allowed)
+    return binomial_at_most_effective(n / effect, misses / effect, allowed)
 
 
 def _up(misses: float) -> int:
@@ -88,12 +125,19 @@ def _down(misses: float) -> int:
     return math.floor(misses + 1e-9)
 
 
-def needed(n: int, misses: float, allowed: float, alpha_pass: float = ALPHA, alpha_fail: float = ALPHA) -> int | None:
+def needed(
+    n: int,
+    misses: float,
+    allowed: float,
+    alpha_pass: float = ALPHA,
+    alpha_fail: float = ALPHA,
+    design_effects: tuple[float, float] = (1.0, 1.0),
+) -> int | None:
     """The smallest number of requests that would decide if the share of misses stayed; None where no number would."""
     share = misses / n if n else 0.0
 
     def decided(m: int) -> bool:
-        p_kept, p_broken = p_values(m, m * share, allowed)
+        p_kept, p_broken = p_values(m, m * share, allowed, design_effects)
         return p_kept <= alpha_pass if share < allowed else p_broken <= alpha_fail
 
     if share == allowed:

@@ -1,82 +1,216 @@
-"""How many independent requests a step is worth: in a queue a slow request has slow neighbours.
+"""The effective sample size of a step: in a queue a slow request has slow neighbours.
 
-The binomial rule takes requests for independent. Where they are not, slow ones come in bursts; a step that meets no
-burst looks better than the server is, one that meets a burst looks worse. What bursts do to a share is its design
-effect: the variance of the share between blocks of time over the variance that independent requests would give it. A
-step with design effect D is worth n / D independent requests.
+The binomial rule assumes independent requests. What ties the requests of a step together is the engine's load: those
+that share a batch or a queue are slow together. So the correlation is measured on the number of requests in the engine
+at each send, which also moves in a quiet step whose latencies show nothing yet:
 
-It is 1 unless the blocks contradict independence (chi-squared, p < 0.001). Where they do, a verdict says so, and a step
-does not end early by a decision that the fewer requests would not carry too.
+    design effect  D = max(correlation time of the misses, 1 + k (correlation time of the number in the engine - 1))
+    effective sample size = n / D                                            (Kish 1965, Survey Sampling, 8.2)
+
+The correlation time is 1 + 2 (r1 + r2 + ...), summed by Geyer's initial monotone positive sequence (Geyer 1992,
+"Practical Markov chain Monte Carlo", Statistical Science 7). A miss remembers less than the number that causes it; k is
+the share that is left for a Gaussian number and a threshold that the allowed share of misses exceeds.
+
+A step that is short compared with its correlation time underestimates it (Sokal 1997, "Monte Carlo methods in
+statistical mechanics"), so no objective passes before the step has `LEAST_TIMES` correlation times, and far more where
+requests wait much of the time.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 
+from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.statistics import nearest_rank
-from pytest_vllm_stage.slo.decision import Outcome, decide
 
-#: The step is cut into so many blocks; the second number sees longer bursts.
-BLOCKS = (20, 10)
-#: With fewer requests in a block, or fewer slow ones in the step, nothing can be seen.
-LEAST_IN_BLOCK = 10
-LEAST_SLOW = 10
-#: Misses are too rare to show bursts; the slowest tenth of the requests shows them.
-SLOW_PERCENT = 90
-#: Of the standard normal distribution: exceeded once in a thousand.
-_Z = 3.0902
+#: A step has to last this many correlation times before a pass can rest on them.
+LEAST_TIMES = 20.0
+#: The same where requests wait more than `BUSY_SHARE` of the time: near capacity the time grows without bound.
+LEAST_TIMES_BUSY = 100.0
+BUSY_SHARE = 0.25
+#: Fewer values show no correlation.
+_LEAST_VALUES = 20
+#: A correlation time below this is none: one slow request in 500 must not cost a sample.
+_NOTICEABLE = 1.05
+#: Times are saved in microseconds.
+_ROUNDING = 5e-7
+#: Longer series are averaged in so many blocks first: early decisions are made while tokens are being timed.
+_MOST_VALUES = 400
 
 
-def design_effect(slow: Sequence[bool]) -> float:
-    """The design effect of a share, from its flags in the schedule's order; 1 where they may be independent."""
-    n, count = len(slow), sum(slow)
-    if not LEAST_SLOW <= count < n:
+def correlation_time(values: Sequence[float]) -> float:
+    """How many neighbouring values count as one; 1 for independent, constant or alternating ones."""
+    width = -(-len(values) // _MOST_VALUES)
+    if len(values) < _LEAST_VALUES:
         return 1.0
-    share = count / n
-    return max([1.0, *(_dispersion(slow, share, blocks) for blocks in BLOCKS if n >= blocks * LEAST_IN_BLOCK)])
+    if width == 1:
+        return _initial_sequence(values)
+    blocks = [math.fsum(values[i : i + width]) / width for i in range(0, len(values) - width + 1, width)]
+    whole = _variance(values)
+    return max(1.0, width * _variance(blocks) / whole * _initial_sequence(blocks)) if whole > 0 else 1.0
 
 
-def _dispersion(slow: Sequence[bool], share: float, blocks: int) -> float:
-    """Variance between blocks over what independence gives; 1 where chance explains it."""
-    n = len(slow)
-    chi_squared = 0.0
-    for block in range(blocks):
-        part = slow[block * n // blocks : (block + 1) * n // blocks]
-        chi_squared += (sum(part) - len(part) * share) ** 2 / (len(part) * share * (1 - share))
-    degrees = blocks - 1
-    return chi_squared / degrees if chi_squared > _chi_squared_limit(degrees) else 1.0
+def _variance(values: Sequence[float]) -> float:
+    centre = math.fsum(values) / len(values)
+    return math.fsum((value - centre) ** 2 for value in values) / len(values)
 
 
-def _chi_squared_limit(degrees: int) -> float:
-    """What chi-squared exceeds once in a thousand (Wilson and Hilferty's approximation)."""
-    spread = 2 / (9 * degrees)
-    return float(degrees * (1 - spread + _Z * math.sqrt(spread)) ** 3)
+def _initial_sequence(values: Sequence[float]) -> float:
+    n = len(values)
+    centre = math.fsum(values) / n
+    rest = [value - centre for value in values]
+    variance = math.fsum(value * value for value in rest)
+    if variance <= 1e-12 * max(1.0, centre * centre) * n:
+        return 1.0
+
+    def correlation(lag: int) -> float:
+        return sum(a * b for a, b in zip(rest, rest[lag:], strict=False)) / variance
+
+    total, last = -1.0, math.inf
+    for lag in range(0, n // 2, 2):
+        pair = correlation(lag) + correlation(lag + 1)
+        if pair <= 0:
+            break
+        last = min(last, pair)
+        total += 2 * last
+    return max(1.0, total)
 
 
-def effects(values: Sequence[float], misses: Sequence[float]) -> tuple[float, float]:
-    """The design effects for calling an objective kept, and for calling it broken.
+def requests_in_engine(samples: Sequence[Sample]) -> list[int]:
+    """For each request: how many sent before it had not ended when it was sent."""
+    ends = sorted(sample.end_s for sample in samples)
+    return [max(0, i - bisect_right(ends, sample.scheduled_s)) for i, sample in enumerate(samples)]
+
+
+@lru_cache(maxsize=64)
+def remembered_share(allowed: float) -> float:
+    """How much of a Gaussian number's correlation time is left in "it is above the threshold that this share exceeds".
+
+    The correlation of two such indicators is Mehler's series in the numbers' correlation (Kendall & Stuart, "The
+    advanced theory of statistics" 2, 26.28: tetrachoric); summed over exponentially falling correlations each power j
+    leaves 1 / j. 0.69 (ln 2) at the median, 0.55 at a P90, 0.3 at a P99.
+    """
+    normal = NormalDist()
+    z = normal.inv_cdf(1 - min(max(allowed, 1e-6), 1 - 1e-6))
+    density = normal.pdf(z) ** 2 / (allowed * (1 - allowed))
+    total, before, now = 0.0, 0.0, 1.0  # Hermite's polynomials over the square root of j!
+    for j in range(1, 60):
+        total += density * (now / j) ** 2
+        before, now = now, (z * now - math.sqrt(j - 1) * before) / math.sqrt(j)
+    return min(1.0, total)
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """What ties the requests of a step together.
+
+    Attributes:
+        n: Requests.
+        in_engine_time: Correlation time of the number of requests in the engine, in requests.
+        idle_share: Share of the requests that found the engine empty, and so depend on none before them.
+        waiting_share: Share of the step in which requests waited; 0 where that is not known.
+        fixed_load: A closed loop: the number of requests in the engine is the plan's, not the queue's.
+    """
+
+    n: int
+    in_engine_time: float = 1.0
+    idle_share: float = 0.0
+    waiting_share: float = 0.0
+    fixed_load: bool = False
+
+    @property
+    def least_n(self) -> int:
+        """Requests that a step needs before a pass can rest on its correlation time."""
+        if self.fixed_load or self.in_engine_time <= 1:
+            return 1
+        times = LEAST_TIMES_BUSY if self.waiting_share > BUSY_SHARE else LEAST_TIMES
+        return math.ceil(times * self.in_engine_time)
+
+    @property
+    def _cautious_time(self) -> float:
+        """The correlation time and about half a standard error of it, which is short where the step is."""
+        time = self.in_engine_time
+        return time * (1 + math.sqrt(time / max(1, self.n))) if time > 1 else 1.0
+
+    @property
+    def _least_effective(self) -> float:
+        """Requests that found the engine empty start afresh; (1 - load)^2 is the share of clusters in an M/M/1 queue.
+
+        Rootzen 1988, "Maxima and exceedances of stationary Markov chains", Advances in Applied Probability 20.
+        """
+        return self.n * self.idle_share**2
+
+    def design_effects(self, values: Sequence[float], misses: Sequence[float], allowed: float) -> tuple[float, float]:
+        """How many requests count as one for calling an objective kept, and for calling it broken.
+
+        Bursts that the step shows count for both. The number in the engine counts for a pass alone: it speaks of bursts
+        that a longer step would show, and an objective is not kept before these are ruled out. In a closed loop the
+        plan fixes that number, no queue can grow, and only the misses themselves count.
+
+        Args:
+            values: What is slow when it is large, a number per request in the schedule's order.
+            misses: How much of each missed.
+            allowed: The share of misses that the objective allows.
+        """
+        n = len(values)
+        if not n or not 0 < allowed < 1:
+            return 1.0, 1.0
+        shown = correlation_time(misses)
+        if self.fixed_load:
+            return shown, _cautious(shown, n)
+        threshold = nearest_rank(sorted(values), max(1, math.floor(100 * (1 - allowed))))
+        shown = max(shown, correlation_time([float(value > threshold + _ROUNDING) for value in values]))
+        hidden = 1 + remembered_share(allowed) * (self._cautious_time - 1)
+        most = n / max(1.0, self._least_effective)
+        return min(max(shown, hidden), most), _cautious(shown, n)
+
+
+def _cautious(effect: float, n: int) -> float:
+    """The effect and about half a standard error of it; 1 stays 1."""
+    return min(float(n), effect * (1 + math.sqrt(effect / n))) if effect > 1 else 1.0
+
+
+def find_dependence(samples: Sequence[Sample], *, open_loop: bool, waiting_share: float = 0.0) -> Dependence:
+    """Measure it.
 
     Args:
-        values: What is slow when it is large, a number a request in the schedule's order.
-        misses: How much of each missed.
+        samples: In the schedule's order.
+        open_loop: Of a closed loop the number in the engine is fixed.
+        waiting_share: Share of the engine's readings in which requests waited.
     """
-    if not values:
-        return 1.0, 1.0
-    threshold = nearest_rank(sorted(values), SLOW_PERCENT)
-    kept = design_effect([value > threshold for value in values])
-    missed = [miss > 0 for miss in misses]
-    return kept, design_effect(missed) if sum(missed) >= LEAST_SLOW else kept
+    if not open_loop or not samples:
+        return Dependence(len(samples), fixed_load=not open_loop)
+    count = requests_in_engine(samples)
+    idle = sum(number == 0 for number in count) / len(count)
+    seen = max(waiting_share, _waited_share(samples))
+    return Dependence(len(count), _in_engine_time(samples, count), idle, seen)
 
 
-def confirmed(
-    outcome: Outcome, values: Sequence[float], misses: Sequence[float], allowed: float, *, alpha: float
-) -> bool:
-    """Whether the requests that these are worth carry the same outcome."""
-    kept, broken = effects(values, misses)
-    effect = broken if outcome is Outcome.FAIL else kept
-    if effect <= 1:
-        return True
-    worth = max(1, int(len(misses) / effect))
-    decision = decide(worth, math.fsum(misses) / effect, allowed, alpha_pass=alpha, alpha_fail=alpha)
-    return decision.outcome is outcome
+def _in_engine_time(samples: Sequence[Sample], count: Sequence[int]) -> float:
+    """The correlation time of the number in the engine, once the first answers have ended.
+
+    A number that varies less than one of independent arrivals (whose variance is its mean) ties the requests
+    proportionally less: under a constant rate of equal answers it stays the same.
+    """
+    start = next((i for i, one in enumerate(samples) if one.scheduled_s >= samples[0].end_s), 0)
+    after = [float(number) for number in count[start:]]
+    centre = math.fsum(after) / len(after)
+    if centre <= 0:
+        return 1.0
+    dispersion = min(1.0, _variance(after) / centre)
+    time = 1 + dispersion * (correlation_time(after) - 1)
+    return time if time > _NOTICEABLE else 1.0
+
+
+def _waited_share(samples: Sequence[Sample]) -> float:
+    """Share of the requests whose first token took more than twice as long as the quick tenth's."""
+    ttfts = sorted(s.first_token_s - s.scheduled_s for s in samples if s.first_token_s is not None)
+    if not ttfts:
+        return 0.0
+    quick = nearest_rank(ttfts, 10)
+    return sum(ttft > 2 * quick for ttft in ttfts) / len(ttfts)

@@ -9,15 +9,19 @@ from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
 from pytest_vllm_stage.slo.gates import Risks, SequentialGate, is_sequential, misses_of
 from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.steadiness import find_trends
 
 #: No pass before this share of the plan: a queue that grows slowly looks healthy at first.
 PASS_NOT_BEFORE = 0.5
+#: A step that does not look steady is looked at again after this share of the plan.
+LOOK_AGAIN_SHARE = 0.05
 
 
 class EarlyDecision:
     """A watcher for the driver; see `load.driver.Watcher`.
 
-    A step ends early when one objective is broken, or, from its middle on, when all are kept. Objectives on a rate of
+    A step ends early when one objective is broken, or, from its middle on, when all are kept and neither the latency
+    nor the number of requests in the engine seems to rise. Objectives on a rate of
     output, and an error rate of 0, can only be kept over the whole step: with one of these a step never passes early.
 
     Args:
@@ -32,8 +36,11 @@ class EarlyDecision:
     ) -> None:
         risks = Risks.shared(alpha, gates or len(objectives))
         planned = step.planned_requests or 1
+        self._planned = planned
         self._waiting: dict[int, Sample] = {}
         self._next = 0
+        self._taken: list[Sample] = []
+        self._look_at = 0
         self._gates = [SequentialGate(one, planned, risks) for one in objectives if is_sequential(step, one)]
         self._strict = [one for one in objectives if not one.is_floor and one.allowed_share <= 0]
         self._only_whole = len(self._gates) < len(objectives)
@@ -52,6 +59,7 @@ class EarlyDecision:
         return self._certain()
 
     def _take(self, sample: Sample) -> None:
+        self._taken.append(sample)
         for gate in self._gates:
             gate.take(sample)
         self._broken = self._broken or any(sum(misses_of(one, [sample])) > 0 for one in self._strict)
@@ -61,4 +69,11 @@ class EarlyDecision:
         if self._broken or Outcome.FAIL in certain:
             return Outcome.FAIL.value
         kept = not self._only_whole and len(certain) == len(self._gates) and self._next >= self._least_for_pass
-        return Outcome.PASS.value if kept else None
+        return Outcome.PASS.value if kept and self._steady() else None
+
+    def _steady(self) -> bool:
+        """No trend is in sight; looked at now and then, since tokens are being timed meanwhile."""
+        if self._next < self._look_at:
+            return False
+        self._look_at = self._next + max(1, round(LOOK_AGAIN_SHARE * self._planned))
+        return not find_trends(self._taken).doubtful

@@ -10,12 +10,12 @@ from pytest_vllm_stage.measurement.metrics import gaps_s, latency_s
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, smallest_pass
-from pytest_vllm_stage.slo.dependence import confirmed, effects
+from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
 from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective
 from pytest_vllm_stage.slo.sequential import boundaries, spent
 from pytest_vllm_stage.slo.throughput import judge_floor
 
-#: A decision that bursts keep from ending a step is looked at again after this share of the plan.
+#: A decision that the effective sample size does not carry yet is looked at again after this share of the plan.
 _LOOK_AGAIN_SHARE = 0.02
 
 
@@ -28,7 +28,7 @@ class GateVerdict:
         outcome: Pass, fail or inconclusive.
         observed: The metric's value; None where there is none.
         n: Requests behind the decision.
-        worth: Independent requests that they are worth; fewer than ``n`` where slow ones come in bursts.
+        effective_n: The effective sample size; fewer than ``n`` where requests depend on each other.
         misses: Requests over the limit; for token gaps the sum of each answer's share.
         p_broken: How likely such a result were if the objective were just kept.
         needs: Requests that would decide; None where it is decided or no number would.
@@ -40,7 +40,7 @@ class GateVerdict:
     outcome: Outcome
     observed: float | None
     n: int
-    worth: int
+    effective_n: int
     misses: float
     p_broken: float
     needs: int | None
@@ -113,9 +113,8 @@ class SequentialGate:
         objective: The objective.
         planned: Requests of the plan.
         risks: The accepted risks.
-        outcome: Inconclusive until a boundary is crossed.
+        outcome: Inconclusive until a boundary is crossed and the effective sample size carries the same outcome.
         decided_after: Requests that it took.
-        certain: The step may end by it: slow requests do not come in bursts, or what they are worth decides too.
     """
 
     objective: Objective
@@ -123,57 +122,71 @@ class SequentialGate:
     risks: Risks
     outcome: Outcome = Outcome.INCONCLUSIVE
     decided_after: int | None = None
-    certain: bool = False
+    _samples: list[Sample] = field(default_factory=list)
     _misses: list[float] = field(default_factory=list)
     _values: list[float] = field(default_factory=list)
     _total: float = 0.0
     _look_at: int = 0
 
+    @property
+    def certain(self) -> bool:
+        """The step may end by it."""
+        return self.outcome is not Outcome.INCONCLUSIVE
+
     def take(self, sample: Sample) -> None:
         """One more request."""
+        if self.certain or len(self._misses) >= self.planned:
+            return
+        self._samples.append(sample)
         miss, value = _miss(self.objective, sample), _value(self.objective, sample)
-        if miss is None or value is None or self.certain or len(self._misses) >= self.planned:
+        if miss is None or value is None:
             return
         self._misses.append(miss)
         self._values.append(value)
         self._total += miss
-        if self.outcome is Outcome.INCONCLUSIVE:
-            self._look()
-        elif len(self._misses) >= self._look_at:
-            self._confirm()
-
-    def _look(self) -> None:
         n = len(self._misses)
-        plan = boundaries(
-            self.planned,
-            self.objective.allowed_share,
-            alpha_pass=self.risks.broken_passes,
-            alpha_fail=self.risks.kept_fails,
-        )
-        self.outcome = plan.look(n, self._total)
-        if self.outcome is not Outcome.INCONCLUSIVE:
-            self.decided_after = n
-            self._confirm()
+        if n >= self._look_at or n == self.planned:
+            self._look(n)
 
-    def _confirm(self) -> None:
-        n = len(self._misses)
-        alpha = self.risks.kept_fails if self.outcome is Outcome.FAIL else self.risks.broken_passes
-        alpha = spent(n / self.planned, alpha)
-        self.certain = confirmed(self.outcome, self._values, self._misses, self.objective.allowed_share, alpha=alpha)
+    def _look(self, n: int) -> None:
+        allowed, risks = self.objective.allowed_share, self.risks
+        plan = boundaries(self.planned, allowed, alpha_pass=risks.broken_passes, alpha_fail=risks.kept_fails)
+        crossed = plan.look(n, self._total)
+        if crossed is Outcome.INCONCLUSIVE:
+            return
         self._look_at = n + max(1, int(_LOOK_AGAIN_SHARE * self.planned))
+        share = n / self.planned
+        tied = find_dependence(self._samples, open_loop=True)
+        confirmed = decide(
+            n,
+            self._total,
+            allowed,
+            alpha_pass=spent(share, risks.broken_passes),
+            alpha_fail=spent(share, risks.kept_fails),
+            design_effects=tied.design_effects(self._values, self._misses, allowed),
+            least_n=tied.least_n,
+        )
+        if confirmed.outcome is crossed:
+            self.outcome, self.decided_after = crossed, n
 
 
 def judge_gate(
-    step: LoadStep, samples: Sequence[Sample], objective: Objective, observed: float | None, risks: Risks
+    step: LoadStep,
+    samples: Sequence[Sample],
+    objective: Objective,
+    observed: float | None,
+    risks: Risks,
+    tied: Dependence,
 ) -> GateVerdict:
     """Judge an objective on a latency or on the error rate.
 
     Args:
         step: The plan; says whether the sequential rule applies.
-        samples: One row a request, in the schedule's order.
+        samples: One row per request, in the schedule's order.
         objective: No floor.
         observed: The metric's value.
         risks: The accepted risks.
+        tied: What ties the requests together.
     """
     misses, values = misses_of(objective, samples), values_of(objective, samples)
     fixed = decide(
@@ -182,21 +195,25 @@ def judge_gate(
         objective.allowed_share,
         alpha_pass=risks.broken_passes,
         alpha_fail=risks.kept_fails,
+        design_effects=tied.design_effects(values, misses, objective.allowed_share),
+        least_n=tied.least_n,
     )
-    worth = max(1, int(fixed.n / effects(values, misses)[0])) if misses else 0
     outcome, after = fixed.outcome, None
     if is_sequential(step, objective):
         gate = SequentialGate(objective, step.planned_requests or 1, risks)
         for sample in samples:
             gate.take(sample)
         outcome, after = gate.outcome, gate.decided_after
-    why = _why(objective, outcome, observed, fixed, after)
+    why = _why(step, objective, outcome, observed, fixed, after)
+    effective = fixed.effective_n
     return GateVerdict(
-        objective, outcome, observed, fixed.n, worth, fixed.misses, fixed.p_broken, fixed.needs, after, why
+        objective, outcome, observed, fixed.n, effective, fixed.misses, fixed.p_broken, fixed.needs, after, why
     )
 
 
-def _why(objective: Objective, outcome: Outcome, observed: float | None, fixed: Decision, after: int | None) -> str:
+def _why(
+    step: LoadStep, objective: Objective, outcome: Outcome, observed: float | None, fixed: Decision, after: int | None
+) -> str:
     seen = "no value" if observed is None else f"{observed:.4g}"
     early = f", certain after {after}" if after is not None and after < fixed.n else ""
     text = f"{objective.text()}: {seen}, {fixed.misses:g} misses of {fixed.n} requests{early}"
@@ -205,7 +222,17 @@ def _why(objective: Objective, outcome: Outcome, observed: float | None, fixed: 
     least = smallest_pass(objective.allowed_share) if objective.allowed_share > 0 else 1
     if fixed.n < least:
         return f"{text}; too few samples: a pass takes {least} at least"
-    return f"{text}; too close to call{f', about {fixed.needs} requests would decide' if fixed.needs else ''}"
+    if fixed.effective_n < fixed.n:
+        text = f"{text}; effective sample size about {fixed.effective_n} of {fixed.n}"
+    if fixed.needs is None:
+        return f"{text}; too close to call"
+    reason = "too few samples" if fixed.effective_n < least else "too close to call"
+    return f"{text}; {reason}, about {fixed.needs} requests{_duration(step, fixed.needs)} would decide"
+
+
+def _duration(step: LoadStep, requests: int) -> str:
+    """How long a step with so many requests takes, where its rate is planned."""
+    return f" ({math.ceil(requests / step.request_rate)} s)" if step.request_rate else ""
 
 
 def judge_floor_gate(

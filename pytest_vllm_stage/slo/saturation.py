@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.statistics import rank_of
+from pytest_vllm_stage.slo.engine_load import ALWAYS_SHARE, EngineLoad, find_engine_load
+from pytest_vllm_stage.slo.steadiness import Steadiness, find_trends
 
 ADVICE = "one rate step down, or fewer output tokens"
 #: The step is cut into this many blocks to see whether the latency rises.
@@ -20,6 +22,8 @@ _BLOCKS = 10
 _RISING_TAU = 0.6
 _RISING_RATIO = 1.5
 _COMPLETED_SHARE = 0.9
+#: The signs count where a trend is significant at this level; a longer look at them is `growth`.
+TREND = 0.01
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,17 @@ class Saturation:
     message: str
 
 
-def saturation(measurement: Measurement) -> Saturation:
-    """Look for the signs; a closed loop cannot be past capacity, but can keep requests waiting."""
+def saturation(
+    measurement: Measurement, load: EngineLoad | None = None, steadiness: Steadiness | None = None
+) -> Saturation:
+    """Look for the signs; a closed loop cannot be past capacity, but can keep requests waiting.
+
+    Near capacity a queue wanders far without growing, so the signs count only together with a trend.
+    """
+    load = load or find_engine_load(measurement)
     if not measurement.step.open_loop:
-        return _closed_loop(measurement)
+        return _closed_loop(measurement, load)
+    steadiness = steadiness or find_trends(measurement.samples)
     sent_until_s = max((sample.scheduled_s for sample in measurement.samples), default=0.0)
     signs = tuple(
         sign
@@ -53,9 +64,10 @@ def saturation(measurement: Measurement) -> Saturation:
         )
         if sign
     )
-    if len(signs) < 2:
+    short = not steadiness.trends
+    if len(signs) < 2 or not (short or any(trend.p < TREND for trend in steadiness.trends)):
         return Saturation(False, signs, None, "")
-    capacity = _capacity(measurement, sent_until_s)
+    capacity = load.capacity_requests_per_s or 0.0
     step = measurement.step
     message = (
         f"{step.request_rate:g} requests/s is past capacity, about {capacity:.2g} at this length "
@@ -64,15 +76,16 @@ def saturation(measurement: Measurement) -> Saturation:
     return Saturation(True, signs, capacity, message)
 
 
-def _closed_loop(measurement: Measurement) -> Saturation:
-    until_s = max((sample.scheduled_s for sample in measurement.samples), default=0.0)
-    waiting = _waiting(measurement.server, until_s)
-    usual = statistics.median(waiting) if waiting else 0.0
-    if usual < 1:
+def _closed_loop(measurement: Measurement, load: EngineLoad) -> Saturation:
+    if load.waiting is None or load.waiting < 1:
         return Saturation(False, (), None, "")
     level = measurement.step.concurrency
-    message = f"concurrency {level} is more than the engine's batch, {usual:g} requests wait: {ADVICE}"
-    return Saturation(False, (f"{usual:g} requests wait (median)",), None, message)
+    often = "always" if load.waiting_share >= ALWAYS_SHARE else "mostly"
+    message = (
+        f"{load.waiting:g} requests {often} waited: the engine runs {load.most_running:g} at a time "
+        f"(concurrency {level}); {ADVICE}"
+    )
+    return Saturation(False, (f"{load.waiting:g} requests wait (median)",), None, message)
 
 
 def _waiting_grows(server: Sequence[ServerReading], until_s: float) -> str:
@@ -124,15 +137,3 @@ def kendall_tau(values: Sequence[float]) -> float:
     """How well the values are ordered in time: 1 always rising, -1 always falling."""
     pairs = [(a, b) for i, a in enumerate(values) for b in values[i + 1 :]]
     return sum((b > a) - (b < a) for a, b in pairs) / len(pairs) if pairs else 0.0
-
-
-def _capacity(measurement: Measurement, until_s: float) -> float:
-    """Requests a second that the tokens of the second half amount to; smoother than counting ends."""
-    half_s = until_s / 2
-    tokens = sum(
-        sample.tokens / len(sample.token_times_s)
-        for sample in measurement.samples
-        for at in sample.token_times_s
-        if half_s < at <= until_s
-    )
-    return tokens / half_s / measurement.step.output_tokens if half_s > 0 else 0.0

@@ -11,15 +11,19 @@ from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summaris
 from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
+from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
+from pytest_vllm_stage.slo.engine_load import EngineLoad, find_engine_load
 from pytest_vllm_stage.slo.gates import GateVerdict, Risks, judge_floor_gate, judge_gate
+from pytest_vllm_stage.slo.growth import HORIZON_S, Growth, judge_growth
 from pytest_vllm_stage.slo.objectives import Objective, goodput_limits_s
 from pytest_vllm_stage.slo.saturation import Saturation, saturation
+from pytest_vllm_stage.slo.steadiness import Steadiness, find_trends
 from pytest_vllm_stage.slo.validity import Finding, findings
 
 #: Raised when a field changes its meaning or goes; adding one does not raise it.
 SCHEMA_VERSION = 1
 #: Findings that do not decide, and still belong into the verdict's line.
-_REMARKABLE = ("stalls", "engine_restarted", "buffered", "bursts")
+_REMARKABLE = ("stalls", "engine_restarted", "buffered", "waiting", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class StepVerdict:
         step: Id of the step.
         outcome: Pass, fail, inconclusive or invalid.
         why: The reason, in a line.
-        gates: One an objective.
+        gates: One per objective.
         findings: What was wrong or odd about the measurement.
         saturation: What it shows of the server's capacity.
         saved_s: Sending time that an early decision saved.
@@ -81,6 +85,7 @@ def judge(
     *,
     alpha: float = ALPHA,
     gates: int | None = None,
+    horizon_s: float = HORIZON_S,
 ) -> tuple[Metrics, StepVerdict]:
     """Derive the metrics and judge the step; pure, so saved samples are judged as live ones are.
 
@@ -89,6 +94,7 @@ def judge(
         objectives: What is promised; without any the step is measured, and the verdict is inconclusive.
         alpha: Highest probability of passing a step with a broken objective, and of failing any step of a healthy run.
         gates: Objectives over all steps of the run, which share the risk of a false fail; default: this step's.
+        horizon_s: How long the load may go on; a latency that rises beyond its limit within it is no pass.
 
     Returns:
         The metrics and the verdict.
@@ -99,10 +105,15 @@ def judge(
     limits_s = goodput_limits_s(tuple(objectives))
     metrics = summarise(measurement.samples, measurement.step, limits_s=limits_s or None)
     risks = Risks.shared(alpha, gates or len(objectives))
-    judged = tuple(_gate(measurement, metrics, objective, limits_s, risks) for objective in objectives)
-    found = (*findings(measurement, metrics, objectives), *_bursts(judged))
-    state = saturation(measurement)
-    outcome, why = _overall(metrics, judged, found, state)
+    load = find_engine_load(measurement)
+    open_loop = measurement.step.open_loop
+    tied = find_dependence(measurement.samples, open_loop=open_loop, waiting_share=load.waiting_share)
+    judged = tuple(_gate(measurement, metrics, objective, limits_s, risks, tied) for objective in objectives)
+    steadiness = find_trends(measurement.samples) if open_loop else Steadiness()
+    growth = judge_growth(measurement, objectives, steadiness, load, horizon_s)
+    state = saturation(measurement, load, steadiness)
+    found = (*findings(measurement, metrics, objectives), *_load_remarks(measurement, load, state))
+    outcome, why = _overall(metrics, judged, found, state, growth)
     saved_s = measurement.early_stop.saved_s if measurement.early_stop else 0.0
     return metrics, StepVerdict(measurement.step.id, outcome, why, judged, found, state, saved_s, alpha)
 
@@ -117,7 +128,11 @@ def _refuse(measurement: Measurement, problem: str, alpha: float) -> tuple[Metri
 
 
 def _overall(
-    metrics: Metrics, gates: Sequence[GateVerdict], found: Sequence[Finding], state: Saturation
+    metrics: Metrics,
+    gates: Sequence[GateVerdict],
+    found: Sequence[Finding],
+    state: Saturation,
+    growth: Growth | None,
 ) -> tuple[Outcome, str]:
     invalid = [finding.text for finding in found if finding.invalidates]
     if invalid:
@@ -131,22 +146,26 @@ def _overall(
         remarks = f"; failed requests: {_failures_text(metrics)}{remarks}"
     if state.saturated:
         return Outcome.FAIL, "; ".join([state.message, *failed]) + remarks
+    if growth is not None and (failed or growth.outcome is Outcome.FAIL):
+        return Outcome.FAIL, "; ".join([growth.why, *failed]) + remarks
     if failed:
         return Outcome.FAIL, "; ".join(failed) + remarks
     open_gates = [gate.why for gate in gates if gate.outcome is not Outcome.PASS]
+    if growth is not None:
+        return Outcome.INCONCLUSIVE, "; ".join([growth.why, *open_gates]) + remarks
     if open_gates or not gates:
         return Outcome.INCONCLUSIVE, "; ".join(open_gates or ["no objective is set for this step"]) + remarks
     return Outcome.PASS, f"{len(gates)} of {len(gates)} objectives kept{remarks}"
 
 
-def _bursts(gates: Sequence[GateVerdict]) -> list[Finding]:
-    """A remark where so many requests hang together that another run may well say something else."""
-    worst = min((gate for gate in gates if gate.worth < gate.n / 2), key=lambda gate: gate.worth, default=None)
-    if worst is None:
+def _load_remarks(measurement: Measurement, load: EngineLoad, state: Saturation) -> list[Finding]:
+    """What the engine's batch limit does to the step: requests that wait, or a rate above what it allows."""
+    if not measurement.step.open_loop:
+        return [Finding("waiting", state.message, False)] if state.message else []
+    ceiling, rate = load.ceiling_requests_per_s, measurement.step.request_rate
+    if ceiling is None or rate is None or rate <= ceiling:
         return []
-    what = worst.objective.latency or "failures"
-    text = f"slow requests come in bursts ({what}): these {worst.n} are worth about {worst.worth} independent ones"
-    return [Finding("bursts", text, False)]
+    return [Finding("ceiling", f"{rate:g} requests/s is above the batch limit: {load.ceiling_text()}", False)]
 
 
 def _failures_text(metrics: Metrics) -> str:
@@ -154,9 +173,14 @@ def _failures_text(metrics: Metrics) -> str:
 
 
 def _gate(
-    measurement: Measurement, metrics: Metrics, objective: Objective, limits_s: dict[str, float], risks: Risks
+    measurement: Measurement,
+    metrics: Metrics,
+    objective: Objective,
+    limits_s: dict[str, float],
+    risks: Risks,
+    tied: Dependence,
 ) -> GateVerdict:
     observed = metrics.flat().get(objective.metric)
     if objective.is_floor:
         return judge_floor_gate(measurement.samples, objective, observed or 0.0, limits_s, risks)
-    return judge_gate(measurement.step, measurement.samples, objective, observed, risks)
+    return judge_gate(measurement.step, measurement.samples, objective, observed, risks, tied)

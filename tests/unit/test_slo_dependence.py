@@ -1,4 +1,4 @@
-"""Requests that depend on each other: seen where they do, never where they do not."""
+"""The effective sample size: requests that depend on each other count less, independent ones count fully."""
 
 from __future__ import annotations
 
@@ -6,63 +6,115 @@ import random
 
 import pytest
 
+from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import POISSON
-from pytest_vllm_stage.slo.decision import Outcome
-from pytest_vllm_stage.slo.dependence import confirmed, design_effect, effects
+from pytest_vllm_stage.slo.decision import Outcome, decide
+from pytest_vllm_stage.slo.dependence import (
+    LEAST_TIMES,
+    LEAST_TIMES_BUSY,
+    Dependence,
+    correlation_time,
+    find_dependence,
+    remembered_share,
+    requests_in_engine,
+)
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
-from tests.unit.made_samples import open_step, queued
+from tests.unit.made_samples import open_step, queued, sample
 
 
-def independent(n: int, share: float, seed: int) -> list[bool]:
+def autoregressive(n: int, memory: float, seed: int) -> list[float]:
     dice = random.Random(seed)
-    return [dice.random() < share for _ in range(n)]
+    values = [dice.gauss(0, 1)]
+    while len(values) < n:
+        values.append(memory * values[-1] + dice.gauss(0, 1))
+    return values
 
 
-def in_bursts(n: int, length: int, bursts: int) -> list[bool]:
-    """Bursts of so many slow requests, evenly spread."""
-    every = n // bursts
-    return [i % every < length for i in range(n)]
+@pytest.mark.parametrize("memory", [0.5, 0.8])
+def test_correlation_time_of_a_known_process(memory: float) -> None:
+    """An AR(1) process has (1 + memory) / (1 - memory)."""
+    true = (1 + memory) / (1 - memory)
+    found = [correlation_time(autoregressive(2000, memory, seed)) for seed in range(20)]
+    assert sum(found) / len(found) == pytest.approx(true, rel=0.25)
 
 
-@pytest.mark.parametrize(("n", "share"), [(600, 0.1), (300, 0.1), (2000, 0.02)])
-def test_independent_requests_lose_nothing(n: int, share: float) -> None:
-    effects_seen = [design_effect(independent(n, share, seed)) for seed in range(500)]
-    assert sum(effect > 1 for effect in effects_seen) <= 5
+def test_independent_and_constant_values_count_fully() -> None:
+    dice = random.Random(1)
+    found = [correlation_time([dice.random() for _ in range(400)]) for _ in range(50)]
+    assert sum(found) / len(found) < 1.3
+    assert correlation_time([0.1] * 600) == 1
+    assert correlation_time([0.0, 1.0] * 300) == 1
+    assert correlation_time([]) == 1
 
 
-def test_bursts_count_about_once_each() -> None:
-    effect = design_effect(in_bursts(600, 20, 3))
-    assert 10 <= effect <= 30
+@pytest.mark.parametrize(("allowed", "share"), [(0.5, 0.693), (0.1, 0.526), (0.01, 0.297)])
+def test_remembered_share_is_ln_2_at_the_median_and_falls_towards_the_tail(allowed: float, share: float) -> None:
+    assert remembered_share(allowed) == pytest.approx(share, abs=0.001)
 
 
-def test_too_little_is_no_evidence() -> None:
-    assert design_effect([True] * 9 + [False] * 591) == 1
-    assert design_effect([True] * 50) == 1
-    assert design_effect(in_bursts(90, 10, 2)) == 1
-    assert effects([], []) == (1.0, 1.0)
+def test_requests_in_engine_counts_what_was_sent_and_has_not_ended() -> None:
+    rows = [sample(i, float(i), ttft_s=2.5, itl_s=0.0) for i in range(6)]
+    assert requests_in_engine(rows) == [0, 1, 2, 2, 2, 2]
 
 
-def test_what_is_broken_throughout_is_broken_whatever_the_bursts() -> None:
-    """A latency that only rises: nearly all requests miss, and their slowest tenth is one burst."""
+def test_requests_that_find_the_engine_idle_are_independent() -> None:
+    rows: list[Sample] = [sample(i, float(i), ttft_s=0.1 + 0.01 * i) for i in range(15)]
+    values = [0.1 + 0.01 * i for i in range(15)]
+    found = find_dependence(rows, open_loop=True)
+    assert found.idle_share == 1
+    assert found.design_effects(values, [0.0] * 15, 0.5)[0] == 1
+
+
+def test_a_quiet_step_of_a_busy_engine_is_not_taken_for_independent_requests() -> None:
+    """No request misses, and the number in the engine shows that they are not independent all the same."""
+    step = open_step(11.2, 54, arrivals=POISSON, seed=5)
+    made = queued(step, 16, lambda _dice: 1.0, seed=5)
+    found = find_dependence(made.samples, open_loop=True)
+    assert found.in_engine_time > 5
+    assert found.design_effects([0.1] * 600, [0.0] * 600, 0.1)[0] > 3
+
+
+def test_a_pass_takes_twenty_correlation_times_and_more_where_requests_wait() -> None:
+    assert Dependence(600, in_engine_time=10).least_n == 10 * LEAST_TIMES
+    assert Dependence(600, in_engine_time=10, waiting_share=0.5).least_n == 10 * LEAST_TIMES_BUSY
+    assert Dependence(600, in_engine_time=10, fixed_load=True).least_n == 1
+    assert Dependence(600).least_n == 1
+
+
+def test_design_effects_make_each_request_count_less() -> None:
+    assert decide(600, 0, 0.01).outcome is Outcome.PASS
+    tied = decide(600, 0, 0.01, design_effects=(3.0, 3.0))
+    assert (tied.outcome, tied.effective_n) == (Outcome.INCONCLUSIVE, 200)
+    assert tied.needs == pytest.approx(3 * 299, abs=3)
+    assert decide(tied.needs or 0, 0, 0.01, design_effects=(3.0, 3.0)).outcome is Outcome.PASS
+    assert decide(600, 0, 0.01, least_n=800).needs == 800
+    assert decide(600, 12, 0.01).outcome is Outcome.FAIL
+    assert decide(600, 12, 0.01, design_effects=(3.0, 3.0)).outcome is Outcome.INCONCLUSIVE
+
+
+def test_broken_throughout_is_broken_although_the_requests_depend_on_each_other() -> None:
     values = [float(i) for i in range(600)]
     misses = [float(value > 60) for value in values]
-    assert effects(values, misses)[0] > 20
-    assert confirmed(Outcome.FAIL, values, misses, 0.01, alpha=0.05)
+    effects = Dependence(600, in_engine_time=100).design_effects(values, misses, 0.01)
+    assert effects[1] > 20
+    assert decide(600, 539, 0.01, design_effects=effects).outcome is Outcome.FAIL
 
 
 def test_one_burst_is_not_broken_throughout() -> None:
     misses = [float(100 <= i < 115) for i in range(600)]
-    assert not confirmed(Outcome.FAIL, misses, misses, 0.01, alpha=0.05)
+    effects = Dependence(600).design_effects(misses, misses, 0.01)
+    assert decide(600, 15, 0.01, design_effects=effects).outcome is Outcome.INCONCLUSIVE
 
 
-def test_a_queue_is_remarked_and_does_not_end_a_step_early() -> None:
-    step = open_step(13, 60, arrivals=POISSON, seed=3, decide_early=True)
+def test_a_queue_near_capacity_neither_ends_early_nor_passes_and_the_reason_says_how_long_it_takes() -> None:
+    step = open_step(15.2, 40, arrivals=POISSON, seed=3, decide_early=True)
     made = queued(step, 16, lambda dice: dice.expovariate(1.0), seed=3)
-    objective = Objective("ttft_p99_ms", 60_000)
+    objective = Objective("ttft_p90_ms", 60_000)
     decision = EarlyDecision(step, [objective])
     assert {decision(one) for one in made.samples} == {None}
     found = judge(made, [objective])[1]
-    assert found.outcome is Outcome.PASS
-    assert "slow requests come in bursts (ttft): these 780 are worth about" in found.why
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "effective sample size about" in found.why
+    assert " s) would decide" in found.why

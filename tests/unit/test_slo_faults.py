@@ -60,7 +60,7 @@ def test_a_healthy_server_passes_without_a_remark(sim: Sim) -> None:
 
 def test_a_stall_again_and_again(sim: Sim) -> None:
     sim.faults()
-    job = sim.job(step(20, 4.5, warmup_requests=0))
+    job = sim.job(step(20, 9, warmup_requests=0))
     sim.faults({"fault": "stall", "duration_s": 0.9, "every_s": 1.8})
     found = verdict(job, Objective("e2e_latency_p90_s", 0.4), *OBJECTIVES)
     sim.faults()
@@ -184,7 +184,7 @@ def test_queueing_past_capacity() -> None:
         assert found.saturation.capacity_requests_per_s == pytest.approx(10, rel=0.3)
         users = step(1, 3, arrivals=CLOSED, request_rate=None, concurrency=6, warmup_requests=0)
         closed = verdict(small.job(users, requests=200))
-        assert "concurrency 6 is more than the engine's batch, 4 requests wait" in closed.saturation.message
+        assert "4 requests always waited: the engine runs 2 at a time (concurrency 6)" in closed.saturation.message
 
 
 def test_a_certain_step_ends_early(sim: Sim) -> None:

@@ -297,7 +297,8 @@ def test_a_closed_loop_that_keeps_requests_waiting_gets_the_advice() -> None:
     state = saturation(measurement(closed_step(25), samples, server))
     assert not state.saturated
     assert state.message == (
-        "concurrency 25 is more than the engine's batch, 9 requests wait: one rate step down, or fewer output tokens"
+        "9 requests always waited: the engine runs 16 at a time (concurrency 25); "
+        "one rate step down, or fewer output tokens"
     )
 
 

@@ -1,0 +1,123 @@
+"""How full the engine was beside a step: its batch, its queue, and the rate that the two allow."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_vllm_stage.measurement.samples import Measurement, ServerReading
+from pytest_vllm_stage.measurement.statistics import nearest_rank
+
+#: A batch of this share of the largest one that was seen is full.
+_FULL = 0.9
+#: In this share of the readings, which is "always": a reading may fall between two batches.
+ALWAYS_SHARE = 0.75
+#: The engine's own limit, where the run knows it.
+MAX_NUM_SEQS = "max_num_seqs"
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """What the engine's readings say of a step, after the first requests had been answered.
+
+    Attributes:
+        running: Requests in the batch, median; None without readings.
+        most_running: The engine's limit where the run knows it, else the largest batch that was seen.
+        waiting: Requests in the queue, median.
+        waiting_share: Share of the readings in which requests waited.
+        always_full: The batch was full, and requests waited, nearly all the time.
+        queue_growth_per_s: Slope of the queue's length; None without readings.
+        capacity_requests_per_s: What the server did in the second half; its capacity if it was full.
+        ceiling_requests_per_s: What the batch limit allows, `most_running` over the time of an answer; None where the
+            limit is not known: no request waited, and no configuration names it.
+        answer_s: Time of an answer without its wait, median.
+    """
+
+    running: float | None = None
+    most_running: float | None = None
+    waiting: float | None = None
+    waiting_share: float = 0.0
+    always_full: bool = False
+    queue_growth_per_s: float | None = None
+    capacity_requests_per_s: float | None = None
+    ceiling_requests_per_s: float | None = None
+    answer_s: float | None = None
+
+    @property
+    def ever_waited(self) -> bool:
+        """Requests were seen waiting."""
+        return self.waiting_share > 0
+
+    def ceiling_text(self) -> str:
+        """The ceiling for people."""
+        return (
+            f"a batch of {self.most_running:g} with {self.answer_s:.2g} s per answer allows "
+            f"{self.ceiling_requests_per_s:.2g} requests/s at most"
+        )
+
+
+def find_engine_load(measurement: Measurement) -> EngineLoad:
+    """Derive it from the engine's readings and the samples."""
+    answer_s = _answer_s(measurement)
+    until_s = max((sample.scheduled_s for sample in measurement.samples), default=0.0)
+    start_s = min(answer_s or 0.0, until_s / 2)
+    seen = [
+        reading
+        for reading in measurement.server
+        if reading.running is not None and reading.waiting is not None and start_s < reading.at_s <= until_s
+    ]
+    declared = measurement.facts.get(MAX_NUM_SEQS)
+    capacity = _capacity(measurement, until_s)
+    if not seen:
+        return EngineLoad(capacity_requests_per_s=capacity, answer_s=answer_s)
+    running = [reading.running or 0.0 for reading in seen]
+    waiting = [reading.waiting or 0.0 for reading in seen]
+    waited = sum(count >= 1 for count in waiting) / len(seen)
+    most = float(declared) if declared else max(running)
+    full = sum(count >= _FULL * most for count in running) / len(seen)
+    limited = bool(declared) or waited > 0
+    return EngineLoad(
+        running=statistics.median(running),
+        most_running=most,
+        waiting=statistics.median(waiting),
+        waiting_share=waited,
+        always_full=min(full, waited) >= ALWAYS_SHARE,
+        queue_growth_per_s=_slope(seen),
+        capacity_requests_per_s=capacity,
+        ceiling_requests_per_s=most / answer_s if limited and answer_s else None,
+        answer_s=answer_s,
+    )
+
+
+def _answer_s(measurement: Measurement) -> float | None:
+    """An answer without its wait: the wait is what its first token took longer than the quick tenth's."""
+    rows = [
+        (sample.first_token_s - sample.scheduled_s, sample.end_s - sample.scheduled_s)
+        for sample in measurement.samples
+        if sample.failure is None and sample.first_token_s is not None
+    ]
+    if not rows:
+        return None
+    quick_s = nearest_rank(sorted(ttft for ttft, _ in rows), 10)
+    return statistics.median(e2e - max(0.0, ttft - quick_s) for ttft, e2e in rows)
+
+
+def _slope(seen: Sequence[ServerReading]) -> float | None:
+    """Least squares of the queue's length over time."""
+    if len(seen) < 4:
+        return None
+    times, lengths = [reading.at_s for reading in seen], [reading.waiting or 0.0 for reading in seen]
+    return statistics.linear_regression(times, lengths).slope
+
+
+def _capacity(measurement: Measurement, until_s: float) -> float | None:
+    """Requests per second that the tokens of the second half amount to; smoother than counting ends."""
+    half_s = until_s / 2
+    tokens = sum(
+        sample.tokens / len(sample.token_times_s)
+        for sample in measurement.samples
+        for at in sample.token_times_s
+        if half_s < at <= until_s
+    )
+    return tokens / half_s / measurement.step.output_tokens if half_s > 0 else None

@@ -1,0 +1,152 @@
+"""Steady or not: a queue that grows keeps its objectives only for a while, so a pass needs a step without a trend.
+
+The part of the step after the start (an answer's own length) is cut into blocks, and the changes from block to block
+are tested by Student's t. Changes, not levels: near capacity a queue wanders like a random walk, where tests of a slope
+take every excursion for a trend (Granger & Newbold 1974, "Spurious regressions in econometrics"). The block means of a
+random walk change by steps that correlate with 1/4 (Working 1960, "Note on the correlation of first differences of
+averages in a random chain", Econometrica 28), which widens the standard error by `_WIDER`; in a queue that returns to
+its mean the changes cancel out, and the test is on the safe side.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pytest_vllm_stage.measurement.metrics import latency_s
+from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.statistics import deviation, mean, student_at_least
+from pytest_vllm_stage.slo.dependence import requests_in_engine
+
+BLOCKS = 10
+#: Fewer requests after the start show no trend.
+LEAST_REQUESTS = 30
+#: A trend is significant below this: it is looked for in three series, and may be called wrongly once in a hundred.
+SIGNIFICANCE = 0.002
+#: No early pass while a trend is this likely.
+DOUBT = 0.2
+_WIDER = math.sqrt(1.5)
+#: The slope is at least what this many standard errors leave of it: 95 % of Student's t with 8 degrees of freedom.
+_SAFE_ERRORS = 1.86
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a series changes over a step.
+
+    Attributes:
+        name: ``ttft``, ``e2e_latency`` or ``requests in the engine``.
+        p: How likely so strong a rise is without a trend.
+        slope: Change per second.
+        least_slope: What the slope is at least, with 95 % confidence.
+        at_s: The middle of the last block, from the step's start.
+        last: The mean of the last block.
+    """
+
+    name: str
+    p: float
+    slope: float
+    least_slope: float
+    at_s: float
+    last: float
+
+    @property
+    def rises(self) -> bool:
+        """The rise is significant."""
+        return self.p < SIGNIFICANCE
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """The trends of a step; without any the step is too short to show one.
+
+    Attributes:
+        trends: By name.
+    """
+
+    trends: tuple[Trend, ...] = ()
+
+    @property
+    def rising(self) -> bool:
+        """The latency rises, or the number of requests in the engine does."""
+        return any(trend.rises for trend in self.trends)
+
+    @property
+    def doubtful(self) -> bool:
+        """A rise is too likely to end the step early."""
+        return any(trend.p < DOUBT for trend in self.trends)
+
+    def trend(self, name: str) -> Trend | None:
+        """The trend of one series."""
+        return next((trend for trend in self.trends if trend.name == name), None)
+
+
+IN_ENGINE = "requests in the engine"
+
+
+def find_trends(samples: Sequence[Sample]) -> Steadiness:
+    """The trends of an open loop's samples, in the schedule's order, after the start."""
+    answered = [sample for sample in samples if sample.failure is None and sample.first_token_s is not None]
+    if not answered:
+        return Steadiness()
+    start_s = _start_s(samples, answered)
+    times = [sample.scheduled_s for sample in samples]
+    series: dict[str, Sequence[float | None]] = {
+        "ttft": [_value("ttft", sample) for sample in samples],
+        "e2e_latency": [_value("e2e_latency", sample) for sample in samples],
+        IN_ENGINE: [float(count) for count in requests_in_engine(samples)],
+    }
+    found = (_trend(name, times, values, start_s) for name, values in series.items())
+    return Steadiness(tuple(trend for trend in found if trend is not None))
+
+
+def _start_s(samples: Sequence[Sample], answered: Sequence[Sample]) -> float:
+    """When the first answers had ended: before that the engine only fills."""
+    first = answered[: max(1, len(answered) // 10)]
+    length_s = statistics.median(sample.end_s - sample.scheduled_s for sample in first)
+    return samples[0].scheduled_s + length_s
+
+
+def _value(name: str, sample: Sample) -> float | None:
+    value = latency_s(name, sample)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _trend(name: str, times: Sequence[float], values: Sequence[float | None], start_s: float) -> Trend | None:
+    rows = [(at, value) for at, value in zip(times, values, strict=True) if value is not None and at >= start_s]
+    if len(rows) < LEAST_REQUESTS:
+        return None
+    n = len(rows)
+    blocks = [rows[i * n // BLOCKS : (i + 1) * n // BLOCKS] for i in range(BLOCKS)]
+    means = [mean([value for _, value in block]) for block in blocks]
+    middles = [mean([at for at, _ in block]) for block in blocks]
+    width_s = (middles[-1] - middles[0]) / (BLOCKS - 1)
+    changes = [after - before for before, after in pairwise(means)]
+    error = _WIDER * deviation(changes) / math.sqrt(len(changes))
+    change = mean(changes)
+    if width_s <= 0:
+        return None
+    if error <= 1e-9 * max(1.0, abs(means[0])):
+        p = float(change <= 1e-9 * max(1.0, abs(means[0])))
+    else:
+        p = student_at_least(change / error, len(changes) - 1)
+    least = (change - _SAFE_ERRORS * error) / width_s
+    return Trend(name, p, change / width_s, least, middles[-1], means[-1])
+
+
+def seconds_until(trend: Trend, limit: float, margin: float, *, least: bool = False) -> float | None:
+    """When the series passes a limit if it goes on rising, from the step's start; None if it never does.
+
+    Args:
+        trend: Its rise.
+        limit: In the series' unit.
+        margin: How far the judged percentile lies above the mean.
+        least: By the slope's lower bound instead of by the slope.
+    """
+    slope = trend.least_slope if least else trend.slope
+    if slope <= 0:
+        return None
+    return trend.at_s + max(0.0, (limit - margin - trend.last) / slope)

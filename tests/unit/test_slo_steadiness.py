@@ -1,0 +1,108 @@
+"""Steady or not: queues that grow do not pass, queues that only wander are not accused, and the reason has numbers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.measurement.samples import Measurement, ServerReading
+from pytest_vllm_stage.measurement.samples_file import read_measurement
+from pytest_vllm_stage.measurement.step import POISSON
+from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.slo.early import EarlyDecision
+from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.steadiness import find_trends
+from pytest_vllm_stage.slo.verdict import judge
+from tests.unit.made_samples import closed_step, measurement, open_step, queued, sample
+
+DATA = Path(__file__).parents[1] / "data"
+GENEROUS = Objective("ttft_p90_ms", 60_000)
+
+
+def growing(rate: float = 10.5, duration_s: float = 60, **changes: object) -> Measurement:
+    """A batch of ten with answers of one second, 5 % past its capacity."""
+    return queued(open_step(rate, duration_s, **changes), 10, lambda _dice: 1.0)
+
+
+@pytest.fixture(scope="module")
+def ramp() -> Measurement:
+    """A real step: an H100, a batch of 24, 4 % past its capacity."""
+    return read_measurement(DATA / "queue-grows.samples.jsonl.gz")
+
+
+def test_a_real_step_past_its_capacity_is_not_steady(ramp: Measurement) -> None:
+    objectives = [Objective("error_rate", 0), Objective("ttft_p90_ms", 2000), Objective("tpot_p90_ms", 100)]
+    found = judge(ramp, objectives)[1]
+    assert found.outcome is Outcome.FAIL
+    assert found.why.startswith(
+        "not steady: the queue grows by 0.18 requests/s (24 of 24 running); TTFT P90 would pass 2000 ms after about "
+    )
+    assert "capacity about 4.8 requests/s" in found.why
+    assert "a batch of 24 with 5 s per answer allows 4.8 requests/s at most" in found.why
+
+
+def test_a_limit_beyond_the_horizon_is_not_in_danger(ramp: Measurement) -> None:
+    far = [Objective("ttft_p90_ms", 40_000)]
+    assert "would pass 40000 ms after about 9" in judge(ramp, far, horizon_s=3600)[1].why
+    assert "not steady" not in judge(ramp, far)[1].why
+
+
+def test_without_the_engines_readings_a_rise_is_not_certain(ramp: Measurement) -> None:
+    found = judge(replace(ramp, server=()), [Objective("ttft_p90_ms", 2000)])[1]
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.why.startswith("not steady: the requests in the engine grow by 0.2 per second; TTFT P90 would pass")
+
+
+def test_a_closed_loop_names_the_requests_that_a_small_batch_keeps_waiting() -> None:
+    server = [ServerReading(float(at), 16, 9) for at in range(1, 60)]
+    rows = [sample(i, i / 10, ttft_s=2.4) for i in range(600)]
+    found = judge(measurement(closed_step(25), rows, server), [Objective("ttft_p90_ms", 2000)])[1]
+    assert found.outcome is Outcome.FAIL
+    assert "ttft_p90_ms <= 2000: 2400, 600 misses of 600 requests" in found.why
+    assert "9 requests always waited: the engine runs 16 at a time" in found.why
+
+
+def test_a_queue_that_grows_does_not_end_the_step_early() -> None:
+    made = growing(decide_early=True)
+    decision = EarlyDecision(made.step, [GENEROUS])
+    assert {decision(one) for one in made.samples} == {None}
+    assert judge(made, [GENEROUS])[1].outcome is not Outcome.PASS
+
+
+def test_steady_steps_end_early() -> None:
+    made = queued(open_step(5, 60, decide_early=True), 10, lambda _dice: 1.0)
+    decision = EarlyDecision(made.step, [GENEROUS])
+    assert "pass" in [decision(one) for one in made.samples]
+
+
+def test_a_walk_without_a_drift_is_not_a_trend() -> None:
+    """The level of a random walk has a significant slope nearly always; its changes do not."""
+    called = 0
+    for seed in range(200):
+        dice, at = random.Random(seed), 5.0
+        rows = []
+        for i in range(300):
+            at = max(0.1, at + dice.gauss(0, 0.05))
+            rows.append(sample(i, float(i), ttft_s=at, itl_s=0.0))
+        trend = find_trends(rows).trend("ttft")
+        assert trend is not None
+        called += trend.rises
+    assert called <= 4
+
+
+@pytest.mark.parametrize("load", [0.5, 0.9])
+def test_stationary_queues_are_hardly_ever_called_not_steady(load: float) -> None:
+    called = 0
+    for seed in range(60):
+        made = queued(open_step(16 * load, 40, arrivals=POISSON, seed=seed), 16, lambda dice: dice.expovariate(1), seed)
+        found = judge(made, [Objective("ttft_p90_ms", 3000)])[1]
+        called += "not steady" in found.why or "past capacity" in found.why
+    assert called <= 2
+
+
+def test_too_few_requests_show_no_trend() -> None:
+    assert find_trends([sample(i, i / 10, ttft_s=0.1 + i) for i in range(20)]).trends == ()
+    assert find_trends([]).trends == ()
