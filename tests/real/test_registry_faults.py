@@ -61,6 +61,8 @@ READS_NUMBERS = {EQUAL_ARTIFACT, OFFICIAL}
 READS_DOCUMENT = {*READS_NUMBERS, EQUAL_SAMPLES, BELONG}
 READS_BUCKET = {*READS_DOCUMENT, HASHES, PRIVATE, FINISHED}
 
+#: Ends a run that hangs: one takes 10 s alone, and more than 60 s beside eight other test runs on two cores.
+RUN_TIMEOUT_S = 240
 CAUSE_REPORTED = r"^SKIPPED \S*::(\w+).*? - (?:Skipped: )?(?:stage failed|environment unusable|configuration error):"
 
 FAKE_STAGE = '''
@@ -196,7 +198,7 @@ class World:
             SUITE, f"--rootdir={folder}", f"--confcutdir={ROOT}", "-p", "fake_stage",
             f"--stage-run-dir={folder}/run-{self.runs}", f"--stage-profile={folder}/small.toml",
             f"--stage-registry-url={self.standin.url}", "-p", "no:cacheprovider", "-rfEs",
-            "--no-fold-skipped", *self.options, timeout=60,
+            "--no-fold-skipped", *self.options, timeout=RUN_TIMEOUT_S,
         )  # fmt: skip
         output = result.stdout.str()
         self.exit_code = int(result.ret)
