@@ -124,7 +124,7 @@ class StreamedAnswer:
         """Put a stream's events together.
 
         Raises:
-            StreamBroken: an event is no JSON object.
+            StreamBroken: an event is not a JSON object.
         """
         chunks: list[dict[str, Any]] = []
         deltas: list[Delta] = []
@@ -150,9 +150,11 @@ def chunk_of(event: Event) -> dict[str, Any]:
     try:
         chunk = json.loads(event.data)
     except json.JSONDecodeError as error:
-        raise StreamBroken(f"an event of the stream is no JSON ({error}): {shown(event.raw)}", body=event.raw) from None
+        raise StreamBroken(
+            f"an event of the stream is not JSON ({error}): {shown(event.raw)}", body=event.raw
+        ) from None
     if not isinstance(chunk, dict):
-        raise StreamBroken(f"an event of the stream is no JSON object: {shown(event.raw)}", body=event.raw)
+        raise StreamBroken(f"an event of the stream is not a JSON object: {shown(event.raw)}", body=event.raw)
     return chunk
 
 

@@ -100,7 +100,7 @@ def parse(text: str) -> EngineMetrics:
 def _sample(line: str, number: int) -> SeriesValue:
     match = _SAMPLE.match(line)
     if match is None:
-        raise BadExposition(f"line {number} is no sample: {line[:200]!r}")
+        raise BadExposition(f"line {number} is not a sample: {line[:200]!r}")
     name, labels, value = match.groups()
     try:
         return SeriesValue(name, _labels(labels or ""), float(value))

@@ -1,6 +1,6 @@
 """Server-sent events as the WHATWG specification reads them, fed in pieces of any size, each with its arrival time.
 
-Two things are stricter than in a browser, since a check must see what a browser forgives: bytes that are no UTF-8
+Two things are stricter than in a browser, since a check must see what a browser forgives: bytes that are not UTF-8
 raise, and what a stream leaves unfinished at its end stays visible.
 """
 
@@ -14,7 +14,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class NotUtf8(ValueError):
-    """A line of the stream is no UTF-8: some hop cut or recoded the text."""
+    """A line of the stream is not UTF-8: some hop cut or recoded the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +105,4 @@ def _decode(line: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise NotUtf8(f"byte {error.start} of the line {line[:200]!r} is no UTF-8") from None
+        raise NotUtf8(f"byte {error.start} of the line {line[:200]!r} is not UTF-8") from None

@@ -45,7 +45,7 @@ class Stream:
         """Each event as it arrives, ``[DONE]`` included.
 
         Raises:
-            StreamBroken: the connection was cut, a byte is no UTF-8, or the server sent an error as an event.
+            StreamBroken: the connection was cut, a byte is not UTF-8, or the server sent an error as an event.
         """
         __tracebackhide__ = True
         for piece in self._pieces():
@@ -60,7 +60,7 @@ class Stream:
         """Read to the end, close, and put the answer together.
 
         Raises:
-            StreamBroken: as iterating does, and where an event is no JSON.
+            StreamBroken: as iterating does, and where an event is not JSON.
         """
         __tracebackhide__ = True
         with self:
@@ -79,7 +79,7 @@ class Stream:
         try:
             return self._parser.feed(piece, time.perf_counter())
         except NotUtf8 as error:
-            raise self._broken(f"carries text that is no UTF-8: {error}") from None
+            raise self._broken(f"carries text that is not UTF-8: {error}") from None
 
     def _check(self, event: Event) -> None:
         """An error sent as an event is a failure, whatever the status said."""

@@ -12,7 +12,7 @@ def test_chat_answer_knows_a_fact(endpoint: EndpointClient) -> None:
     """A question that even a small model answers is answered right.
 
     Wrong weights, a broken quantisation or a wrong chat template still give fluent text, with status 200 and in time;
-    a fact tells them apart from a model that works.
+    a fact distinguishes them from a model that works.
     """
     answer = endpoint.chat("What is the capital of France?", temperature=0, max_tokens=48)
     assert "paris" in answer.text.lower(), f"asked for the capital of France, the model said {answer.text!r}"

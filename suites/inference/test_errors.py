@@ -19,14 +19,14 @@ def refused(response: httpx.Response, *statuses: int) -> str:
     """The message of a proper refusal: one of the statuses, and an error object as OpenAI's clients read it."""
     assert response.status_code in statuses, (
         f"{response.request.method} {response.request.url.path} answered {response.status_code}, "
-        f"{' or '.join(map(str, statuses))} is due: {response.text[:300]}"
+        f"expected {' or '.join(map(str, statuses))}: {response.text[:300]}"
     )
     try:
         error = response.json()["error"]
         message, kind, code = error["message"], error["type"], error.get("code")
     except (ValueError, TypeError, KeyError):
         pytest.fail(f"{response.status_code} without an error object: {response.text[:300]!r}")
-    assert isinstance(message, str), f"the error's message is no text: {error}"
+    assert isinstance(message, str), f"the error's message is not a string: {error}"
     assert message.strip(), f"the error says nothing: {error}"
     assert isinstance(kind, str), f"the error has no type: {error}"
     assert kind, f"the error has no type: {error}"
@@ -40,7 +40,7 @@ def refused(response: httpx.Response, *statuses: int) -> str:
 def test_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
     """A model that is not served gives 404 and is named, for streams too, before any event.
 
-    A server that answers with another model instead makes every comparison of models worthless, and nobody notices.
+    A server that answers with another model instead makes every comparison of models worthless, and no client notices.
     """
     what = {"messages": [{"role": "user", "content": "Say hello."}]} if path == CHAT else {"prompt": "Hello"}
     body = {"model": UNKNOWN, **what, "max_tokens": 2, "stream": stream}
@@ -56,7 +56,7 @@ def test_unknown_path_or_method_is_refused(endpoint: EndpointClient) -> None:
     due = {("GET", "/v1/no-such-path"): (404,), ("POST", "/v1/no-such-path"): (404, 405), ("GET", CHAT): (405, 404)}
     for (method, path), statuses in due.items():
         status = endpoint.raw(method, path, json={} if method == "POST" else None).status_code
-        assert status in statuses, f"{method} {path} answered {status}; {statuses[0]} is due"
+        assert status in statuses, f"{method} {path} answered {status}, expected {statuses[0]}"
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])

@@ -1,4 +1,4 @@
-"""Users do not meet: many requests at once, one after the other or given up leave each answer what it is alone."""
+"""Users do not affect each other: concurrent, repeated and abandoned requests leave each answer what it is alone."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def check(asked: Pattern, said: str, others: list[Pattern]) -> None:
     if said.startswith(asked.answer):
         return
     whose = [other.line for other in others if said.startswith(other.answer)]
-    told = f", which is the answer to {whose[0]!r}: answers are mixed up" if whose else ""
-    pytest.fail(f"{asked.line!r} was shown, and went on with {said!r}{told}")
+    cause = f", which is the answer to {whose[0]!r}: answers are mixed up" if whose else ""
+    pytest.fail(f"{asked.line!r} was shown, and went on with {said!r}{cause}")
 
 
 def test_concurrent_answers_are_not_mixed_up(endpoint: EndpointClient) -> None:
@@ -86,8 +86,8 @@ def test_cached_prefix_changes_no_answer(endpoint: EndpointClient) -> None:
 def test_enabled_prefix_cache_is_hit(endpoint: EndpointClient, needs: Needs) -> None:
     """Where the server says that prefix caching is on, a long prompt that comes again hits it.
 
-    Without hits every turn of a long conversation is computed anew: right, slow and expensive. They also prove that the
-    check of cached answers looks at cached answers.
+    Without hits every turn of a long conversation is computed again: right, slow and expensive. They also prove that
+    the check of cached answers looks at cached answers.
     """
     needs("metrics")
     metrics, model = endpoint.metrics(), endpoint.target.model
@@ -123,7 +123,7 @@ def test_abandoned_requests_leave_no_trace(endpoint: EndpointClient, needs: Need
     shown = pattern(9)
     check(shown, endpoint.completion(shown.prompt(), temperature=0, max_tokens=6, ignore_eos=True).text, [])
     free = settled(lambda: all(now <= then for now, then in zip(state(), before, strict=True)), FREE_TIMEOUT_S)
-    assert free, f"after {2 * AT_ONCE} given-up streams, running and waiting are {state()}; before them {before}"
+    assert free, f"after {2 * AT_ONCE} abandoned streams, running and waiting are {state()}; before them {before}"
 
 
 def test_concurrent_streams_all_progress(endpoint: EndpointClient) -> None:

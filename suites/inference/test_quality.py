@@ -55,7 +55,7 @@ def test_golden_answers_equal_the_recorded_ones(
     mean, worst = fmean(agreements.values()), min(agreements, key=lambda prompt: agreements[prompt])
     record_property("quality.golden_agreement", round(mean, 3))
     assert mean >= reference.least_agreement, (
-        f"the golden answers agree by {mean:.2f} on average, at least {reference.least_agreement} is due; "
+        f"the golden answers agree by {mean:.2f} on average, expected at least {reference.least_agreement}; "
         f"to {worst!r} it said {said[worst]!r}, recorded is {reference.golden[worst][0]!r}"
     )
 
@@ -94,7 +94,7 @@ def test_the_quantised_model_agrees_with_the_full_one(
     """
     needs("prompt_logprobs")
     if reference.full is None:
-        does_not_apply(f"{reference.model} is no quantisation of another model")
+        does_not_apply(f"{reference.model} is not a quantisation of another model")
     full = targets.get("full")
     if full is not None:
         with EndpointClient(full) as whole:
@@ -104,7 +104,7 @@ def test_the_quantised_model_agrees_with_the_full_one(
     try:
         found = compare(against, scored(endpoint))
     except ValueError:
-        pytest.fail("the full and the quantised model were scored on different tokens: they are no pair")
+        pytest.fail("the full and the quantised model were scored on different tokens: they are not a pair")
     gap, same = found.gap_nats, found.same_token
     record_property("quality.gap_nats", str(gap))
     record_property("quality.same_token", str(same))
@@ -112,5 +112,5 @@ def test_the_quantised_model_agrees_with_the_full_one(
         f"quantisation costs {gap} nats a token, {reference.most_gap_nats} are allowed"
     )
     assert same.high >= reference.least_same_token, (
-        f"the part of tokens that both models hold likeliest is {same}, at least {reference.least_same_token} is due"
+        f"the part of tokens that both models hold likeliest is {same}, expected at least {reference.least_same_token}"
     )

@@ -111,9 +111,9 @@ def test_streamed_choices_are_kept_apart(endpoint: EndpointClient) -> None:
     per_index = Counter(choice["index"] for choice in choices if (choice["delta"].get("content") or ""))
     assert set(per_index) == {0, 1}, f"n=2 streamed text under the indexes {sorted(per_index)}"
     ends = sorted(choice["index"] for choice in choices if choice.get("finish_reason"))
-    assert ends == [0, 1], f"finish reasons came for the choices {ends}; each of two is due one"
+    assert ends == [0, 1], f"finish reasons came for the choices {ends}, expected one for each of two"
     roles = sorted(choice["index"] for choice in choices if choice["delta"].get("role") == "assistant")
-    assert roles == [0, 1], f"the role came for the choices {roles}; each of two is due one"
+    assert roles == [0, 1], f"the role came for the choices {roles}, expected one for each of two"
 
 
 def test_min_tokens_prolongs_the_answer(endpoint: EndpointClient) -> None:

@@ -42,7 +42,7 @@ def test_health_and_version_are_reported(endpoint: EndpointClient) -> None:
     """
     endpoint.health()
     version = endpoint.version()
-    assert version[:1].isdigit(), f"/version says {version!r}, which is no version"
+    assert version[:1].isdigit(), f"/version says {version!r}, which is not a version"
 
 
 @pytest.mark.smoke
@@ -59,7 +59,7 @@ def test_responses_have_their_content_type(endpoint: EndpointClient) -> None:
     }
     for what, (sent, expected) in due.items():
         said = endpoint.raw("POST", CHAT, json=sent).headers.get("content-type", "")
-        assert said.partition(";")[0].strip() == expected, f"{what} comes as {said!r}; {expected} is due"
+        assert said.partition(";")[0].strip() == expected, f"{what} has content type {said!r}, expected {expected}"
 
 
 def test_created_is_the_time_of_the_answer(endpoint: EndpointClient) -> None:
@@ -92,7 +92,7 @@ def test_no_two_answers_share_an_id(endpoint: EndpointClient) -> None:
 def test_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) -> None:
     """After one answer, ``/metrics`` has counted it: at least one request more, and at least its tokens.
 
-    Autoscaling, alerts and this project's own benchmark read these series; when they stand still, nobody is warned.
+    Autoscaling, alerts and this project's own benchmark read these series; when they stand still, no alert fires.
     Others may use the server meanwhile, so more may be counted, never less.
     """
     needs("metrics")
@@ -125,7 +125,7 @@ def test_request_without_the_key_is_refused(endpoint: EndpointClient) -> None:
             answer = anyone.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=1), headers=headers)
             for response in (listing, answer):
                 said = f"{response.request.url.path} answered {response.status_code} {what}"
-                assert response.status_code in (401, 403), f"{said}; 401 is due"
+                assert response.status_code in (401, 403), f"{said}, expected 401"
     assert endpoint.models(), "with the key, /v1/models lists nothing"
 
 

@@ -62,8 +62,8 @@ def test_stream_arrives_incrementally(endpoint: EndpointClient, counting: str) -
 def test_stream_ends_with_done(endpoint: EndpointClient) -> None:
     """``[DONE]`` is the last event, comes once, and nothing is left unfinished behind it.
 
-    It is all that tells a complete answer from one that a proxy's timeout cut off: without it a client waits, or takes
-    half an answer for the whole.
+    It alone distinguishes a complete answer from one that a proxy's timeout cut off: without it a client waits, or
+    takes half an answer for the whole.
     """
     answer = endpoint.stream_chat("Say hello.", temperature=0, max_tokens=8).read()
     data = [event.data for event in answer.events]
@@ -89,7 +89,7 @@ def test_chunks_of_a_stream_are_consistent(endpoint: EndpointClient) -> None:
     role = answer.chunks[0]["choices"][0]["delta"].get("role")
     assert role == "assistant", f"the first delta gives the role {role!r}"
     choices = [choice for chunk in answer.chunks for choice in chunk["choices"]]
-    assert len(answer.finish_reasons) == 1, f"the stream gave finish reasons {answer.finish_reasons}; one is due"
+    assert len(answer.finish_reasons) == 1, f"the stream gave finish reasons {answer.finish_reasons}, expected one"
     assert choices[-1].get("finish_reason"), "text came after the finish reason"
 
 
@@ -119,11 +119,11 @@ def test_stream_is_framed_as_events(endpoint: EndpointClient) -> None:
     body = endpoint.chat_body("Say hello.", temperature=0, max_tokens=6, stream=True)
     raw = endpoint.raw("POST", CHAT, json=body).content
     text = raw.decode("utf-8", errors="replace")
-    assert "\ufffd" not in text, f"the stream is no UTF-8: {raw[:200]!r}"
+    assert "\ufffd" not in text, f"the stream is not UTF-8: {raw[:200]!r}"
     lines = text.splitlines()
     known = ("data:", "event:", "id:", "retry:", ":")
     odd = [line for line in lines if line and not line.startswith(known)]
-    assert not odd, f"lines that are no field of an event: {odd[:3]}"
+    assert not odd, f"lines that are not a field of an event: {odd[:3]}"
     assert text.endswith(("\n\n", "\r\n\r\n")), f"the last event is not ended by an empty line: {text[-60:]!r}"
     crowded = [one for one, more in pairwise(lines) if one.startswith("data:") and more.startswith("data:")]
     assert not crowded, f"no empty line follows {crowded[0][:120]!r}"
@@ -138,15 +138,15 @@ def test_characters_are_never_cut(endpoint: EndpointClient, needs: Needs) -> Non
     needs("structured_outputs")
     parameters = {"temperature": 0, "max_tokens": 64, "structured_outputs": {"choice": [MANY_BYTES]}}
     plain = endpoint.chat("Say something.", **parameters).text
-    assert plain == MANY_BYTES, f"held to {MANY_BYTES!r}, the answer is {plain!r}"
+    assert plain == MANY_BYTES, f"constrained to {MANY_BYTES!r}, the answer is {plain!r}"
     streamed = endpoint.stream_chat("Say something.", **parameters).read()
-    assert streamed.text == MANY_BYTES, f"held to {MANY_BYTES!r}, the stream says {streamed.text!r}"
+    assert streamed.text == MANY_BYTES, f"constrained to {MANY_BYTES!r}, the stream says {streamed.text!r}"
 
 
 def test_client_that_disconnects_frees_its_slot(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """When a client leaves a long stream, the server stops generating it, long before it would have ended.
 
-    Users close their windows: a server that generates on for nobody is full of answers that nobody reads. How long it
+    Users close their windows: a server that goes on generating is full of answers that no client reads. How long it
     would have taken follows from the server's own pace; half of that is the deadline.
     """
     needs("metrics")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_vllm_stage import Answer, EndpointClient, ModelProfile
 from pytest_vllm_stage.checks.inference.properties import examples
-from pytest_vllm_stage.checks.inference.schema import misfit
+from pytest_vllm_stage.checks.inference.schema import schema_violation
 from pytest_vllm_stage.checks.inference.tools import Call, read_calls, read_streamed_calls
 from pytest_vllm_stage.serving.client import CHAT
 from pytest_vllm_stage.serving.failures import shown
@@ -66,8 +66,8 @@ DRAW: dict[str, Any] = {"temperature": 0, "max_tokens": ROOM}
 def test_schema_constraint_yields_json_of_that_schema(endpoint: EndpointClient, needs: Needs) -> None:
     """For any of many small schemas, a complete answer is JSON that fits the schema.
 
-    Programs parse it without looking: one missing field is an exception in somebody else's code. An answer that its
-    limit cuts says so; it is not held to be complete, but not all may be cut.
+    Programs parse it without looking: one missing field is an exception in another program's code. An answer that its
+    limit cuts says so; it need not be complete, but not all may be cut.
     """
     needs("structured_outputs")
     complete = []
@@ -80,11 +80,11 @@ def test_schema_constraint_yields_json_of_that_schema(endpoint: EndpointClient, 
         if answer.finish_reason == "length":
             return
         complete.append(answer)
-        problem = misfit(read(answer.text, "held to a schema, the answer"), schema, "the answer")
-        assert not problem, f"{problem}; it was held to {schema}"
+        problem = schema_violation(read(answer.text, "constrained to a schema, the answer"), schema, "the answer")
+        assert not problem, f"{problem}; it was constrained to {schema}"
 
     fits()
-    assert complete, f"no answer held to a schema came to its end within {ROOM} tokens"
+    assert complete, f"no answer constrained to a schema ended within {ROOM} tokens"
 
 
 def tools(*, strict: bool = True) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def test_regex_constraint_yields_a_full_match(endpoint: EndpointClient, needs: N
     def matches(pattern: str, temperature: float) -> None:
         asked = {"structured_outputs": {"regex": pattern}, "temperature": temperature, "max_tokens": 40, "seed": 1}
         text = endpoint.chat("Say something.", **asked).text
-        assert re.fullmatch(pattern, text), f"held to {pattern!r}, the answer is {text!r}"
+        assert re.fullmatch(pattern, text), f"constrained to {pattern!r}, the answer is {text!r}"
 
     matches()
 
@@ -136,7 +136,7 @@ def test_choice_constraint_yields_exactly_one_choice(endpoint: EndpointClient, n
         "completion": endpoint.completion("My favourite colour is", **asked).text,
     }
     wrong = {what: text for what, text in said.items() if text not in choices}
-    assert not wrong, f"held to one of {choices}, the answers are {wrong}"
+    assert not wrong, f"constrained to one of {choices}, the answers are {wrong}"
 
 
 def valid(calls: list[Call], what: str) -> Call:
@@ -146,7 +146,7 @@ def valid(calls: list[Call], what: str) -> Call:
     assert call.name in SCHEMAS, f"{what}: the tool {call.name!r} was called; there are {sorted(SCHEMAS)}"
     assert call.id, f"{what}: the call of {call.name} has no id to answer it by"
     arguments = read(call.arguments, f"{what}: the text of {call.name}'s arguments")
-    problem = misfit(arguments, SCHEMAS[call.name], f"{what}: {call.name}'s arguments")
+    problem = schema_violation(arguments, SCHEMAS[call.name], f"{what}: {call.name}'s arguments")
     assert not problem, problem
     return call
 
@@ -158,7 +158,7 @@ def test_requested_tool_call_comes_and_is_valid(
 ) -> None:
     """With ``tool_choice`` required or naming a tool, exactly one call comes, and its arguments fit the tool's schema.
 
-    An agent runs what it is told: a call that comes as text, of another tool, or with broken arguments ends it.
+    An agent runs each call it gets: one that comes as text, of another tool, or with broken arguments ends it.
     """
     needs("tools")
     choice = {"type": "function", "function": {"name": named}} if named else "required"
@@ -188,7 +188,7 @@ def test_automatic_tool_call_is_parsed(
     """With ``tool_choice`` auto, the call that the model writes comes as a call, not as text.
 
     A tool parser that does not fit the model leaves its call in the text, and agents stop working without any error. A
-    model too small to call a tool by itself is held to the text of a call, as its profile says.
+    model too small to call a tool by itself is constrained to the text of a call, as its profile says.
     """
     needs("tools", "auto_tools")
     asked: dict[str, Any] = {"tools": tools(strict=False), "tool_choice": "auto"}

@@ -71,7 +71,7 @@ def test_chat_template_renders_every_turn(endpoint: EndpointClient, asks: bool) 
     swapped = [{**turn, "role": "user" if turn["role"] == "assistant" else turn["role"]} for turn in DIALOGUE]
     other = endpoint.raw("POST", "/tokenize", json={"model": endpoint.target.model, "messages": swapped})
     same = other.status_code == 200 and other.json().get("tokens") == list(tokens.ids)
-    assert not same, "the rendering is the same whoever speaks: the roles are lost"
+    assert not same, "the rendering is the same for every role: the roles are lost"
 
 
 def test_engine_sees_the_conversation_as_rendered(endpoint: EndpointClient, needs: Needs) -> None:

@@ -53,7 +53,7 @@ def test_completion_tokens_equal_the_tokens_generated(endpoint: EndpointClient, 
     """``usage.completion_tokens`` counts the tokens made, the end token included, and the total is the sum.
 
     The count is held against two witnesses: the token ids, where the server gives them, and the limit, when the answer
-    ran into it. (Counting the text's tokens anew would be no witness: text can be split in more than one way.)
+    ran into it. (Counting the text's tokens again would prove nothing: text can be split in more than one way.)
     """
     answer = endpoint.chat("What is the capital of France?", temperature=0, return_token_ids=True, **parameters)
     usage, ids, limit = answer.usage, answer.choice.get("token_ids"), parameters["max_tokens"]

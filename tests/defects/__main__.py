@@ -38,9 +38,9 @@ class Row:
 
     @property
     def missed(self) -> list[str]:
-        """The checks that should have caught it, and the symptom if nobody named it."""
+        """The checks that should have caught it, and the symptom if no message named it."""
         missed = sorted(self.defect.by - set(self.outcome.failed))
-        named = any(self.defect.says in line for line in self.outcome.told)
+        named = any(self.defect.says in line for line in self.outcome.messages)
         return missed if named else [*missed, f"symptom {self.defect.says!r}"]
 
     @property
@@ -52,7 +52,7 @@ class Row:
         """The row of the table."""
         state = "MISSED" if self.missed else "UNEXPECTED" if self.unexpected else "caught"
         oracle = "caught" if self.oracle_caught else "missed"
-        symptom = next((line for line in self.outcome.told if self.defect.says in line), "")
+        symptom = next((line for line in self.outcome.messages if self.defect.says in line), "")
         symptom = re.sub(r"^[\w.]+: ", "", symptom)[:SHOWN]
         return f"{self.defect.name:<44} {state:<10} {len(self.outcome.failed):>6}  {oracle:<6}  {symptom}"
 

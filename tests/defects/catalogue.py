@@ -147,10 +147,7 @@ EVERY_STREAM = {
     STREAM_USAGE,
     CREATED,
     N_STREAMED,
-    ABSENT_LIMIT,
-    AFTER_FAILURES,
     ALL_MOVE,
-    AMONG_OTHERS,
     LOGPROBS_STREAMED,
     TOOL_AUTO,
     TOOL_DUE,
@@ -170,7 +167,7 @@ KINDS = {
     "protocol": "refusals and descriptions",
     "service": "health, headers, counters, keys, connections, weights",
     "combinations": "features together, in another way, after another request",
-    "sharing": "requests that meet, caches, given-up requests",
+    "sharing": "concurrent requests, caches, abandoned requests",
 }
 EVERY_CHECK = {value for name, value in vars(checks).items() if name.isupper()}
 
@@ -202,10 +199,7 @@ DEFECTS = (
             STOP_ACROSS,
             STREAM_EQUAL_COMPLETION,
             ARRIVES,
-            ABSENT_LIMIT,
-            AFTER_FAILURES,
             ALL_MOVE,
-            AMONG_OTHERS,
             AT_ONCE,
             CACHED,
             GIVEN_UP,
@@ -256,7 +250,7 @@ DEFECTS = (
     Defect(
         "stale_cache",
         {QUESTION, AT_ONCE, PARAMETERS, DRAWS, SEED, TURNS, GOLDEN},
-        # Which question is answered first, and so whose answer the others get, is the server's to say.
+        # Which question is answered first, and so whose answer the others get, is the server's choice.
         ", the model said 'The capital of ",
         also={
             *GUIDED,
@@ -289,19 +283,19 @@ DEFECTS = (
     ),
     Defect("wrong_model_name", {NAMES, ONE_PIECE}, "some-other-model"),
     # Refusals and descriptions.
-    Defect("any_path_answers", {BAD_PATH}, "/v1/no-such-path answered 200; 404 is due"),
-    Defect("bad_fields_accepted", {BAD_FIELD, RECOVERS}, "answered 200, 400 or 422 is due"),
+    Defect("any_path_answers", {BAD_PATH}, "/v1/no-such-path answered 200, expected 404"),
+    Defect("bad_fields_accepted", {BAD_FIELD, RECOVERS}, "answered 200, expected 400 or 422"),
     Defect("errors_are_200", {*EVERY_REFUSAL, CONTEXT}, "answered 200"),
-    Defect("errors_are_500", {*EVERY_REFUSAL, CONTEXT}, "answered 500, 404 is due"),
+    Defect("errors_are_500", {*EVERY_REFUSAL, CONTEXT}, "answered 500, expected 404"),
     Defect("errors_are_pages", {*EVERY_REFUSAL, TYPES}, "404 without an error object"),
     Defect("errors_say_nothing", {UNKNOWN_MODEL, BAD_FIELD, OVER_LONG}, "the error does not name"),
-    Defect("prompt_cut_to_fit", {OVER_LONG}, "answered 200, 400 or 413 or 422 is due"),
+    Defect("prompt_cut_to_fit", {OVER_LONG}, "answered 200, expected 400 or 413 or 422"),
     Defect(
         "server_error",
         EVERY_CHECK - {KEY, BAD_PATH, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED},
         "answered 503",
     ),
-    Defect("unknown_model_accepted", {UNKNOWN_MODEL}, "answered 200, 404 is due"),
+    Defect("unknown_model_accepted", {UNKNOWN_MODEL}, "answered 200, expected 404"),
     Defect("wrong_context_length", {DECLARED}, "/tokenize says max_model_len 2048, /v1/models says 131072"),
     # On the way in: conversations and tokenizers.
     Defect("ascii_prompts", {*PROMPTS, PERPLEXITY, QUANTISED}, "'german' has 61 tokens, recorded are 68"),
@@ -368,18 +362,18 @@ DEFECTS = (
     ),
     Defect("unsorted_logprobs", {LOGPROBS, LOGPROBS_STREAMED}, "the alternatives are not in order"),
     # The server around the model.
-    Defect("answers_called_text", {TYPES}, "an answer comes as 'text/plain; charset=utf-8'"),
-    Defect("any_key_will_do", {KEY}, "answered 200 with a wrong key; 401 is due"),
+    Defect("answers_called_text", {TYPES}, "an answer has content type 'text/plain; charset=utf-8'"),
+    Defect("any_key_will_do", {KEY}, "answered 200 with a wrong key, expected 401"),
     Defect("closed_connections", {CONNECTION}, "the server closed the connection after an answer"),
     Defect("created_anew", {CREATED}, "the chunks of one stream were created at"),
     Defect("created_in_milliseconds", {CREATED}, "created is 1"),
     Defect(
         "frozen_metrics", {METRICS, CACHE_HIT}, "served, but not counted in /metrics: {'vllm:request_success': '0 of 1'"
     ),
-    Defect("key_not_asked_for", {KEY}, "answered 200 without a key; 401 is due"),
+    Defect("key_not_asked_for", {KEY}, "answered 200 without a key, expected 401"),
     Defect("no_version", {WELL}, "/version says 'unknown'"),
     Defect("recycled_ids", {IDS}, "12 answers carry only 4 ids"),
-    Defect("streams_called_json", {TYPES}, "a stream comes as 'application/json'"),
+    Defect("streams_called_json", {TYPES}, "a stream has content type 'application/json'"),
     Defect("uncounted_generation", {METRICS}, "{'vllm:generation_tokens': '0 of 5'}"),
     Defect("unhealthy", {WELL, RECOVERS}, "GET /health answered 503"),
     # Requests that meet.
@@ -412,12 +406,12 @@ DEFECTS = (
     Defect("invented_cached_tokens", {NEW_PROMPT}, "cached != 0 for a new prompt on"),
     # Answers that programs read.
     Defect("another_tool", {TOOL_DUE}, "get_time was asked for by name, get_weather was called"),
-    Defect("bad_structures_accepted", {BAD_STRUCTURE}, "answered 200, 400 or 422 is due"),
+    Defect("bad_structures_accepted", {BAD_STRUCTURE}, "answered 200, expected 400 or 422"),
     Defect("characters_cut_in_streams", {CHARACTERS}, "the stream says 'Grü\ufffd"),
     Defect("cut_tool_arguments", {TOOL_DUE, TOOL_AUTO}, "the text of get_time's arguments is not JSON"),
     Defect("dropped_tool_results", {TOOL_RESULT}, "the tool's result is not in the prompt"),
     Defect("forbidden_tool_call", {TOOL_NONE}, "tool_choice none, and get_time was called"),
-    Defect("ignored_structure", {*GUIDED, TOOL_AUTO}, "held to one of ['violet', 'orange', 'white and black']"),
+    Defect("ignored_structure", {*GUIDED, TOOL_AUTO}, "constrained to one of ['violet', 'orange', 'white and black']"),
     Defect("lost_tool_piece", {TOOL_DUE, TOOL_AUTO}, "arguments is not JSON"),
     Defect("mangled_unicode", {CHARACTERS, EXPRESSION}, "the answer is 'GrÃ¼", also={SCHEMA}),
     Defect("structure_in_a_fence", GUIDED, "the answer is '```\\nGrüße"),
@@ -429,7 +423,7 @@ DEFECTS = (
     Defect("tool_parser_fails", {TOOL_AUTO}, "answered 500 Internal Server Error: {"),
     Defect("wrong_tool", {TOOL_DUE, TOOL_AUTO}, "the tool 'get_time_v2' was called"),
     # Streams.
-    Defect("bare_lines", {FRAMED}, "lines that are no field of an event: ['flushed 1 chunk']"),
+    Defect("bare_lines", {FRAMED}, "lines that are not a field of an event: ['flushed 1 chunk']"),
     Defect("single_newlines", {*EVERY_SHORT_STREAM, FRAMED}, "no empty line follows"),
     Defect("block_buffered_stream", {ARRIVES}, "the stream was buffered in blocks: 40 deltas arrived in 3 bursts"),
     Defect("buffered_stream", {ARRIVES, ALL_MOVE}, "the stream was buffered: all 40 deltas arrived within"),
@@ -437,7 +431,7 @@ DEFECTS = (
     Defect("error_in_stream", EVERY_STREAM, "carries an error inside its 200"),
     Defect("foreign_chunk", {ONE_PIECE}, "the chunks of one stream carry 2 ids"),
     Defect("lost_delta", {*STREAMED_TEXT, LOGPROBS_STREAMED}, "streamed: "),
-    Defect("malformed_chunk", EVERY_SHORT_STREAM - {FREES_SLOT}, "an event of the stream is no JSON"),
+    Defect("malformed_chunk", EVERY_SHORT_STREAM - {FREES_SLOT}, "an event of the stream is not JSON"),
     Defect("missing_done", {DONE}, "the stream ended without [DONE]"),
     Defect("missing_role", {ONE_PIECE, N_STREAMED}, "the first delta gives the role None"),
     Defect("missing_stream_usage", {STREAM_USAGE, ANY_REQUEST}, "usage was asked for, 0 chunks carry it"),

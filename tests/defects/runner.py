@@ -44,8 +44,8 @@ class Outcome:
     output: str
 
     @property
-    def told(self) -> list[str]:
-        """What a reader is told: the lines of the failures' messages, without the source that pytest shows."""
+    def messages(self) -> list[str]:
+        """The lines of the failures' messages, without the source that pytest shows."""
         lines = self.output.splitlines()
         return [line.removeprefix("E ").strip() for line in lines if line.startswith(("E ", STAGE_FAILED))]
 

@@ -21,7 +21,7 @@ from tests.defects.catalogue import DEFECTS, Defect
 from tests.defects.oracle import says_something
 from tests.defects.runner import ROOT, SUITE, Outcome, run_suite, simulator
 
-#: Faults of time are no faults of correctness; the last one is caught before any check runs.
+#: Faults of timing are not faults of correctness; the last one is caught before any check runs.
 NO_DEFECTS = {"stall", "slow_start", "slow_requests", "wrong_model_listed"}
 #: One of each kind, and those whose effect is wide.
 LOOKED_AT_WHOLE = ("truncated_stream", "twice_begun", "ignored_temperature", "wrong_tool", "cross_talk", "recycled_ids")
@@ -56,7 +56,7 @@ def met(request: pytest.FixtureRequest) -> Iterator[Callable[[Defect], Outcome]]
 def test_a_defect_is_caught_and_its_symptom_named(defect: Defect, met: Callable[[Defect], Outcome]) -> None:
     outcome = met(defect)
     assert set(outcome.failed) == defect.by, f"missed: {defect.by - set(outcome.failed)}\n{outcome.output}"
-    assert any(defect.says in line for line in outcome.told), f"no message says {defect.says!r}:\n{outcome.output}"
+    assert any(defect.says in line for line in outcome.messages), f"no message says {defect.says!r}:\n{outcome.output}"
 
 
 @pytest.mark.parametrize("name", LOOKED_AT_WHOLE)

@@ -20,7 +20,7 @@ MODEL = "sim-model"
 CONTEXT = "test_context_length_is_the_declared_one"
 LISTED = "test_served_model_is_listed"
 
-#: Faults of time are no faults of correctness: a slow server passes.
+#: Faults of timing are not faults of correctness: a slow server passes.
 SLOW: list[Any] = [
     {"fault": "stall", "duration_s": 0.2, "every_s": 0.5},
     {"fault": "slow_start", "for_s": 2.0, "delay_s": 0.3},

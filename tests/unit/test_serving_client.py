@@ -133,7 +133,7 @@ def test_an_unreachable_server_is_named() -> None:
         ),
         (lambda c: c.tokenize("x"), {"tokens": [1]}, "POST /tokenize gave no tokens"),
         (lambda c: c.detokenize([1]), {"text": "x"}, "POST /detokenize gave no text"),
-        (lambda c: c.metrics(), b"what?", "GET /metrics: line 1 is no sample"),
+        (lambda c: c.metrics(), b"what?", "GET /metrics: line 1 is not a sample"),
     ],
 )
 def test_an_answer_without_what_was_asked_for_is_a_failure(
@@ -200,7 +200,7 @@ def test_a_cut_stream_is_a_failure() -> None:
 
 @pytest.mark.parametrize("body", [b"data: {half\n\n", b"data: [1]\n\n", b"data: \xff\n\n"])
 def test_a_garbled_stream_is_a_failure(body: bytes) -> None:
-    with pytest.raises(StreamBroken, match=r"no JSON|no UTF-8"):
+    with pytest.raises(StreamBroken, match=r"not JSON|not a JSON object|not UTF-8"):
         always(200, body).stream_chat("x").read()
 
 

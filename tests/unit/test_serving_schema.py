@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.checks.inference.schema import misfit
+from pytest_vllm_stage.checks.inference.schema import schema_violation
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -36,12 +36,12 @@ PERSON: dict[str, Any] = {
         (None, {"anyOf": [{"type": "null"}, {"type": "integer"}]}, ""),
     ],
 )
-def test_a_misfit_is_named(value: Any, schema: dict[str, Any], says: str) -> None:
-    found = misfit(value, schema)
+def test_schema_violation_is_named(value: Any, schema: dict[str, Any], says: str) -> None:
+    found = schema_violation(value, schema)
     assert says in found
     assert bool(says) == bool(found)
 
 
 def test_a_keyword_that_is_not_known_is_never_passed_over() -> None:
     with pytest.raises(ValueError, match="uniqueItems"):
-        misfit([], {"type": "array", "uniqueItems": True})
+        schema_violation([], {"type": "array", "uniqueItems": True})

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.checks.inference.schema import misfit
+from pytest_vllm_stage.checks.inference.schema import schema_violation
 from pytest_vllm_stage.standins.engine import answers, logprobs, tokenizer
 from pytest_vllm_stage.standins.engine.generation import Generated, generate
 from pytest_vllm_stage.standins.engine.parameters import Kind, Parameters, parameters_of
@@ -61,7 +61,7 @@ def test_what_is_drawn_from_an_expression_matches_it(pattern: str, seed: int) ->
 
 @given(st.integers())
 def test_what_is_drawn_from_a_schema_fits_it(seed: int) -> None:
-    assert misfit(fitting(SCHEMA, random.Random(seed)), SCHEMA) == ""
+    assert schema_violation(fitting(SCHEMA, random.Random(seed)), SCHEMA) == ""
 
 
 @pytest.mark.parametrize("schema", [{"type": "nope"}, {"type": ["string"]}, 7])
@@ -93,7 +93,7 @@ def test_tools_are_called_as_the_choice_says() -> None:
     tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in names]
     required = answer(asked(text="The weather?", tools=tools, tool_choice="required"))
     assert (required.calls, required.finish_reason) == (["weather"], "tool_calls")
-    assert misfit(json.loads(text_of(required)), SCHEMA) == ""
+    assert schema_violation(json.loads(text_of(required)), SCHEMA) == ""
     named = answer(asked(tools=tools, tool_choice={"type": "function", "function": {"name": "clock"}}))
     assert (named.calls, named.finish_reason) == (["clock"], "stop")
     said = '<tool_call>\n{"name": "clock", "arguments": {"x": 1}}\n</tool_call>'

@@ -33,7 +33,7 @@ class Pattern:
         return f"{self.line}\n" * times
 
     def prompt(self, times: int = 3) -> str:
-        """A prompt for plain completion, ending with the word whose number is due."""
+        """A prompt for plain completion, ending with the word whose number should follow."""
         return self.lines(times) + self.word
 
 

@@ -16,7 +16,7 @@ from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
 from pytest_vllm_stage.core.paths import fixtures_dir
 
-#: Neighbouring tokens are alike: what is drawn anew for a confidence interval are runs of so many.
+#: Neighbouring tokens are alike: a confidence interval resamples runs of so many.
 BLOCK_TOKENS = 16
 RESAMPLES = 2000
 #: Two-sided confidence of the intervals.

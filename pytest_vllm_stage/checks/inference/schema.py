@@ -31,7 +31,7 @@ _BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
 _STRUCTURE = ("type", "properties", "items", "additionalProperties", "anyOf")
 
 
-def misfit(value: Any, schema: Mapping[str, Any], where: str = "the value") -> str:
+def schema_violation(value: Any, schema: Mapping[str, Any], where: str = "the value") -> str:
     """The first thing about ``value`` that does not fit, in words; empty where all of it fits.
 
     Raises:
@@ -48,7 +48,7 @@ def misfit(value: Any, schema: Mapping[str, Any], where: str = "the value") -> s
     for keyword, keeps in _BOUNDS.items():
         if keyword in schema and not keeps(value, schema[keyword]):
             return f"{where} is {value!r}, against {keyword} {schema[keyword]!r}"
-    if "anyOf" in schema and all(misfit(value, one, where) for one in schema["anyOf"]):
+    if "anyOf" in schema and all(schema_violation(value, one, where) for one in schema["anyOf"]):
         return f"{where} is {value!r}, which fits none of {len(schema['anyOf'])} schemas"
     return next(filter(None, _inside(value, schema, where)), "")
 
@@ -56,11 +56,11 @@ def misfit(value: Any, schema: Mapping[str, Any], where: str = "the value") -> s
 def _inside(value: Any, schema: Mapping[str, Any], where: str) -> list[str]:
     """What does not fit in the parts of an object or an array."""
     if isinstance(value, list) and "items" in schema:
-        return [misfit(one, schema["items"], f"{where}[{place}]") for place, one in enumerate(value)]
+        return [schema_violation(one, schema["items"], f"{where}[{place}]") for place, one in enumerate(value)]
     if not isinstance(value, dict):
         return []
     known: Mapping[str, Any] = schema.get("properties", {})
-    problems = [misfit(value[name], of, f"{where}.{name}") for name, of in known.items() if name in value]
+    problems = [schema_violation(value[name], of, f"{where}.{name}") for name, of in known.items() if name in value]
     if schema.get("additionalProperties") is False:
         problems += [f"{where} has {name!r}, which the schema does not know" for name in value if name not in known]
     return problems

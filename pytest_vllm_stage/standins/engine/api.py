@@ -286,7 +286,7 @@ class Api:
 
 
 def _ignore(_place: int) -> None:
-    """The engine's news of a token, before somebody listens."""
+    """Called for a token before the reply is ready."""
 
 
 def _body(request: Request) -> dict[str, Any]:

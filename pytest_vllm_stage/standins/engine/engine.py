@@ -1,4 +1,4 @@
-"""The queue, the slots and the clock: when each token of each request is due, and when it really left.
+"""The queue, the slots and the clock: when each token of each request should leave, and when it really left.
 
 A request waits for a slot in order of arrival, is prefilled, and then gives its tokens at absolute deadlines: what is
 late once does not delay what follows. One timer serves all requests.
@@ -199,7 +199,7 @@ class Engine:
         self._timer = None if first == math.inf else asyncio.get_running_loop().call_later(delay_s, self._fire)
 
     def _fire(self) -> None:
-        """Let every token leave that is due."""
+        """Let every token leave whose deadline has passed."""
         self._timer, self._timer_at = None, math.inf
         due = self._due
         now = time.perf_counter()

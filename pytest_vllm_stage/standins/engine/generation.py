@@ -45,7 +45,7 @@ class Generated:
 
     @property
     def content(self) -> str:
-        """The text beside the calls."""
+        """The text that is not part of a call."""
         return self.arguments(-1) if self.calls else "".join(self.texts)
 
 
@@ -98,7 +98,7 @@ def _biased(piece: bytes, parameters: Parameters) -> bytes:
 
 
 def _guided(guide: Guide, parameters: Parameters, key: int) -> Generated:
-    """An answer that is held to a structure: it ends by itself when that is complete, or is cut by its limit."""
+    """An answer constrained to a structure: it ends by itself when that is complete, or is cut by its limit."""
     dice = random.Random(key)  # noqa: S311 - decides an answer, no secret
     text = guide.text(dice)
     content, calls = ("", [Call(guide.tool, text)]) if guide.tool else (text, [])

@@ -1,4 +1,4 @@
-"""What a request wants the answer to be held to: a choice, an expression, a schema, or the call of a tool."""
+"""What a request constrains the answer to: a choice, an expression, a schema, or the call of a tool."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """Makes the text that an answer is held to.
+    """Makes the text that an answer is constrained to.
 
     Attributes:
         text: Makes the text from dice.

@@ -122,7 +122,7 @@ _RANGES: Mapping[str, tuple[float, bool, float]] = {
 }
 #: A score raised by so much wins, and one lowered by so much loses, against whatever the model prefers.
 _DECIDING_BIAS = 50.0
-#: What vLLM can do and this engine refuses, so that nobody takes its absence for an answer.
+#: What vLLM can do and this engine refuses, so that its absence is never mistaken for an answer.
 _UNSUPPORTED = ("suffix", "use_beam_search")
 
 
@@ -213,7 +213,7 @@ def messages_of(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The messages of a chat.
 
     Raises:
-        Refusal: there are none, or one is no message.
+        Refusal: there are none, or one is not a message.
     """
     messages = body.get("messages")
     if messages is None:

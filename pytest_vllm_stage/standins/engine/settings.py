@@ -1,4 +1,4 @@
-"""What a simulated engine is told when it starts."""
+"""The settings of a simulated engine."""
 
 from __future__ import annotations
 

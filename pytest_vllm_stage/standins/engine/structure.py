@@ -30,7 +30,7 @@ def matching(pattern: str, dice: random.Random) -> str:
     """A text that the whole of ``pattern`` matches.
 
     Raises:
-        Unsupported: it is no pattern, or has a construct that is not known here.
+        Unsupported: it is not a pattern, or has a construct that is not known here.
     """
     parse: Callable[[str], Iterable[Any]] = re._parser.parse  # type: ignore[attr-defined]
     try:
@@ -81,7 +81,7 @@ def fitting(schema: Any, dice: random.Random) -> Any:
     """A value that fits a JSON schema.
 
     Raises:
-        Unsupported: it is no schema, or has a keyword's form that is not known here.
+        Unsupported: it is not a schema, or has a keyword's form that is not known here.
     """
     if not isinstance(schema, dict):
         raise Unsupported(f"a schema is an object, not {schema!r}")

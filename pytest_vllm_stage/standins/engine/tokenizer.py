@@ -1,7 +1,7 @@
 """A tokenizer without a vocabulary: a token is a short piece of UTF-8, its id is the piece's bytes read as a number.
 
 It is reversible for any text, needs no state, splits about as finely as a real one, and cuts four-byte characters in
-two as byte-level BPE does, so that clients meet tokens that are no whole character.
+two as byte-level BPE does, so that clients meet tokens that are not a whole character.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def encode(text: str) -> list[int]:
 
 
 def decode(numbers: Iterable[int]) -> str:
-    """The text of token ids; what is no UTF-8 becomes U+FFFD.
+    """The text of token ids; what is not UTF-8 becomes U+FFFD.
 
     Raises:
         UnknownToken: a number is the id of no token.

@@ -18,7 +18,7 @@ from pytest_vllm_stage.checks.inference.relations.ways import WAYS
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.failures import RequestFailed
 
-#: Two likeliest tokens so close are not told apart alike in every batch.
+#: Two likeliest tokens so close may swap with the batch.
 NEAR_TIE_NATS = 0.5
 #: Characters of a stop text that is taken from the middle of an answer.
 STOP_LENGTH = 3

@@ -67,7 +67,7 @@ class ChunkedBodiesLost(Fault):
 @fault("grammar_reaches_others")
 @dataclass
 class GrammarReachesOthers(Fault):
-    """A request that runs beside one with a grammar is held to that grammar."""
+    """A request that runs beside one with a grammar is constrained to that grammar."""
 
     _engine: Engine | None = field(default=None, init=False, repr=False)
     _guide: Guide | None = field(default=None, init=False, repr=False)
@@ -110,7 +110,7 @@ class AbandonedGrammarStays(Fault):
 @fault("grammar_for_the_first_choice_only")
 @dataclass
 class GrammarForTheFirstChoiceOnly(Fault):
-    """Of several choices, only the first one is held to the grammar."""
+    """Of several choices, only the first one is constrained to the grammar."""
 
     _seen: Parameters | None = field(default=None, init=False, repr=False)
 

@@ -172,7 +172,7 @@ class MissingLogprobs(Fault):
 
 @fault("logprobs_unasked")
 class LogprobsUnasked(Fault):
-    """Logprobs come though nobody asked for them."""
+    """Logprobs come without having been requested."""
 
     def on_parameters(self, parameters: Parameters) -> None:
         """Ask for them."""
@@ -210,7 +210,7 @@ class _Scores(Fault):
 
 @fault("probabilities_for_logprobs")
 class ProbabilitiesForLogprobs(_Scores):
-    """Probabilities are sent where their logarithms are due."""
+    """Probabilities are sent instead of their logarithms."""
 
     def change(self, scores: dict[str, float]) -> dict[str, float]:
         """Take the logarithm back."""

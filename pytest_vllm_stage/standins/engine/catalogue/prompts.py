@@ -60,7 +60,7 @@ class FlattenedRoles(Fault):
 
 @fault("ascii_prompts")
 class AsciiPrompts(Fault):
-    """A gateway drops every character that is no ASCII from prompts."""
+    """A gateway drops every character that is not ASCII from prompts."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
         """Drop them."""

@@ -129,7 +129,7 @@ class RecycledIds(_Bodies):
 @fault("frozen_metrics")
 @dataclass
 class FrozenMetrics(Fault):
-    """``/metrics`` is a copy from a cache that is never made anew."""
+    """``/metrics`` is a copy from a cache that is never refreshed."""
 
     _text: str = field(default="", init=False, repr=False)
 

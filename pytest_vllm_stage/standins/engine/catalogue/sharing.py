@@ -1,4 +1,4 @@
-"""Faults that show only when requests meet: at once, one after the other, or given up."""
+"""Faults that show only when requests meet: at once, one after the other, or abandoned."""
 
 from __future__ import annotations
 

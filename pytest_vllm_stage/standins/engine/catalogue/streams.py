@@ -170,7 +170,7 @@ class ForeignChunk(Fault):
 
     def on_stream(self, events: list[Event]) -> None:
         """Give the first chunk another id."""
-        events[0].data["id"] = "chatcmpl-of-somebody-else"
+        events[0].data["id"] = "chatcmpl-of-another-client"
 
 
 @fault("missing_role")
