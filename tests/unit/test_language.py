@@ -1,0 +1,292 @@
+"""Text and names use the field's words: a list of words and phrases that read oddly, by word boundaries.
+
+It covers string literals, docstrings, comments and names of the package, the suites, the fixtures' scripts and the
+project's own tests, and the documents. The right word is beside each entry.
+"""
+
+from __future__ import annotations
+
+import io
+import keyword
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CODE = ("pytest_vllm_stage", "suites", "fixtures", "tests", "conftest.py")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "reports/README.md")
+#: Folders and files that are still to be revised.
+PENDING: tuple[str, ...] = (
+    "CHANGELOG.md",
+    "README.md",
+    "docs/profiles.md",
+    "fixtures/benchmarking/benchmark.py",
+    "fixtures/prompts/record.py",
+    "pytest_vllm_stage/benchmark/regressions.py",
+    "pytest_vllm_stage/checks/inference/patterns.py",
+    "pytest_vllm_stage/checks/inference/reference.py",
+    "pytest_vllm_stage/checks/inference/relations/asking.py",
+    "pytest_vllm_stage/checks/inference/scores.py",
+    "pytest_vllm_stage/cluster/local/components.py",
+    "pytest_vllm_stage/cluster/local/images.py",
+    "pytest_vllm_stage/cluster/local/inner.py",
+    "pytest_vllm_stage/cluster/local/kserve_files.py",
+    "pytest_vllm_stage/cluster/local/layout.py",
+    "pytest_vllm_stage/cluster/local/lifecycle.py",
+    "pytest_vllm_stage/cluster/local/readiness.py",
+    "pytest_vllm_stage/cluster/local/record.py",
+    "pytest_vllm_stage/cluster/local/removal.py",
+    "pytest_vllm_stage/cluster/local/status.py",
+    "pytest_vllm_stage/cluster/local/supervisor.py",
+    "pytest_vllm_stage/cluster/local/tekton_files.py",
+    "pytest_vllm_stage/core/build_once.py",
+    "pytest_vllm_stage/core/journal.py",
+    "pytest_vllm_stage/core/secret.py",
+    "pytest_vllm_stage/core/skips.py",
+    "pytest_vllm_stage/engine/environment.py",
+    "pytest_vllm_stage/engine/simulated.py",
+    "pytest_vllm_stage/engine/weights.py",
+    "pytest_vllm_stage/fixtures.py",
+    "pytest_vllm_stage/load/connections.py",
+    "pytest_vllm_stage/load/driver.py",
+    "pytest_vllm_stage/load/exchange.py",
+    "pytest_vllm_stage/load/guidellm/reading.py",
+    "pytest_vllm_stage/load/guidellm/run.py",
+    "pytest_vllm_stage/load/guidellm/usage.py",
+    "pytest_vllm_stage/load/http1.py",
+    "pytest_vllm_stage/load/monitor.py",
+    "pytest_vllm_stage/load/process.py",
+    "pytest_vllm_stage/load/progress.py",
+    "pytest_vllm_stage/load/timer.py",
+    "pytest_vllm_stage/measurement/server_metrics.py",
+    "pytest_vllm_stage/measurement/stalls.py",
+    "pytest_vllm_stage/publication/check.py",
+    "pytest_vllm_stage/publication/document.py",
+    "pytest_vllm_stage/publication/publish_run.py",
+    "pytest_vllm_stage/report/html/comparison.py",
+    "pytest_vllm_stage/report/html/history.py",
+    "pytest_vllm_stage/report/html/page.py",
+    "pytest_vllm_stage/report/markdown.py",
+    "pytest_vllm_stage/report/openmetrics.py",
+    "pytest_vllm_stage/report/record.py",
+    "pytest_vllm_stage/report/run_data.py",
+    "pytest_vllm_stage/report/run_end.py",
+    "pytest_vllm_stage/report/slo_table.py",
+    "pytest_vllm_stage/report/values.py",
+    "pytest_vllm_stage/serving/answers.py",
+    "pytest_vllm_stage/serving/metrics.py",
+    "pytest_vllm_stage/serving/sse.py",
+    "pytest_vllm_stage/serving/stream.py",
+    "pytest_vllm_stage/session/controller.py",
+    "pytest_vllm_stage/session/exclusive.py",
+    "pytest_vllm_stage/settings/config.py",
+    "pytest_vllm_stage/settings/options.py",
+    "pytest_vllm_stage/settings/profile.py",
+    "pytest_vllm_stage/slo/baselines.py",
+    "pytest_vllm_stage/slo/capacity.py",
+    "pytest_vllm_stage/slo/dependence.py",
+    "pytest_vllm_stage/slo/gates.py",
+    "pytest_vllm_stage/slo/regression.py",
+    "pytest_vllm_stage/slo/saturation.py",
+    "pytest_vllm_stage/slo/validity.py",
+    "pytest_vllm_stage/slo/verdict.py",
+    "pytest_vllm_stage/stage/deploy/apply.py",
+    "pytest_vllm_stage/stage/deploy/render.py",
+    "pytest_vllm_stage/stage/deploy/waves.py",
+    "pytest_vllm_stage/stage/observe/diagnose.py",
+    "pytest_vllm_stage/stage/observe/health.py",
+    "pytest_vllm_stage/stage/observe/trouble.py",
+    "pytest_vllm_stage/stage/revision.py",
+    "pytest_vllm_stage/stage/s3.py",
+    "pytest_vllm_stage/standins/engine/api.py",
+    "pytest_vllm_stage/standins/engine/catalogue/combinations.py",
+    "pytest_vllm_stage/standins/engine/catalogue/parameters.py",
+    "pytest_vllm_stage/standins/engine/catalogue/prompts.py",
+    "pytest_vllm_stage/standins/engine/catalogue/protocol.py",
+    "pytest_vllm_stage/standins/engine/catalogue/service.py",
+    "pytest_vllm_stage/standins/engine/catalogue/sharing.py",
+    "pytest_vllm_stage/standins/engine/catalogue/streams.py",
+    "pytest_vllm_stage/standins/engine/engine.py",
+    "pytest_vllm_stage/standins/engine/generation.py",
+    "pytest_vllm_stage/standins/engine/guided.py",
+    "pytest_vllm_stage/standins/engine/parameters.py",
+    "pytest_vllm_stage/standins/engine/settings.py",
+    "pytest_vllm_stage/standins/engine/structure.py",
+    "pytest_vllm_stage/standins/engine/tokenizer.py",
+    "suites/deployment/conftest.py",
+    "suites/deployment/test_serving.py",
+    "suites/deployment/test_storage.py",
+    "suites/inference/test_answers.py",
+    "suites/inference/test_conversation.py",
+    "suites/inference/test_errors.py",
+    "suites/inference/test_isolation.py",
+    "suites/inference/test_logprobs.py",
+    "suites/inference/test_quality.py",
+    "suites/inference/test_sampling.py",
+    "suites/inference/test_service.py",
+    "suites/inference/test_streaming.py",
+    "suites/inference/test_structure.py",
+    "suites/inference/test_tokenizer.py",
+    "suites/inference/test_usage.py",
+    "tests/bench/bench_driver.py",
+    "tests/bench/drivers.py",
+    "tests/defects/__main__.py",
+    "tests/defects/catalogue.py",
+    "tests/defects/checks.py",
+    "tests/defects/runner.py",
+    "tests/defects/test_defects.py",
+    "tests/drills/kill_drill.py",
+    "tests/plugin/test_baselines.py",
+    "tests/plugin/test_benchmark_suite.py",
+    "tests/plugin/test_exit_codes.py",
+    "tests/plugin/test_inference_suite.py",
+    "tests/plugin/test_report.py",
+    "tests/plugin/test_slo_suite.py",
+    "tests/real/servers.py",
+    "tests/real/test_cluster_local.py",
+    "tests/real/test_guidellm.py",
+    "tests/real/test_publication.py",
+    "tests/real/test_registry_faults.py",
+    "tests/real/test_registry_standin_deployed.py",
+    "tests/real/test_stage_tree.py",
+    "tests/real/test_tekton.py",
+    "tests/real/test_workbench.py",
+    "tests/real/workbench/environment.py",
+    "tests/unit/test_benchmark_script.py",
+    "tests/unit/test_cluster_bootstrap.py",
+    "tests/unit/test_cluster_client.py",
+    "tests/unit/test_cluster_components.py",
+    "tests/unit/test_cluster_files.py",
+    "tests/unit/test_cluster_kubeconfig.py",
+    "tests/unit/test_cluster_network.py",
+    "tests/unit/test_cluster_record.py",
+    "tests/unit/test_config.py",
+    "tests/unit/test_engine_simulated.py",
+    "tests/unit/test_guidellm_reading.py",
+    "tests/unit/test_guidellm_scenario.py",
+    "tests/unit/test_load_driver.py",
+    "tests/unit/test_load_exchange.py",
+    "tests/unit/test_load_monitor.py",
+    "tests/unit/test_load_protocol.py",
+    "tests/unit/test_load_samples.py",
+    "tests/unit/test_readme.py",
+    "tests/unit/test_registry_properties.py",
+    "tests/unit/test_registry_results.py",
+    "tests/unit/test_registry_standin_properties.py",
+    "tests/unit/test_registry_standin_server.py",
+    "tests/unit/test_report_run_data.py",
+    "tests/unit/test_server_metrics.py",
+    "tests/unit/test_serving_client.py",
+    "tests/unit/test_serving_metrics.py",
+    "tests/unit/test_serving_pace.py",
+    "tests/unit/test_serving_reference.py",
+    "tests/unit/test_serving_schema.py",
+    "tests/unit/test_serving_sse.py",
+    "tests/unit/test_session.py",
+    "tests/unit/test_session_load.py",
+    "tests/unit/test_sim_answers.py",
+    "tests/unit/test_sim_engine.py",
+    "tests/unit/test_sim_guided.py",
+    "tests/unit/test_sim_server.py",
+    "tests/unit/test_slo_artifacts.py",
+    "tests/unit/test_slo_dependence.py",
+    "tests/unit/test_slo_regression.py",
+    "tests/unit/test_slo_verdict.py",
+    "tests/unit/test_stage_addresses.py",
+    "tests/unit/test_stage_benchmark.py",
+    "tests/unit/test_stage_conditions.py",
+    "tests/unit/test_stage_drift.py",
+    "tests/unit/test_stage_health.py",
+    "tests/unit/test_stage_object_store.py",
+    "tests/unit/test_stage_revision.py",
+    "tests/unit/test_stage_runbook.py",
+    "tests/unit/test_stage_secrets.py",
+    "tests/unit/test_stage_trouble.py",
+    "tests/unit/test_stage_wait.py",
+    "tests/unit/test_stage_weights.py",
+    "tests/unit/test_workbench_notebook.py",
+)
+
+#: Pattern to what to write instead.
+BANNED = {
+    r"anew": "again",
+    r"whoever|somebody|nobody": "a client, another process, no one",
+    r"c[oa]mes? by": "create or attach to, get",
+    r"(?:br(?:ings?|ought)) about": "apply, create",
+    r"hangs? on": "depends on",
+    r"beside": "next to, compared with, in addition to",
+    r"(?<!there )(?:is|are) no (?!longer\b|more\b|one\b)": "is not a",
+    r"due(?! to\b)(?! date)": "expected, scheduled",
+    r"misfit|unfit": "schema violation, unusable",
+    r"torn": "corrupt, truncated",
+    r"usual": "baseline, common",
+    r"worth": "effective_n, effective sample size",
+    r"held to": "compared with, constrained to",
+    r"told|tells?|telling": "reported, prints, returns, raises",
+    r"given-up": "abandoned",
+    r"litter": "leftovers",
+    r"must be a text": "must be a string",
+    r"lies in": "is in",
+    r"a (?:request|answer|run|step|job|model|rate|row|metric) a (?:second|run|model|step|job|rate)": "per",
+}
+_PATTERNS = [(re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), better) for pattern, better in BANNED.items()]
+
+
+def offences(text: str) -> Iterator[str]:
+    """What of a text is on the list, with what to write instead."""
+    flat = " ".join(text.split())
+    for pattern, better in _PATTERNS:
+        for match in pattern.finditer(flat):
+            yield f"{match.group(0)!r} in {flat[max(0, match.start() - 30) : match.end() + 20]!r}: write {better}"
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of each string, comment and name of a module; a name's parts are taken as words."""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type in (tokenize.STRING, tokenize.COMMENT):
+            yield token.start[0], re.sub(r"\n\s*(?:#\s*)?", " ", token.string)
+        elif token.type == tokenize.NAME and "_" in token.string and not keyword.iskeyword(token.string):
+            yield token.start[0], token.string.replace("_", " ")
+
+
+def modules() -> list[Path]:
+    found = [ROOT / name for name in CODE if (ROOT / name).is_file()]
+    found += [path for name in CODE for path in sorted((ROOT / name).rglob("*.py"))]
+    return [path for path in found if path != Path(__file__) and not _is_pending(path)]
+
+
+def documents() -> list[Path]:
+    found = [ROOT / name for name in DOCUMENTS if (ROOT / name).is_file()]
+    found += [path for name in DOCUMENTS for path in sorted((ROOT / name).rglob("*.md"))]
+    return [path for path in found if not _is_pending(path)]
+
+
+def _is_pending(path: Path) -> bool:
+    return path.relative_to(ROOT).as_posix().startswith(PENDING) if PENDING else False
+
+
+def test_code_uses_the_fields_words() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {offence}"
+        for path in modules()
+        for line, text in texts(path)
+        for offence in offences(text)
+    ]
+    assert len(modules()) > 50
+    assert not found, "\n".join([f"{len(found)} places", *found])
+
+
+def test_documents_use_the_fields_words() -> None:
+    paragraphs = [
+        (path, part) for path in documents() for part in path.read_text(encoding="utf-8").split("\n\n") if part
+    ]
+    found = [f"{path.relative_to(ROOT)}: {offence}" for path, part in paragraphs for offence in offences(part)]
+    assert paragraphs
+    assert not found, "\n".join([f"{len(found)} places", *found])
+
+
+def test_the_list_finds_a_planted_word() -> None:
+    assert list(offences("the artifact is told anew"))
+    assert list(offences(f"rate is no {'number'}"))
+    assert not list(offences("there is no such profile, due to a typo; it is no longer used"))
