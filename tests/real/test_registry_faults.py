@@ -61,7 +61,7 @@ READS_NUMBERS = {EQUAL_ARTIFACT, OFFICIAL}
 READS_DOCUMENT = {*READS_NUMBERS, EQUAL_SAMPLES, BELONG}
 READS_BUCKET = {*READS_DOCUMENT, HASHES, PRIVATE, FINISHED}
 
-#: Ends a run that hangs: one takes 10 s alone, and more than 60 s beside eight other test runs on two cores.
+#: Ends a run that hangs: at a load of 16 on two cores, six of eight runs took more than 60 s.
 RUN_TIMEOUT_S = 240
 CAUSE_REPORTED = r"^SKIPPED \S*::(\w+).*? - (?:Skipped: )?(?:stage failed|environment unusable|configuration error):"
 
