@@ -21,6 +21,8 @@ PENDING: tuple[str, ...] = (
     "CHANGELOG.md",
     "README.md",
     "docs/profiles.md",
+    "fixtures/model-loader/loader.py",
+    "pytest_vllm_stage/slo/",
     "fixtures/benchmarking/benchmark.py",
     "fixtures/prompts/record.py",
     "pytest_vllm_stage/benchmark/regressions.py",
