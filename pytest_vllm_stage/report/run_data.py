@@ -106,7 +106,10 @@ class StepData:
     @property
     def load(self) -> str:
         """The load in words."""
-        return f"{self.level:g} requests/s" if self.kind == RATE else f"{self.level:g} concurrent users"
+        one = self.level == 1
+        if self.kind == RATE:
+            return f"{self.level:g} {'request' if one else 'requests'}/s"
+        return f"{self.level:g} concurrent {'user' if one else 'users'}"
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_models_are_compared_by_what_was_measured_and_declared(tmp_path: Path) -
     data = load_run(make_run(tmp_path / "run", sized, measurements=steps()))
     table = compare_models(data)
     assert table
-    assert table.headers == ("", "quantized", "full")
+    assert table.headers == ("what", "quantized", "full")
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["size on disk"] == ("3 GiB", "not recorded")
     assert rows["cost per hour"] == ("1 USD", "5 USD")

@@ -32,17 +32,17 @@ class ComparisonTable:
 
 
 def compare_models(data: RunData) -> ComparisonTable | None:
-    """The models of the run in columns; None where it has fewer than two."""
+    """The models of the run in columns; None where it has fewer than two, or measured nothing."""
     declared = [key.split(".")[1] for key in data.record["profile"] if key.endswith(".inference_service")]
     roles = tuple(dict.fromkeys([*data.roles, *([] if data.setting("endpoint") else declared)]))
-    if len(roles) < 2:
+    if len(roles) < 2 or not data.steps:
         return None
     rows = [(label, *(value(data, role) for role in roles)) for label, value in _ROWS]
     note = (
         "Measured in this run, except precision, cost and promised rate, which the profile declares. The promised "
         "rate is each model's own, so compare the levels in the charts too."
     )
-    return ComparisonTable("Comparison of the models", note, ("", *roles), tuple(rows))
+    return ComparisonTable("Comparison of the models", note, ("what", *roles), tuple(rows))
 
 
 def _declared(name: str, unit: str = "") -> Callable[[RunData, str], str]:

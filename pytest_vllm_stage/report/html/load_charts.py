@@ -171,7 +171,7 @@ def _knee(data: RunData) -> Chart:
     drawn = svg.draw(_draw_knee(data), "knee") if svg.available() else None
     caption = (
         "Response time P90; each point is a load step, labelled with its level. "
-        "Where the line turns up, more load only adds waiting."
+        "Where the line turns up, more load only adds waiting. Infinite values are not drawn."
     )
     return Chart("Latency against throughput", caption, headers, rows, drawn)
 

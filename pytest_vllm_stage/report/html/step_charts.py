@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Up to so many requests are drawn one by one.
 MOST_POINTS = 2000
 _SLOWEST_SHARE = 0.1
+#: Fewer than so many are drawn larger.
+_FEW_POINTS = 150
 _LATENCIES = (("ttft", "ms"), ("itl", "ms"), ("tpot", "ms"), ("e2e_latency", "s"))
 _GIB = 1024**3
 
@@ -184,7 +186,8 @@ def _scatter(axes: Axes, samples: Sequence[Sample], name: str, factor: float, co
         (sample.scheduled_s, value * factor) for sample in samples if (value := latency_s(name, sample)) is not None
     ]
     good = [(x, y) for x, y in known if math.isfinite(y)]
-    svg.points(axes, [x for x, _ in good], [y for _, y in good], colour)
+    size = 5.0 if len(good) < _FEW_POINTS else 3.0
+    svg.points(axes, [x for x, _ in good], [y for _, y in good], colour, size=size)
     values = [y for _, y in good] or [1.0]
     low, high = max(min(values), 1e-4), max(max(values), 1e-4)
     axes.set_yscale("log")
