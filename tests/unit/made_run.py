@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.report import record
 from tests.unit.made_results import measured, rate_step, user_step, write_folder
+from tests.unit.made_samples import sample
 
 RUN_ID = "20261124-100000-aaaa"
 #: 2026-11-24T10:00:00Z
@@ -40,11 +44,21 @@ def check(name: str, outcome: str = "passed", reason: str = "", **more: Any) -> 
     return {"kind": "test", "name": name, **facts, "proves": "", "properties": {}, **more}
 
 
+def independent(step: LoadStep, ttft_s: float = 0.1) -> Measurement:
+    """A measurement whose requests do not depend on each other, so that each of them counts."""
+    one, dice = measured(step, run=RUN_ID), random.Random(step.id)
+    rows = [
+        sample(i, row.scheduled_s, ttft_s=ttft_s * (1 + dice.random() / 5), step=step.id)
+        for i, row in enumerate(one.samples)
+    ]
+    return replace(one, samples=tuple(rows))
+
+
 def steps() -> list[Measurement]:
     """Two models, a rate within the promise and a concurrency level each."""
     roles = {"quantized": "smollm2-135m-quantized", "full": "smollm2-135m"}
     return [
-        measured(step, run=RUN_ID)
+        independent(step)
         for role, service in roles.items()
         for step in (rate_step(1.0, role, service), rate_step(5.0, role, service), user_step(5, role, service))
     ]

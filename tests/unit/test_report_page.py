@@ -15,8 +15,9 @@ from pytest_vllm_stage.report.html.page import render_page, rerun_command
 from pytest_vllm_stage.report.markdown import LIMIT_BYTES, render_markdown
 from pytest_vllm_stage.report.overview import summarise_run
 from pytest_vllm_stage.report.run_data import load_run
+from pytest_vllm_stage.report.values import format_interval, format_number
 from tests.unit.made_results import measured, rate_step
-from tests.unit.made_run import check, make_run, steps
+from tests.unit.made_run import check, independent, make_run, steps
 
 MARKUP = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 
@@ -101,18 +102,19 @@ def test_page_of_a_killed_run_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_matrix_cell_has_value_limit_interval_and_sample_sizes(tmp_path: Path) -> None:
-    slow = measured(rate_step(5.0, "full", "smollm2-135m"), ttft_s=0.9)
+    slow = independent(rate_step(5.0, "full", "smollm2-135m"), ttft_s=0.9)
     data = load_run(make_run(tmp_path / "run", measurements=[*steps()[:2], slow]))
-    (gate,) = data.steps[1].gates
+    (gate,), (slow_gate,) = data.steps[1].gates, data.steps[2].gates
+    assert (gate.outcome, slow_gate.outcome) == ("pass", "fail")
     for text in (render_page(data), render_markdown(data)):
         cells = [re.sub(r"<[^>]*>", " ", cell) for cell in re.split(r"<td|\|", text) if "n 200, effective" in cell]
         kept, broken = (" ".join(cell.split()) for cell in cells)
-        assert "110 ms ≤ 500 ms" in kept
-        assert "95 % CI 108 to 111" in kept
+        assert f"{format_number(gate.observed)} ms ≤ 500 ms" in kept
+        assert f"95 % CI {format_interval(gate.interval)}" in kept
         assert f"n 200, effective {gate.effective_n}" in kept
         assert "✓" in kept
         assert "✗" in broken
-        assert "910 ms ≤ 500 ms" in broken
+        assert f"{format_number(slow_gate.observed)} ms ≤ 500 ms" in broken
 
 
 def test_markup_from_a_server_arrives_as_text(tmp_path: Path) -> None:
