@@ -1,169 +1,213 @@
-"""Whether verdicts are right as often as they say: the fixed and the sequential rule, over many seeded steps.
+"""How often verdicts are right near capacity: the judge itself, over many seeded steps of queues.
 
-    python -m tests.bench.bench_verdicts [--steps 1000] [--live] [--live-steps 200]
+    python -m tests.bench.bench_verdicts [--steps 2000] [--servers 16] [--requests 600] [--load 0.7 ...]
 
-Each step has 600 (or 1000) requests whose TTFT is lognormal (sigma 0.25), as the simulated engine draws it, and is
-judged against an objective on its P99 that lies exactly on the true one, 20 % to either side of it, or far away.
-``--live`` takes the requests from the real driver and the simulated engine over HTTP as well: one long open loop, cut
-into steps. The last tables have requests that are not independent, the waits of a queue: there one step says little
-about the next, no rule that looks at a single step can know it, and a verdict remarks it.
+Requests arrive by a Poisson process at a FIFO queue of so many servers (the batch), with exponential (M/M/c) or
+equal (M/D/c) answer times of mean 1. TTFT is the wait and a lognormal prefill (median 0.1, sigma 0.25); the end-to-end
+latency adds the answer. Each step is judged by `slo.verdict.judge`, with the engine's readings, against objectives that
+lie on the stationary queue's true percentile or 20 % above it. Steps begin in the stationary queue; ``--empty`` begins
+them with an empty engine, as real ones do. Past capacity (load above 1) they always begin empty, with an objective that
+only the growth of the queue can break.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
-import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.load.driver import LoadJob
-from pytest_vllm_stage.load.process import measure
-from pytest_vllm_stage.load.prompts import body_of, prompt_maker
-from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.statistics import nearest_rank
-from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
-from pytest_vllm_stage.slo.decision import Outcome, decide
-from pytest_vllm_stage.slo.gates import Risks, SequentialGate
+from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective
-from tests.bench.bench_driver import running_engine
+from pytest_vllm_stage.slo.verdict import judge
+from tests.unit.made_samples import measurement, open_step, sample
 
-SIGMA = 0.25
-ALLOWED = 0.01
-Z99 = NormalDist().inv_cdf(0.99)
-#: Name to the objective, as a multiple of the true P99.
-OBJECTIVES = {
-    "on the true P99": 1.0,
-    "true P99 20 % inside": 1 / 0.8,
-    "true P99 20 % outside": 1 / 1.2,
-    "true P99 half": 2.0,
-    "true P99 double": 0.5,
-}
+LOADS = (0.5, 0.7, 0.9, 0.95, 1.03, 1.1)
+#: Requests that estimate the true percentiles, and those that fill the queue before a step.
+TRUTH = 400_000
+INSIDE = 1 / 0.8
+FAR_S = 1000.0
+#: Objective's key, without unit, to the sample's latency.
+OBJECTIVES = (("e2e_latency", 50, "s"), ("e2e_latency", 90, "s"), ("ttft", 90, "ms"), ("ttft", 99, "ms"))
+
+
+@dataclass
+class Queue:
+    """A FIFO queue of c servers."""
+
+    dice: random.Random
+    servers: int
+    load: float
+    exponential: bool
+    free: list[float] = field(default_factory=list)
+    at_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.free = [0.0] * self.servers
+
+    def next(self) -> tuple[float, float, float]:
+        """Arrival, wait and service of the next request."""
+        self.at_s += self.dice.expovariate(self.load * self.servers)
+        start_s = max(self.at_s, heapq.heappop(self.free))
+        served_s = self.dice.expovariate(1.0) if self.exponential else 1.0
+        heapq.heappush(self.free, start_s + served_s)
+        return self.at_s, start_s - self.at_s, served_s
+
+    def prefill_s(self) -> float:
+        """What a first token takes without a wait."""
+        return 0.1 * self.dice.lognormvariate(0.0, 0.25)
+
+
+def true_percentiles(queue: Queue) -> dict[tuple[str, int], float]:
+    """The stationary percentiles, from one long run."""
+    ttfts, ends = [], []
+    for i in range(TRUTH):
+        _, wait_s, served_s = queue.next()
+        if i >= TRUTH // 20:
+            first_s = wait_s + queue.prefill_s()
+            ttfts.append(first_s)
+            ends.append(first_s + served_s)
+    ordered = {"ttft": sorted(ttfts), "e2e_latency": sorted(ends)}
+    return {(name, percent): nearest_rank(ordered[name], percent) for name, percent, _ in OBJECTIVES}
+
+
+def step_of(queue: Queue, n: int, first_s: float) -> Measurement:
+    """The next n requests as a step, with the engine's readings once a second of 50 in the step."""
+    samples: list[Sample] = []
+    rows = []
+    for i in range(n):
+        at_s, wait_s, served_s = queue.next()
+        at_s -= first_s
+        ttft_s = wait_s + queue.prefill_s()
+        rows.append((at_s, at_s + wait_s, at_s + ttft_s + served_s))
+        end_s = at_s + ttft_s + served_s
+        times = (at_s + ttft_s, end_s)
+        samples.append(replace(sample(i, at_s, tokens=2), token_times_s=times, end_s=end_s, output_tokens=2))
+    duration_s = rows[-1][0]
+    plan = open_step(n / duration_s, duration_s, output_tokens=2, arrivals="poisson")
+    samples = [replace(one, expected_output_tokens=2) for one in samples]
+    return measurement(plan, samples, list(_readings(rows, duration_s)))
+
+
+def _readings(rows: Sequence[tuple[float, float, float]], duration_s: float) -> Iterator[ServerReading]:
+    for k in range(1, 51):
+        at_s = k * duration_s / 51
+        waiting = sum(arrived <= at_s < started for arrived, started, _ in rows)
+        running = sum(started <= at_s < ended for _, started, ended in rows)
+        yield ServerReading(at_s, float(running), float(waiting))
 
 
 @dataclass
 class Tally:
-    """What a rule said of many steps."""
+    """What was said of many steps, in counts."""
 
+    steps: int = 0
     passed: int = 0
     failed: int = 0
-    steps: int = 0
-    used: float = 0.0
+    not_steady: int = 0
+    early_pass: int = 0
 
-    def add(self, outcome: Outcome, used: float) -> None:
-        """One step, and the share of it that was needed."""
+    def add(self, made: Measurement, objective: Objective, *, early: bool = False) -> None:
+        """Judge one step."""
+        found = judge(made, [objective])[1]
         self.steps += 1
-        self.passed += outcome is Outcome.PASS
-        self.failed += outcome is Outcome.FAIL
-        self.used += used
+        self.passed += found.outcome == "pass"
+        self.failed += found.outcome == "fail"
+        self.not_steady += "not steady" in found.why or "past capacity" in found.why
+        if early:
+            watched = EarlyDecision(replace(made.step, decide_early=True), [objective])
+            self.early_pass += "pass" in (watched(one) for one in made.samples)
 
-    def cells(self) -> str:
-        """Cells of the table."""
-        rest = self.steps - self.passed - self.failed
-        shares = [100 * count / self.steps for count in (self.passed, self.failed, rest)]
-        return " | ".join(f"{share:.1f} %" for share in shares) + f" | {100 * self.used / self.steps:.0f} %"
-
-
-def rows(steps: Sequence[Sequence[float]], true_p99: float) -> Iterator[str]:
-    """Judge every step by both rules against every objective."""
-    n = len(steps[0])
-    load_step = LoadStep("s", "sim", CONSTANT, float(n), 64, 1, 1.0, decide_early=True)
-    for name, factor in OBJECTIVES.items():
-        limit = factor * true_p99
-        tallies = {rule: Tally() for rule in ("fixed", "sequential")}
-        objective = Objective("ttft_p99_ms", limit * 1000)
-        for step in steps:
-            misses = [float(value > limit) for value in step]
-            tallies["fixed"].add(decide(n, sum(misses), ALLOWED).outcome, 1.0)
-            gate = SequentialGate(objective, n, Risks())
-            for i, value in enumerate(step):
-                gate.take(_sample(load_step, i, value))
-                if gate.certain:
-                    break
-            tallies["sequential"].add(gate.outcome, (i + 1) / n)
-        for rule, tally in tallies.items():
-            yield f"| {name} | {n} | {rule} | {tally.cells()} |"
+    def share(self, count: int) -> str:
+        """Per cent of the steps."""
+        return f"{100 * count / self.steps:.1f} %"
 
 
-def _sample(step: LoadStep, index: int, ttft_s: float) -> Sample:
-    return Sample(step.id, index, 0.0, 0.0, (ttft_s,), ttft_s, 64, 1)
+def table(name: str, load: float, arguments: argparse.Namespace) -> Iterator[str]:
+    """The rows of one kind of queue at one load."""
+    exponential = name.startswith("M/M")
+    dice = random.Random(f"{name} {load} {arguments.seed}")
+    if load > 1:
+        yield from _past_capacity(name, load, exponential, dice, arguments)
+        return
+    truth = true_percentiles(Queue(dice, arguments.servers, load, exponential))
+    tallies = {(key, where): Tally() for key in OBJECTIVES for where in ("on", "inside")}
+    queue = Queue(dice, arguments.servers, load, exponential)
+    for _ in range(TRUTH // 20):
+        queue.next()
+    for k in range(arguments.steps):
+        if arguments.empty:
+            queue = Queue(dice, arguments.servers, load, exponential)
+        made = step_of(queue, arguments.requests, queue.at_s)
+        for key in OBJECTIVES:
+            latency, percent, unit = key
+            limit = truth[latency, percent] * (1000 if unit == "ms" else 1)
+            early = k < arguments.early
+            tallies[key, "on"].add(made, Objective(f"{latency}_p{percent}_{unit}", limit), early=early)
+            tallies[key, "inside"].add(made, Objective(f"{latency}_p{percent}_{unit}", limit * INSIDE))
+        for _ in range(0 if arguments.empty else arguments.requests):
+            queue.next()
+    for key in OBJECTIVES:
+        on, inside = tallies[key, "on"], tallies[key, "inside"]
+        watched = min(arguments.early, arguments.steps)
+        early_text = f"{100 * on.early_pass / watched:.1f} %" if watched else "-"
+        cells = [on.share(on.passed), early_text, on.share(on.failed), on.share(on.not_steady)]
+        cells += [inside.share(inside.passed), inside.share(inside.failed), inside.share(inside.not_steady)]
+        yield f"| {name} | {load:g} | {key[0]} P{key[1]} | {' | '.join(cells)} |"
 
 
-def table(title: str, steps: Sequence[Sequence[float]], true_p99: float) -> str:
-    """Markdown."""
-    head = "| objective | n | rule | pass | fail | undecided | of the step used |\n|---|---|---|---|---|---|---|"
-    return "\n".join([f"\n{title}, {len(steps)} steps", head, *rows(steps, true_p99)])
+def _past_capacity(
+    name: str, load: float, exponential: bool, dice: random.Random, arguments: argparse.Namespace
+) -> Iterator[str]:
+    far, near = Tally(), Tally()
+    for _ in range(arguments.steps):
+        made = step_of(Queue(dice, arguments.servers, load, exponential), arguments.requests, 0.0)
+        slowest = max((one.first_token_s or 0.0) - one.scheduled_s for one in made.samples)
+        far.add(made, Objective("ttft_p90_ms", FAR_S * 1000))
+        near.add(made, Objective("ttft_p90_ms", 1.3 * slowest * 1000))
+    for label, tally in (("1000 answer times", far), ("1.3 x the slowest", near)):
+        cells = [
+            tally.share(tally.passed),
+            "-",
+            tally.share(tally.failed),
+            tally.share(tally.not_steady),
+            "-",
+            "-",
+            "-",
+        ]
+        yield f"| {name} | {load:g} | ttft P90 <= {label} | {' | '.join(cells)} |"
 
 
-def independent(n: int, steps: int, seed: int) -> list[list[float]]:
-    """Lognormal TTFTs of median 1."""
-    dice = random.Random(seed)
-    return [[dice.lognormvariate(0.0, SIGMA) for _ in range(n)] for _ in range(steps)]
-
-
-def queueing(n: int, steps: int, seed: int, *, servers: int, load: float) -> tuple[list[list[float]], float]:
-    """Waits of a FIFO queue under Poisson arrivals, and their P99 over everything; neighbours are alike."""
-    dice = random.Random(seed)
-    free, at_s = [0.0] * servers, 0.0
-    waits = []
-    for _ in range(n * steps):
-        at_s += dice.expovariate(load * servers)
-        start_s = max(at_s, heapq.heappop(free))
-        heapq.heappush(free, start_s + dice.expovariate(1.0))
-        waits.append(start_s - at_s + 0.05)
-    return [waits[i * n : (i + 1) * n] for i in range(steps)], nearest_rank(sorted(waits), 99)
-
-
-def live(n: int, steps: int, rate: float) -> tuple[list[list[float]], float]:
-    """TTFTs that the driver measured, and the P99 of the engine's own record of them."""
-    ttft_ms, prompt_tokens, prefill_per_s = 400.0, 64, 20_000.0
-    options = ("--ttft-ms", str(ttft_ms), "--jitter", str(SIGMA), "--prefill-tokens-per-s", str(prefill_per_s))
-    total_s = n * steps / rate
-    with running_engine(*options, "--itl-ms", "1", realtime=True) as engine:
-        maker = prompt_maker(engine.count)
-        ttfts: list[float] = []
-        truth: list[float] = []
-        parts = max(1, round(total_s / 30))
-        for part in range(parts):
-            step = LoadStep(
-                f"part-{part}", "sim", CONSTANT, total_s / parts, prompt_tokens, 2, rate, seed=time.time_ns()
-            )
-            bodies = [body_of(step, text) for text in maker.texts(step, step.planned_requests or 0, "step")]
-            engine.forget()
-            measurement = measure(LoadJob(step, engine.url, bodies), Journal())
-            truth += engine.true_ttft_s().values()
-            ttfts += [(s.first_token_s or math.inf) - s.scheduled_s for s in measurement.samples]
-    true_p99 = nearest_rank(sorted(truth), 99)
-    law_ms = (ttft_ms + 1000 * prompt_tokens / prefill_per_s) * math.exp(SIGMA * Z99)
-    print(f"\ntrue P99 {1000 * true_p99:.2f} ms; the engine's law says {law_ms:.2f} ms")  # noqa: T201
-    over = sum(value > true_p99 for value in ttfts) / len(ttfts)
-    print(f"{len(ttfts)} requests; over the true P99: {100 * over:.2f} % (1 % and what the driver adds)")  # noqa: T201
-    return [ttfts[i * n : (i + 1) * n] for i in range(len(ttfts) // n)], true_p99
+HEAD = (
+    "| queue | load | objective | on the true percentile: pass | ended early by a pass | fail | not steady "
+    "| 20 % inside: pass | fail | not steady |\n|---|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def main() -> int:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--live", action="store_true", help="measure with the driver and the simulated engine as well")
-    parser.add_argument("--live-steps", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=500.0, help="requests a second of --live")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--early", type=int, default=200, help="of these, also watched by the early rule")
+    parser.add_argument("--servers", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--load", type=float, nargs="*", default=LOADS)
+    parser.add_argument("--queue", nargs="*", default=["M/M", "M/D"], choices=["M/M", "M/D"])
+    parser.add_argument("--empty", action="store_true", help="begin each step with an empty engine")
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    say: Callable[[str], None] = print
-    true_p99 = math.exp(SIGMA * Z99)
-    for n in (600, 1000):
-        say(table("independent requests", independent(n, arguments.steps, seed=n), true_p99))
-    if arguments.live:
-        steps, live_p99 = live(600, arguments.live_steps, arguments.rate)
-        say(table("measured over HTTP", steps, live_p99))
-    for load in (0.5, 0.8):
-        steps, p99 = queueing(600, arguments.steps, 1, servers=16, load=load)
-        say(table(f"a queue of 16 servers at {100 * load:g} % load (requests depend on each other)", steps, p99))
+    started_s = time.monotonic()
+    print(HEAD)  # noqa: T201
+    for kind in arguments.queue:
+        for load in arguments.load:
+            for row in table(f"{kind}/{arguments.servers}", load, arguments):
+                print(row, flush=True)  # noqa: T201
+    print(f"\n{arguments.steps} steps each, {time.monotonic() - started_s:.0f} s")  # noqa: T201
     return 0
 
 

@@ -15,7 +15,6 @@ from pytest_vllm_stage.slo.dependence import (
     Dependence,
     correlation_time,
     find_dependence,
-    remembered_share,
     requests_in_engine,
 )
 from pytest_vllm_stage.slo.early import EarlyDecision
@@ -47,11 +46,6 @@ def test_independent_and_constant_values_count_fully() -> None:
     assert correlation_time([0.1] * 600) == 1
     assert correlation_time([0.0, 1.0] * 300) == 1
     assert correlation_time([]) == 1
-
-
-@pytest.mark.parametrize(("allowed", "share"), [(0.5, 0.693), (0.1, 0.526), (0.01, 0.297)])
-def test_remembered_share_is_ln_2_at_the_median_and_falls_towards_the_tail(allowed: float, share: float) -> None:
-    assert remembered_share(allowed) == pytest.approx(share, abs=0.001)
 
 
 def test_requests_in_engine_counts_what_was_sent_and_has_not_ended() -> None:
