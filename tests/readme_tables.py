@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_vllm_stage.settings.options import OPTIONS, Option
+from pytest_vllm_stage.stage.observe.runbook import SYMPTOMS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_vllm_stage"
@@ -105,11 +106,22 @@ def rooms_table() -> str:
     return "\n".join(["| room | what it is for |", "|---|---|", *rows])
 
 
+def symptoms_table() -> str:
+    """The runbook: each cause that a log can show, as it is reported, and what to do."""
+    actions: dict[str, str] = {}
+    for symptom in SYMPTOMS:
+        cause = re.sub(r"\s*\((?:vLLM: )?\{line\}\)", "", symptom.cause)
+        actions.setdefault(re.sub(r"\{(\w+)\}", r"`\1`", cause), symptom.action)
+    rows = [f"| {cause} | {action} |" for cause, action in actions.items()]
+    return "\n".join(["| reported cause | what to do |", "|---|---|", *rows])
+
+
 #: File and marker to what stands between ``<!-- marker -->`` and ``<!-- end of marker -->``.
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "options"): options_table,
     ("README.md", "fixtures"): fixtures_table,
     ("docs/architecture.md", "rooms"): rooms_table,
+    ("docs/troubleshooting.md", "symptoms"): symptoms_table,
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_vllm_stage.plugin import MARKERS
 from pytest_vllm_stage.settings.options import OPTIONS, Option
+from tests.readme_tables import GROUPS, TABLES, updated
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,3 +48,15 @@ def test_collecting_the_suites_needs_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for suite in ("deployment", "inference", "slo"):
         assert f"suites/{suite}/" in done.stdout
+
+
+@pytest.mark.parametrize(("file", "marker"), [key for key in TABLES if key[0].startswith("docs/")])
+def test_generated_tables_are_current(file: str, marker: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert updated(text, marker, TABLES[file, marker]()) == text, "write it again: python -m tests.readme_tables"
+
+
+def test_every_option_is_in_one_group() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert len(grouped) == len(set(grouped))
+    assert {option.name for option in OPTIONS} <= set(grouped)

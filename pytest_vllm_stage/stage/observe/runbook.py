@@ -4,61 +4,118 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 _PATH = r"['\"](?P<path>/[^'\"]+)['\"]"
-#: Pattern of a log line, and the cause in the runbook's terms; ``{line}`` is the matched line itself, cut.
-_SYMPTOMS: tuple[tuple[str, str], ...] = (
-    # Our own loader and bucket Job say the cause themselves.
-    (r"^error: (?P<cause>.+)$", "{cause}"),
-    (rf"HFValidationError.*{_PATH}", "model path {path} does not exist (vLLM: {line})"),
-    (rf"Repo id must .*{_PATH}", "model path {path} does not exist (vLLM: {line})"),
+
+
+class Symptom(NamedTuple):
+    """One line of the runbook; docs/troubleshooting.md is made from it.
+
+    Attributes:
+        pattern: What a log line matches.
+        cause: The cause in the runbook's terms; ``{line}`` is the matched line itself, cut.
+        action: What to do about it.
+    """
+
+    pattern: re.Pattern[str]
+    cause: str
+    action: str
+
+
+_MODEL_PATH = "mount the volume at the path that the runtime's --model argument names; check storageUri"
+_SERVICE_LINKS = "rename the Service, or set enableServiceLinks: false"
+_ROWS = (
+    # Our own loader and bucket Job name the cause themselves.
+    (r"^error: (?P<cause>.+)$", "{cause}", "the message of the download or bucket Job names the next step"),
+    (rf"HFValidationError.*{_PATH}", "model path {path} does not exist (vLLM: {line})", _MODEL_PATH),
+    (rf"Repo id must .*{_PATH}", "model path {path} does not exist (vLLM: {line})", _MODEL_PATH),
     (
         rf"[Ii]nvalid repository ID or local directory specified: {_PATH}",
         "model path {path} does not exist (vLLM: {line})",
+        _MODEL_PATH,
     ),
     (
         rf"(?:Can't load|Unable to load|couldn't find).*{_PATH}",
         "model path {path} does not hold a model (vLLM: {line})",
+        "run the download Job again and compare the volume with its manifest (suites/deployment does)",
     ),
-    (rf"FileNotFoundError.*No such file or directory: {_PATH}", "file {path} does not exist (vLLM: {line})"),
-    (r"Error while deserializing header|SafetensorError", "weights unreadable (vLLM: {line})"),
+    (
+        rf"FileNotFoundError.*No such file or directory: {_PATH}",
+        "file {path} does not exist (vLLM: {line})",
+        "check the volume mounts of the runtime and the download Job's log",
+    ),
+    (
+        r"Error while deserializing header|SafetensorError",
+        "weights unreadable (vLLM: {line})",
+        "a file is truncated or altered: delete the volume's files and run the download Job again",
+    ),
     (
         r"not initialized from checkpoint|size mismatch|mat1 and mat2 shapes",
         "weights do not fit the model (vLLM: {line})",
+        "config.json and the weights are of different models or quantisations: download both again",
     ),
     (
         r"(?P<name>VLLM_PORT|\b[A-Z_]+_PORT)\b.*?(?P<value>tcp://[^\s'\"]+)",
-        "{name} is {value}: Kubernetes sets it for a Service of that name; rename the Service, or set "
-        "enableServiceLinks: false",
+        "{name} is {value}: Kubernetes sets it for a Service of that name; " + _SERVICE_LINKS,
+        _SERVICE_LINKS,
     ),
     (
         r"invalid literal for int\(\) with base 10: '(?P<value>tcp://[^']+)'",
-        "a port variable is {value}: Kubernetes sets it for a Service named as the program; rename the Service, or set "
-        "enableServiceLinks: false",
+        "a port variable is {value}: Kubernetes sets it for a Service named as the program; " + _SERVICE_LINKS,
+        _SERVICE_LINKS,
     ),
-    (r"unrecognized arguments?: (?P<rest>.+)", "unknown serving argument {rest} (vLLM: {line})"),
-    (r"error: argument (?P<rest>.+)", "bad serving argument {rest}"),
-    (r"max_model_len.*(?:greater|larger) than", "max-model-len does not fit the model (vLLM: {line})"),
-    (r"CUDA out of memory|OutOfMemoryError", "GPU memory is too small (vLLM: {line})"),
+    (
+        r"unrecognized arguments?: (?P<rest>.+)",
+        "unknown serving argument {rest} (vLLM: {line})",
+        "remove or rename the argument in the ServingRuntime or InferenceService: its spelling depends on the version",
+    ),
+    (
+        r"error: argument (?P<rest>.+)",
+        "bad serving argument {rest}",
+        "correct the argument's value in the ServingRuntime or InferenceService",
+    ),
+    (
+        r"max_model_len.*(?:greater|larger) than",
+        "max-model-len does not fit the model (vLLM: {line})",
+        "lower --max-model-len to the model's own context length",
+    ),
+    (
+        r"CUDA out of memory|OutOfMemoryError",
+        "GPU memory is too small (vLLM: {line})",
+        "lower --gpu-memory-utilization or --max-num-seqs, or raise --tensor-parallel-size; nvidia-smi on the node",
+    ),
     (
         r"No available memory for the cache blocks|larger than the maximum number of tokens|KV cache is needed",
         "no memory for the KV cache (vLLM: {line})",
+        "raise --gpu-memory-utilization or lower --max-model-len",
     ),
     (
         r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver",
         "no GPU in the pod (vLLM: {line})",
+        "request nvidia.com/gpu in the resources; kubectl describe node shows what is allocatable",
     ),
-    (r"[Aa]ddress already in use", "port is taken (vLLM: {line})"),
+    (
+        r"[Aa]ddress already in use",
+        "port is taken (vLLM: {line})",
+        "give each container of the pod a port of its own",
+    ),
     (
         r"(?:401|403) (?:Client Error|Unauthorized|Forbidden)|GatedRepoError|Invalid user token",
         "token refused ({line})",
+        "renew HF_TOKEN in the Secret huggingface-token, and accept the model's terms for that account",
     ),
-    (r"No space left on device", "volume is full ({line})"),
-    (r"ModuleNotFoundError: ", "the image lacks a module ({line})"),
-    (r"ImportError: ", "a module cannot be loaded ({line})"),
-    (r"Invalid credentials|MINIO_ROOT_(?:USER|PASSWORD).*(?:length|should)", "MinIO refuses its credentials ({line})"),
+    (r"No space left on device", "volume is full ({line})", "enlarge the PVC, or remove what is not the model's"),
+    (r"ModuleNotFoundError: ", "the image lacks a module ({line})", "use the image that the overlay pins"),
+    (r"ImportError: ", "a module cannot be loaded ({line})", "use the image that the overlay pins"),
+    (
+        r"Invalid credentials|MINIO_ROOT_(?:USER|PASSWORD).*(?:length|should)",
+        "MinIO refuses its credentials ({line})",
+        "accesskey has 3 or more characters, secretkey 8 or more: correct the Secret minio-credentials",
+    ),
 )
-SYMPTOMS = tuple((re.compile(pattern), meaning) for pattern, meaning in _SYMPTOMS)
+#: Most specific first.
+SYMPTOMS = tuple(Symptom(re.compile(pattern), cause, action) for pattern, cause, action in _ROWS)
 LONGEST_QUOTE = 240
 #: Lines that say how a process ended without saying why.
 _NOISE = re.compile(
@@ -69,11 +126,11 @@ _NOISE = re.compile(
 def cause_of(lines: Iterable[str]) -> str | None:
     """The cause that a log shows, or None where no line is known; a symptom listed first wins over a later one."""
     read = [line.strip() for line in lines]
-    for pattern, meaning in SYMPTOMS:
+    for symptom in SYMPTOMS:
         for line in read:
-            match = pattern.search(line)
+            match = symptom.pattern.search(line)
             if match:
-                return meaning.format(line=cut(_message(line)), **match.groupdict())
+                return symptom.cause.format(line=cut(_message(line)), **match.groupdict())
     return None
 
 
