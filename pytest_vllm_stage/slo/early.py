@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
-from pytest_vllm_stage.slo.gates import Risks, SequentialGate, is_sequential, misses_of
+from pytest_vllm_stage.slo.gates import PASS_NOT_BEFORE, Risks, SequentialGate, is_sequential, misses_of
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.steadiness import find_trends
 
-#: No pass before this share of the plan: a queue that grows slowly looks healthy at first.
-PASS_NOT_BEFORE = 0.5
 #: A step that does not look steady is looked at again after this share of the plan.
 LOOK_AGAIN_SHARE = 0.05
 

@@ -17,6 +17,10 @@ from pytest_vllm_stage.slo.throughput import judge_floor
 
 #: A decision that the effective sample size does not carry yet is looked at again after this share of the plan.
 _LOOK_AGAIN_SHARE = 0.02
+#: No pass before this share of the plan: a queue that grows slowly looks healthy at first.
+PASS_NOT_BEFORE = 0.5
+#: No early pass where requests depend on each other more than this: each look is another chance to meet a quiet time.
+_MOST_EFFECT_EARLY = 1.5
 
 
 @dataclass(frozen=True)
@@ -154,16 +158,21 @@ class SequentialGate:
         crossed = plan.look(n, self._total)
         if crossed is Outcome.INCONCLUSIVE:
             return
+        if crossed is Outcome.PASS and n < PASS_NOT_BEFORE * self.planned:
+            return
         self._look_at = n + max(1, int(_LOOK_AGAIN_SHARE * self.planned))
         share = n / self.planned
         tied = find_dependence(self._samples, open_loop=True)
+        effects = tied.design_effects(self._values, self._misses, allowed)
+        if crossed is Outcome.PASS and n < self.planned and effects[0] > _MOST_EFFECT_EARLY:
+            return
         confirmed = decide(
             n,
             self._total,
             allowed,
             alpha_pass=spent(share, risks.broken_passes),
             alpha_fail=spent(share, risks.kept_fails),
-            design_effects=tied.design_effects(self._values, self._misses, allowed),
+            design_effects=effects,
             least_n=tied.least_n,
         )
         if confirmed.outcome is crossed:

@@ -121,7 +121,7 @@ class Tally:
         self.not_steady += "not steady" in found.why or "past capacity" in found.why
         if early:
             watched = EarlyDecision(replace(made.step, decide_early=True), [objective])
-            self.early_pass += "pass" in (watched(one) for one in made.samples)
+            self.early_pass += "pass" in (watched(one) for one in made.samples[:-1])
 
     def share(self, count: int) -> str:
         """Per cent of the steps."""

@@ -112,3 +112,12 @@ def test_a_queue_near_capacity_neither_ends_early_nor_passes_and_the_reason_says
     assert found.outcome is Outcome.INCONCLUSIVE
     assert "effective sample size about" in found.why
     assert " s) would decide" in found.why
+
+
+def test_requests_that_depend_on_each_other_never_end_a_step_early_by_a_pass() -> None:
+    """A queue well within its capacity, whose quiet times look like a pass at one of many looks."""
+    for seed in range(6):
+        step = open_step(11.2, 54, arrivals=POISSON, seed=seed, decide_early=True)
+        made = queued(step, 16, lambda _dice: 1.0, seed=seed)
+        decision = EarlyDecision(step, [Objective("e2e_latency_p50_s", 60)])
+        assert {decision(one) for one in made.samples[:-1]} == {None}
