@@ -27,7 +27,7 @@ PRECISIONS = {
 
 MANIFEST = "MANIFEST.json"
 
-_CONVERT = Path(__file__).with_name("convert.py")
+_CONVERT = Path(__file__).with_name("_convert.py")
 
 
 def ensure(journal: Journal, environment: EngineEnvironment) -> dict[str, Path]:
