@@ -28,7 +28,7 @@ GROUPS = {
         "gpu_metrics",
         "baselines",
     ),
-    "Results": ("publish", "registry_url", "run_dir", "keep_reports"),
+    "Results": ("publish", "registry_url", "run_dir", "report", "keep_reports"),
 }
 #: From the top down, as imports point.
 ROOMS = (

@@ -116,5 +116,8 @@ def write_record(run: Run, exit_status: int, leftovers: list[str], allure_dir: P
     record.write(data, run.directory / "run.json")
     junit.write(data, run.directory / "junit.xml")
     allure.write_environment(data, allure_dir)
+    summary = terminal.summary(data, run.directory)
+    if not run.config.reports:
+        return summary
     options = run_end.end_options(run.config, run.run_id, run.directory)
-    return [*terminal.summary(data, run.directory), *run_end.report_run(run.directory, *options)]
+    return [*summary, *run_end.report_run(run.directory, *options)]

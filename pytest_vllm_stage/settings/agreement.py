@@ -104,6 +104,8 @@ def _check_values(config: StageConfig) -> None:
         raise ConfigError(f"{config.source('keep_reports')}: expected a whole number from 1, got 0")
     if config.keep_reports:
         _refuse(config, "keep_reports", "is about the folder reports/", ("run_dir",), typed=True)
+    if config.is_given("keep_reports", typed=True) and not config.reports:
+        _refuse(config, "keep_reports", "removes old runs when the reports are made", ("report",), typed=True)
     if not _NAMESPACE.fullmatch(config.namespace):
         raise ConfigError(
             f"{config.source('namespace')}: {config.namespace!r} is not a namespace; "

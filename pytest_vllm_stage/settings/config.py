@@ -189,6 +189,11 @@ class StageConfig:
         return self.path("baselines")
 
     @property
+    def reports(self) -> bool:
+        """The end of the run makes its reports."""
+        return self.text("report") == "always"
+
+    @property
     def keep_reports(self) -> int | None:
         """How many records stay in ``reports/``; None keeps all."""
         keep = self.get("keep_reports")

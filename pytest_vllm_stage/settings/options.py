@@ -10,6 +10,7 @@ ENGINES = ("vllm", "sim")
 PUBLISHES = ("auto", "always", "never")
 KEEPS = ("never", "on-failure", "always")
 LOAD_DRIVERS = ("builtin", "guidellm")
+REPORTS = ("always", "never")
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,13 @@ OPTIONS: tuple[Option, ...] = (
         "`reports/baselines`; measure a slower one twice more, fail it if it stays slower, and append this run",
         path=True,
         metavar="DIR",
+    ),
+    Option(
+        "report",
+        "when the end of a run makes report.html, report.md and metrics.prom: `always`, or `never`, which saves a few "
+        "seconds of a run; `python -m pytest_vllm_stage.report` makes them later",
+        default="always",
+        choices=REPORTS,
     ),
     Option(
         "keep_reports",

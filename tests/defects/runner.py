@@ -94,7 +94,7 @@ def _environ(key: str) -> dict[str, str]:
     # Under CI pytest repeats whole messages in its short summary.
     steering = ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER")
     environ = {name: value for name, value in os.environ.items() if name not in steering}
-    return environ | ({"VLLM_STAGE_API_KEY": key} if key else {})
+    return environ | {"VLLM_STAGE_REPORT": "never"} | ({"VLLM_STAGE_API_KEY": key} if key else {})
 
 
 def _failed(output: str) -> dict[str, str]:

@@ -64,7 +64,7 @@ def run(place: pytest.Pytester, engine: Sim, *options: str, folder: str = "run")
     return place.runpytest_subprocess(
         SUITES / "slo", "-p", "no:cacheprovider", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml",
         f"--stage-run-dir={place.path / folder}", f"--stage-endpoint={engine.url}", "--stage-model=sim",
-        f"--stage-baselines={place.path / 'baselines'}", *options, timeout=120,
+        f"--stage-baselines={place.path / 'baselines'}", *options, timeout=300,
     )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_saved_results_are_not_compared(place: pytest.Pytester, usual: Sim) -> N
     run(place, usual).assert_outcomes(passed=2)
     result = place.runpytest_subprocess(
         SUITES / "slo", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml", "--stage-baselines=b",
-        f"--stage-results={place.path / 'run'}", timeout=60,
+        f"--stage-results={place.path / 'run'}", timeout=300,
     )  # fmt: skip
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--stage-results measures nothing: it cannot go with --stage-baselines"])

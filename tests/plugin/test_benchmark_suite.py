@@ -137,7 +137,7 @@ def row(index: int, at_s: float, ttft_s: float, *, failing: bool) -> Sample:
 
 def run(place: pytest.Pytester, *options: str) -> pytest.RunResult:
     return place.runpytest_subprocess(
-        "benchmark", "-p", "no:cacheprovider", "--stage-run-dir=run", *options, timeout=120
+        "benchmark", "-p", "no:cacheprovider", "--stage-run-dir=run", *options, timeout=300
     )
 
 

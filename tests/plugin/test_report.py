@@ -15,9 +15,16 @@ def test_stage(stage):
 '''
 
 
+@pytest.fixture
+def place(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """The place, with reports as they are by default."""
+    monkeypatch.delenv("VLLM_STAGE_REPORT")
+    return place
+
+
 def run(place: pytest.Pytester, *options: str) -> pytest.RunResult:
     place.makepyfile(TEST)
-    return place.runpytest_subprocess("--stage-run-dir=run", *options, timeout=60)
+    return place.runpytest_subprocess("--stage-run-dir=run", *options, timeout=300)
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
@@ -28,6 +35,14 @@ def test_run_leaves_its_reports_and_says_where(place: pytest.Pytester, workers: 
     page = (place.path / "run" / "report.html").read_text()
     assert "<td>The stage is there.</td>" in page, "what the check proves is its docstring's first paragraph"
     assert (place.path / "run" / "report.md").read_text().startswith("## ✅ vLLM stage: pass")
+
+
+def test_reports_are_left_out_on_request(place: pytest.Pytester) -> None:
+    result = run(place, "--stage-report=never")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("report *")
+    assert not (place.path / "run" / "report.html").exists()
+    assert (place.path / "run" / "run.json").exists()
 
 
 def test_job_summary_is_appended_to(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +68,7 @@ def test_report_that_cannot_be_made_is_a_note(place: pytest.Pytester) -> None:
 def test_index_covers_the_runs_in_their_usual_place_and_keeps_so_many(place: pytest.Pytester) -> None:
     place.makepyfile(TEST)
     for _ in range(2):
-        place.runpytest_subprocess("--stage-keep-reports=1", timeout=60).assert_outcomes(passed=1)
+        place.runpytest_subprocess("--stage-keep-reports=1", timeout=300).assert_outcomes(passed=1)
     (page,) = (place.path / "reports").glob("*/report.html")
     index = (place.path / "reports" / "index.html").read_text()
     assert f'href="{page.parent.name}/report.html"' in index
@@ -70,9 +85,13 @@ def test_index_covers_the_runs_in_their_usual_place_and_keeps_so_many(place: pyt
             ["--stage-keep-reports=3", "--stage-run-dir=run"],
             "--stage-keep-reports is about the folder reports/: it cannot go with --stage-run-dir",
         ),
+        (
+            ["--stage-keep-reports=3", "--stage-report=never"],
+            "--stage-keep-reports removes old runs when the reports are made: it cannot go with --stage-report",
+        ),
     ],
 )
 def test_retention_that_makes_no_sense_is_refused(place: pytest.Pytester, options: list[str], says: str) -> None:
-    result = place.runpytest_subprocess(*options, timeout=60)
+    result = place.runpytest_subprocess(*options, timeout=300)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert says in result.stderr.str()

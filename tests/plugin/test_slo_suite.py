@@ -55,7 +55,7 @@ def profile(place: pytest.Pytester, *, load: str = "rates = [20]", slo: str = KE
 def run(place: pytest.Pytester, *options: str, suite: str = "slo", folder: str = "run") -> pytest.RunResult:
     return place.runpytest_subprocess(
         SUITES / suite, "-p", "no:cacheprovider", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml",
-        f"--stage-run-dir={place.path / folder}", *options, timeout=120,
+        f"--stage-run-dir={place.path / folder}", *options, timeout=300,
     )  # fmt: skip
 
 
@@ -301,6 +301,6 @@ def test_a_reader_of_results_fails_where_a_load_test_never_runs(place: pytest.Py
     )
     place.syspathinsert()
     options = ["-n", workers, "-p", "impatient", f"--stage-profile={place.path}/small.toml", *endpoint(sim)]
-    result = place.runpytest_subprocess("test_reads.py", *options, timeout=60)
+    result = place.runpytest_subprocess("test_reads.py", *options, timeout=300)
     assert result.ret == 69
     assert "environment unusable: 1 load tests never ran, the first of them never" in result.stdout.str()
