@@ -95,7 +95,7 @@ def job_of(manifests: list[Object], model: str) -> Object:
     Raises:
         ConfigError: there is not exactly one.
     """
-    jobs = render.of_kind(manifests, "Job")
+    jobs = render.select_kind(manifests, "Job")
     found = [job for job in jobs if (job["metadata"].get("labels") or {}).get(MODEL_LABEL) == model]
     if len(found) != 1:
         valid = sorted((job["metadata"].get("labels") or {}).get(MODEL_LABEL, "none") for job in jobs)
@@ -134,7 +134,7 @@ def carry_out(reader: StageReader, manifests: list[Object], job: Object, run_id:
     needed = [manifest for manifest in manifests if manifest["kind"] not in ("Job", "Namespace")]
     timeout_s = float(job["spec"].get("activeDeadlineSeconds", 3600)) + _GRACE_S
     try:
-        apply(reader.kube, [*needed, job], reader.namespace, Ownership.of_run(run_id), {})
+        apply(reader.kube, [*needed, job], reader.namespace, Ownership.for_run(run_id), {})
         wait_for_all(reader, [JobComplete(name, timeout_s)], journal)
         found = location_of(reader, name)
         if found is None:

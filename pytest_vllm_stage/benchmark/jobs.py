@@ -115,7 +115,7 @@ def _looked_up(view: StageReader, minio: S3Client, job: Object, model: str) -> L
     """Where the reports of a Job are that was there before."""
     name = objects.name_of(job)
     hint = f"kubectl -n {view.namespace} logs job/{name}"
-    if problems := health.of_job(job, name):
+    if problems := health.check_job(job, name):
         raise StageFailure("; ".join(problems), hint=hint)
     bucket = job_runs.settings_of(job)["BUCKET"]
     found = job_runs.location_of(view, name) or job_runs.newest(minio, bucket, model, name)

@@ -214,7 +214,7 @@ def _first(page: bytes, names: Sequence[bytes], model: bytes) -> float | None:
 def series(page: bytes, name: bytes, model: bytes = b"") -> list[float]:
     """The values of a series; of one model where its label names models. NaN, which is no value, is left out."""
     found = labelled_series(page, name)
-    return [value for labels, value in found if _of_model(labels, model) and math.isfinite(value)]
+    return [value for labels, value in found if _is_for_model(labels, model) and math.isfinite(value)]
 
 
 def labelled_series(page: bytes, name: bytes) -> list[tuple[bytes, float]]:
@@ -242,5 +242,5 @@ def _number(text: bytes) -> float | None:
         return None
 
 
-def _of_model(labels: bytes, model: bytes) -> bool:
+def _is_for_model(labels: bytes, model: bytes) -> bool:
     return not model or b'model_name="' not in labels or b'model_name="%b"' % model in labels

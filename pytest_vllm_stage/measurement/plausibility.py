@@ -56,7 +56,7 @@ def find_impossible(measurement: Measurement, *, now: float | None = None) -> It
         measurement: Read from a file, or just made.
         now: Seconds since the epoch; nothing was measured later.
     """
-    yield from _of_header(measurement, time.time() if now is None else now)
+    yield from _check_header(measurement, time.time() if now is None else now)
     step = measurement.step
     expected = (step.prompt_tokens, step.output_tokens)
     for position, sample in enumerate(measurement.samples):
@@ -70,7 +70,7 @@ def find_impossible(measurement: Measurement, *, now: float | None = None) -> It
         if problem is not None:
             yield Impossibility("sample", position, *problem)
     for position, reading in enumerate(measurement.server):
-        for field, text in _of_reading(reading):
+        for field, text in _check_reading(reading):
             yield Impossibility("server", position, field, text)
     for position, (before, after) in enumerate(pairwise(measurement.server), start=1):
         if after.at_s < before.at_s:
@@ -143,7 +143,7 @@ def _success(sample: Sample) -> Iterator[tuple[str, str]]:
         yield "token_times_s", f"has {len(sample.token_times_s)} times for {sample.tokens} tokens"
 
 
-def _of_header(measurement: Measurement, now: float) -> Iterator[Impossibility]:
+def _check_header(measurement: Measurement, now: float) -> Iterator[Impossibility]:
     started_at, samples, step = measurement.started_at, measurement.samples, measurement.step
     last_s = max((sample.end_s for sample in samples), default=0.0)
     if not started_at >= EARLIEST:
@@ -159,10 +159,10 @@ def _of_header(measurement: Measurement, now: float) -> Iterator[Impossibility]:
         value = getattr(client, name)
         if value is not None and not 0 <= value < math.inf:
             yield Impossibility("client", None, name, f"is {value}")
-    yield from _of_early_stop(measurement)
+    yield from _check_early_stop(measurement)
 
 
-def _of_early_stop(measurement: Measurement) -> Iterator[Impossibility]:
+def _check_early_stop(measurement: Measurement) -> Iterator[Impossibility]:
     stop, step = measurement.early_stop, measurement.step
     if stop is None:
         return
@@ -175,7 +175,7 @@ def _of_early_stop(measurement: Measurement) -> Iterator[Impossibility]:
         yield Impossibility("early_stop", None, "saved_s", f"is {stop.saved_s} of a step of {step.duration_s:g} s")
 
 
-def _of_reading(reading: ServerReading) -> Iterator[tuple[str, str]]:
+def _check_reading(reading: ServerReading) -> Iterator[tuple[str, str]]:
     if not math.isfinite(reading.at_s):
         yield "at_s", "is not a finite number"
     for name in _READ:

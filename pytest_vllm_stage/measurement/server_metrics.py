@@ -101,7 +101,9 @@ def summarise_server(readings: Sequence[ServerReading], span_s: float) -> Server
         gpu_memory_peak_bytes=max(memory, default=None),
         gpu_utilization_mean=_mean(utilization),
         gpu_utilization_p90=_p90(utilization),
-        gpus=tuple(_of_gpu(gpu, during) for gpu in dict.fromkeys(one.gpu for each in during for one in each.gpus)),
+        gpus=tuple(
+            _summarise_gpu(gpu, during) for gpu in dict.fromkeys(one.gpu for each in during for one in each.gpus)
+        ),
     )
 
 
@@ -113,7 +115,7 @@ def increase(counts: Sequence[float | None]) -> float | None:
     return sum(after - before if after >= before else after for before, after in pairwise(known))
 
 
-def _of_gpu(gpu: str, during: Sequence[ServerReading]) -> GpuMetrics:
+def _summarise_gpu(gpu: str, during: Sequence[ServerReading]) -> GpuMetrics:
     mine: list[GpuReading] = [one for reading in during for one in reading.gpus if one.gpu == gpu]
     utilization = _known(one.utilization for one in mine)
     memory = max(_known(one.memory_used_bytes for one in mine), default=None)

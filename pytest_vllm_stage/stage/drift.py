@@ -83,10 +83,10 @@ def _resources(container: Object) -> dict[str, str]:
     return {f"{kind}.{name}": str(value) for kind in kinds for name, value in (declared.get(kind) or {}).items()}
 
 
-def of_serving(wanted: Demand, spec: Object) -> list[str]:
+def compare_serving(wanted: Demand, spec: Object) -> list[str]:
     """How the serving container of a live pod or template differs from the demand."""
     live = serving_container(spec)
-    lines = of_args(wanted.args, tuple(live.get("args") or ()))
+    lines = compare_args(wanted.args, tuple(live.get("args") or ()))
     for field, declared, found in (
         ("image", wanted.image, live.get("image", "")),
         ("command", list(wanted.command), live.get("command") or []),
@@ -106,7 +106,7 @@ def of_serving(wanted: Demand, spec: Object) -> list[str]:
     return lines
 
 
-def of_args(declared: tuple[str, ...], live: tuple[str, ...]) -> list[str]:
+def compare_args(declared: tuple[str, ...], live: tuple[str, ...]) -> list[str]:
     """Arguments that one side has and the other has not; their order too, since the last of a repeated flag wins."""
     lines = [f"argument declared, not live: {arg}" for arg in declared if arg not in live]
     lines += [f"argument live, not declared: {arg}" for arg in live if arg not in declared]
@@ -150,14 +150,14 @@ def unpinned(manifests: list[Object]) -> list[str]:
 def labels(manifests: list[Object]) -> list[str]:
     """Model and version labels that do not agree over a model's service, volume and download."""
     lines = []
-    for service in render.of_kind(manifests, "InferenceService"):
+    for service in render.select_kind(manifests, "InferenceService"):
         want, name = _model_labels(service), objects.name_of(service)
         if None in want:
             lines.append(f"InferenceService/{name} lacks the labels {MODEL_LABEL} and {VERSION_LABEL}")
             continue
         lines += [
             f"{item['kind']}/{objects.name_of(item)} is labelled {_model_labels(item)}, InferenceService/{name} {want}"
-            for item in of_model(manifests, service)
+            for item in find_model_objects(manifests, service)
             if _model_labels(item) != want
         ]
     return lines
@@ -174,11 +174,11 @@ def claim_name(service: Object) -> str | None:
     return uri.removeprefix("pvc://").split("/")[0] if uri.startswith("pvc://") else None
 
 
-def of_model(manifests: list[Object], service: Object) -> list[Object]:
+def find_model_objects(manifests: list[Object], service: Object) -> list[Object]:
     """The volume of a service's model, and the Jobs that mount it."""
     name = claim_name(service)
     claim = render.named(manifests, "PersistentVolumeClaim", name) if name else None
-    jobs = [job for job in render.of_kind(manifests, "Job") if name and name in claims_of(job["spec"]["template"])]
+    jobs = [job for job in render.select_kind(manifests, "Job") if name and name in claims_of(job["spec"]["template"])]
     return [*([claim] if claim else []), *jobs]
 
 

@@ -75,7 +75,7 @@ def running(reader: StageReader, service: Object) -> Revision:
     name = objects.name_of(service)
     pods = reader.listed("Pod", {_SERVICE_LABEL: name})
     ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
-    found = {_of_pod(pod) for pod in ready}
+    found = {_identify_revision(pod) for pod in ready}
     if len(found) == 1:
         revision, owner = found.pop()
         made = reader.get("ReplicaSet", owner) if owner else None
@@ -90,7 +90,7 @@ def running(reader: StageReader, service: Object) -> Revision:
     )
 
 
-def _of_pod(pod: Object) -> tuple[str, str]:
+def _identify_revision(pod: Object) -> tuple[str, str]:
     """The revision's name, and the ReplicaSet."""
     meta = pod["metadata"]
     owner = next((ref["name"] for ref in meta.get("ownerReferences") or [] if ref.get("kind") == "ReplicaSet"), "")

@@ -73,6 +73,6 @@ def download(declared: list[Object], declared_service: Object) -> Object:
     """The declared Job that fills the model's volume."""
     from pytest_vllm_stage.stage import drift
 
-    jobs = [item for item in drift.of_model(declared, declared_service) if item["kind"] == "Job"]
+    jobs = [item for item in drift.find_model_objects(declared, declared_service) if item["kind"] == "Job"]
     assert len(jobs) == 1, f"{len(jobs)} Jobs mount the volume of {declared_service['metadata']['name']}, not one"
     return jobs[0]

@@ -40,7 +40,7 @@ def test_model_labels_agree(declared: list[Object], stage_config: StageConfig) -
 
     Results are filed under these labels: where they differ, numbers land on the wrong model.
     """
-    assert render.of_kind(declared, "InferenceService"), (
+    assert render.select_kind(declared, "InferenceService"), (
         "the manifests declare no InferenceService: nothing was checked"
     )
     lines = drift.labels(declared)

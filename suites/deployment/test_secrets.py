@@ -21,5 +21,5 @@ def test_secrets_have_the_referenced_keys(reader: StageReader, declared: list[Ob
     references = health.secret_references(declared)
     assert references, "the manifests refer to no Secret: nothing was checked"
     live = {objects.name_of(secret): list(secret.get("data") or {}) for secret in reader.listed("Secret")}
-    lines = health.of_secrets(references, live)
+    lines = health.check_secrets(references, live)
     assert not lines, health.message("a Secret is not as the manifests need it", lines, f"{kubectl} get secrets")

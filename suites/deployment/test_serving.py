@@ -23,7 +23,7 @@ def test_ready_for_its_current_generation(
     """
     name = service["metadata"]["name"]
     runtime = reader.get("ServingRuntime", drift.runtime_name(service))
-    lines = health.of_service(service, runtime, reader.get("Deployment", f"{name}-predictor"), pods)
+    lines = health.check_service(service, runtime, reader.get("Deployment", f"{name}-predictor"), pods)
     assert not lines, health.message(
         f"inferenceservice/{name} is not Ready for its current generation",
         lines,
@@ -37,7 +37,7 @@ def test_replicas_are_as_declared(declared_service: Object, pods: list[Object], 
     One replica too few halves the capacity that is promised; an old one holds a GPU that the new one waits for.
     """
     name = declared_service["metadata"]["name"]
-    lines = health.of_replicas(declared_service, pods)
+    lines = health.check_replicas(declared_service, pods)
     assert not lines, health.message(
         f"inferenceservice/{name} has the wrong number of pods",
         lines,
@@ -51,7 +51,7 @@ def test_pods_are_ready_without_restarts(service: Object, pods: list[Object], ku
     A restart is an out-of-memory kill, a failed liveness probe or a crash: users saw it as an outage.
     """
     name = service["metadata"]["name"]
-    lines = health.of_pods(pods)
+    lines = health.check_pods(pods)
     assert not lines, health.message(
         f"inferenceservice/{name} has pods that are not well",
         lines,
@@ -70,7 +70,7 @@ def test_live_container_is_the_declared_one(
     wanted = drift.demand(declared_service, declared_runtime)
     assert wanted.args, f"the manifests of {name} declare no serving arguments: nothing would be compared"
     assert pods, f"inferenceservice/{name} has no pod\n  next: {kubectl} get pods"
-    lines = [f"pod {pod['metadata']['name']}: {d}" for pod in pods for d in drift.of_serving(wanted, pod["spec"])]
+    lines = [f"pod {pod['metadata']['name']}: {d}" for pod in pods for d in drift.compare_serving(wanted, pod["spec"])]
     assert not lines, health.message(
         f"inferenceservice/{name} runs another container than is declared",
         lines,
@@ -92,7 +92,7 @@ def test_live_runtime_is_the_declared_one(
     )
     live = reader.get("ServingRuntime", name)
     assert live is not None, f"ServingRuntime {name} does not exist\n  next: {kubectl} get servingruntimes"
-    lines = drift.of_serving(
+    lines = drift.compare_serving(
         drift.demand(declared_service, declared_runtime), _with_arguments_of(live, declared_service)
     )
     assert not lines, health.message(

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def test_claims_are_bound(reader: StageReader, declared: list[Object], kubectl: str) -> None:
     """Every declared PersistentVolumeClaim is Bound, with at least the declared size."""
-    claims = render.of_kind(declared, "PersistentVolumeClaim")
+    claims = render.select_kind(declared, "PersistentVolumeClaim")
     assert claims, "the manifests declare no PersistentVolumeClaim: nothing was checked"
     lines = [
         line
         for claim in claims
-        for line in health.of_claim(reader.get("PersistentVolumeClaim", objects.name_of(claim)), claim)
+        for line in health.check_claim(reader.get("PersistentVolumeClaim", objects.name_of(claim)), claim)
     ]
     assert not lines, health.message("volumes are not as declared", lines, f"{kubectl} describe pvc")
 
@@ -44,14 +44,14 @@ def test_volume_is_where_the_model_runs(
     volume = volumes.get(claim["spec"].get("volumeName", "")) if claim else None
     if volume is None or not nodes:
         pytest.skip("volumes and nodes are cluster-wide, and this user may not list them")
-    lines = health.of_placement(pods, volume, nodes)
+    lines = health.check_placement(pods, volume, nodes)
     assert not lines, health.message("volume and node are apart", lines, f"{kubectl} get pods -o wide")
 
 
 def test_download_completed(reader: StageReader, download: Object, kubectl: str) -> None:
     """The model's download Job completed; it writes its manifest last, after hashing what it wrote."""
     name = objects.name_of(download)
-    lines = health.of_job(reader.get("Job", name), name)
+    lines = health.check_job(reader.get("Job", name), name)
     assert not lines, health.message("download did not complete", lines, f"{kubectl} logs job/{name}")
 
 

@@ -79,7 +79,7 @@ def test_each_model_has_a_job_and_the_task_does_the_same(
     stage: tuple[list[Object], list[Object], list[str]],
 ) -> None:
     jobs, tasks, models = stage
-    assert len(render.of_kind(jobs, "Job")) == len(models) == 2
+    assert len(render.select_kind(jobs, "Job")) == len(models) == 2
     for model in models:
         pod = job_runs.job_of(jobs, model)["spec"]["template"]["spec"]
         (container,) = pod["containers"]
@@ -136,7 +136,7 @@ def test_the_references_rates_and_lengths(kubectl: str) -> None:
         for model in ("mistral-24b", "mistral-24b-quantized")
     }
     assert rates == {"mistral-24b": [1, 5, 10], "mistral-24b-quantized": [1, 5]}
-    for job in render.of_kind(jobs, "Job"):
+    for job in render.select_kind(jobs, "Job"):
         settings = job_runs.settings_of(job)
         lengths = [settings[name] for name in ("PROMPT_TOKENS", "OUTPUT_TOKENS", "DURATION_S", "WARMUP_REQUESTS")]
         assert lengths == ["256", "256", "60", "20"]
@@ -147,9 +147,9 @@ def test_no_deployment_starts_a_benchmark(kubectl: str, overlay: str) -> None:
     """It would measure a stage that is still coming up, and disturb what comes after."""
     manifests = render.render(OVERLAYS / overlay, kubectl)
     assert [
-        objects.name_of(job) for job in render.of_kind(manifests, "Job") if "benchmark" in objects.name_of(job)
+        objects.name_of(job) for job in render.select_kind(manifests, "Job") if "benchmark" in objects.name_of(job)
     ] == []
-    assert render.of_kind(manifests, "Task") == []
+    assert render.select_kind(manifests, "Task") == []
 
 
 def test_a_model_without_a_job_is_named(kubectl: str) -> None:

@@ -52,7 +52,7 @@ def view(cluster: ClusterFacts) -> Iterator[StageReader]:
     with client.connection(cluster, NAMESPACE) as kube:
         view = StageReader(kube, cluster, NAMESPACE)
         for wave in render.waves(render.in_namespace(kept, NAMESPACE)):
-            apply(kube, wave, NAMESPACE, Ownership.of_run("registry"), {})
+            apply(kube, wave, NAMESPACE, Ownership.for_run("registry"), {})
         wait_for_all(view, [conditions.DeploymentAvailable(NAME, 120)], SILENT)
         yield view
     assert teardown.teardown(cluster, NAMESPACE, "registry", {"teardown_s": 120}, SILENT) == []

@@ -200,7 +200,7 @@ def test_weights_altered_on_the_volume(cluster: ClusterFacts, tmp_path: Path) ->
     download = render.named(manifests, "Job", f"download-{MODEL}")
     assert download is not None
     with client.connection(cluster, namespace) as kube:
-        view, ownership = StageReader(kube, cluster, namespace), Ownership.of_run("faults")
+        view, ownership = StageReader(kube, cluster, namespace), Ownership.for_run("faults")
         try:
             for wave in render.waves(manifests)[:2]:
                 apply(kube, wave, namespace, ownership, values)

@@ -51,9 +51,9 @@ def test_images_are_pinned_labels_agree_and_secrets_are_declared(
     assert drift.labels(manifests) == []
     # The sixth is the local stage's own Model Registry, and OpenShift's workbench.
     assert len(drift.images(manifests)) == 6
-    declared = {objects.name_of(s): list(s["stringData"]) for s in render.of_kind(manifests, "Secret")}
+    declared = {objects.name_of(s): list(s["stringData"]) for s in render.select_kind(manifests, "Secret")}
     references = health.secret_references(manifests)
-    assert health.of_secrets(references, declared) == []
+    assert health.check_secrets(references, declared) == []
     assert {ref.secret for ref in references} == {"minio-credentials", "kserve-s3"} | (
         {"huggingface-token"} if overlay == "openshift" else set()
     )
@@ -69,8 +69,8 @@ def test_waves_are_namespace_then_storage_then_models(rendered: dict[str, list[O
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_model_has_its_volume_and_download(rendered: dict[str, list[Object]], overlay: str) -> None:
-    for service in render.of_kind(rendered[overlay], "InferenceService"):
-        kinds = [item["kind"] for item in drift.of_model(rendered[overlay], service)]
+    for service in render.select_kind(rendered[overlay], "InferenceService"):
+        kinds = [item["kind"] for item in drift.find_model_objects(rendered[overlay], service)]
         assert kinds == ["PersistentVolumeClaim", "Job"], objects.name_of(service)
 
 
@@ -84,7 +84,7 @@ def test_the_runtime_has_shared_memory_and_serves_under_the_services_name(
     assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in runtime["spec"]["volumes"]
     assert container["ports"][0]["containerPort"] == 8080
     assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": 8080}
-    for service in render.of_kind(rendered[overlay], "InferenceService"):
+    for service in render.select_kind(rendered[overlay], "InferenceService"):
         assert f"--served-model-name={objects.name_of(service)}" in drift.demand(service, runtime).args
 
 
@@ -117,7 +117,7 @@ def test_the_openshift_overlay_carries_the_references_numbers(rendered: dict[str
         180, 10, 30,
     ]  # fmt: skip
     sizes = {c["metadata"]["name"]: c["spec"]["resources"]["requests"]["storage"]
-             for c in render.of_kind(manifests, "PersistentVolumeClaim")}  # fmt: skip
+             for c in render.select_kind(manifests, "PersistentVolumeClaim")}  # fmt: skip
     assert (sizes["model-mistral-24b"], sizes["model-mistral-24b-quantized"]) == ("120Gi", "40Gi")
 
 
@@ -135,7 +135,7 @@ def test_the_simulated_stage_is_the_local_one_with_another_program(rendered: dic
     container = r"ServingRuntime/vllm spec\.containers\[0\]\.(command|args|env|readinessProbe|livenessProbe)\b.*"
     model = r"InferenceService/\S+ spec\.predictor\.model\.(args|resources)\b.*"
     assert [field for field in differing - labels if not re.fullmatch(f"{container}|{model}", field)] == []
-    for service in render.of_kind(rendered["local"], "InferenceService"):
+    for service in render.select_kind(rendered["local"], "InferenceService"):
         declared = service["spec"]["predictor"]["model"]["args"]
         own = one(rendered["local-sim"], "InferenceService", objects.name_of(service))["spec"]["predictor"]["model"]
         assert own["args"][: len(declared)] == declared
@@ -168,8 +168,8 @@ def test_where_the_platform_has_a_model_registry_none_is_deployed(rendered: dict
 
 
 def test_a_download_runs_where_its_model_will(rendered: dict[str, list[Object]]) -> None:
-    for service in render.of_kind(rendered["openshift"], "InferenceService"):
-        (job,) = (item for item in drift.of_model(rendered["openshift"], service) if item["kind"] == "Job")
+    for service in render.select_kind(rendered["openshift"], "InferenceService"):
+        (job,) = (item for item in drift.find_model_objects(rendered["openshift"], service) if item["kind"] == "Job")
         pod, predictor = job["spec"]["template"]["spec"], service["spec"]["predictor"]
         assert pod["nodeSelector"] == predictor["nodeSelector"]
         assert pod["tolerations"] == predictor["tolerations"]

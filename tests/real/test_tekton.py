@@ -125,7 +125,7 @@ def view(cluster: ClusterFacts, kube: DynamicClient, kubectl: Kubectl) -> StageR
     chosen = [manifest for manifest in rendered if manifest["metadata"]["name"] in names]
     values = secrets.complete(chosen, secrets.Values(), generate=True)
     for wave in render.waves(chosen):
-        apply(kube, wave, NAMESPACE, Ownership.of_run(RUN), values)
+        apply(kube, wave, NAMESPACE, Ownership.for_run(RUN), values)
         wait_for_all(seen, waves.conditions_of(wave, profile.waits_s), SILENT)
     kubectl.apply(*model())
     kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{MODEL}", "--timeout=60s")
@@ -167,7 +167,7 @@ def model() -> list[Object]:
 
 @pytest.fixture(scope="module")
 def minio(cluster: ClusterFacts, view: StageReader) -> S3Client:
-    url = addresses.of_minio(view.kube, cluster, NAMESPACE)
+    url = addresses.find_minio_url(view.kube, cluster, NAMESPACE)
     return find_object_store(StageFacts(NAMESPACE, RUN, True, (), url), view.kube).client()
 
 

@@ -362,7 +362,7 @@ def test_a_stage_carries_the_notebook_byte_for_byte(overlay: str) -> None:
     carried = render.named(manifests, "ConfigMap", "workbench-notebooks")
     assert carried is not None
     assert carried["data"] == {NOTEBOOK.name: NOTEBOOK.read_text()}
-    found = render.of_kind(manifests, "Notebook")
+    found = render.select_kind(manifests, "Notebook")
     if overlay != "openshift":
         assert found == []
         return

@@ -53,7 +53,7 @@ def closed_port(listener: int) -> int:
 
 
 def model(item: Object, cluster: ClusterFacts) -> str:
-    return addresses.of_model(NO_KUBE, cluster, "ns", item)
+    return addresses.find_model_url(NO_KUBE, cluster, "ns", item)
 
 
 def test_a_near_cluster_answers_on_the_cluster_ip(there: list[Object]) -> None:
@@ -120,11 +120,11 @@ def test_the_placeholder_host_is_never_connected_to(there: list[Object], monkeyp
 
 
 def test_minio_is_its_service_or_its_route(there: list[Object], closed_port: int) -> None:
-    assert addresses.of_minio(NO_KUBE, NEAR, "ns") is None
+    assert addresses.find_minio_url(NO_KUBE, NEAR, "ns") is None
     there.append(a_service("minio", "127.0.0.1", port=9000) | {})
-    assert addresses.of_minio(NO_KUBE, NEAR, "ns") == "http://127.0.0.1:9000"
+    assert addresses.find_minio_url(NO_KUBE, NEAR, "ns") == "http://127.0.0.1:9000"
     there[0]["spec"]["ports"] = [{"port": closed_port}]
-    assert addresses.of_minio(NO_KUBE, FAR, "ns") is None
+    assert addresses.find_minio_url(NO_KUBE, FAR, "ns") is None
     there.append({"kind": "Route", "metadata": {"name": "minio"}, "spec": {"host": "minio.example"}})
-    assert addresses.of_minio(NO_KUBE, FAR, "ns") == "https://minio.example"
-    assert addresses.of_minio(NO_KUBE, NEAR, "ns") == f"http://127.0.0.1:{closed_port}"
+    assert addresses.find_minio_url(NO_KUBE, FAR, "ns") == "https://minio.example"
+    assert addresses.find_minio_url(NO_KUBE, NEAR, "ns") == f"http://127.0.0.1:{closed_port}"

@@ -19,7 +19,7 @@ def test_the_demand_is_runtime_and_service_together() -> None:
 
 
 def test_a_live_container_as_demanded_does_not_differ() -> None:
-    assert drift.of_serving(drift.demand(service(), runtime()), served_spec()) == []
+    assert drift.compare_serving(drift.demand(service(), runtime()), served_spec()) == []
 
 
 @pytest.mark.parametrize(
@@ -36,18 +36,18 @@ def test_a_live_container_as_demanded_does_not_differ() -> None:
     ],
 )
 def test_each_difference_is_one_line(changed: dict[str, Any], told: str) -> None:
-    assert drift.of_serving(drift.demand(service(), runtime()), served_spec(**changed)) == [told]
+    assert drift.compare_serving(drift.demand(service(), runtime()), served_spec(**changed)) == [told]
 
 
 def test_arguments_differ_by_presence_and_by_order() -> None:
-    assert drift.of_args(("--a", "--b"), ("--a", "--c")) == [
+    assert drift.compare_args(("--a", "--b"), ("--a", "--c")) == [
         "argument declared, not live: --b",
         "argument live, not declared: --c",
     ]
-    assert drift.of_args(("--a=1", "--a=2"), ("--a=2", "--a=1")) == [
+    assert drift.compare_args(("--a=1", "--a=2"), ("--a=2", "--a=1")) == [
         "arguments in another order: declared --a=1 --a=2, live --a=2 --a=1"
     ]
-    assert drift.of_args((), ()) == []
+    assert drift.compare_args((), ()) == []
 
 
 def workload(image: str) -> Object:
@@ -87,5 +87,5 @@ def test_a_service_without_labels_is_told() -> None:
 
 def test_a_models_objects_are_found_by_its_volume() -> None:
     other = job("download-other", claim_name="model-other")
-    assert drift.of_model([claim(), job(), other], service()) == [claim(), job()]
-    assert drift.of_model([claim(), job()], service(storageUri="s3://models/m")) == []
+    assert drift.find_model_objects([claim(), job(), other], service()) == [claim(), job()]
+    assert drift.find_model_objects([claim(), job()], service(storageUri="s3://models/m")) == []

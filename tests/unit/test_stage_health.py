@@ -27,16 +27,16 @@ def serving_pod(name: str = "p", **container: Any) -> Object:
 
 
 def test_a_ready_service_of_its_current_generation_is_well() -> None:
-    assert health.of_service(service(), runtime(), deployment(), [serving_pod()]) == []
-    assert health.of_service(service(), runtime(), None, [serving_pod()]) == [], "Serverless has no Deployment"
+    assert health.check_service(service(), runtime(), deployment(), [serving_pod()]) == []
+    assert health.check_service(service(), runtime(), None, [serving_pod()]) == [], "Serverless has no Deployment"
 
 
 def test_a_service_is_not_ready_without_being_told_so() -> None:
     assert (
         "condition Ready is not reported"
-        in health.of_service(service() | {"status": {}}, runtime(), deployment(), [serving_pod()])[0]
+        in health.check_service(service() | {"status": {}}, runtime(), deployment(), [serving_pod()])[0]
     )
-    told = health.of_service(service(ready="False"), runtime(), deployment(), [serving_pod()])
+    told = health.check_service(service(ready="False"), runtime(), deployment(), [serving_pod()])
     assert [line.split(":")[0] for line in told] == ["condition PredictorReady is False", "condition Ready is False"]
 
 
@@ -59,7 +59,7 @@ def test_a_rollout_under_way_is_stale_though_ready(made: Object, told: str) -> N
 
 def test_a_pod_of_the_old_arguments_is_stale_though_everything_says_ready() -> None:
     old = serving_pod(args=["--port=8080", "--served-model-name=m", "--max-model-len=1024"])
-    lines = health.of_service(service(), runtime(), deployment(), [old])
+    lines = health.check_service(service(), runtime(), deployment(), [old])
     assert "pod p is of an older generation: argument declared, not live: --max-model-len=2048" in lines
 
 
@@ -69,57 +69,57 @@ def test_no_ready_pod_and_no_runtime_are_stale() -> None:
 
 
 def test_replicas_are_counted_by_ready_pods() -> None:
-    assert health.of_replicas(service(), [pod("a"), pod("b", ready=False)]) == []
-    assert health.of_replicas(service(), []) == ["0 pods are Ready, declared are 1 to 1"]
-    assert health.of_replicas(service(), [pod("a"), pod("b")]) == ["2 pods are Ready, declared are 1 to 1"]
+    assert health.check_replicas(service(), [pod("a"), pod("b", ready=False)]) == []
+    assert health.check_replicas(service(), []) == ["0 pods are Ready, declared are 1 to 1"]
+    assert health.check_replicas(service(), [pod("a"), pod("b")]) == ["2 pods are Ready, declared are 1 to 1"]
     leaving = pod("old")
     leaving["metadata"]["deletionTimestamp"] = "now"
-    assert health.of_replicas(service(), [pod("a"), leaving]) == [
+    assert health.check_replicas(service(), [pod("a"), leaving]) == [
         "pod old of an old revision is still there and holds its resources"
     ]
 
 
 def test_restarts_are_told_with_their_reason() -> None:
-    assert health.of_pods([pod()]) == []
-    assert health.of_pods([]) == ["there is no pod"]
+    assert health.check_pods([pod()]) == []
+    assert health.check_pods([]) == ["there is no pod"]
     end = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
-    (line,) = health.of_pods([pod(statuses=[container_status(restartCount=2, lastState=end)])])
+    (line,) = health.check_pods([pod(statuses=[container_status(restartCount=2, lastState=end)])])
     assert line == "container kserve-container of pod p was restarted 2 times (OOMKilled, exit code 137)"
-    assert "pod p is not Ready" in health.of_pods([pod(ready=False)])[0]
+    assert "pod p is not Ready" in health.check_pods([pod(ready=False)])[0]
 
 
 def test_claims_are_bound_in_their_size() -> None:
-    assert health.of_claim(claim(phase="Bound"), claim()) == []
-    assert health.of_claim(None, claim()) == ["PVC model-m does not exist"]
-    assert health.of_claim(claim(), claim()) == ["PVC model-m is Pending, not Bound"]
-    assert health.of_claim(claim(phase="Bound", size="1Gi"), claim()) == ["PVC model-m has 1Gi, declared are 40Gi"]
+    assert health.check_claim(claim(phase="Bound"), claim()) == []
+    assert health.check_claim(None, claim()) == ["PVC model-m does not exist"]
+    assert health.check_claim(claim(), claim()) == ["PVC model-m is Pending, not Bound"]
+    assert health.check_claim(claim(phase="Bound", size="1Gi"), claim()) == ["PVC model-m has 1Gi, declared are 40Gi"]
 
 
 def test_pods_that_are_on_no_node_are_placed_nowhere() -> None:
     volume = {"metadata": {"name": "v"}, "spec": {}}
     pending = pod("waits", ready=False, statuses=[], phase="Pending")
-    assert health.of_placement([pending], volume, {}) == ["pod waits is on no node: pod Pending"]
-    assert health.of_placement([], volume, {}) == ["there is no pod"]
+    assert health.check_placement([pending], volume, {}) == ["pod waits is on no node: pod Pending"]
+    assert health.check_placement([], volume, {}) == ["there is no pod"]
     placed = pod("runs", spec={"nodeName": "n"})
-    assert health.of_placement([pending, placed], volume, {"n": {"metadata": {"name": "n"}}}) == []
+    assert health.check_placement([pending, placed], volume, {"n": {"metadata": {"name": "n"}}}) == []
 
 
 def test_a_volume_in_another_zone_is_told() -> None:
     terms = [{"matchExpressions": [{"key": health.ZONE_LABEL, "operator": "In", "values": ["b"]}]}]
     made = {"metadata": {"name": "v"}, "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}}
     node = {"metadata": {"name": "n", "labels": {health.ZONE_LABEL: "a"}}}
-    assert health.of_zones(made, node) == ["persistentvolume v lies in zone b, node n in a"]
+    assert health.check_zones(made, node) == ["persistentvolume v lies in zone b, node n in a"]
     node["metadata"]["labels"][health.ZONE_LABEL] = "b"  # type: ignore[index]
-    assert health.of_zones(made, node) == []
-    assert health.of_zones({"metadata": {"name": "v"}, "spec": {}}, node) == []
+    assert health.check_zones(made, node) == []
+    assert health.check_zones({"metadata": {"name": "v"}, "spec": {}}, node) == []
 
 
 def test_a_job_is_complete_or_told() -> None:
-    assert health.of_job(job(conditions=[condition("Complete")]), "j") == []
-    assert health.of_job(None, "j") == ["job j does not exist"]
-    assert health.of_job(job(), "j") == ["job j has not completed: 0 pods active"]
+    assert health.check_job(job(conditions=[condition("Complete")]), "j") == []
+    assert health.check_job(None, "j") == ["job j does not exist"]
+    assert health.check_job(job(), "j") == ["job j has not completed: 0 pods active"]
     failed = condition("Failed", reason="BackoffLimitExceeded", message="too often")
-    assert health.of_job(job(conditions=[failed]), "j") == ["job j failed: BackoffLimitExceeded: too often"]
+    assert health.check_job(job(conditions=[failed]), "j") == ["job j failed: BackoffLimitExceeded: too often"]
 
 
 MANIFESTS: list[Object] = [
@@ -161,7 +161,7 @@ def test_references_to_secrets_are_found_wherever_they_are() -> None:
 
 def test_references_that_lead_nowhere_are_told() -> None:
     live = {"own": ["a"], "s3": [], "huggingface-token": ["TOKEN"], "pull": [".dockerconfigjson"], "tls": ["crt"]}
-    assert health.of_secrets(health.secret_references(MANIFESTS), live) == [
+    assert health.check_secrets(health.secret_references(MANIFESTS), live) == [
         "secret all does not exist (Deployment/d needs it)",
         'secret huggingface-token has no key "HF_TOKEN" (Job/download-m needs it)',
     ]

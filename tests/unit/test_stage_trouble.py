@@ -26,7 +26,7 @@ def no_logs(_pod: str, _container: str, _previous: bool) -> list[str]:
 
 
 def of(made: Object, events: list[Object] | None = None, log: list[str] | None = None) -> trouble.Trouble | None:
-    return trouble.of_pods([made], events or [], lambda *_: log or [])
+    return trouble.find_pod_trouble([made], events or [], lambda *_: log or [])
 
 
 def cause(found: trouble.Trouble | None) -> str:
@@ -72,7 +72,7 @@ def test_the_log_of_the_ended_instance_is_read() -> None:
         asked.append((name, container, previous))
         return []
 
-    trouble.of_pods([pod("a", statuses=[ended(1)]), pod("b", statuses=[ended(1, restarts=1)])], [], logs)
+    trouble.find_pod_trouble([pod("a", statuses=[ended(1)]), pod("b", statuses=[ended(1, restarts=1)])], [], logs)
     assert asked == [("a", "kserve-container", False), ("b", "kserve-container", True)]
 
 
@@ -151,18 +151,18 @@ def test_a_volume_that_does_not_mount_is_told_by_its_secret() -> None:
 def test_pods_that_are_not_created_are_told_by_their_owner() -> None:
     made = deployment()
     made["status"]["conditions"] = [condition("ReplicaFailure", message="exceeded quota: compute")]
-    assert cause(trouble.of_creation(made, [])) == "pods cannot be created: exceeded quota: compute"
-    assert trouble.of_creation(deployment(), []) is None
+    assert cause(trouble.find_creation_trouble(made, [])) == "pods cannot be created: exceeded quota: compute"
+    assert trouble.find_creation_trouble(deployment(), []) is None
     refused = event(deployment(), "FailedCreate", "forbidden: maximum memory usage per Container is 1Gi")
-    assert "maximum memory usage" in cause(trouble.of_creation(deployment(), [refused]))
+    assert "maximum memory usage" in cause(trouble.find_creation_trouble(deployment(), [refused]))
 
 
 def test_kserves_own_refusal_is_told() -> None:
     made = service()
-    assert trouble.of_inference_service(made) is None
+    assert trouble.find_specification_trouble(made) is None
     failure = {"reason": "RuntimeNotRecognized", "message": "no runtime x"}
     made["status"]["modelStatus"] = {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}
-    assert "RuntimeNotRecognized: no runtime x" in cause(trouble.of_inference_service(made))
+    assert "RuntimeNotRecognized: no runtime x" in cause(trouble.find_specification_trouble(made))
 
 
 STATIC = {"kind": "StorageClass", "metadata": {"name": "fast"}, "provisioner": "kubernetes.io/no-provisioner"}
@@ -317,13 +317,13 @@ def test_taints_are_named_with_their_node() -> None:
         {"metadata": {"name": "a"}, "spec": {"taints": taints}},
         {"metadata": {"name": "b"}, "spec": {}},
     ]
-    found = trouble.of_pods([made], [], no_logs, nodes)
+    found = trouble.find_pod_trouble([made], [], no_logs, nodes)
     assert cause(found) == "pod p cannot be scheduled: 0/2 nodes (node a has taint dedicated=gpu:NoSchedule)"
     for toleration in ({"operator": "Exists"}, {"key": "dedicated", "value": "gpu", "effect": "NoSchedule"}):
         made["spec"]["tolerations"] = [toleration]
-        assert cause(trouble.of_pods([made], [], no_logs, nodes)) == "pod p cannot be scheduled: 0/2 nodes"
+        assert cause(trouble.find_pod_trouble([made], [], no_logs, nodes)) == "pod p cannot be scheduled: 0/2 nodes"
     made["spec"]["tolerations"] = [{"key": "dedicated", "value": "cpu"}]
-    assert "dedicated=gpu" in cause(trouble.of_pods([made], [], no_logs, nodes))
+    assert "dedicated=gpu" in cause(trouble.find_pod_trouble([made], [], no_logs, nodes))
 
 
 def test_a_removed_pod_counts_until_another_one_replaces_it() -> None:
@@ -331,8 +331,8 @@ def test_a_removed_pod_counts_until_another_one_replaces_it() -> None:
     gone = pod(
         "old", ready=False, statuses=[], phase="Failed", reason="Evicted", message=message, spec={"nodeName": "n"}
     )
-    assert cause(trouble.of_pods([gone], [], no_logs)) == f"pod old was evicted from node n: {message}"
-    assert trouble.of_pods([gone, pod("new", ready=False)], [], no_logs) is None
+    assert cause(trouble.find_pod_trouble([gone], [], no_logs)) == f"pod old was evicted from node n: {message}"
+    assert trouble.find_pod_trouble([gone, pod("new", ready=False)], [], no_logs) is None
     ended_by_node = pod("old", statuses=[], phase="Failed", reason="NodeShutdown", message="Pod was terminated")
     assert cause(of(ended_by_node)) == "pod old was ended (NodeShutdown): Pod was terminated"
 
@@ -340,22 +340,25 @@ def test_a_removed_pod_counts_until_another_one_replaces_it() -> None:
 def test_a_job_pod_whose_sidecar_runs_on_cannot_end() -> None:
     done = container_status("download", state={"terminated": {"exitCode": 0}})
     made = pod("j-x", statuses=[done, container_status("istio-proxy")])
-    assert cause(trouble.of_job_pods([made])) == (
+    assert cause(trouble.find_job_pod_trouble([made])) == (
         "container download of pod j-x has ended, and istio-proxy runs on: the Job ends when all containers have"
     )
-    assert trouble.of_job_pods([pod(statuses=[done])]) is None
-    assert trouble.of_job_pods([pod(statuses=[container_status("a"), container_status("b")])]) is None
+    assert trouble.find_job_pod_trouble([pod(statuses=[done])]) is None
+    assert trouble.find_job_pod_trouble([pod(statuses=[container_status("a"), container_status("b")])]) is None
 
 
 def test_a_runtime_is_missing_or_does_not_support_the_format() -> None:
     made = service(modelFormat={"name": "vLLM"})
-    assert cause(trouble.of_runtime(made, None, ["a", "b"])) == "ServingRuntime vllm does not exist (there are: a, b)"
+    assert (
+        cause(trouble.find_runtime_trouble(made, None, ["a", "b"]))
+        == "ServingRuntime vllm does not exist (there are: a, b)"
+    )
     supported = {"spec": {"supportedModelFormats": [{"name": "onnx"}, {"name": "sklearn"}]}}
-    assert cause(trouble.of_runtime(made, supported, [])) == (
+    assert cause(trouble.find_runtime_trouble(made, supported, [])) == (
         "ServingRuntime vllm does not support model format vLLM (it supports: onnx, sklearn)"
     )
-    assert trouble.of_runtime(made, {"spec": {"supportedModelFormats": [{"name": "vLLM"}]}}, []) is None
-    assert trouble.of_runtime(made, {"spec": {}}, []) is None
+    assert trouble.find_runtime_trouble(made, {"spec": {"supportedModelFormats": [{"name": "vLLM"}]}}, []) is None
+    assert trouble.find_runtime_trouble(made, {"spec": {}}, []) is None
 
 
 def test_what_a_controller_cannot_do_is_its_own_words() -> None:
@@ -363,10 +366,10 @@ def test_what_a_controller_cannot_do_is_its_own_words() -> None:
     made["status"]["conditions"] += [
         condition("X", "False", reason="ReconcileFailed", message="volumeMount q: not found")
     ]
-    assert cause(trouble.of_conditions(made)) == "ReconcileFailed: volumeMount q: not found"
+    assert cause(trouble.find_condition_trouble(made)) == "ReconcileFailed: volumeMount q: not found"
     made["status"]["conditions"][-1]["message"] = "Operation cannot be fulfilled: the object has been modified"
-    assert trouble.of_conditions(made) is None
-    assert trouble.of_conditions(service()) is None
+    assert trouble.find_condition_trouble(made) is None
+    assert trouble.find_condition_trouble(service()) is None
 
 
 def test_the_innermost_error_of_a_container_runtime_comes_first() -> None:

@@ -73,7 +73,7 @@ def verify(
     """
     job = verification_job(download, node)
     name = objects.name_of(job)
-    apply(reader.kube, [job], reader.namespace, Ownership.of_run(run_id), {})
+    apply(reader.kube, [job], reader.namespace, Ownership.for_run(run_id), {})
     try:
         wait_for_all(reader, [JobComplete(name, timeout_s)], journal)
         pods = reader.listed("Pod", {"batch.kubernetes.io/job-name": name})

@@ -19,7 +19,7 @@ CONNECT_TIMEOUT_S = 3.0
 PLACEHOLDER_DOMAIN = "example.com"
 
 
-def of_model(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service: Object) -> str:
+def find_model_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service: Object) -> str:
     """Root URL of an InferenceService's server.
 
     Where cluster IPs answer it is the predictor's Service, else what the service itself publishes, if it answers; the
@@ -31,12 +31,12 @@ def of_model(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service
     """
     name = objects.name_of(service)
     if cluster.reaches_services:
-        return _of_service(kube, cluster, namespace, f"{name}-predictor", "80")
+        return _find_service_url(kube, cluster, namespace, f"{name}-predictor", "80")
     status = service.get("status") or {}
     published = [status.get("url"), (status.get("address") or {}).get("url")]
     tried = [str(url).rstrip("/") for url in published if url and not _is_placeholder(str(url))]
     if objects.get(kube, "Service", f"{name}-predictor", namespace):
-        tried.append(_of_service(kube, cluster, namespace, f"{name}-predictor", "80"))
+        tried.append(_find_service_url(kube, cluster, namespace, f"{name}-predictor", "80"))
     found = next(filter(answers, tried), None)
     if found:
         return found
@@ -60,26 +60,26 @@ def _is_placeholder(url: str) -> bool:
     return host == PLACEHOLDER_DOMAIN or host.endswith(f".{PLACEHOLDER_DOMAIN}")
 
 
-def of_minio(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
+def find_minio_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
     """Root URL of MinIO's S3 API, or None where the stage has none that is reached from here."""
     route = None if cluster.reaches_services else objects.get(kube, "Route.route.openshift.io", MINIO, namespace)
     if route and route["spec"].get("host"):
         return f"https://{route['spec']['host']}"
     if objects.get(kube, "Service", MINIO, namespace) is None:
         return None
-    url = _of_service(kube, cluster, namespace, MINIO, "9000")
+    url = _find_service_url(kube, cluster, namespace, MINIO, "9000")
     return url if cluster.reaches_services or answers(url) else None
 
 
-def of_registry(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
+def find_registry_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
     """Root URL of the Model Registry's REST API, or None where the stage has none that is reached from here."""
     if objects.get(kube, "Service", REGISTRY, namespace) is None:
         return None
-    url = _of_service(kube, cluster, namespace, REGISTRY, "8080")
+    url = _find_service_url(kube, cluster, namespace, REGISTRY, "8080")
     return url if cluster.reaches_services or answers(url) else None
 
 
-def _of_service(kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str) -> str:
+def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str) -> str:
     found = objects.get(kube, "Service", name, namespace)
     if found is None:
         raise StageFailure(f"service/{name} does not exist", hint=f"{cluster.kubectl_for(namespace)} get services")

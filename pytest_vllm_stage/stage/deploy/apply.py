@@ -35,7 +35,7 @@ class Ownership:
     expires_at: str
 
     @classmethod
-    def of_run(cls, run_id: str) -> Ownership:
+    def for_run(cls, run_id: str) -> Ownership:
         """Ownership that begins now."""
         expiry = datetime.datetime.now(datetime.UTC) + LIFETIME
         return cls(run_id, expiry.strftime("%Y-%m-%dT%H:%M:%SZ"))

@@ -102,11 +102,11 @@ def _fields(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, str(value)
 
 
-def of_kind(manifests: list[Object], kind: str) -> list[Object]:
+def select_kind(manifests: list[Object], kind: str) -> list[Object]:
     """The manifests of one kind."""
     return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
 def named(manifests: list[Object], kind: str, name: str) -> Object | None:
     """One manifest, or None."""
-    return next((found for found in of_kind(manifests, kind) if objects.name_of(found) == name), None)
+    return next((found for found in select_kind(manifests, kind) if objects.name_of(found) == name), None)

@@ -145,7 +145,7 @@ def needed(manifests: list[Object]) -> dict[str, str]:
     """Key to the Secret that holds it, for every placeholder in the rendered manifests."""
     return {
         key: objects.name_of(manifest)
-        for manifest in render.of_kind(manifests, "Secret")
+        for manifest in render.select_kind(manifests, "Secret")
         for text in (manifest.get("stringData") or {}).values()
         for key in PLACEHOLDER.findall(str(text))
     }

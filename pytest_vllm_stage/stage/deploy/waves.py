@@ -60,7 +60,7 @@ def deploy(
     with client.connection(cluster, namespace) as kube:
         try:
             _apply_waves(
-                StageReader(kube, cluster, namespace), manifests, profile, Ownership.of_run(run_id), values, journal
+                StageReader(kube, cluster, namespace), manifests, profile, Ownership.for_run(run_id), values, journal
             )
             services = _services(kube, cluster, namespace, profile)
             targets = _targets(kube, cluster, namespace, services)
@@ -68,7 +68,7 @@ def deploy(
         except StageFailure:
             diagnose.collect(cluster, namespace, diagnostics)
             raise
-        minio_url = addresses.of_minio(kube, cluster, namespace)
+        minio_url = addresses.find_minio_url(kube, cluster, namespace)
     return StageFacts(
         namespace,
         run_id,
@@ -105,14 +105,14 @@ def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Jou
     with client.connection(cluster, namespace) as kube:
         services = _services(kube, cluster, namespace, profile)
         targets = _reachable_targets(kube, cluster, namespace, services)
-        minio_url = addresses.of_minio(kube, cluster, namespace)
+        minio_url = addresses.find_minio_url(kube, cluster, namespace)
     facts = StageFacts(namespace, "", False, targets, minio_url, simulated=is_simulated(services))
     journal.event("attached", namespace, targets=[target.base_url or target.unreachable for target in facts.targets])
     return facts
 
 
 def _check_roles(profile: Profile, manifests: list[Object]) -> None:
-    there = [objects.name_of(manifest) for manifest in render.of_kind(manifests, "InferenceService")]
+    there = [objects.name_of(manifest) for manifest in render.select_kind(manifests, "InferenceService")]
     for role, model in profile.models.items():
         if model.inference_service not in there:
             raise ConfigError(
@@ -179,7 +179,7 @@ def _reachable_targets(
 def _target(kube: DynamicClient, cluster: ClusterFacts, namespace: str, role: str, service: Object) -> TargetFacts:
     runtime = objects.get(kube, "ServingRuntime", drift.runtime_name(service), namespace)
     length = max_model_len(drift.demand(service, runtime).args) if runtime else None
-    url = addresses.of_model(kube, cluster, namespace, service)
+    url = addresses.find_model_url(kube, cluster, namespace, service)
     return TargetFacts(role, objects.name_of(service), url, length)
 
 

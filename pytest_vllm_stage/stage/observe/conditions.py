@@ -50,7 +50,9 @@ class ClaimBound:
         if claim is None:
             return ConditionStatus(False, "absent")
         phase = (claim.get("status") or {}).get("phase", "Pending")
-        return ConditionStatus(phase == "Bound", phase, None if phase == "Bound" else _of_claim(reader, claim), [claim])
+        return ConditionStatus(
+            phase == "Bound", phase, None if phase == "Bound" else _find_claim_trouble(reader, claim), [claim]
+        )
 
 
 @dataclass
@@ -73,8 +75,8 @@ class DeploymentAvailable:
         if done:
             return ConditionStatus(True, state)
         pods = reader.listed("Pod", found["spec"]["selector"].get("matchLabels"))
-        seen = _of_claims(reader, pods) or trouble.of_creation(found, reader.events)
-        seen = seen or _of_pods(reader, pods) or trouble.of_conditions(found)
+        seen = _find_claims_trouble(reader, pods) or trouble.find_creation_trouble(found, reader.events)
+        seen = seen or _find_pod_trouble(reader, pods) or trouble.find_condition_trouble(found)
         return ConditionStatus(False, f"{state}; {rollout.pod_states(pods)}", seen, [found, *pods])
 
 
@@ -97,8 +99,8 @@ class JobComplete:
         if objects.is_true(job, "Complete"):
             return ConditionStatus(True, "Complete")
         pods = objects.owned_by(reader.listed("Pod", {"batch.kubernetes.io/job-name": self.name}), job)
-        seen = _of_claims(reader, pods) or trouble.of_creation(job, reader.events)
-        seen = seen or _of_pods(reader, pods) or trouble.of_job_pods(pods)
+        seen = _find_claims_trouble(reader, pods) or trouble.find_creation_trouble(job, reader.events)
+        seen = seen or _find_pod_trouble(reader, pods) or trouble.find_job_pod_trouble(pods)
         if seen is None and objects.is_true(job, "Failed"):
             failed = objects.condition(job, "Failed")
             seen = Trouble(f"{failed.get('reason')}: {failed.get('message')}")
@@ -133,22 +135,28 @@ class InferenceServiceReady:
         ready = objects.condition(service, "Ready")
         if ready.get("status") == "True" and not stale:
             return ConditionStatus(True, "Ready")
-        seen = _of_claims(reader, pods) or (trouble.of_creation(deployment, reader.events) if deployment else None)
-        seen = seen or _of_pods(reader, pods) or trouble.of_runtime(service, runtime, _runtimes(reader, runtime))
-        seen = seen or trouble.of_inference_service(service) or trouble.of_conditions(service)
+        seen = _find_claims_trouble(reader, pods) or (
+            trouble.find_creation_trouble(deployment, reader.events) if deployment else None
+        )
+        seen = (
+            seen
+            or _find_pod_trouble(reader, pods)
+            or trouble.find_runtime_trouble(service, runtime, _runtimes(reader, runtime))
+        )
+        seen = seen or trouble.find_specification_trouble(service) or trouble.find_condition_trouble(service)
         why = stale[0] if ready.get("status") == "True" else f"Ready={ready.get('status', 'Unknown')}"
         return ConditionStatus(False, f"{rollout.pod_states(pods)}; {why}", seen, [service, *pods])
 
 
-def _of_claim(reader: StageReader, claim: Object) -> Trouble | None:
+def _find_claim_trouble(reader: StageReader, claim: Object) -> Trouble | None:
     return claims.explain_pending_claim(
         claim, reader.everywhere("StorageClass"), reader.everywhere("PersistentVolume"), reader.events
     )
 
 
-def _of_pods(reader: StageReader, pods: Sequence[Object]) -> Trouble | None:
+def _find_pod_trouble(reader: StageReader, pods: Sequence[Object]) -> Trouble | None:
     unscheduled = any(objects.condition(pod, "PodScheduled").get("status") == "False" for pod in pods)
-    return trouble.of_pods(pods, reader.events, reader.logs, reader.everywhere("Node") if unscheduled else ())
+    return trouble.find_pod_trouble(pods, reader.events, reader.logs, reader.everywhere("Node") if unscheduled else ())
 
 
 def _runtimes(reader: StageReader, found: Object | None) -> list[str]:
@@ -156,14 +164,14 @@ def _runtimes(reader: StageReader, found: Object | None) -> list[str]:
     return [] if found else sorted(map(objects.name_of, reader.listed("ServingRuntime")))
 
 
-def _of_claims(reader: StageReader, pods: Sequence[Object]) -> Trouble | None:
+def _find_claims_trouble(reader: StageReader, pods: Sequence[Object]) -> Trouble | None:
     """What is wrong with the claims of pods that are not scheduled: it says more than the scheduler does."""
     waiting = [pod for pod in pods if objects.condition(pod, "PodScheduled").get("status") == "False"]
     for name in sorted({name for pod in waiting for name in drift.claims_of(pod)}):
         claim = reader.get("PersistentVolumeClaim", name)
         if claim is None:
             return Trouble(f"PVC {name} does not exist", times=3)
-        found = _of_claim(reader, claim)
+        found = _find_claim_trouble(reader, claim)
         if found:
             return found
     return None

@@ -14,7 +14,9 @@ from pytest_vllm_stage.stage.quantities import parse_quantity
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
-def of_service(service: Object, runtime: Object | None, deployment: Object | None, pods: Sequence[Object]) -> list[str]:
+def check_service(
+    service: Object, runtime: Object | None, deployment: Object | None, pods: Sequence[Object]
+) -> list[str]:
     """An InferenceService that is not Ready, or Ready for an older generation than the one it is at."""
     lines = [
         f"condition {entry.get('type')} is {entry.get('status')}: {entry.get('reason', '')} {entry.get('message', '')}"
@@ -26,7 +28,7 @@ def of_service(service: Object, runtime: Object | None, deployment: Object | Non
     return lines + rollout.stale_reasons(service, runtime, deployment, pods)
 
 
-def of_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
+def check_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
     """Another number of Ready pods than the service declares."""
     predictor = service["spec"]["predictor"]
     least, most = predictor.get("minReplicas", 1), predictor.get("maxReplicas") or predictor.get("minReplicas", 1)
@@ -38,7 +40,7 @@ def of_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
     return lines
 
 
-def of_pods(pods: Sequence[Object]) -> list[str]:
+def check_pods(pods: Sequence[Object]) -> list[str]:
     """Pods that are not Ready, or whose containers did not live through."""
     lines = [] if pods else ["there is no pod"]
     for pod in pods:
@@ -54,7 +56,7 @@ def of_pods(pods: Sequence[Object]) -> list[str]:
     return lines
 
 
-def of_claim(claim: Object | None, declared: Object) -> list[str]:
+def check_claim(claim: Object | None, declared: Object) -> list[str]:
     """A claim that is not bound, or to less than is declared."""
     name, wants = objects.name_of(declared), declared["spec"]["resources"]["requests"]["storage"]
     if claim is None:
@@ -66,7 +68,7 @@ def of_claim(claim: Object | None, declared: Object) -> list[str]:
     return [] if parse_quantity(has) >= parse_quantity(wants) else [f"PVC {name} has {has}, declared are {wants}"]
 
 
-def of_placement(pods: Sequence[Object], volume: Object, nodes: Mapping[str, Object]) -> list[str]:
+def check_placement(pods: Sequence[Object], volume: Object, nodes: Mapping[str, Object]) -> list[str]:
     """Pods on a node that cannot mount the volume; where no pod is on a node, that is the problem."""
     placed = [pod for pod in pods if pod["spec"].get("nodeName")]
     if not placed:
@@ -74,10 +76,10 @@ def of_placement(pods: Sequence[Object], volume: Object, nodes: Mapping[str, Obj
             "there is no pod"
         ]
     homes = [nodes[pod["spec"]["nodeName"]] for pod in placed if pod["spec"]["nodeName"] in nodes]
-    return [line for node in homes for line in of_zones(volume, node)]
+    return [line for node in homes for line in check_zones(volume, node)]
 
 
-def of_zones(volume: Object, node: Object) -> list[str]:
+def check_zones(volume: Object, node: Object) -> list[str]:
     """A volume in another zone than the node that is to mount it."""
     required = ((volume["spec"].get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
     zones = {
@@ -96,7 +98,7 @@ def of_zones(volume: Object, node: Object) -> list[str]:
     ]
 
 
-def of_job(job: Object | None, name: str) -> list[str]:
+def check_job(job: Object | None, name: str) -> list[str]:
     """A Job that has not completed."""
     if job is None:
         return [f"job {name} does not exist"]
@@ -162,7 +164,7 @@ def _references_in(value: Any, where: str) -> list[SecretReference]:
     return found
 
 
-def of_secrets(references: Iterable[SecretReference], live: Mapping[str, Iterable[str]]) -> list[str]:
+def check_secrets(references: Iterable[SecretReference], live: Mapping[str, Iterable[str]]) -> list[str]:
     """References that lead nowhere; ``live`` has the names of Secrets with the names of their keys, and no values."""
     lines = []
     for ref in references:

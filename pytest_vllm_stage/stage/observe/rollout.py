@@ -31,7 +31,8 @@ def stale_reasons(
         lines.append("no pod is Ready")
     for pod in ready:
         lines += [
-            f"pod {objects.name_of(pod)} is of an older generation: {d}" for d in drift.of_serving(wanted, pod["spec"])
+            f"pod {objects.name_of(pod)} is of an older generation: {d}"
+            for d in drift.compare_serving(wanted, pod["spec"])
         ]
     return lines
 

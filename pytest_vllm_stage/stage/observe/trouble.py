@@ -37,15 +37,17 @@ class Trouble:
     times: int = 1
 
 
-def of_pods(pods: Iterable[Object], events: list[Object], logs: Logs, nodes: Sequence[Object] = ()) -> Trouble | None:
+def find_pod_trouble(
+    pods: Iterable[Object], events: list[Object], logs: Logs, nodes: Sequence[Object] = ()
+) -> Trouble | None:
     """The first trouble among pods that are not being deleted; a pod that was removed counts while none replaced it."""
     present = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
     current = [pod for pod in present if not _removal(pod)]
-    found = (of_pod(pod, events, logs, nodes) for pod in current or present)
+    found = (find_trouble_of_pod(pod, events, logs, nodes) for pod in current or present)
     return next((trouble for trouble in found if trouble), None)
 
 
-def of_pod(pod: Object, events: list[Object], logs: Logs, nodes: Sequence[Object] = ()) -> Trouble | None:
+def find_trouble_of_pod(pod: Object, events: list[Object], logs: Logs, nodes: Sequence[Object] = ()) -> Trouble | None:
     """What keeps a pod from running or made it fail."""
     name, status = objects.name_of(pod), pod.get("status") or {}
     removal = _removal(pod)
@@ -56,10 +58,10 @@ def of_pod(pod: Object, events: list[Object], logs: Logs, nodes: Sequence[Object
     if scheduling:
         return scheduling
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        found = _of_probes(pod, container, events, logs) or _of_container(pod, container, logs)
+        found = _find_probe_trouble(pod, container, events, logs) or _find_container_trouble(pod, container, logs)
         if found:
             return found
-    return _of_mounts(pod, mine)
+    return _find_mount_trouble(pod, mine)
 
 
 def _removal(pod: Object) -> str:
@@ -75,7 +77,7 @@ def _removal(pod: Object) -> str:
     return f"{verb}{node}: {runbook.cut(message)}"
 
 
-def _of_probes(pod: Object, container: Object, events: list[Object], logs: Logs) -> Trouble | None:
+def _find_probe_trouble(pod: Object, container: Object, events: list[Object], logs: Logs) -> Trouble | None:
     """A probe that can never succeed, or that restarts the container."""
     name, who = objects.name_of(pod), container["name"]
     uid = pod["metadata"].get("uid")
@@ -92,7 +94,7 @@ def _of_probes(pod: Object, container: Object, events: list[Object], logs: Logs)
     return None
 
 
-def of_job_pods(pods: Iterable[Object]) -> Trouble | None:
+def find_job_pod_trouble(pods: Iterable[Object]) -> Trouble | None:
     """A Job's pod that cannot end: its work is done, and another container goes on."""
     for pod in pods:
         statuses = (pod.get("status") or {}).get("containerStatuses") or []
@@ -153,16 +155,16 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
     return bool(toleration.get("key") == taint["key"] and toleration.get("value", "") == taint.get("value", ""))
 
 
-def _of_container(pod: Object, container: Object, logs: Logs) -> Trouble | None:
+def _find_container_trouble(pod: Object, container: Object, logs: Logs) -> Trouble | None:
     waiting = (container.get("state") or {}).get("waiting") or {}
-    found = _of_waiting(pod, container, waiting)
+    found = _explain_waiting(pod, container, waiting)
     if found:
         return found
     ended, previous = _last_end(container)
-    return _of_end(pod, container, ended, previous, logs) if ended else None
+    return _explain_end(pod, container, ended, previous, logs) if ended else None
 
 
-def _of_waiting(pod: Object, container: Object, waiting: Object) -> Trouble | None:
+def _explain_waiting(pod: Object, container: Object, waiting: Object) -> Trouble | None:
     name, reason, message = objects.name_of(pod), waiting.get("reason", ""), waiting.get("message", "")
     who = container["name"]
     if reason == "CreateContainerConfigError":
@@ -205,7 +207,7 @@ def _last_end(container: Object) -> tuple[Object | None, bool]:
     return None, False
 
 
-def _of_end(pod: Object, container: Object, ended: Object, previous: bool, logs: Logs) -> Trouble | None:
+def _explain_end(pod: Object, container: Object, ended: Object, previous: bool, logs: Logs) -> Trouble | None:
     name, who = objects.name_of(pod), container["name"]
     if ended.get("reason") == "OOMKilled":
         limit = _spec_of(pod, who).get("resources", {}).get("limits", {}).get("memory", "none")
@@ -225,7 +227,7 @@ def _spec_of(pod: Object, container: str) -> Object:
     return next((dict(spec) for spec in specs if spec["name"] == container), {})
 
 
-def _of_mounts(pod: Object, warnings: list[Object]) -> Trouble | None:
+def _find_mount_trouble(pod: Object, warnings: list[Object]) -> Trouble | None:
     """A volume that cannot be mounted; only while no container has begun."""
     states = [status.get("state") or {} for status in (pod.get("status") or {}).get("containerStatuses") or []]
     if any("waiting" not in state for state in states):
@@ -240,7 +242,7 @@ def _of_mounts(pod: Object, warnings: list[Object]) -> Trouble | None:
     return None
 
 
-def of_creation(owner: Object, events: Iterable[Object]) -> Trouble | None:
+def find_creation_trouble(owner: Object, events: Iterable[Object]) -> Trouble | None:
     """Pods that are not even created: quota, limit range, security policy."""
     failure = objects.condition(owner, "ReplicaFailure")
     if failure.get("status") == "True":
@@ -251,7 +253,7 @@ def of_creation(owner: Object, events: Iterable[Object]) -> Trouble | None:
     return None
 
 
-def of_runtime(service: Object, runtime: Object | None, there: Sequence[str]) -> Trouble | None:
+def find_runtime_trouble(service: Object, runtime: Object | None, there: Sequence[str]) -> Trouble | None:
     """A ServingRuntime that does not exist, or does not support the model's format; ``there`` are those that exist."""
     model = service["spec"]["predictor"].get("model") or {}
     wanted, form = model.get("runtime"), (model.get("modelFormat") or {}).get("name")
@@ -266,7 +268,7 @@ def of_runtime(service: Object, runtime: Object | None, there: Sequence[str]) ->
     return None
 
 
-def of_conditions(item: Object) -> Trouble | None:
+def find_condition_trouble(item: Object) -> Trouble | None:
     """What a controller says in a condition that it cannot do; a conflict of two writers passes by itself."""
     for entry in (item.get("status") or {}).get("conditions") or []:
         message = str(entry.get("message", ""))
@@ -276,7 +278,7 @@ def of_conditions(item: Object) -> Trouble | None:
     return None
 
 
-def of_inference_service(service: Object) -> Trouble | None:
+def find_specification_trouble(service: Object) -> Trouble | None:
     """What KServe itself says is wrong with the specification."""
     model = (service.get("status") or {}).get("modelStatus") or {}
     if model.get("transitionStatus") != "InvalidSpec":
