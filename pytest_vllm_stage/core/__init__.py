@@ -1,1 +1,1 @@
-"""What every room uses: errors, the journal, waiting, files, paths, secrets."""
+"""Shared basics: errors, the journal, waiting, files, paths, secrets."""

@@ -1,7 +1,8 @@
 """Folders that are built once and shared by every run: one builder at a time, and complete or not there at all.
 
-A folder counts as built when its marker file exists, which is written last; whatever a killed build left is thrown away
-by the next. Renaming a finished folder into place would be simpler, but Python environments remember their own path.
+A folder counts as built when its marker file exists, which is written last; the next build
+removes the leftovers of a killed one. Renaming a finished folder into place would be simpler, but Python environments
+remember their own path.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Facts = dict[str, Any]
 
 
 class Build:
-    """A build in progress: runs its commands, whose output goes to one log beside the folder.
+    """A build in progress: runs its commands, whose output goes to one log next to the folder.
 
     Attributes:
         folder: What is being built; exists and is empty at the start.
@@ -44,15 +45,15 @@ class Build:
     def run(
         self, what: str, command: list[str], *, timeout_s: float, advise: Callable[[str], str], env: Mapping[str, str]
     ) -> None:
-        """Run a command to its end, saying its last line of output as progress.
+        """Run a command to its end, reporting its last line of output as progress.
 
-        The command inherits the lock: if this process is killed, nobody else builds until the command has ended.
+        The command inherits the lock: if this process is killed, no other process builds until the command has ended.
 
         Args:
             what: The step in a few words, for progress and errors.
             command: Program and arguments.
             timeout_s: Seconds until the command is ended.
-            advise: Makes the error's hint from the end of the output.
+            advise: Derives the error's hint from the end of the output.
             env: The command's whole environment.
 
         Raises:
@@ -75,13 +76,13 @@ class Build:
 
 
 def ensure(folder: Path, what: str, build: Callable[[Build], Facts], journal: Journal) -> Facts:
-    """Build ``folder`` unless it is built; return what its builder had to say, now or when it was built.
+    """Build ``folder`` unless it is built; return its builder's facts, from now or from when it was built.
 
     Args:
-        folder: Where it lies; its name should be a fingerprint of everything that the build depends on.
+        folder: Its path; the name should be a fingerprint of everything that the build depends on.
         what: What is built, for progress.
         build: Fills the folder and returns facts that JSON can hold.
-        journal: Takes the phase.
+        journal: Records the phase.
     """
     if (facts := _read(folder)) is not None:
         return facts
@@ -123,7 +124,7 @@ def _locked(path: Path, what: str, journal: Journal) -> Iterator[int]:
             timeout_s=3600,
             journal=journal,
             error=EnvironmentUnusable,
-            hint=f"find out who builds with: fuser -v {path}",
+            hint=f"find the building process: fuser -v {path}",
         )
         yield lock
     finally:

@@ -2,7 +2,7 @@
 
     StageError                    anything that this plugin raises on purpose
     ├── ConfigError               an option, profile, manifest or file is wrong; nothing was deployed
-    ├── EnvironmentUnusable       this machine or cluster cannot carry a stage; says nothing about the stage
+    ├── EnvironmentUnusable       this machine or cluster cannot run a stage; no verdict on the stage
     │   └── Interrupted           the run was stopped while it waited
     └── StageFailure              the stage itself is broken: the product failed
         └── WaitFailed            a condition of the stage was not reached
@@ -22,7 +22,7 @@ class StageError(Exception):
 
     Args:
         message: What happened, where, and the last state seen; its first line is the headline.
-        hint: What to run or change next; empty where nothing sensible can be said.
+        hint: What to run or change next; empty where there is no useful advice.
 
     Attributes:
         kind: What failed, in the words of live lines, reports and records.
@@ -62,7 +62,7 @@ class ConfigError(StageError):
 
 
 class EnvironmentUnusable(StageError):
-    """The machine or the cluster cannot carry a stage; no verdict on the stage follows from it."""
+    """The machine or the cluster cannot run a stage; no verdict on the stage follows from it."""
 
     kind = "environment unusable"
 

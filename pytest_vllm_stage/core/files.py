@@ -1,4 +1,4 @@
-"""Files: what a person wrote is read in every encoding or refused by name; what this package writes is whole or absent.
+"""Files: files of users are read in any encoding or rejected by name; files of this package are written atomically.
 
 A reader, or a process that is killed, sees the old or the new content and nothing between: a draft in the same folder
 is renamed over the file.
@@ -43,7 +43,7 @@ def read_text(path: Path, what: str = "file") -> str:
 
     Raises:
         ConfigError: it cannot be read, or is in another encoding; names the file, the line and the encoding, and never
-            repeats its content, which may be secret.
+            quotes its content, which may be secret.
     """
     try:
         data = path.read_bytes()
@@ -76,7 +76,7 @@ def _line_number(before: str) -> int:
 
 
 def _guess_encoding(data: bytes) -> str:
-    """The encoding that the zero bytes of unmarked text give away; empty where they give none away."""
+    """The encoding that the zero bytes of unmarked text indicate; empty where they indicate none."""
     start = data[: 64 - 64 % 4]
     groups = [start[i : i + 4] for i in range(0, len(start) - 3, 4)] or [start]
     for zeros, name in _ZEROS:
@@ -85,7 +85,7 @@ def _guess_encoding(data: bytes) -> str:
     return ""
 
 
-#: Permissions of files that hold keys, or name what does.
+#: Permissions of files that hold keys or refer to them.
 PRIVATE = 0o600
 
 

@@ -19,7 +19,7 @@ _KUBE_RBAC = re.compile(r"(?i)^(Unauthorized|Forbidden \(user=)")
 
 
 class GatewayRefusal(StrEnum):
-    """Why a gateway kept a request from the server."""
+    """Why a gateway did not forward a request to the server."""
 
     LOGIN = "login"
     FORBIDDEN = "forbidden"
@@ -55,7 +55,7 @@ class Gateway:
 
     Attributes:
         name: For the reader of an error.
-        refusal: Why it did not pass the request on.
+        refusal: Why it did not forward the request.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Gateway:
 
 
 def identify_gateway(answer: HttpAnswer) -> Gateway | None:
-    """The gateway that sent an answer in place of the server; None where the server itself may have sent it."""
+    """The gateway that sent an answer instead of the server; None where the server itself may have sent it."""
     name = _redirect(answer) or _name(answer)
     return Gateway(name, _refusal(answer)) if name else None
 
@@ -77,7 +77,7 @@ def _redirect(answer: HttpAnswer) -> str:
 
 
 def _name(answer: HttpAnswer) -> str:
-    """The gateway's name by what only it says; empty for any other answer."""
+    """The gateway's name, by text that only it sends; empty for any other answer."""
     server = answer.headers.get("server", "").strip()
     plain = answer.body.lstrip()
     if "x-ext-auth-reason" in answer.headers:

@@ -1,4 +1,4 @@
-"""What a run did and how long each part took: one JSON line an event, and one progress line a phase.
+"""What a run did and how long each part took: one JSON line per event, and one progress line per phase.
 
 Every process of a run (controller, xdist workers, the local cluster's supervisor) appends to the same file; a line is
 written by one ``write`` on an ``O_APPEND`` descriptor, so lines never mix. ``run.json`` is derived from this file and
@@ -25,10 +25,10 @@ def silent(_line: str) -> None:
 
 
 class Journal:
-    """Appends events to ``path`` and says progress lines.
+    """Appends events to ``path`` and reports progress lines.
 
     Args:
-        path: The JSON-lines file; None keeps nothing (a journal for tools that have no run directory).
+        path: The JSON-lines file; None records nothing (for tools without a run directory).
         say: Where progress lines go; one plain line each, without a newline.
         step: Shows each phase elsewhere too, for example as a step of a test report.
     """
@@ -51,7 +51,7 @@ class Journal:
 
     @contextmanager
     def phase(self, name: str, **data: Any) -> Iterator[dict[str, Any]]:
-        """Time a phase; the yielded dict takes further facts for the record.
+        """Time a phase; add facts to the yielded dict to record them.
 
         Phases nest; each is recorded on its own with ``duration_s`` and ``outcome`` (``done`` or what failed).
         """
@@ -72,7 +72,7 @@ class Journal:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a journal file in the order written; a torn last line (killed process) is left out."""
+    """The events of a journal file in the order written; a truncated last line (killed process) is skipped."""
     if not path.exists():
         return []
     events = []

@@ -1,4 +1,4 @@
-"""Where things lie: the stage's GitOps tree, and the cache for what is built once."""
+"""Paths of the stage's GitOps tree and of the cache for what is built once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fixtures_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """What every run on this machine shares: ``$VLLM_STAGE_CACHE_DIR``, else a folder in the user's cache."""
+    """The cache that all runs on this machine share: ``$VLLM_STAGE_CACHE_DIR``, else a folder in the user's cache."""
     configured = os.environ.get("VLLM_STAGE_CACHE_DIR")
     if configured:
         return Path(configured).expanduser().resolve()

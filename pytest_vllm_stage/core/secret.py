@@ -1,4 +1,4 @@
-"""A value that never shows itself, and its removal from texts that other software writes."""
+"""A value that is never shown, and its redaction from texts that other software writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 MASK = "***"
 #: Shorter values would redact ordinary words.
 SHORTEST_REDACTED = 6
-#: Environment variables whose values are secrets, whoever reads them.
+#: Environment variables whose values are secrets, whichever program reads them.
 _SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_ID)?$")
 _URL_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
 _BEARER = re.compile(r"(?<=Bearer )[A-Za-z0-9._~+/-]{8,}=*|hf_[A-Za-z0-9]{8,}|AKIA[A-Z0-9]{12,}")

@@ -1,4 +1,4 @@
-"""The one skip that is no gap: by declaration the check has no subject here, and ``--stage-strict`` lets it be."""
+"""The skip that ``--stage-strict`` accepts: a declaration says that the check does not apply."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ DOES_NOT_APPLY = "does not apply: "
 def does_not_apply(reason: str) -> NoReturn:
     """Skip a check whose subject is not part of what is validated.
 
-    It is for what was declared: a profile that says what a model cannot do, an endpoint without a key. What should be
-    there and is missing fails, and what could not be found out is skipped or inconclusive in the ordinary way.
+    Use it only for declarations: a profile that lists what a model cannot do, an endpoint without a key. Something that
+    should exist but is missing fails, and what could not be determined is skipped or inconclusive.
 
     Args:
         reason: What is declared, and where.

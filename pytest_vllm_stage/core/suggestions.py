@@ -1,4 +1,4 @@
-"""What to say of a name that is unknown."""
+"""Messages about unknown names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def describe_unknown(name: str, valid: Iterable[str], noun: str) -> str:
-    """Say that a name is unknown, which one was probably meant, and which are valid."""
+    """Describe an unknown name: the closest valid one, and all valid ones."""
     known = list(valid)
     near = difflib.get_close_matches(name, known, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""

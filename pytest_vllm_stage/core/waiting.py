@@ -1,4 +1,4 @@
-"""The one way to wait: a named condition, a deadline, the last state seen, and an early end where nothing can heal."""
+"""Waiting: a named condition, a timeout, the last observed state, and an early end where nothing can heal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PROGRESS_INTERVAL_S = 15.0
 
 @dataclass(frozen=True)
 class Observation:
-    """What one look at the awaited thing showed.
+    """The result of one observation of the awaited condition.
 
     Attributes:
         done: The condition holds.
         state: The state in a few words, for progress and for the error.
-        fatal: Why the condition can no longer come true without a change from outside; None while it may.
+        fatal: Why the condition can no longer be reached without outside help; None while it can.
     """
 
     done: bool
@@ -38,16 +38,16 @@ def wait_until(
     error: type[StageError] = WaitFailed,
     hint: str = "",
 ) -> float:
-    """Look until the condition holds; return the seconds it took, which also go into the journal.
+    """Observe until the condition holds; return the seconds it took, which the journal records too.
 
     Args:
         what: The condition in kubectl's words, for example ``inferenceservice/smollm2 condition=Ready``.
-        look: One observation; it must not block for long, and raises only for errors that waiting cannot mend.
+        look: One observation; it must not block for long, and raises only for errors that waiting cannot fix.
         timeout_s: Seconds until the wait fails.
-        journal: Takes the wait's duration and says progress.
-        interval_s: Seconds between two looks.
-        error: The type raised on failure: `WaitFailed` for the stage, `EnvironmentUnusable` for what carries it.
-        hint: What to run next, put into the error.
+        journal: Records the wait's duration and reports progress.
+        interval_s: Seconds between two observations.
+        error: The type raised on failure: `WaitFailed` for the stage, `EnvironmentUnusable` for its environment.
+        hint: What to run next, for the error.
 
     Raises:
         StageError: of type ``error``, when an observation is fatal or the deadline passes; it names the last state.

@@ -1,1 +1,1 @@
-"""The stage itself: render its manifests, apply them, wait for them, say what is wrong with it, take it away."""
+"""The stage itself: render its manifests, apply them, wait for them, diagnose it, delete it."""

@@ -15,7 +15,7 @@ from pytest_vllm_stage.stage import objects
 
 
 def connect(cluster: ClusterFacts, namespace: str) -> DynamicClient:
-    """The official client for a cluster, after it has answered and KServe is seen to be installed.
+    """The official client for a cluster, after it has answered and KServe is known to be installed.
 
     The caller closes it: ``kube.client.close()``.
 

@@ -1,6 +1,6 @@
-"""Declared against live, and declared against itself: pure functions over manifests and objects.
+"""Drift between declared and live objects, and within the manifests: pure functions.
 
-Each check returns a line for every difference, and an empty list where there is none.
+Each check returns one line per difference, and an empty list where there is none.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pytest_vllm_stage.stage.quantities import parse_quantity
 SERVING_CONTAINER = "kserve-container"
 MODEL_LABEL = "vllm-stage/model"
 VERSION_LABEL = "vllm-stage/version"
-#: Images that the local cluster makes and loads itself; no registry could change what is behind such a tag.
+#: Images that the local cluster builds and loads itself; no registry can change what such a tag refers to.
 OWN_IMAGES = "vllm-stage.local/"
 _PINNED = re.compile(r".+@sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Demand:
-    """The serving container that an InferenceService and its runtime ask for together.
+    """The serving container that an InferenceService and its runtime request together.
 
     Attributes:
         image: The runtime's image, unless the service overrides it.
@@ -43,7 +43,7 @@ class Demand:
 
 
 def demand(service: Object, runtime: Object) -> Demand:
-    """What KServe is to make of a service and its runtime."""
+    """The serving container that KServe should create for a service and its runtime."""
     model = service["spec"]["predictor"]["model"]
     base = serving_container(runtime["spec"])
     args = [*(base.get("args") or []), *(model.get("args") or [])]
@@ -84,7 +84,7 @@ def _resources(container: Object) -> dict[str, str]:
 
 
 def compare_serving(wanted: Demand, spec: Object) -> list[str]:
-    """How the serving container of a live pod or template differs from the demand."""
+    """Compare the serving container of a live pod or template with the demand."""
     live = serving_container(spec)
     lines = compare_args(wanted.args, tuple(live.get("args") or ()))
     for field, declared, found in (
@@ -107,7 +107,7 @@ def compare_serving(wanted: Demand, spec: Object) -> list[str]:
 
 
 def compare_args(declared: tuple[str, ...], live: tuple[str, ...]) -> list[str]:
-    """Arguments that one side has and the other has not; their order too, since the last of a repeated flag wins."""
+    """Compare arguments, and their order, since the last of a repeated flag wins."""
     lines = [f"argument declared, not live: {arg}" for arg in declared if arg not in live]
     lines += [f"argument live, not declared: {arg}" for arg in live if arg not in declared]
     if not lines and declared != live:
@@ -116,7 +116,7 @@ def compare_args(declared: tuple[str, ...], live: tuple[str, ...]) -> list[str]:
 
 
 def images(manifests: list[Object]) -> dict[str, str]:
-    """Where an image is named, to the image: ``Job/download containers[loader]``."""
+    """Map each place that names an image to the image: ``Job/download containers[loader]``."""
     found: dict[str, str] = {}
     for manifest in manifests:
         for path, container in _containers(manifest.get("spec"), f"{manifest['kind']}/{objects.name_of(manifest)}"):
@@ -175,7 +175,7 @@ def claim_name(service: Object) -> str | None:
 
 
 def find_model_objects(manifests: list[Object], service: Object) -> list[Object]:
-    """The volume of a service's model, and the Jobs that mount it."""
+    """Return the volume of a service's model, and the Jobs that mount it."""
     name = claim_name(service)
     claim = render.named(manifests, "PersistentVolumeClaim", name) if name else None
     jobs = [job for job in render.select_kind(manifests, "Job") if name and name in claims_of(job["spec"]["template"])]

@@ -18,7 +18,7 @@ class TargetFacts:
         role: Its role in the profile, for example ``quantized``.
         inference_service: Name of the InferenceService, which is the served model name.
         base_url: Root of its server, without ``/v1``; empty where it is not reachable.
-        max_model_len: Context length in tokens as the manifests declare it; None where they do not say.
+        max_model_len: Context length in tokens as the manifests declare it; None where they do not declare it.
         unreachable: Why no request can be sent to it; empty where one can.
     """
 
@@ -31,16 +31,16 @@ class TargetFacts:
 
 @dataclass(frozen=True)
 class StageFacts:
-    """A stage that is there.
+    """A stage that exists.
 
     Attributes:
         namespace: Its namespace.
-        run_id: The run that deployed it; empty when it was there before.
+        run_id: The run that deployed it; empty when it existed before.
         owned: This run deployed it.
         targets: Its target models.
         minio_url: Root of MinIO's S3 API as reached from here; None where the stage has none.
-        deployed_at: Seconds since the epoch; None when it was there before.
-        simulated: A simulated engine serves at least one target: no number of this stage is a model's, and none may be
+        deployed_at: Seconds since the epoch; None when it existed before.
+        simulated: A simulated engine serves at least one target: none of its numbers is a model's, and none may be
             published as one.
     """
 

@@ -30,16 +30,16 @@ def find_object_store(
     """The S3 API that Secret ``minio-credentials`` is for.
 
     Endpoint, region and addressing come from the Secret (a data connection's keys, or KServe's annotations). An
-    endpoint that only the cluster's own names resolve, as ``minio:9000``, is reached at the stage's own address.
+    endpoint that only the cluster's own names resolve, as ``minio:9000``, is replaced by the stage's own address.
 
     Args:
         stage: The stage.
         kube: Reads the Secret.
         ca_file: PEM file of the authorities that sign the store's certificate.
-        use_proxies: The proxies of the environment apply.
+        use_proxies: Use the proxies of the environment.
 
     Raises:
-        EnvironmentUnusable: the stage has no object store that is reached from here.
+        EnvironmentUnusable: the stage has no object store that is reachable from here.
         StageFailure: the Secret or one of its keys is missing.
     """
     found = objects.get(kube, "Secret", CREDENTIALS, stage.namespace)
@@ -82,7 +82,7 @@ def _public_endpoint(data: Mapping[str, str], annotations: Mapping[str, Any]) ->
 def _own_address(stage: StageFacts) -> str:
     if stage.minio_url is None:
         raise EnvironmentUnusable(
-            f"namespace {stage.namespace} has no MinIO that is reached from here, and secret {CREDENTIALS} names no "
+            f"namespace {stage.namespace} has no MinIO that is reachable from here, and secret {CREDENTIALS} names no "
             f"endpoint outside the cluster",
             hint=f"kubectl -n {stage.namespace} get service,route minio",
         )

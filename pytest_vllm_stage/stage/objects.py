@@ -29,7 +29,7 @@ def find_resource(kube: DynamicClient, kind: str, api_version: str = "") -> Reso
         api_version: The exact ``group/version``, as manifests name it; any where it is empty.
 
     Raises:
-        KindNotServed: the cluster has no such kind, even after asking it again.
+        KindNotServed: the cluster has no such kind, even after a fresh discovery.
     """
     name, _, group = kind.partition(".")
     wanted: dict[str, str] = {"kind": name} | ({"group": group} if group else {})
@@ -50,7 +50,7 @@ def _is_exact(resource: Resource, wanted: Mapping[str, str]) -> bool:
 
 
 def served_kinds(kube: DynamicClient, *verbs: str) -> list[str]:
-    """Every kind in a namespace that can be asked with all of the verbs, as ``Kind.group``."""
+    """Every namespaced kind that supports all of the verbs, as ``Kind.group``."""
     with translate_api_errors("discover all kinds"):
         resources = [resource for group in kube.resources for resource in group]
     found = {
@@ -95,7 +95,7 @@ def listed(
         if error.code == 404:
             return []
         raise
-    # In a list, only the list itself says of what kind its items are.
+    # The items of a list carry no kind: only the list itself names it.
     return [{"apiVersion": resource.group_version, "kind": resource.kind, **item} for item in items]
 
 
@@ -121,7 +121,7 @@ def apply(kube: DynamicClient, manifest: Object, namespace: str) -> Object:
 
 
 def delete(kube: DynamicClient, item: Object, namespace: str, propagation: str = "Foreground") -> None:
-    """Delete an object, by default after everything that it owns; one that is gone already is fine."""
+    """Delete an object, by default after everything that it owns; no error where it does not exist."""
     try:
         resource = find_resource(kube, item["kind"], item.get("apiVersion", ""))
         with translate_api_errors(f"delete {reference(item)}"):

@@ -1,4 +1,4 @@
-"""Which revision of an InferenceService answers: what results are of, and what they are stale against."""
+"""Which revision of an InferenceService answers: the one that results belong to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Revision:
 
     Attributes:
         name: Knative's revision, or in Standard mode the ReplicaSet, whose name changes with the pods' template.
-        created_at: When it was made, as Kubernetes writes times; empty where that is not known.
+        created_at: When it was created, in Kubernetes' format; empty where that is not known.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Revision:
 
 @dataclass(frozen=True)
 class Serving:
-    """What answers, as far as the cluster shows it; an empty text is unknown.
+    """The running engine, as far as the cluster shows it; an empty string means unknown.
 
     Attributes:
         image: The engine's image as the node's runtime names it, by digest.
@@ -70,7 +70,7 @@ def running(reader: StageReader, service: Object) -> Revision:
     """The one revision whose pods are Ready.
 
     Raises:
-        StageFailure: none is, or several are, so that nobody can say which one answers.
+        StageFailure: none is, or several are, so that the answering one is unknown.
     """
     name = objects.name_of(service)
     pods = reader.listed("Pod", {_SERVICE_LABEL: name})

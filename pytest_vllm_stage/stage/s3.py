@@ -1,4 +1,4 @@
-"""An S3 API (MinIO, Ceph, AWS): its clients, what it shows without credentials, and its errors in words."""
+"""An S3 API (MinIO, Ceph, AWS): its clients, its anonymous access, and readable errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READ_TIMEOUT_S = 60.0
 #: A request, and two more where the server or the connection failed.
 ATTEMPTS = 3
 DEFAULT_REGION = "us-east-1"
-#: What a HEAD request's answer, which has no body, is called.
+#: Error codes of a missing object; the answer to a HEAD request has no body and only a status.
 NOT_FOUND = ("NoSuchKey", "NoSuchObject", "NotFound", "404")
 _BAD_CREDENTIALS = (
     "InvalidAccessKeyId",
@@ -36,7 +36,7 @@ _CLOCK = ("RequestTimeTooSkewed", "RequestExpired")
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Where an S3 API is, and who asks.
+    """The address of an S3 API, and credentials for it.
 
     Attributes:
         url: Its root.
@@ -45,8 +45,8 @@ class ObjectStore:
         credentials: Where the keys come from, for errors: ``secret minio-credentials``.
         region: Part of every signature.
         path_style: Buckets are the first part of the path, not a host name of their own.
-        ca_file: PEM file of the authorities that sign the server's certificate; None for the usual ones.
-        use_proxies: The proxies of the environment apply.
+        ca_file: PEM file of the authorities that sign the server's certificate; None for the system's.
+        use_proxies: Use the proxies of the environment.
     """
 
     url: str
@@ -63,7 +63,7 @@ class ObjectStore:
         return self._client("s3v4", self.access_key.reveal(), self.secret_key.reveal())
 
     def anonymous_client(self) -> S3Client:
-        """A client without credentials: it sees what everyone sees."""
+        """A client without credentials: it sees only what is public."""
         from botocore import UNSIGNED
 
         return self._client(UNSIGNED)
@@ -123,7 +123,7 @@ class ObjectStore:
         return client
 
     def _refuse_foreign_answer(self, operation_model: Any, response_dict: Any, **_: Any) -> None:
-        """Raise for an answer of something in front of the store, before the client makes its own sense of it.
+        """Raise for an answer of something in front of the store, before the client misinterprets it.
 
         It takes a login page for an empty list, follows a redirect without end, and drops the text of any error that
         is not S3's.
@@ -136,9 +136,9 @@ class ObjectStore:
         gateway = identify_gateway(answer)
         if gateway is None and (status >= 300 or answer.body.lstrip()[:1] in ("", "<", "{")):
             return
-        sender = gateway.name if gateway else "something that speaks no S3"
+        sender = gateway.name if gateway else "a server that does not speak S3"
         raise EnvironmentUnusable(
-            f"{sender} answers HTTP {status} in place of the S3 API at {self.url}: {answer.excerpt}",
+            f"{sender} answers HTTP {status} instead of the S3 API at {self.url}: {answer.excerpt}",
             hint=f"curl -i {self.url}",
         )
 
@@ -156,7 +156,7 @@ def readable_s3_errors(
     Args:
         action: The request in a few words, bucket and key in it: ``put results/model/file``.
         url: Root of the S3 API.
-        credentials: Where they come from.
+        credentials: Their source, for messages.
         raw: An error that the caller judges, passed on as it is.
 
     Raises:
@@ -182,7 +182,7 @@ def _refused(action: str, url: str, credentials: str, error: ClientError) -> Sta
     where = f"{action}: the S3 API at {url}"
     if code in _BAD_CREDENTIALS:
         return StageFailure(
-            f"{where} refuses the credentials of {credentials}: {code}: {message}",
+            f"{where} rejects the credentials of {credentials}: {code}: {message}",
             hint="they expired or were changed: renew the Secret, then run again",
         )
     if code in _CLOCK:

@@ -1,4 +1,4 @@
-"""What the deployment checks look at, fetched anew for each test: a check judges the state of now."""
+"""The objects that the deployment checks read, fetched again for each test: a check judges the current state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def reader(kube: DynamicClient, cluster: ClusterFacts, stage: StageFacts) -> StageReader:
-    """The stage's namespace as it is now, with its events."""
+    """The stage's namespace in its current state, with its events."""
     from pytest_vllm_stage import StageReader
 
     seen = StageReader(kube, cluster, stage.namespace)
@@ -49,13 +49,13 @@ def declared_runtime(declared: list[Object], declared_service: Object) -> Object
 
     name = drift.runtime_name(declared_service)
     found = render.named(declared, "ServingRuntime", name)
-    assert found is not None, f"the manifests name ServingRuntime {name or '(none)'} and do not declare it"
+    assert found is not None, f"the manifests name ServingRuntime {name or '(none)'} but do not declare it"
     return found
 
 
 @pytest.fixture
 def service(reader: StageReader, declared_service: Object, kubectl: str) -> Object:
-    """The model's InferenceService as it is."""
+    """The model's live InferenceService."""
     name = declared_service["metadata"]["name"]
     found = reader.get("InferenceService", name)
     assert found is not None, f"InferenceService {name} does not exist\n  next: {kubectl} get inferenceservices"
@@ -64,7 +64,7 @@ def service(reader: StageReader, declared_service: Object, kubectl: str) -> Obje
 
 @pytest.fixture
 def pods(reader: StageReader, service: Object) -> list[Object]:
-    """The model's pods as they are."""
+    """The model's live pods."""
     return reader.listed("Pod", {"serving.kserve.io/inferenceservice": service["metadata"]["name"]})
 
 
@@ -74,5 +74,7 @@ def download(declared: list[Object], declared_service: Object) -> Object:
     from pytest_vllm_stage.stage import drift
 
     jobs = [item for item in drift.find_model_objects(declared, declared_service) if item["kind"] == "Job"]
-    assert len(jobs) == 1, f"{len(jobs)} Jobs mount the volume of {declared_service['metadata']['name']}, not one"
+    assert len(jobs) == 1, (
+        f"volume of {declared_service['metadata']['name']}: expected 1 Job that mounts it, got {len(jobs)}"
+    )
     return jobs[0]

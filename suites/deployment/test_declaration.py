@@ -1,4 +1,4 @@
-"""Do the manifests themselves hold what a stage needs, before anything runs?"""
+"""Do the manifests declare what a stage needs, before anything runs?"""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 def test_images_are_pinned_by_digest(declared: list[Object], stage_config: StageConfig) -> None:
     """Every image is named by digest, so that two runs of one manifest run the same program.
 
-    Exempt are the images that the local cluster makes itself.
+    Images that the local cluster builds itself are exempt.
     """
-    assert drift.images(declared), "the manifests name no image at all: nothing was checked"
+    assert drift.images(declared), "the manifests name no image: nothing was checked"
     lines = drift.unpinned(declared)
     overlay = stage_config.profile.overlay
     assert not lines, health.message("image not pinned", lines, f"set `images` in {overlay}/kustomization.yaml")
 
 
 def test_models_share_one_runtime(declared: list[Object], stage_config: StageConfig) -> None:
-    """All target models name the same ServingRuntime: what they differ in is the model, not the engine."""
+    """All target models name the same ServingRuntime: they differ in the model, not in the engine."""
     models = stage_config.profile.models.values()
     services = [render.named(declared, "InferenceService", model.inference_service) for model in models]
     names = {drift.runtime_name(service) for service in services if service}
     assert len(names) == 1, f"the models name {len(names)} runtimes: {', '.join(sorted(names)) or 'none'}"
     name = names.pop()
-    assert render.named(declared, "ServingRuntime", name), f"ServingRuntime {name} is named and not declared"
+    assert render.named(declared, "ServingRuntime", name), f"ServingRuntime {name} is named but not declared"
 
 
 def test_model_labels_agree(declared: list[Object], stage_config: StageConfig) -> None:
     """A model's service, volume and download carry the same model and version labels.
 
-    Results are filed under these labels: where they differ, numbers land on the wrong model.
+    Results are filed under these labels: where they differ, numbers are attributed to the wrong model.
     """
     assert render.select_kind(declared, "InferenceService"), (
         "the manifests declare no InferenceService: nothing was checked"

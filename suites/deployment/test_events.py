@@ -1,4 +1,4 @@
-"""Does the cluster warn of something that is still wrong?"""
+"""Does the cluster warn about a problem that still exists?"""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from pytest_vllm_stage import StageReader
 
 
-def test_no_warning_is_still_true(reader: StageReader, kubectl: str) -> None:
-    """No warning event is about an object that exists and is still unwell.
+def test_no_warning_still_applies(reader: StageReader, kubectl: str) -> None:
+    """No warning event is about an object that exists and is still unhealthy.
 
-    Probes that failed while a model loaded are past, and do not count.
+    Probes that failed while a model loaded are over and do not count.
     """
     subjects = [item for kind in health.JUDGED_KINDS for item in reader.listed(kind)]
-    assert subjects, "the namespace holds nothing that could be warned of: nothing was checked"
+    assert subjects, "the namespace holds no object that a warning could be about: nothing was checked"
     lines = health.standing_warnings(reader.events, subjects)
     assert not lines, health.message(
-        "a warning is still true", lines, f"{kubectl} get events --field-selector type=Warning"
+        "a warning still applies", lines, f"{kubectl} get events --field-selector type=Warning"
     )

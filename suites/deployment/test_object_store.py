@@ -1,4 +1,4 @@
-"""Does the object store serve clients with credentials, and refuse all others?"""
+"""Does the object store serve clients with credentials and refuse all others?"""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_buckets_exist(minio: S3Client, object_store: ObjectStore, buckets: list
 def test_anonymous_list_is_refused(object_store: ObjectStore, buckets: list[str]) -> None:
     """No client without credentials lists a bucket: models and measurements are not public."""
     seen = {bucket: object_store.anonymous_status(bucket) for bucket in buckets}
-    opened = [f"{bucket} answers HTTP {status} instead of 403" for bucket, status in seen.items() if status != 403]
+    opened = [f"{bucket}: expected HTTP 403, got {status}" for bucket, status in seen.items() if status != 403]
     assert not opened, f"anonymous list not refused: {'; '.join(opened)}\n  next: mc anonymous list STAGE/{buckets[0]}"
 
 
@@ -85,6 +85,6 @@ def test_anonymous_get_is_refused(object_store: ObjectStore, minio: S3Client, pr
     assert size, f"object {bucket}/{key} is empty"
     status = object_store.anonymous_status(bucket, key)
     assert status == 403, (
-        f"object {bucket}/{key} answers HTTP {status} without credentials, instead of 403\n"
+        f"object {bucket}/{key} without credentials: expected HTTP 403, got {status}\n"
         f"  next: mc anonymous set none STAGE/{bucket}"
     )

@@ -1,4 +1,4 @@
-"""Are the Secrets there that the manifests name, with the keys that they name? Values are not looked at."""
+"""Do the Secrets and keys exist that the manifests name? Values are not read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def test_secrets_have_the_referenced_keys(reader: StageReader, declared: list[Object], kubectl: str) -> None:
     """Each Secret and key that a manifest refers to exists.
 
-    A missing one shows only when a pod that needs it starts: at the next restart, at night.
+    A missing one is noticed only when a pod that needs it starts, for example at the next restart.
     """
     references = health.secret_references(declared)
     assert references, "the manifests refer to no Secret: nothing was checked"

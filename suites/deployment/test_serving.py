@@ -1,4 +1,4 @@
-"""Is each model served as it is declared, by pods of its current generation?"""
+"""Is each model served as declared, by pods of its current generation?"""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def test_ready_for_its_current_generation(
     reader: StageReader, service: Object, pods: list[Object], kubectl: str
 ) -> None:
-    """The InferenceService is Ready, and what is Ready is its current generation.
+    """The InferenceService is Ready for its current generation.
 
-    During a rollout KServe goes on saying Ready for the old pods: numbers measured then belong to another model.
+    During a rollout KServe keeps reporting Ready for the old pods: numbers measured then belong to another model.
     """
     name = service["metadata"]["name"]
     runtime = reader.get("ServingRuntime", drift.runtime_name(service))
@@ -32,9 +32,9 @@ def test_ready_for_its_current_generation(
 
 
 def test_replicas_are_as_declared(declared_service: Object, pods: list[Object], kubectl: str) -> None:
-    """As many pods serve as the manifest declares, and none of an old revision lingers.
+    """The number of Ready pods is as declared, and no pod of an old revision remains.
 
-    One replica too few halves the capacity that is promised; an old one holds a GPU that the new one waits for.
+    A missing replica reduces the promised capacity; an old pod holds a GPU that the new one waits for.
     """
     name = declared_service["metadata"]["name"]
     lines = health.check_replicas(declared_service, pods)
@@ -46,9 +46,9 @@ def test_replicas_are_as_declared(declared_service: Object, pods: list[Object], 
 
 
 def test_pods_are_ready_without_restarts(service: Object, pods: list[Object], kubectl: str) -> None:
-    """Every container of the model's pods has run since it was started.
+    """No container of the model's pods was restarted.
 
-    A restart is an out-of-memory kill, a failed liveness probe or a crash: users saw it as an outage.
+    A restart is an out-of-memory kill, a failed liveness probe or a crash: an outage for its users.
     """
     name = service["metadata"]["name"]
     lines = health.check_pods(pods)
@@ -64,7 +64,7 @@ def test_live_container_is_the_declared_one(
 ) -> None:
     """Image, command, arguments, variables and resources of the running container are what the manifests declare.
 
-    Somebody's ``kubectl edit`` under load stays unnoticed otherwise, and every later number is about something else.
+    Otherwise a ``kubectl edit`` stays unnoticed, and every later number is about another configuration.
     """
     name = declared_service["metadata"]["name"]
     wanted = drift.demand(declared_service, declared_runtime)
@@ -83,12 +83,12 @@ def test_live_runtime_is_the_declared_one(
 ) -> None:
     """The service uses the runtime that its manifest names, and that runtime is as declared.
 
-    The next restart of a pod takes its image and arguments from the runtime as it is then.
+    A restarted pod takes its image and arguments from the live runtime.
     """
     name = drift.runtime_name(declared_service)
     assert drift.runtime_name(service) == name, (
-        f"inferenceservice/{service['metadata']['name']} uses runtime {drift.runtime_name(service) or '(any)'}, "
-        f"declared is {name}\n  next: {kubectl} get inferenceservice -o yaml"
+        f"inferenceservice/{service['metadata']['name']}: expected runtime {name}, "
+        f"got {drift.runtime_name(service) or '(any)'}\n  next: {kubectl} get inferenceservice -o yaml"
     )
     live = reader.get("ServingRuntime", name)
     assert live is not None, f"ServingRuntime {name} does not exist\n  next: {kubectl} get servingruntimes"
@@ -101,16 +101,17 @@ def test_live_runtime_is_the_declared_one(
 
 
 def test_engine_is_the_declared_one(stage: StageFacts, endpoint: EndpointClient) -> None:
-    """A model answers where one is declared; the simulated engine, which names itself, only where it is declared.
+    """A real model answers where one is declared; the simulated engine, which names itself, only where it is declared.
 
-    A stand-in that stays behind answers every check of form, and every number about it is about no model.
+    A stand-in that was left behind passes every check of form, but its numbers describe no model.
     """
     owners = sorted({str(card.get("owned_by")) for card in endpoint.models()})
     assert owners, f"{endpoint.target.base_url} lists no model\n  next: curl {endpoint.target.base_url}/v1/models"
     is_simulated = SIMULATOR in owners
     assert is_simulated == stage.simulated, (
-        f"{endpoint.target.model} is {'' if is_simulated else 'not '}served by a simulated engine, the declaration is "
-        f"{'' if stage.simulated else 'not '}of one: its models are owned by {', '.join(owners)}\n"
+        f"{endpoint.target.model} is {'' if is_simulated else 'not '}served by a simulated engine, "
+        f"but the declaration is {'' if stage.simulated else 'not '}of one: "
+        f"its models are owned by {', '.join(owners)}\n"
         f"  next: curl {endpoint.target.base_url}/v1/models"
     )
 

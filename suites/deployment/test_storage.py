@@ -1,4 +1,4 @@
-"""Are the models' weights on their volumes, complete and unaltered?"""
+"""Are the models' weights on their volumes complete and unaltered?"""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_claims_are_bound(reader: StageReader, declared: list[Object], kubectl: 
 def test_volume_is_where_the_model_runs(
     reader: StageReader, declared_service: Object, pods: list[Object], kubectl: str
 ) -> None:
-    """The model's volume lies in the zone of the node that mounts it.
+    """The model's volume is in the zone of the node that mounts it.
 
-    Otherwise the next restart leaves the pod Pending for ever: a zonal volume does not follow it.
+    Otherwise the pod stays Pending after the next restart: a zonal volume does not move to another zone.
     """
     claim = reader.get("PersistentVolumeClaim", drift.claim_name(declared_service) or "")
     volumes = {objects.name_of(volume): volume for volume in reader.everywhere("PersistentVolume")}
@@ -45,7 +45,7 @@ def test_volume_is_where_the_model_runs(
     if volume is None or not nodes:
         pytest.skip("volumes and nodes are cluster-wide, and this user may not list them")
     lines = health.check_placement(pods, volume, nodes)
-    assert not lines, health.message("volume and node are apart", lines, f"{kubectl} get pods -o wide")
+    assert not lines, health.message("volume and node are in different zones", lines, f"{kubectl} get pods -o wide")
 
 
 def test_download_completed(reader: StageReader, download: Object, kubectl: str) -> None:
@@ -65,9 +65,9 @@ def test_weights_are_unaltered(
     kubectl: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Every file on the model's volume has the SHA-256 that the manifest gives it, and the source's.
+    """Every file on the model's volume has the SHA-256 of the manifest and of the source.
 
-    A Job in the cluster reads the volume's bytes. A changed file still loads, and answers a little worse.
+    A Job in the cluster reads the volume's bytes. A changed file still loads, but its answers get worse.
     """
     if not stage.owned:
         pytest.skip("hashing needs a Job in the cluster, and a stage that is only attached to is not changed")

@@ -439,7 +439,7 @@ def test_credentials_that_are_no_longer_good_are_named_with_their_secret(
     place: PublicationTarget, minio: servers.MinioServer, tmp_path: Path
 ) -> None:
     old = replace(place, bucket=Bucket(minio.store("0" * 32), place.bucket.name))
-    with pytest.raises(StageFailure, match="refuses the credentials of secret minio-credentials: Signature") as caught:
+    with pytest.raises(StageFailure, match="rejects the credentials of secret minio-credentials: Signature") as caught:
         publish_run(old, tmp_path)
     assert "0" * 32 not in str(caught.value)
 

@@ -382,7 +382,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "public bucket": Fault(public, {PRIVATE}, "is public: its policy allows s3:GetObject to everyone"),
     "expired credentials": Fault(
-        change_world(secret="0" * 32), READS_BUCKET, "refuses the credentials of secret minio-credentials"
+        change_world(secret="0" * 32), READS_BUCKET, "rejects the credentials of secret minio-credentials"
     ),
     "service labelled otherwise": Fault(
         change_world(labels=LABELS | {"vllm-stage/version": "quant-w4a16"}),

@@ -47,7 +47,7 @@ def listener() -> Iterator[int]:
 
 @pytest.fixture
 def closed_port(listener: int) -> int:
-    """A port where nobody listens."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 

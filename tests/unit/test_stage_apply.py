@@ -80,7 +80,7 @@ def test_an_object_of_another_owner_is_refused_by_name(
     api: ApiServer, kube: Any, metadata: dict[str, Any], owner: str
 ) -> None:
     api.add({"kind": "ConfigMap", "metadata": {"name": "c", **metadata}})
-    with pytest.raises(ConfigError, match=f"configmap/c in namespace ns is there already and belongs to {owner}"):
+    with pytest.raises(ConfigError, match=f"configmap/c in namespace ns exists already and belongs to {owner}"):
         applied(kube, CONFIG_MAP)
     assert api.bodies == []
 
@@ -102,7 +102,7 @@ def test_a_conflict_of_fields_is_an_error(api: ApiServer, kube: Any) -> None:
 def test_the_answer_of_a_denying_webhook_is_repeated(api: ApiServer, kube: Any) -> None:
     denied = status(400, "admission webhook denied the request: PYTHONPATH is not allowed")
     api.answers[f"PATCH {api.path_of(CONFIG_MAP)}"] = (400, denied)
-    with pytest.raises(ConfigError, match=r"does not accept configmap/c: .*PYTHONPATH is not allowed"):
+    with pytest.raises(ConfigError, match=r"rejects configmap/c: .*PYTHONPATH is not allowed"):
         applied(kube, CONFIG_MAP)
 
 

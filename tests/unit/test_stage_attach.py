@@ -27,4 +27,4 @@ def test_a_model_that_is_not_ready_gets_no_address(tmp_path: Path) -> None:
         quantized, full = waves.attach(far, profile, "ns", Journal()).targets
     assert (quantized.base_url, quantized.unreachable) == (url, "")
     assert full.base_url == ""
-    assert full.unreachable == "inferenceservice/bad is not Ready (R: why) and answers at no address; tried: nothing"
+    assert full.unreachable == "inferenceservice/bad is not Ready (R: why) and no address answers; tried: nothing"

@@ -59,15 +59,15 @@ def test_reports_are_fetched_as_they_were_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("rate-5", b'{"benchmarks": [1]}', "rate-5.json has sha256 .*, the Job stored "),
         ("rate-5", None, "rate-5.json: the S3 API at .* answers NoSuchKey: as the"),
         ("summary", None, "summary.json: the S3 API at .* answers NoSuchKey: as the"),
     ],
 )
-def test_what_is_missing_or_altered_is_named(name: str, content: bytes | None, told: str) -> None:
-    with s3_client(stored(**{name: content})) as client, pytest.raises(StageFailure, match=told):
+def test_missing_or_altered_report_is_named(name: str, content: bytes | None, expected: str) -> None:
+    with s3_client(stored(**{name: content})) as client, pytest.raises(StageFailure, match=expected):
         job_runs.fetch(client, PLACE)
 
 
@@ -117,7 +117,7 @@ def test_a_job_that_fails_is_the_error_even_where_it_cannot_be_removed(monkeypat
     assert done == ["applied", "vacuous", "not removed"]
 
 
-def test_a_job_that_says_no_place_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_without_a_report_location_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[Any] = []
     monkeypatch.setattr(job_runs, "apply", lambda *_: None)
     monkeypatch.setattr(job_runs, "wait_for_all", lambda *_: None)

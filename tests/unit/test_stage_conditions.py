@@ -1,4 +1,4 @@
-"""What each condition sees in the objects it looks at."""
+"""What each condition reports for the objects that it observes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Snapshot(reader.StageReader):
         return lambda *_: self.log
 
 
-def of_job(name: str, made: Object) -> Object:
+def job_labelled(name: str, made: Object) -> Object:
     made["metadata"]["ownerReferences"] = [{"uid": f"uid-{name}"}]
     return made
 
@@ -71,14 +71,14 @@ def test_a_namespace_takes_pods_once_its_account_is_there() -> None:
     assert wanted.observe(Snapshot(active, account)).done
 
 
-def test_a_claim_is_bound_or_told() -> None:
+def test_unbound_claim_is_explained() -> None:
     wanted = conditions.ClaimBound("model-m", 1)
     assert wanted.observe(Snapshot(claim(phase="Bound"))).done
     assert not wanted.observe(Snapshot()).done
     assert "no PersistentVolume of StorageClass fast offers 40Gi" in cause(wanted.observe(Snapshot(claim(), STATIC)))
 
 
-def test_a_deployment_is_available_or_told_by_its_pods() -> None:
+def test_unavailable_deployment_is_explained_by_its_pods() -> None:
     wanted = conditions.DeploymentAvailable("m-predictor", 1)
     assert wanted.observe(Snapshot(deployment())).done
     assert wanted.observe(Snapshot(deployment(availableReplicas=0))).state.endswith("no pod yet")
@@ -87,16 +87,16 @@ def test_a_deployment_is_available_or_told_by_its_pods() -> None:
     assert cause(wanted.observe(stuck)) == 'secret s has no key "k"'
 
 
-def test_a_job_is_complete_or_told_by_its_pods_log() -> None:
+def test_incomplete_job_is_explained_by_its_pods_log() -> None:
     wanted = conditions.JobComplete("download-m", 1)
     assert wanted.observe(Snapshot(job(conditions=[condition("Complete")]))).done
     assert not wanted.observe(Snapshot(job())).done
-    failed = of_job("download-m", pod(statuses=[ended(1)], spec={"restartPolicy": "Never"}))
+    failed = job_labelled("download-m", pod(statuses=[ended(1)], spec={"restartPolicy": "Never"}))
     seen = wanted.observe(Snapshot(job(), failed, log=["error: token refused: HTTP 403 for a/b"]))
     assert cause(seen) == "token refused: HTTP 403 for a/b"
 
 
-def test_a_failed_job_without_pods_is_told_by_its_condition() -> None:
+def test_failed_job_without_pods_is_explained_by_its_condition() -> None:
     late = job(conditions=[condition("Failed", reason="DeadlineExceeded", message="too long")])
     assert cause(conditions.JobComplete("download-m", 1).observe(Snapshot(late))) == "DeadlineExceeded: too long"
 
@@ -116,7 +116,7 @@ def test_an_unscheduled_pods_claim_says_more_than_the_scheduler() -> None:
     wanted = conditions.JobComplete("download-m", 1)
     reason = condition("PodScheduled", "False", reason="Unschedulable", message="0/1 nodes are available")
     volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "model-m"}}]
-    stuck = of_job("download-m", pod(ready=False, statuses=[], conditions=[reason], spec={"volumes": volumes}))
+    stuck = job_labelled("download-m", pod(ready=False, statuses=[], conditions=[reason], spec={"volumes": volumes}))
     assert cause(wanted.observe(Snapshot(job(), stuck, claim(), STATIC))).startswith("PVC model-m cannot bind")
     assert cause(wanted.observe(Snapshot(job(), stuck))) == "PVC model-m does not exist"
     assert "cannot be scheduled" in cause(wanted.observe(Snapshot(job(), stuck, claim(phase="Bound"))))

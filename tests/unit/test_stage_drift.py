@@ -23,7 +23,7 @@ def test_a_live_container_as_demanded_does_not_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"image": "other"}, f"image: declared {IMAGE}, live other"),
         ({"command": ["sh"]}, "command: declared ['python3', '-m', 'vllm'], live ['sh']"),
@@ -35,8 +35,8 @@ def test_a_live_container_as_demanded_does_not_differ() -> None:
         ),
     ],
 )
-def test_each_difference_is_one_line(changed: dict[str, Any], told: str) -> None:
-    assert drift.compare_serving(drift.demand(service(), runtime()), served_spec(**changed)) == [told]
+def test_each_difference_is_one_line(changed: dict[str, Any], expected: str) -> None:
+    assert drift.compare_serving(drift.demand(service(), runtime()), served_spec(**changed)) == [expected]
 
 
 def test_arguments_differ_by_presence_and_by_order() -> None:
@@ -63,7 +63,7 @@ def test_pinned_images_pass(image: str) -> None:
 @pytest.mark.parametrize(
     "image", ["vllm/vllm-openai:latest", "vllm/vllm-openai", "a@sha256:abc", "evil/vllm-stage.local/base:1"]
 )
-def test_images_without_a_digest_are_told(image: str) -> None:
+def test_images_without_a_digest_are_reported(image: str) -> None:
     (line,) = drift.unpinned([workload(image), runtime()])
     assert line == f"Deployment/d initContainers[i]: {image} is not pinned by digest (name@sha256:...)"
 
@@ -81,7 +81,7 @@ def test_labels_agree_over_service_volume_and_download() -> None:
     assert "Job/download-m is labelled ('m', 'quantized-w4a16'), InferenceService/m ('m', 'w4a16')" in line
 
 
-def test_a_service_without_labels_is_told() -> None:
+def test_service_without_labels_is_reported() -> None:
     assert drift.labels([service()]) == ["InferenceService/m lacks the labels vllm-stage/model and vllm-stage/version"]
 
 

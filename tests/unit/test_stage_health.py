@@ -31,17 +31,20 @@ def test_a_ready_service_of_its_current_generation_is_well() -> None:
     assert health.check_service(service(), runtime(), None, [serving_pod()]) == [], "Serverless has no Deployment"
 
 
-def test_a_service_is_not_ready_without_being_told_so() -> None:
+def test_service_without_a_ready_condition_is_reported() -> None:
     assert (
         "condition Ready is not reported"
         in health.check_service(service() | {"status": {}}, runtime(), deployment(), [serving_pod()])[0]
     )
-    told = health.check_service(service(ready="False"), runtime(), deployment(), [serving_pod()])
-    assert [line.split(":")[0] for line in told] == ["condition PredictorReady is False", "condition Ready is False"]
+    lines = health.check_service(service(ready="False"), runtime(), deployment(), [serving_pod()])
+    assert [line.split(":")[0] for line in lines] == [
+        "condition PredictorReady is False",
+        "condition Ready is False",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "expected"),
     [
         (deployment(generation=3, observed=2), "generation not observed yet"),
         (deployment(updatedReplicas=0), "0 updated"),
@@ -52,9 +55,9 @@ def test_a_service_is_not_ready_without_being_told_so() -> None:
         (deployment(availableReplicas=0), "0 of 1 available"),
     ],
 )
-def test_a_rollout_under_way_is_stale_though_ready(made: Object, told: str) -> None:
+def test_rollout_in_progress_is_stale_though_ready(made: Object, expected: str) -> None:
     (line,) = rollout.stale_reasons(service(), runtime(), made, [serving_pod()])
-    assert told in line
+    assert expected in line
 
 
 def test_a_pod_of_the_old_arguments_is_stale_though_everything_says_ready() -> None:
@@ -70,16 +73,16 @@ def test_no_ready_pod_and_no_runtime_are_stale() -> None:
 
 def test_replicas_are_counted_by_ready_pods() -> None:
     assert health.check_replicas(service(), [pod("a"), pod("b", ready=False)]) == []
-    assert health.check_replicas(service(), []) == ["0 pods are Ready, declared are 1 to 1"]
-    assert health.check_replicas(service(), [pod("a"), pod("b")]) == ["2 pods are Ready, declared are 1 to 1"]
+    assert health.check_replicas(service(), []) == ["expected 1 to 1 Ready pods, got 0"]
+    assert health.check_replicas(service(), [pod("a"), pod("b")]) == ["expected 1 to 1 Ready pods, got 2"]
     leaving = pod("old")
     leaving["metadata"]["deletionTimestamp"] = "now"
     assert health.check_replicas(service(), [pod("a"), leaving]) == [
-        "pod old of an old revision is still there and holds its resources"
+        "pod old of an old revision still exists and holds its resources"
     ]
 
 
-def test_restarts_are_told_with_their_reason() -> None:
+def test_restarts_are_reported_with_their_reason() -> None:
     assert health.check_pods([pod()]) == []
     assert health.check_pods([]) == ["there is no pod"]
     end = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
@@ -91,8 +94,8 @@ def test_restarts_are_told_with_their_reason() -> None:
 def test_claims_are_bound_in_their_size() -> None:
     assert health.check_claim(claim(phase="Bound"), claim()) == []
     assert health.check_claim(None, claim()) == ["PVC model-m does not exist"]
-    assert health.check_claim(claim(), claim()) == ["PVC model-m is Pending, not Bound"]
-    assert health.check_claim(claim(phase="Bound", size="1Gi"), claim()) == ["PVC model-m has 1Gi, declared are 40Gi"]
+    assert health.check_claim(claim(), claim()) == ["PVC model-m: expected phase Bound, got Pending"]
+    assert health.check_claim(claim(phase="Bound", size="1Gi"), claim()) == ["PVC model-m: expected 40Gi, got 1Gi"]
 
 
 def test_pods_that_are_on_no_node_are_placed_nowhere() -> None:
@@ -104,17 +107,17 @@ def test_pods_that_are_on_no_node_are_placed_nowhere() -> None:
     assert health.check_placement([pending, placed], volume, {"n": {"metadata": {"name": "n"}}}) == []
 
 
-def test_a_volume_in_another_zone_is_told() -> None:
+def test_volume_in_another_zone_is_reported() -> None:
     terms = [{"matchExpressions": [{"key": health.ZONE_LABEL, "operator": "In", "values": ["b"]}]}]
     made = {"metadata": {"name": "v"}, "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}}
     node = {"metadata": {"name": "n", "labels": {health.ZONE_LABEL: "a"}}}
-    assert health.check_zones(made, node) == ["persistentvolume v lies in zone b, node n in a"]
+    assert health.check_zones(made, node) == ["persistentvolume v is in zone b, node n is in a"]
     node["metadata"]["labels"][health.ZONE_LABEL] = "b"  # type: ignore[index]
     assert health.check_zones(made, node) == []
     assert health.check_zones({"metadata": {"name": "v"}, "spec": {}}, node) == []
 
 
-def test_a_job_is_complete_or_told() -> None:
+def test_incomplete_job_is_reported() -> None:
     assert health.check_job(job(conditions=[condition("Complete")]), "j") == []
     assert health.check_job(None, "j") == ["job j does not exist"]
     assert health.check_job(job(), "j") == ["job j has not completed: 0 pods active"]
@@ -159,7 +162,7 @@ def test_references_to_secrets_are_found_wherever_they_are() -> None:
     }
 
 
-def test_references_that_lead_nowhere_are_told() -> None:
+def test_references_to_missing_secrets_are_reported() -> None:
     live = {"own": ["a"], "s3": [], "huggingface-token": ["TOKEN"], "pull": [".dockerconfigjson"], "tls": ["crt"]}
     assert health.check_secrets(health.secret_references(MANIFESTS), live) == [
         "secret all does not exist (Deployment/d needs it)",

@@ -143,7 +143,7 @@ def test_a_ready_minio_answers_its_health_check() -> None:
     [
         (
             s3_error(403, "InvalidAccessKeyId"),
-            "refuses the credentials of secret minio-credentials: InvalidAcc",
+            "rejects the credentials of secret minio-credentials: InvalidAcc",
             "renew",
         ),
         (s3_error(403, "RequestTimeTooSkewed"), "answers RequestTimeTooSkewed: as the server explains it", "clocks"),
@@ -151,7 +151,7 @@ def test_a_ready_minio_answers_its_health_check() -> None:
         (s3_error(403, "AccessDenied"), "answers AccessDenied: as the server explains it", ""),
     ],
 )
-def test_a_refusal_is_told_with_its_place(reply: Reply, says: str, hint: str) -> None:
+def test_refusal_names_bucket_and_key(reply: Reply, says: str, hint: str) -> None:
     with web_server(lambda _: reply) as server, pytest.raises(StageFailure) as caught:
         Bucket(store_at(server.url), "models").list_keys("some/prefix")
     assert caught.value.message.startswith("list models/some/prefix: ")
@@ -179,10 +179,10 @@ def test_a_gateway_that_answers_in_place_of_the_store_is_named(reply: Reply, say
     with web_server(lambda _: reply) as server:
         with pytest.raises(EnvironmentUnusable) as caught:
             Bucket(store_at(server.url), "models").list_keys()
-        with pytest.raises(EnvironmentUnusable, match="in place of the S3 API"):
+        with pytest.raises(EnvironmentUnusable, match="instead of the S3 API"):
             store_at(server.url).anonymous_status("models")
     assert caught.value.message.startswith(f"list models/: {says}")
-    assert f"answers HTTP {reply.status} in place of the S3 API at {server.url}" in caught.value.message
+    assert f"answers HTTP {reply.status} instead of the S3 API at {server.url}" in caught.value.message
 
 
 def test_a_store_that_does_not_answer_is_named() -> None:

@@ -65,7 +65,7 @@ def test_scaled_to_zero_it_is_the_latest_ready_one() -> None:
     assert running(status=status) == Revision("m-00002", "")
 
 
-def test_none_or_two_cannot_be_told_apart() -> None:
+def test_no_or_several_ready_revisions_are_refused() -> None:
     with pytest.raises(StageFailure, match="revisions with Ready pods: none; expected one"):
         running()
     with pytest.raises(StageFailure, match="revisions with Ready pods: m-4c, m-5d; expected one"):

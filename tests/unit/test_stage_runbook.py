@@ -34,7 +34,7 @@ from pytest_vllm_stage.stage.observe import runbook
         ("OSError: [Errno 28] No space left on device", "volume is full (OSError"),
     ],
 )
-def test_a_known_line_is_told_in_the_runbooks_terms(line: str, cause: str) -> None:
+def test_known_log_line_gives_the_runbooks_cause(line: str, cause: str) -> None:
     found = runbook.cause_of(["INFO starting", line, "INFO bye"])
     assert found is not None
     assert found.startswith(cause)
@@ -61,7 +61,7 @@ def test_the_own_jobs_word_wins_over_what_python_adds() -> None:
     assert runbook.cause_of(lines) == "writing to the model volume failed: No space (0 MiB free)"
 
 
-def test_telling_lines_leave_out_the_code_of_a_traceback() -> None:
+def test_informative_lines_leave_out_the_code_of_a_traceback() -> None:
     log = ["Traceback (most recent call last):", '  File "a.py", line 1, in f', "    raise X", "", "ValueError: no"]
     assert runbook.informative_lines(log, 5) == ["Traceback (most recent call last):", "ValueError: no"]
 

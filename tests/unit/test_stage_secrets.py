@@ -64,7 +64,7 @@ def test_entries_are_read_without_a_shell(tmp_path: Path, line: str, value: str 
 
 
 @pytest.mark.parametrize("line", ["HF_TOKEN=", "HF_TOKEN=   ", "HF_TOKEN= # a comment", "HF_TOKEN=''"])
-def test_an_empty_value_is_no_value(tmp_path: Path, line: str) -> None:
+def test_empty_value_counts_as_missing(tmp_path: Path, line: str) -> None:
     assert secrets.load(OVERLAY, env_file(tmp_path, line)).values == {}
 
 
@@ -185,8 +185,8 @@ def test_values_do_not_show_in_what_holds_them(tmp_path: Path) -> None:
     assert VALUE not in repr(values) + str(values) + f"{values.values['HF_TOKEN']}"
     with pytest.raises(ConfigError) as failed:
         secrets.complete(MANIFESTS, values, generate=False)
-    told = traceback.TracebackException.from_exception(failed.value, capture_locals=True).format()
-    assert VALUE not in "".join(told)
+    lines = traceback.TracebackException.from_exception(failed.value, capture_locals=True).format()
+    assert VALUE not in "".join(lines)
 
 
 def test_every_key_that_a_template_needs_is_listed() -> None:

@@ -53,7 +53,7 @@ def test_what_stays_is_named_with_what_holds_it(api: ApiServer, tmp_path: Path) 
     message = "inferenceservice.finalizers in 1 resource instances"
     conditions = [{"type": "NamespaceFinalizersRemaining", "status": "True", "message": message}]
     held = made("Namespace", "ns", "r1", held=["kubernetes"], status={"conditions": conditions})
-    assert run(api, tmp_path, held) == [f"namespace/ns is still there (finalizers kubernetes): {message}"]
+    assert run(api, tmp_path, held) == [f"namespace/ns still exists (finalizers kubernetes): {message}"]
 
 
 def test_volumes_that_outlive_their_claims_are_listed(api: ApiServer, tmp_path: Path) -> None:

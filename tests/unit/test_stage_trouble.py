@@ -1,4 +1,4 @@
-"""States that cannot heal, told from states that look alike and do."""
+"""States that cannot heal are distinguished from similar ones that can."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cause(found: trouble.Trouble | None) -> str:
     return found.cause
 
 
-def test_a_healthy_pod_is_no_trouble() -> None:
+def test_healthy_pod_has_no_trouble() -> None:
     assert of(pod()) is None
     assert of(pod(ready=False)) is None
     assert of(pod(ready=False, statuses=[waiting("ContainerCreating")])) is None
@@ -77,7 +77,7 @@ def test_the_log_of_the_ended_instance_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "expected"),
     [
         (
             "couldn't find key secretkey in Secret ns/minio-credentials",
@@ -87,9 +87,9 @@ def test_the_log_of_the_ended_instance_is_read() -> None:
         ('configmap "model-loader" not found', "configmap model-loader does not exist"),
     ],
 )
-def test_a_missing_secret_or_key_is_named(message: str, told: str) -> None:
+def test_a_missing_secret_or_key_is_named(message: str, expected: str) -> None:
     found = of(pod(statuses=[waiting("CreateContainerConfigError", message)]))
-    assert cause(found) == told
+    assert cause(found) == expected
     assert found is not None
     assert found.times < 20
 
@@ -108,7 +108,7 @@ def test_an_image_that_cannot_be_pulled_is_named(reason: str) -> None:
     assert cause(found).endswith(" cannot be pulled: not found")
 
 
-def test_an_evicted_pod_is_told_with_the_reason() -> None:
+def test_evicted_pod_is_reported_with_the_reason() -> None:
     assert cause(of(pod(ready=False, reason="Evicted", message="low on ephemeral-storage"))) == (
         "pod p was evicted: low on ephemeral-storage"
     )
@@ -140,7 +140,7 @@ def test_a_pod_that_leaves_is_not_judged() -> None:
     assert of(made) is None
 
 
-def test_a_volume_that_does_not_mount_is_told_by_its_secret() -> None:
+def test_failed_mount_names_the_missing_secret() -> None:
     made = pod(ready=False, statuses=[waiting("ContainerCreating")])
     mount = event(made, "FailedMount", 'MountVolume.SetUp failed for volume "s" : secret "tls" not found')
     assert cause(of(made, [mount])) == "pod p: secret tls does not exist"
@@ -148,7 +148,7 @@ def test_a_volume_that_does_not_mount_is_told_by_its_secret() -> None:
     assert of(running, [event(running, "FailedMount", "late")]) is None
 
 
-def test_pods_that_are_not_created_are_told_by_their_owner() -> None:
+def test_pods_that_are_not_created_are_explained_by_their_owner() -> None:
     made = deployment()
     made["status"]["conditions"] = [condition("ReplicaFailure", message="exceeded quota: compute")]
     assert cause(trouble.find_creation_trouble(made, [])) == "pods cannot be created: exceeded quota: compute"
@@ -157,7 +157,7 @@ def test_pods_that_are_not_created_are_told_by_their_owner() -> None:
     assert "maximum memory usage" in cause(trouble.find_creation_trouble(deployment(), [refused]))
 
 
-def test_kserves_own_refusal_is_told() -> None:
+def test_invalid_specification_is_reported_as_kserve_reports_it() -> None:
     made = service()
     assert trouble.find_specification_trouble(made) is None
     failure = {"reason": "RuntimeNotRecognized", "message": "no runtime x"}
@@ -182,7 +182,7 @@ def test_a_claim_with_a_fitting_volume_may_bind() -> None:
     "there",
     [[], [volume("39Gi")], [volume("40Gi", storage_class="slow")], [volume("40Gi", claimed_by="another")]],
 )
-def test_a_claim_that_no_static_volume_fits_is_told(there: list[Object]) -> None:
+def test_claim_without_a_fitting_static_volume_is_reported(there: list[Object]) -> None:
     found = claims.explain_pending_claim(claim(size="40Gi"), [STATIC], there, [])
     assert cause(found) == "PVC model-m cannot bind: no PersistentVolume of StorageClass fast offers 40Gi"
 
@@ -193,8 +193,8 @@ def test_a_claim_waits_for_its_first_consumer_in_peace() -> None:
     assert claims.explain_pending_claim(made, [DYNAMIC], [], [waits]) is None
 
 
-def test_a_claim_of_an_unknown_class_or_a_failed_provisioner_is_told() -> None:
-    assert "there is no StorageClass gone (there are: fast)" in cause(
+def test_claim_of_an_unknown_class_or_failed_provisioner_is_reported() -> None:
+    assert "there is no StorageClass gone (existing: fast)" in cause(
         claims.explain_pending_claim(claim(storage_class="gone"), [DYNAMIC], [], [])
     )
     made = claim()
@@ -337,11 +337,12 @@ def test_a_removed_pod_counts_until_another_one_replaces_it() -> None:
     assert cause(of(ended_by_node)) == "pod old was ended (NodeShutdown): Pod was terminated"
 
 
-def test_a_job_pod_whose_sidecar_runs_on_cannot_end() -> None:
+def test_job_pod_with_a_running_sidecar_cannot_complete() -> None:
     done = container_status("download", state={"terminated": {"exitCode": 0}})
     made = pod("j-x", statuses=[done, container_status("istio-proxy")])
     assert cause(trouble.find_job_pod_trouble([made])) == (
-        "container download of pod j-x has ended, and istio-proxy runs on: the Job ends when all containers have"
+        "container download of pod j-x has ended, but istio-proxy still runs: "
+        "the Job completes when all containers have ended"
     )
     assert trouble.find_job_pod_trouble([pod(statuses=[done])]) is None
     assert trouble.find_job_pod_trouble([pod(statuses=[container_status("a"), container_status("b")])]) is None
@@ -351,7 +352,7 @@ def test_a_runtime_is_missing_or_does_not_support_the_format() -> None:
     made = service(modelFormat={"name": "vLLM"})
     assert (
         cause(trouble.find_runtime_trouble(made, None, ["a", "b"]))
-        == "ServingRuntime vllm does not exist (there are: a, b)"
+        == "ServingRuntime vllm does not exist (existing: a, b)"
     )
     supported = {"spec": {"supportedModelFormats": [{"name": "onnx"}, {"name": "sklearn"}]}}
     assert cause(trouble.find_runtime_trouble(made, supported, [])) == (

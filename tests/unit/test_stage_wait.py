@@ -107,7 +107,7 @@ def test_a_state_that_may_pass_must_be_seen_again_and_again() -> None:
     assert staying.times == 3
 
 
-def test_another_cause_starts_the_count_anew() -> None:
+def test_another_cause_restarts_the_count() -> None:
     wait_for(Scripted("a", [broken(2, "x"), broken(2, "y"), broken(2, "x"), DONE]))
 
 
@@ -142,5 +142,5 @@ def test_an_api_server_that_is_away_for_a_moment_is_waited_for() -> None:
     assert away.times == wait.MOST_UNANSWERED
 
 
-def test_nothing_to_wait_for_is_no_wait() -> None:
+def test_no_conditions_return_at_once() -> None:
     wait.wait_for_all(FakeView(NO_KUBE, CLUSTER, "ns"), [], Journal())

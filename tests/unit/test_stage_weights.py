@@ -37,7 +37,7 @@ def test_the_job_reads_the_volume_and_holds_no_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("report", "told"),
+    ("report", "expected"),
     [
         (Report(GOOD, GOOD, GOOD), []),
         (Report(GOOD, GOOD, None), []),
@@ -53,10 +53,10 @@ def test_the_job_reads_the_volume_and_holds_no_token() -> None:
         ),
     ],
 )
-def test_each_disagreement_is_told(report: Report, told: list[str]) -> None:
+def test_each_disagreement_is_reported(report: Report, expected: list[str]) -> None:
     found = weights.problems(report)
-    assert len(found) == len(told)
-    assert all(line.startswith(start) for line, start in zip(found, told, strict=True))
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
 
 
 def test_a_job_without_a_report_is_a_failure() -> None:
@@ -119,14 +119,14 @@ def test_a_byte_changed_on_the_volume_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "expected"),
     [
         ("alter", "weights altered: file model.safetensors has sha256 "),
         ("remove", "weights incomplete: file model.safetensors is missing in "),
         ("forget", "model source {source} has no MANIFEST.json"),
     ],
 )
-def test_a_damaged_source_fails_the_download_in_one_line(tmp_path: Path, damage: str, told: str) -> None:
+def test_a_damaged_source_fails_the_download_in_one_line(tmp_path: Path, damage: str, expected: str) -> None:
     source, volume = source_in(tmp_path), tmp_path / "volume"
     if damage == "alter":
         (source / "model.safetensors").write_bytes(b"weightS" * 1000)
@@ -134,20 +134,20 @@ def test_a_damaged_source_fails_the_download_in_one_line(tmp_path: Path, damage:
         (source / {"remove": "model.safetensors", "forget": "MANIFEST.json"}[damage]).unlink()
     done = run_loader("download", f"file://{source}", volume)
     assert done.returncode == 1
-    assert (runbook.cause_of(done.stderr.splitlines()) or "").startswith(told.format(source=source))
+    assert (runbook.cause_of(done.stderr.splitlines()) or "").startswith(expected.format(source=source))
     assert not (volume / "MANIFEST.json").exists(), "a manifest says that the download is done"
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "expected"),
     [
         ("file:///nowhere", "model source /nowhere does not exist"),
         ("ftp://x", "model source 'ftp://x' is none of file:// and hf://"),
     ],
 )
-def test_a_source_that_is_none_is_told(tmp_path: Path, source: str, told: str) -> None:
+def test_missing_source_is_reported(tmp_path: Path, source: str, expected: str) -> None:
     done = run_loader("download", source, tmp_path / "volume")
-    assert done.stderr.strip() == f"error: {told}"
+    assert done.stderr.strip() == f"error: {expected}"
 
 
 #: Stands in for huggingface_hub in the loader's process; behaves as the environment variable HUB says.
@@ -201,7 +201,7 @@ def test_hugging_face_files_are_held_against_the_hubs_hashes(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("mode", "env", "told"),
+    ("mode", "env", "expected"),
     [
         ("gated", {}, "token refused: the account of HF_TOKEN has no access to owner/name"),
         ("absent", {}, "model owner/name was not found, or the token was refused"),
@@ -209,8 +209,8 @@ def test_hugging_face_files_are_held_against_the_hubs_hashes(tmp_path: Path) -> 
         ("fine", {"HF_TOKEN": ""}, "secret huggingface-token: HF_TOKEN is empty"),
     ],
 )
-def test_what_hugging_face_refuses_is_told(tmp_path: Path, mode: str, env: dict[str, str], told: str) -> None:
+def test_refusal_of_hugging_face_is_reported(tmp_path: Path, mode: str, env: dict[str, str], expected: str) -> None:
     done, _ = hub(tmp_path, mode, **env)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {told}")
+    assert done.stderr.startswith(f"error: {expected}")
     assert "hf_x" not in done.stderr + done.stdout

@@ -1,1 +1,1 @@
-"""Render the stage, apply it, wait for it, take it away."""
+"""Render the stage, apply it, wait for it, delete it."""

@@ -27,7 +27,7 @@ def find_model_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, s
 
     Raises:
         StageFailure: the predictor has no Service, or nothing answers and the InferenceService is not Ready.
-        EnvironmentUnusable: the service is Ready and no URL of it is reached from here; it names those that were tried.
+        EnvironmentUnusable: the service is Ready and no URL of it is reachable from here; names the tried ones.
     """
     name = objects.name_of(service)
     if cluster.reaches_services:
@@ -44,12 +44,12 @@ def find_model_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, s
         ready = objects.condition(service, "Ready")
         reason = f"{ready.get('reason', '')}: {ready.get('message', '')}".strip(": ") or "no reason given"
         raise StageFailure(
-            f"inferenceservice/{name} is not Ready ({reason}) and answers at no address; "
+            f"inferenceservice/{name} is not Ready ({reason}) and no address answers; "
             f"tried: {', '.join(tried) or 'nothing'}",
             hint=f"{cluster.kubectl_for(namespace)} describe inferenceservice {name}",
         )
     raise EnvironmentUnusable(
-        f"inferenceservice/{name} is not reached from here; tried: {', '.join(tried) or 'nothing'}",
+        f"inferenceservice/{name} is not reachable from here; tried: {', '.join(tried) or 'nothing'}",
         hint=f"{cluster.kubectl_for(namespace)} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
     )
 
@@ -61,7 +61,7 @@ def _is_placeholder(url: str) -> bool:
 
 
 def find_minio_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
-    """Root URL of MinIO's S3 API, or None where the stage has none that is reached from here."""
+    """Root URL of MinIO's S3 API, or None where the stage has none that is reachable from here."""
     route = None if cluster.reaches_services else objects.get(kube, "Route.route.openshift.io", MINIO, namespace)
     if route and route["spec"].get("host"):
         return f"https://{route['spec']['host']}"
@@ -72,7 +72,7 @@ def find_minio_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -
 
 
 def find_registry_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
-    """Root URL of the Model Registry's REST API, or None where the stage has none that is reached from here."""
+    """Root URL of the Model Registry's REST API, or None where the stage has none that is reachable from here."""
     if objects.get(kube, "Service", REGISTRY, namespace) is None:
         return None
     url = _find_service_url(kube, cluster, namespace, REGISTRY, "8080")

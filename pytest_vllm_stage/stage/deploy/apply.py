@@ -1,4 +1,4 @@
-"""Server-side apply of what this run owns: what was there before is not taken over."""
+"""Server-side apply of this run's objects; existing objects of other owners are not taken over."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pytest_vllm_stage.stage.objects import Object
 
 RUN_ID_LABEL = "vllm-stage/run-id"
 EXPIRES_ANNOTATION = "vllm-stage/expires-at"
-#: How long what a run made is meant to stay when nobody takes it away.
+#: How long objects of a run may stay when the run itself does not delete them.
 LIFETIME = datetime.timedelta(hours=24)
 
 
 @dataclass(frozen=True)
 class Ownership:
-    """Whose objects they are.
+    """The run that owns objects, and until when.
 
     Attributes:
-        run_id: The run that makes them.
-        expires_at: RFC 3339 time after which they are litter; fixed once a run, for KServe copies an
+        run_id: The run that creates them.
+        expires_at: RFC 3339 time after which they are leftovers; fixed once per run, since KServe copies an
             InferenceService's metadata into its pod template, where a new value would restart the pods.
     """
 
@@ -49,7 +49,7 @@ class Ownership:
 
 
 def run_id_of(item: Object) -> str | None:
-    """The run that made an object; None where no run of this plugin did."""
+    """The run that created an object; None where no run of this plugin did."""
     label = (item["metadata"].get("labels") or {}).get(RUN_ID_LABEL)
     return str(label) if label else None
 
@@ -57,10 +57,10 @@ def run_id_of(item: Object) -> str | None:
 def apply(
     kube: DynamicClient, manifests: list[Object], namespace: str, ownership: Ownership, values: Mapping[str, Secret]
 ) -> list[Object]:
-    """Apply manifests as this run's; return what the server made of them.
+    """Apply manifests as this run's; return the objects as the server holds them.
 
     Raises:
-        ConfigError: an object of that name is there and is not this run's; it names whose it is.
+        ConfigError: an object of that name exists and belongs to another owner, which the error names.
         RequestRejected: the server does not accept a manifest.
     """
     for manifest in manifests:
@@ -72,15 +72,15 @@ def _refuse_foreign(kube: DynamicClient, manifest: Object, namespace: str, run_i
     existing = objects.get(kube, objects.kind_of(manifest), objects.name_of(manifest), namespace)
     if existing is not None and run_id_of(existing) != run_id:
         raise ConfigError(
-            f"{objects.reference(manifest)} in namespace {namespace} is there already and belongs to "
+            f"{objects.reference(manifest)} in namespace {namespace} exists already and belongs to "
             f"{describe_owner(existing)}: it is not taken over",
-            hint="choose another namespace (--stage-namespace), validate what is there (without --stage-deploy), "
+            hint="choose another namespace (--stage-namespace), validate the existing stage (without --stage-deploy), "
             "or remove it first",
         )
 
 
 def describe_owner(item: Object) -> str:
-    """Whose an object is, in words."""
+    """The owner of an object, for messages."""
     run_id = run_id_of(item)
     if run_id:
         expiry = (item["metadata"].get("annotations") or {}).get(EXPIRES_ANNOTATION, "an unknown time")
@@ -99,5 +99,5 @@ def _apply_one(kube: DynamicClient, manifest: Object, namespace: str, values: Ma
         if error.code == 409:
             raise ConfigError(f"{what} in namespace {namespace} has fields of another owner: {error.message}") from None
         if error.code in (400, 422) and manifest["kind"] != "Namespace":
-            raise ConfigError(f"the cluster does not accept {what}: {error.message}") from None
+            raise ConfigError(f"the cluster rejects {what}: {error.message}") from None
         raise

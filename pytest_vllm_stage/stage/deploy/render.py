@@ -22,7 +22,7 @@ def render(overlay: Path, kubectl: str) -> list[Object]:
     """The overlay's manifests, as ``kubectl kustomize`` gives them.
 
     Raises:
-        ConfigError: the overlay does not render, or holds something that is no manifest; it names the folder or file.
+        ConfigError: the overlay does not render, or holds a document that is not a manifest; names the folder or file.
         EnvironmentUnusable: kubectl does not run.
     """
     try:
@@ -103,7 +103,7 @@ def _fields(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def select_kind(manifests: list[Object], kind: str) -> list[Object]:
-    """The manifests of one kind."""
+    """Return the manifests of one kind."""
     return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 

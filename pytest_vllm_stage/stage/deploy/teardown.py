@@ -1,4 +1,4 @@
-"""Take away what a run made, wait until it is gone, and list what is left."""
+"""Delete what a run created, wait until it is gone, and list what is left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def teardown(
     """Delete the objects that carry the run's label, the namespace with them if it does, and wait until they are gone.
 
     Returns:
-        A line for each thing that is left, with what holds it; normally none.
+        One line per object that is left, with what holds it; normally none.
     """
     with client.connection(cluster, namespace) as kube:
         return _teardown(kube, namespace, run_id, waits_s["teardown_s"], journal)
@@ -87,7 +87,7 @@ def _left(kube: DynamicClient, namespace: str, made: list[Object]) -> list[str]:
 
 
 def _holding(item: Object) -> str:
-    """An object that is still there, and why it stays."""
+    """Describe an object that still exists, and why."""
     finalizers = [*(item["metadata"].get("finalizers") or []), *((item.get("spec") or {}).get("finalizers") or [])]
     conditions = (item.get("status") or {}).get("conditions") or []
     reasons = [
@@ -96,7 +96,7 @@ def _holding(item: Object) -> str:
         if item.get("kind") == "Namespace" and condition.get("status") == "True" and "Remaining" in condition["type"]
     ]
     held = f" (finalizers {', '.join(finalizers)})" if finalizers else ""
-    return f"{objects.reference(item)} is still there{held}{': ' + '; '.join(reasons) if reasons else ''}"
+    return f"{objects.reference(item)} still exists{held}{': ' + '; '.join(reasons) if reasons else ''}"
 
 
 def _volumes_left(kube: DynamicClient, namespace: str) -> list[str]:

@@ -44,15 +44,15 @@ def deploy(
         profile: What, and how long each wait may take.
         namespace: The stage's namespace; it must not exist.
         run_id: Goes onto everything as a label.
-        secrets: What `stage.secrets.load` gave.
-        journal: Takes each wave's and each wait's duration.
+        secrets: What `stage.secrets.load` returned.
+        journal: Records the duration of each wave and wait.
         diagnostics: Folder for objects, events and logs when it fails.
 
     Raises:
-        ConfigError: the manifests, the secrets or what is there already do not allow it; nothing was left half done
+        ConfigError: the manifests, the secrets or existing objects do not allow it; nothing was created
             that the run's label does not find.
-        EnvironmentUnusable: the cluster cannot carry it.
-        StageFailure: the stage does not come up; the first line names the cause.
+        EnvironmentUnusable: the cluster cannot run it.
+        StageFailure: the stage does not become ready; the first line names the cause.
     """
     manifests = render.in_namespace(render.render(profile.overlay, cluster.kubectl), namespace)
     _check_roles(profile, manifests)
@@ -96,11 +96,11 @@ def _apply_waves(
 
 
 def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Journal) -> StageFacts:
-    """Take a stage that is there, changing nothing; whether it is healthy is for the suites to say.
+    """Attach to an existing stage without changing anything; the suites judge whether it is healthy.
 
     Raises:
         StageFailure: a model of the profile has no InferenceService in the namespace.
-        EnvironmentUnusable: the cluster or its servers are not reached from here.
+        EnvironmentUnusable: the cluster or its servers are not reachable from here.
     """
     with client.connection(cluster, namespace) as kube:
         services = _services(kube, cluster, namespace, profile)
@@ -152,7 +152,7 @@ def _services(kube: DynamicClient, cluster: ClusterFacts, namespace: str, profil
 
 
 def is_simulated(services: Mapping[str, Object]) -> bool:
-    """Some model is labelled as simulated; one is enough, since numbers of a run are compared with each other."""
+    """Whether a model is labelled as simulated; one is enough, since a run's numbers are compared with each other."""
     labels = [service["metadata"].get("labels") or {} for service in services.values()]
     return any(found.get(SIMULATED_LABEL) == "true" for found in labels)
 
@@ -166,7 +166,7 @@ def _targets(
 def _reachable_targets(
     kube: DynamicClient, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
 ) -> tuple[TargetFacts, ...]:
-    """The targets of an existing stage: a broken model is for the checks to report, and gets no request."""
+    """The targets of an existing stage: the checks report a broken model, and no request is sent to it."""
     found = []
     for role, service in services.items():
         try:
@@ -184,13 +184,13 @@ def _target(kube: DynamicClient, cluster: ClusterFacts, namespace: str, role: st
 
 
 def max_model_len(args: Sequence[str]) -> int | None:
-    """The context length that serving arguments declare, the last where it is there twice."""
+    """The context length that serving arguments declare; the last one where it is given twice."""
     match = re.findall(r"--max-model-len[= ](\d+)", " ".join(args))
     return int(match[-1]) if match else None
 
 
 def _await_answers(targets: Sequence[TargetFacts], timeout_s: float, journal: Journal) -> None:
-    """Ready is told by the API server before every Service rule is in place: see that connections are taken."""
+    """Wait for accepted connections: the API server reports Ready before every Service rule is in place."""
     for target in targets:
         wait_until(
             f"connection to {target.base_url}",

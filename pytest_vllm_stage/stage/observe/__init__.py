@@ -1,1 +1,1 @@
-"""Read the stage as it is now, and find out what is wrong with it."""
+"""Read the stage as it is now, and diagnose it."""

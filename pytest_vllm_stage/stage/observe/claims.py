@@ -14,7 +14,7 @@ from pytest_vllm_stage.stage.quantities import parse_quantity
 def explain_pending_claim(
     claim: Object, classes: list[Object], volumes: list[Object], events: Iterable[Object]
 ) -> Trouble | None:
-    """Why a PersistentVolumeClaim cannot bind; None where it is bound, or may yet be."""
+    """Why a PersistentVolumeClaim cannot bind; None where it is bound, or may still become so."""
     if (claim.get("status") or {}).get("phase") != "Pending":
         return None
     name, spec = objects.name_of(claim), claim["spec"]
@@ -22,7 +22,7 @@ def explain_pending_claim(
     storage_class = next((found for found in classes if objects.name_of(found) == class_name), None)
     if class_name and classes and storage_class is None:
         known = ", ".join(sorted(map(objects.name_of, classes)))
-        return Trouble(f"PVC {name} cannot bind: there is no StorageClass {class_name} (there are: {known})", times=2)
+        return Trouble(f"PVC {name} cannot bind: there is no StorageClass {class_name} (existing: {known})", times=2)
     static = storage_class is not None and storage_class.get("provisioner") == "kubernetes.io/no-provisioner"
     if static and not any(_fits(volume, claim) for volume in volumes):
         cause = f"PVC {name} cannot bind: no PersistentVolume of StorageClass {class_name} offers {wants}"

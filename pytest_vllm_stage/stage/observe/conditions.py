@@ -1,4 +1,4 @@
-"""What a deployment waits for, one class a kind of object; each names its object as kubectl does."""
+"""What a deployment waits for, one class per kind of object; each names its object as kubectl does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 @dataclass
 class NamespaceActive:
-    """A namespace exists and takes pods: its default service account is there."""
+    """A namespace is active and has its default service account, so that pods can be created."""
 
     name: str
     timeout_s: float
@@ -24,12 +24,12 @@ class NamespaceActive:
         self.failing = f"namespace/{self.name} cannot be used"
 
     def observe(self, reader: StageReader) -> ConditionStatus:
-        """See the phase and the account."""
+        """Observe the phase and the service account."""
         found = reader.get("Namespace", self.name)
         phase = ((found or {}).get("status") or {}).get("phase", "absent")
         account = reader.get("ServiceAccount", "default") is not None
         return ConditionStatus(
-            phase == "Active" and account, f"{phase}, service account {'there' if account else 'missing'}"
+            phase == "Active" and account, f"{phase}, service account {'present' if account else 'missing'}"
         )
 
 
@@ -45,7 +45,7 @@ class ClaimBound:
         self.failing = f"pvc/{self.name} cannot be bound"
 
     def observe(self, reader: StageReader) -> ConditionStatus:
-        """See the claim, and what could serve it."""
+        """Observe the claim and what could bind it."""
         claim = reader.get("PersistentVolumeClaim", self.name)
         if claim is None:
             return ConditionStatus(False, "absent")
@@ -67,7 +67,7 @@ class DeploymentAvailable:
         self.failing = f"deployment/{self.name} cannot become Available"
 
     def observe(self, reader: StageReader) -> ConditionStatus:
-        """See the rollout and the pods."""
+        """Observe the rollout and the pods."""
         found = reader.get("Deployment", self.name)
         if found is None:
             return ConditionStatus(False, "absent")
@@ -92,7 +92,7 @@ class JobComplete:
         self.failing = f"job/{self.name} cannot complete"
 
     def observe(self, reader: StageReader) -> ConditionStatus:
-        """See the Job and its pods."""
+        """Observe the Job and its pods."""
         job = reader.get("Job", self.name)
         if job is None:
             return ConditionStatus(False, "absent")
@@ -112,7 +112,7 @@ class InferenceServiceReady:
     """An InferenceService is Ready, and its pods are those of its current specification.
 
     KServe's own Ready stays True while an update rolls out, and ``status.observedGeneration`` is the Deployment's and
-    not the service's: so the pods' serving containers are held against what service and runtime now ask for.
+    not the service's: so the pods' serving containers are compared with what service and runtime request now.
     """
 
     name: str
@@ -123,7 +123,7 @@ class InferenceServiceReady:
         self.failing = f"inferenceservice/{self.name} cannot become Ready"
 
     def observe(self, reader: StageReader) -> ConditionStatus:
-        """See the service, its workload and its pods."""
+        """Observe the service, its workload and its pods."""
         service = reader.get("InferenceService", self.name)
         if service is None:
             return ConditionStatus(False, "absent")
@@ -160,12 +160,12 @@ def _find_pod_trouble(reader: StageReader, pods: Sequence[Object]) -> Trouble | 
 
 
 def _runtimes(reader: StageReader, found: Object | None) -> list[str]:
-    """The runtimes that exist, asked for only where the wanted one does not."""
+    """The existing runtimes, listed only where the wanted one does not exist."""
     return [] if found else sorted(map(objects.name_of, reader.listed("ServingRuntime")))
 
 
 def _find_claims_trouble(reader: StageReader, pods: Sequence[Object]) -> Trouble | None:
-    """What is wrong with the claims of pods that are not scheduled: it says more than the scheduler does."""
+    """Explain pods that are not scheduled by their claims, which is more specific than the scheduler's message."""
     waiting = [pod for pod in pods if objects.condition(pod, "PodScheduled").get("status") == "False"]
     for name in sorted({name for pod in waiting for name in drift.claims_of(pod)}):
         claim = reader.get("PersistentVolumeClaim", name)

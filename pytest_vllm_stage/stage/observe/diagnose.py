@@ -1,4 +1,4 @@
-"""Why something is wrong: a short text for the error, the whole into a folder; bounded in time and size, redacted."""
+"""Diagnostics: a short text for the error and the details in a folder; bounded in time and size, redacted."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SHORTEST_REDACTED = 6
 
 
 def redactor(kube: DynamicClient, namespace: str) -> Redact:
-    """A function that takes the namespace's secret values, and what looks like a token, out of a text."""
+    """A function that removes the namespace's secret values, and anything that looks like a token, from a text."""
     try:
         held = [
             value for item in objects.listed(kube, "Secret", namespace) for value in (item.get("data") or {}).values()
         ]
-    except EnvironmentUnusable:  # not allowed to read them: then none can be told from other text, save by its form
+    except EnvironmentUnusable:  # not allowed to read them: then only tokens of a known form are recognised
         held = []
     values = {base64.b64decode(value).decode("utf-8", "replace").strip() for value in held}
     known = sorted((value for value in values if len(value) >= SHORTEST_REDACTED), key=len, reverse=True)
@@ -59,7 +59,7 @@ class Logs:
         self._kube, self._namespace, self._redact = kube, namespace, redact
 
     def __call__(self, pod: str, container: str, previous: bool, lines: int = 200) -> list[str]:
-        """The last lines of a log, redacted; empty where there is none or it does not come in time."""
+        """The last lines of a log, redacted; empty where there is none or it does not arrive in time."""
         try:
             text = objects.read_log(self._kube, self._namespace, pod, container, previous=previous, lines=lines)
         except (EnvironmentUnusable, RequestRejected):
@@ -75,14 +75,14 @@ def explain(found: Trouble, logs: Logs, warnings: Iterable[Object]) -> str:
         if lines:
             parts.append(f"  log of pod/{found.pod} container {found.container}, last lines:")
             parts += [f"    {line}" for line in lines]
-    told = event_lines(warnings)[-LINES_SHOWN:]
-    if told:
-        parts += ["  warning events:", *[f"    {line}" for line in told]]
+    warning_lines = event_lines(warnings)[-LINES_SHOWN:]
+    if warning_lines:
+        parts += ["  warning events:", *[f"    {line}" for line in warning_lines]]
     return "\n".join(parts)
 
 
 def event_lines(events: Iterable[Object]) -> list[str]:
-    """Events in their order, one line each: how often, reason, subject, message."""
+    """Events in their order, one line per event: count, reason, subject, message."""
     lines = []
     for event in sorted(events, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or "")):
         about = event.get("involvedObject") or {}
@@ -93,12 +93,12 @@ def event_lines(events: Iterable[Object]) -> list[str]:
 
 
 def collect(cluster: ClusterFacts, namespace: str, folder: Path) -> None:
-    """Write the namespace's objects (no Secrets), events and logs into a folder, as far as a minute reaches.
+    """Write the namespace's objects (no Secrets), events and logs into a folder, within a minute.
 
-    A folder that holds something is left as it is: a failed deployment was diagnosed when it failed, and its objects
+    A folder with content is left unchanged: a failed deployment was diagnosed when it failed, and its objects
     may have gone since.
 
-    What cannot be read is named in ``not-collected.txt`` instead of being raised: it runs when something is wrong.
+    What cannot be read is listed in ``not-collected.txt`` instead of raised: this runs when something is already wrong.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):

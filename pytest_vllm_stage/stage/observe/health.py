@@ -1,4 +1,4 @@
-"""Whether what runs is healthy: pure functions over objects. Each returns a line for every problem, or nothing."""
+"""Health of live objects: pure functions over objects. Each returns one line per problem, or an empty list."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 def check_service(
     service: Object, runtime: Object | None, deployment: Object | None, pods: Sequence[Object]
 ) -> list[str]:
-    """An InferenceService that is not Ready, or Ready for an older generation than the one it is at."""
+    """Report an InferenceService that is not Ready, or that is Ready for an older generation than its current one."""
     lines = [
         f"condition {entry.get('type')} is {entry.get('status')}: {entry.get('reason', '')} {entry.get('message', '')}"
         for entry in (service.get("status") or {}).get("conditions") or []
         if entry.get("status") != "True" and entry.get("severity") != "Info"
     ]
     if not objects.condition(service, "Ready"):
-        lines.append("condition Ready is not reported: no KServe controller has seen it")
+        lines.append("condition Ready is not reported: no KServe controller has processed it")
     return lines + rollout.stale_reasons(service, runtime, deployment, pods)
 
 
 def check_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
-    """Another number of Ready pods than the service declares."""
+    """Report a number of Ready pods that differs from the declared one."""
     predictor = service["spec"]["predictor"]
     least, most = predictor.get("minReplicas", 1), predictor.get("maxReplicas") or predictor.get("minReplicas", 1)
     ready = [pod for pod in pods if objects.is_true(pod, "Ready")]
     leaving = [objects.name_of(pod) for pod in pods if pod["metadata"].get("deletionTimestamp")]
-    lines = [f"pod {name} of an old revision is still there and holds its resources" for name in leaving]
+    lines = [f"pod {name} of an old revision still exists and holds its resources" for name in leaving]
     if not least <= len(ready) - len(leaving) <= most:
-        lines.append(f"{len(ready)} pods are Ready, declared are {least} to {most}")
+        lines.append(f"expected {least} to {most} Ready pods, got {len(ready)}")
     return lines
 
 
 def check_pods(pods: Sequence[Object]) -> list[str]:
-    """Pods that are not Ready, or whose containers did not live through."""
+    """Report pods that are not Ready, or whose containers were restarted."""
     lines = [] if pods else ["there is no pod"]
     for pod in pods:
         name, status = objects.name_of(pod), pod.get("status") or {}
@@ -57,19 +57,19 @@ def check_pods(pods: Sequence[Object]) -> list[str]:
 
 
 def check_claim(claim: Object | None, declared: Object) -> list[str]:
-    """A claim that is not bound, or to less than is declared."""
+    """Report a claim that is not bound, or bound to less than the declared size."""
     name, wants = objects.name_of(declared), declared["spec"]["resources"]["requests"]["storage"]
     if claim is None:
         return [f"PVC {name} does not exist"]
     status = claim.get("status") or {}
     if status.get("phase") != "Bound":
-        return [f"PVC {name} is {status.get('phase', 'unknown')}, not Bound"]
+        return [f"PVC {name}: expected phase Bound, got {status.get('phase', 'unknown')}"]
     has = (status.get("capacity") or {}).get("storage", "0")
-    return [] if parse_quantity(has) >= parse_quantity(wants) else [f"PVC {name} has {has}, declared are {wants}"]
+    return [] if parse_quantity(has) >= parse_quantity(wants) else [f"PVC {name}: expected {wants}, got {has}"]
 
 
 def check_placement(pods: Sequence[Object], volume: Object, nodes: Mapping[str, Object]) -> list[str]:
-    """Pods on a node that cannot mount the volume; where no pod is on a node, that is the problem."""
+    """Report pods on a node that cannot mount the volume, or that no pod is on a node."""
     placed = [pod for pod in pods if pod["spec"].get("nodeName")]
     if not placed:
         return [f"pod {objects.name_of(pod)} is on no node: {rollout.pod_states([pod])}" for pod in pods] or [
@@ -80,7 +80,7 @@ def check_placement(pods: Sequence[Object], volume: Object, nodes: Mapping[str, 
 
 
 def check_zones(volume: Object, node: Object) -> list[str]:
-    """A volume in another zone than the node that is to mount it."""
+    """Report a volume in another zone than the node that has to mount it."""
     required = ((volume["spec"].get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
     zones = {
         value
@@ -93,13 +93,13 @@ def check_zones(volume: Object, node: Object) -> list[str]:
     if not zones or zone in zones:
         return []
     return [
-        f"persistentvolume {objects.name_of(volume)} lies in zone {', '.join(sorted(zones))}, "
-        f"node {objects.name_of(node)} in {zone or 'none'}"
+        f"persistentvolume {objects.name_of(volume)} is in zone {', '.join(sorted(zones))}, "
+        f"node {objects.name_of(node)} is in {zone or 'none'}"
     ]
 
 
 def check_job(job: Object | None, name: str) -> list[str]:
-    """A Job that has not completed."""
+    """Report a Job that has not completed."""
     if job is None:
         return [f"job {name} does not exist"]
     if objects.is_true(job, "Complete"):
@@ -165,7 +165,7 @@ def _references_in(value: Any, where: str) -> list[SecretReference]:
 
 
 def check_secrets(references: Iterable[SecretReference], live: Mapping[str, Iterable[str]]) -> list[str]:
-    """References that lead nowhere; ``live`` has the names of Secrets with the names of their keys, and no values."""
+    """Report references to missing Secrets or keys; ``live`` maps each Secret's name to its keys, without values."""
     lines = []
     for ref in references:
         if ref.secret not in live:
@@ -175,44 +175,44 @@ def check_secrets(references: Iterable[SecretReference], live: Mapping[str, Iter
     return lines
 
 
-def _pod_is_well(pod: Object) -> bool:
+def _is_pod_healthy(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") == "Succeeded" or objects.is_true(pod, "Ready")
 
 
-def _replica_set_is_well(found: Object) -> bool:
+def _is_replica_set_healthy(found: Object) -> bool:
     return bool((found.get("status") or {}).get("readyReplicas", 0) >= found["spec"].get("replicas", 0))
 
 
-#: Kinds whose warnings are judged, and when a warning about one belongs to the past.
-_WELL: dict[str, Callable[[Object], bool]] = {
-    "Pod": _pod_is_well,
+#: Kinds whose warnings are judged, and when an object of the kind is healthy, so that its warnings are over.
+_HEALTH: dict[str, Callable[[Object], bool]] = {
+    "Pod": _is_pod_healthy,
     "Job": lambda job: objects.is_true(job, "Complete"),
     "PersistentVolumeClaim": lambda claim: (claim.get("status") or {}).get("phase") == "Bound",
     "Deployment": lambda deployment: rollout.rolled_out(deployment)[0],
-    "ReplicaSet": _replica_set_is_well,
+    "ReplicaSet": _is_replica_set_healthy,
     "InferenceService": lambda service: objects.is_true(service, "Ready"),
 }
-JUDGED_KINDS = tuple(_WELL)
+JUDGED_KINDS = tuple(_HEALTH)
 
 
 def standing_warnings(events: Iterable[Object], subjects: Iterable[Object]) -> list[str]:
-    """Warning events that are still true: their subject exists, and is not well now.
+    """Warning events that still apply: their subject exists and is unhealthy now.
 
-    A readiness probe that failed while the model loaded, or a pod that waited for its volume, is past once the pod is
-    Ready; an event about an object that is gone is nobody's problem.
+    A readiness probe that failed while the model loaded, or a pod that waited for its volume, is over once the pod is
+    Ready; events about deleted objects are ignored.
     """
     by_uid = {item["metadata"].get("uid"): item for item in subjects}
     standing = []
     for event in events:
         about = event.get("involvedObject") or {}
-        subject, well = by_uid.get(about.get("uid")), _WELL.get(str(about.get("kind")))
+        subject, well = by_uid.get(about.get("uid")), _HEALTH.get(str(about.get("kind")))
         if event.get("type") == "Warning" and subject is not None and well is not None and not well(subject):
             standing.append(event)
     return diagnose.event_lines(standing)
 
 
 def message(symptom: str, lines: Sequence[str], command: str) -> str:
-    """A failed check for a person: the symptom and what was seen, then what to run next."""
+    """The message of a failed check: the symptom and what was observed, then the command to run next."""
     return "\n".join(
         [f"{symptom}: {lines[0] if lines else ''}", *[f"  {line}" for line in lines[1:]], f"  next: {command}"]
     )

@@ -1,4 +1,4 @@
-"""Whether what runs is the current generation: pure functions over objects."""
+"""Whether the running pods are of the current generation: pure functions over objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_vllm_stage.stage.objects import Object
 def stale_reasons(
     service: Object, runtime: Object | None, deployment: Object | None, pods: Sequence[Object]
 ) -> list[str]:
-    """Why what runs is not the service's current generation; empty where it is.
+    """Why the running pods are not of the service's current generation; empty where they are.
 
     Args:
         service: The InferenceService as it is now.

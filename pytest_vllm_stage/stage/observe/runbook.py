@@ -117,7 +117,7 @@ _ROWS = (
 #: Most specific first.
 SYMPTOMS = tuple(Symptom(re.compile(pattern), cause, action) for pattern, cause, action in _ROWS)
 LONGEST_QUOTE = 240
-#: Lines that say how a process ended without saying why.
+#: Lines that state how a process ended but not why.
 _NOISE = re.compile(
     r"^\s*(?:File \"|\^|~|raise |return |self\.|await |with |During handling|The above exception|\.\.\.)"
 )
@@ -135,7 +135,7 @@ def cause_of(lines: Iterable[str]) -> str | None:
 
 
 def cut(text: str, longest: int = LONGEST_QUOTE) -> str:
-    """The text on one line, at most so long."""
+    """The text on one line, truncated to ``longest`` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= longest else flat[: longest - 1] + "…"
 
@@ -146,6 +146,6 @@ def _message(line: str) -> str:
 
 
 def informative_lines(lines: Iterable[str], most: int) -> list[str]:
-    """The last lines of a log that say something: no code excerpts of tracebacks, no blanks."""
+    """The last informative lines of a log: no code excerpts of tracebacks, no blank lines."""
     said = [line.rstrip() for line in lines if line.strip() and not _NOISE.match(_message(line))]
     return [cut(line, 300) for line in said[-most:]]

@@ -1,4 +1,4 @@
-"""States that waiting does not mend, told from healthy ones: pure functions over objects, events and log lines."""
+"""Detects states that cannot heal by waiting: pure functions over objects, events and log lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_vllm_stage.stage.observe import probes, runbook
 
 #: (pod, container, of the previous instance) to its log lines.
 Logs = Callable[[str, str, bool], list[str]]
-#: A container that ended so often with nothing else known is a crash loop.
+#: A container that ended this often without a known cause is in a crash loop.
 RESTARTS_OF_A_LOOP = 2
 #: Reasons of conditions by which a controller gives up until the object changes.
 CONTROLLER_FAILURES = ("ReconcileFailed", "ReconcileError", "ProgressDeadlineExceeded")
@@ -24,10 +24,10 @@ class Trouble:
 
     Attributes:
         cause: What is wrong, in the runbook's terms, in one line.
-        pod: The pod whose log and events tell more; empty where there is none.
+        pod: The pod whose log and events explain it; empty where there is none.
         container: The container in it.
         previous: The log is that of the container's previous instance.
-        times: In how many consecutive observations it must be seen: some states pass by themselves at start.
+        times: In how many consecutive observations it must appear: some states disappear by themselves at start.
     """
 
     cause: str
@@ -48,7 +48,7 @@ def find_pod_trouble(
 
 
 def find_trouble_of_pod(pod: Object, events: list[Object], logs: Logs, nodes: Sequence[Object] = ()) -> Trouble | None:
-    """What keeps a pod from running or made it fail."""
+    """The reason why a pod does not run or has failed."""
     name, status = objects.name_of(pod), pod.get("status") or {}
     removal = _removal(pod)
     if removal:
@@ -65,7 +65,7 @@ def find_trouble_of_pod(pod: Object, events: list[Object], logs: Logs, nodes: Se
 
 
 def _removal(pod: Object) -> str:
-    """That a node or the scheduler ended a pod, which one, and why; empty where nothing did."""
+    """Describe the removal of a pod by a node or the scheduler, with the reason; empty where it was not removed."""
     status = pod.get("status") or {}
     reason = status.get("reason")
     if not reason or reason == "DeadlineExceeded" or (status.get("phase") != "Failed" and reason != "Evicted"):
@@ -95,15 +95,15 @@ def _find_probe_trouble(pod: Object, container: Object, events: list[Object], lo
 
 
 def find_job_pod_trouble(pods: Iterable[Object]) -> Trouble | None:
-    """A Job's pod that cannot end: its work is done, and another container goes on."""
+    """A Job's pod that cannot complete: its work is done, but another container still runs."""
     for pod in pods:
         statuses = (pod.get("status") or {}).get("containerStatuses") or []
         ended = [one["name"] for one in statuses if "terminated" in (one.get("state") or {})]
         running = [one["name"] for one in statuses if "running" in (one.get("state") or {})]
         if ended and running:
             name = objects.name_of(pod)
-            cause = f"container {', '.join(ended)} of pod {name} has ended, and {', '.join(running)} runs on"
-            return Trouble(f"{cause}: the Job ends when all containers have", name, running[0], times=20)
+            cause = f"container {', '.join(ended)} of pod {name} has ended, but {', '.join(running)} still runs"
+            return Trouble(f"{cause}: the Job completes when all containers have ended", name, running[0], times=20)
     return None
 
 
@@ -123,7 +123,7 @@ def _unschedulable(pod: Object, events: list[Object], nodes: Sequence[Object]) -
         return None
     uid = pod["metadata"].get("uid")
     if any(e.get("reason") == "TriggeredScaleUp" and e["involvedObject"].get("uid") == uid for e in events):
-        return None  # a node is on its way
+        return None  # the autoscaler is adding a node
     name, wanted = objects.name_of(pod), pod["spec"].get("nodeSelector") or {}
     selector = ", ".join(f"{key}={value}" for key, value in wanted.items())
     where = f" (node selector {selector})" if selector else ""
@@ -183,7 +183,7 @@ def _explain_waiting(pod: Object, container: Object, waiting: Object) -> Trouble
 
 
 def innermost(message: str) -> str:
-    """The cause at the end of a container runtime's chain of errors, without the layers that it came through."""
+    """The cause at the end of a container runtime's chain of errors, without the outer layers."""
     cause = re.split(r"unable to start container process: |(?:runc|crun) create failed: ", message)[-1]
     return cause.removesuffix(": unknown").strip() or message
 
@@ -243,7 +243,7 @@ def _find_mount_trouble(pod: Object, warnings: list[Object]) -> Trouble | None:
 
 
 def find_creation_trouble(owner: Object, events: Iterable[Object]) -> Trouble | None:
-    """Pods that are not even created: quota, limit range, security policy."""
+    """Pods that are not created: quota, limit range, security policy."""
     failure = objects.condition(owner, "ReplicaFailure")
     if failure.get("status") == "True":
         return Trouble(f"pods cannot be created: {runbook.cut(failure.get('message', ''))}", times=3)
@@ -254,13 +254,13 @@ def find_creation_trouble(owner: Object, events: Iterable[Object]) -> Trouble | 
 
 
 def find_runtime_trouble(service: Object, runtime: Object | None, there: Sequence[str]) -> Trouble | None:
-    """A ServingRuntime that does not exist, or does not support the model's format; ``there`` are those that exist."""
+    """A ServingRuntime that does not exist, or does not support the model's format; ``there`` are the existing ones."""
     model = service["spec"]["predictor"].get("model") or {}
     wanted, form = model.get("runtime"), (model.get("modelFormat") or {}).get("name")
     if not wanted:
         return None
     if runtime is None:
-        return Trouble(f"ServingRuntime {wanted} does not exist (there are: {', '.join(there) or 'none'})", times=6)
+        return Trouble(f"ServingRuntime {wanted} does not exist (existing: {', '.join(there) or 'none'})", times=6)
     supported = [str(entry.get("name")) for entry in runtime["spec"].get("supportedModelFormats") or []]
     if form and supported and form not in supported:
         cause = f"ServingRuntime {wanted} does not support model format {form} (it supports: {', '.join(supported)})"
@@ -269,7 +269,7 @@ def find_runtime_trouble(service: Object, runtime: Object | None, there: Sequenc
 
 
 def find_condition_trouble(item: Object) -> Trouble | None:
-    """What a controller says in a condition that it cannot do; a conflict of two writers passes by itself."""
+    """A failure that a controller reports in a condition; a conflict of two writers resolves by itself."""
     for entry in (item.get("status") or {}).get("conditions") or []:
         message = str(entry.get("message", ""))
         failed = entry.get("status") != "True" and entry.get("reason") in CONTROLLER_FAILURES
@@ -279,10 +279,10 @@ def find_condition_trouble(item: Object) -> Trouble | None:
 
 
 def find_specification_trouble(service: Object) -> Trouble | None:
-    """What KServe itself says is wrong with the specification."""
+    """An error in the specification that KServe itself reports."""
     model = (service.get("status") or {}).get("modelStatus") or {}
     if model.get("transitionStatus") != "InvalidSpec":
         return None
     failure = model.get("lastFailureInfo") or {}
     reason = f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
-    return Trouble(f"KServe refuses the specification: {runbook.cut(reason)}", times=2)
+    return Trouble(f"KServe rejects the specification: {runbook.cut(reason)}", times=2)

@@ -1,4 +1,4 @@
-"""The one way to wait for a set of conditions: each in its own time, and all at an end where one cannot heal."""
+"""Waits for a set of conditions, each with its own timeout; stops early where one can no longer be reached."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pytest_vllm_stage.stage.observe import diagnose, runbook
 from pytest_vllm_stage.stage.observe.reader import Condition, ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
-#: Seconds between observations; a shared API server is asked less often than one of the run's own.
+#: Seconds between observations; a shared API server is polled less often than the run's own.
 OBSERVE_INTERVAL_S = {"local": 0.5, "kubeconfig": 2.0}
-#: Looks at an API server that does not answer before that is the answer.
+#: Observations of an unresponsive API server before the wait fails.
 MOST_UNANSWERED = 20
 
 
 def wait_for_all(reader: StageReader, conditions: Sequence[Condition], journal: Journal) -> None:
-    """Wait until every condition holds; each one's duration goes into the journal under its own name.
+    """Wait until every condition holds; the journal records each one's duration under its own name.
 
     Raises:
         WaitFailed: a condition cannot be reached, or was not in its own time; the first line names cause and object.
@@ -49,7 +49,7 @@ class _Group:
         self._unanswered = 0
 
     def observe(self) -> Observation:
-        """See what is not done yet; the first condition that cannot come true ends it."""
+        """Observe what is not done yet; the first condition that can no longer be reached ends the wait."""
         try:
             self._reader.events = self._reader.listed("Event")
             states = [
@@ -93,7 +93,7 @@ class _Group:
 
 
 def _explain_timeout(condition: Condition, status: ConditionStatus) -> Trouble:
-    """Nothing is known to be wrong, but the time is up: the log of what is not Ready says how far it came."""
+    """The timeout expired without a known cause: point to the log of the container that is not Ready."""
     cause = f"not within {condition.timeout_s:g} s: {status.state}{_last_condition(status)}"
     for pod in status.subjects:
         for container in (pod.get("status") or {}).get("containerStatuses") or [] if pod.get("kind") == "Pod" else []:
@@ -103,7 +103,7 @@ def _explain_timeout(condition: Condition, status: ConditionStatus) -> Trouble:
 
 
 def _last_condition(status: ConditionStatus) -> str:
-    """The condition of the object itself that says why it is not there yet."""
+    """The object's own condition that explains why it is not ready yet."""
     for entry in (status.subjects[0].get("status") or {}).get("conditions") or [] if status.subjects else []:
         if entry.get("status") == "False" and entry.get("message"):
             return f"; {entry.get('type')}: {entry.get('reason', '')}: {runbook.cut(str(entry['message']))}"
