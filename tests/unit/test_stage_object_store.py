@@ -77,7 +77,7 @@ def test_kserve_annotations_are_read(monkeypatch: pytest.MonkeyPatch, annotation
 def test_what_the_secret_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StageFailure, match='secret minio-credentials has no key "secretkey"'):
         found_by_secret(monkeypatch, {"accesskey": "a"})
-    with pytest.raises(EnvironmentUnusable, match="has no MinIO that is reached from here"):
+    with pytest.raises(EnvironmentUnusable, match="has no MinIO that is reachable from here"):
         found_by_secret(monkeypatch, KEYS, minio_url=None)
 
 
