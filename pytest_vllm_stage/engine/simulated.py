@@ -7,12 +7,12 @@ checksums stay real. It is a copy, since the pods of a kept stage outlive what i
 
 from __future__ import annotations
 
-import compileall
 import hashlib
 import json
 import platform
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,8 +66,8 @@ def _make(build: build_once.Build) -> build_once.Facts:
         target = package / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(paths.PACKAGE / name, target)
-    # Where it runs nobody can write bytecode.
-    compileall.compile_dir(package, quiet=2)
+    # Where it runs the folder is read-only. Isolated, since PYTHONPYCACHEPREFIX would put the bytecode elsewhere.
+    subprocess.run([sys.executable, "-I", "-m", "compileall", "-qq", str(package)], check=False)
     for model, size_bytes in WEIGHTS_BYTES.items():
         _make_weights(build.folder / "weights" / model, size_bytes)
     return {"modules": len(_sources())}

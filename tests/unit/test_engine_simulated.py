@@ -41,6 +41,19 @@ def test_the_simulator_runs_from_it_with_the_standard_library_alone(made: tuple[
     assert int(faults) > 30
 
 
+def test_bytecode_lies_next_to_the_modules_wherever_this_process_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "elsewhere"))
+    package = simulated.ensure(Journal())[0].site_packages / "pytest_vllm_stage"
+    modules = sorted(package.rglob("*.py"))
+    assert modules
+    missing = [path for path in modules if not list((path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"))]
+    assert missing == []
+
+
 def test_what_is_there_is_not_made_again(made: tuple[EngineEnvironment, Path], tmp_path: Path) -> None:
     journal = Journal(tmp_path / "events.jsonl")
     assert simulated.ensure(journal) == made
