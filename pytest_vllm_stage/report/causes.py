@@ -1,4 +1,4 @@
-"""The checks of a run that did not pass, grouped by cause: forty tests without a stage are one failure, not forty."""
+"""The checks of a run that did not pass, grouped by cause: one failed deployment blocks forty tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_vllm_stage.report.run_data import RunData
 
 _ERROR_LINE = re.compile(r"^E(?:   ?|$)(.*)$")
 _NEXT = re.compile(r"^\s*next: (.+)$")
-#: Kinds of errors that the fixtures put before a message; a test that was skipped for the same cause has the same one.
+#: pytest's prefix of a skip's reason; a test that was skipped for a cause has that cause's message after it.
 _PREFIX = "Skipped: "
 _UNDECIDED = re.compile(r"\b(inconclusive|invalid|suspicious)\b")
 #: A failure's text is shown up to this many lines; the whole of it is in junit.xml.
@@ -21,7 +21,7 @@ _LINES = 14
 
 @dataclass(frozen=True)
 class Cause:
-    """What is wrong, and which checks show it.
+    """A cause of failures, and the checks that failed because of it.
 
     Attributes:
         headline: The first line of the message.
@@ -42,12 +42,12 @@ class Cause:
 
 @dataclass(frozen=True)
 class Gap:
-    """Checks that gave no verdict for one reason.
+    """Checks without a verdict for the same reason.
 
     Attributes:
-        reason: Why.
+        reason: The reason.
         tests: Their names.
-        declared: The profile says that they do not apply, so that nothing is missing.
+        declared: The profile declares them not applicable.
         undecided: They ran, and the measurement did not decide.
     """
 
@@ -103,7 +103,7 @@ def find_gaps(data: RunData) -> list[Gap]:
 
 
 def read_message(reason: str) -> list[str]:
-    """The lines that say what is wrong: those that pytest marks with ``E``, else all; never empty."""
+    """The lines of the error: those that pytest marks with ``E``, otherwise all; never empty."""
     lines = reason.splitlines()
     marked = [match[1] for line in lines if (match := _ERROR_LINE.match(line))]
     found = [line.rstrip() for line in (marked or lines)]

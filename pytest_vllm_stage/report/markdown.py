@@ -19,7 +19,7 @@ _MOST_TESTS = 8
 
 
 def render_markdown(data: RunData) -> str:
-    """The report, under `LIMIT_BYTES`; what does not fit is cut at a line and said so."""
+    """The report, at most `LIMIT_BYTES` long; it is cut at a line, with a note."""
     lines = [*_head(data), *_causes(data), *_regressions(data), *_matrix(data), *_gaps(data), *_links(data)]
     text: list[str] = []
     size = 0
@@ -33,10 +33,10 @@ def render_markdown(data: RunData) -> str:
 
 
 def escape(text: str) -> str:
-    """Text from a server, as text: neither Markdown nor HTML, in one line."""
+    """Text from a server as one line without Markdown or HTML."""
     one_line = " ".join(text.split())
     html = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    unmentioned = html.replace("@", "@\u200b")  # nobody is to be notified by a model's name
+    unmentioned = html.replace("@", "@\u200b")  # a model's name must not notify a GitHub user
     return re.sub(r"([\\`*\[\]#+|~]|(?<!\w)_|_(?!\w))", r"\\\1", unmentioned)
 
 

@@ -91,7 +91,7 @@ def _regressions(data: RunData) -> Iterator[str]:
         "baseline_value",
         "Median of the accepted runs, in the unit of the metric's name.",
         [
-            (_labels(data, by_name[one["name"]]) | {"metric": metric}, judged.get("baseline", judged.get("usual")))
+            (_labels(data, by_name[one["name"]]) | {"metric": metric}, judged.get("baseline"))
             for one in known
             for metric, judged in one.get("metrics", {}).items()
         ],

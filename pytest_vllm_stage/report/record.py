@@ -1,4 +1,4 @@
-"""run.json: the journal of a run, put in order. Every other report is made from this one."""
+"""``run.json``: the journal of a run as one record. Every other report is made from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.settings.config import StageConfig
 
-#: Raised when a field changes its meaning or goes; adding one does not raise it.
+#: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
 
 STEP_PREFIX = "step: "
@@ -23,14 +23,14 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
 
     Args:
         journal_path: The run's journal.
-        config: The run's settings; None takes what the journal's first event says, as for a run that was killed.
+        config: The run's settings; with None, as for a killed run, those of the journal's first event.
 
     Returns:
         A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``simulated`` (a simulated
         engine answered: nothing in it may be published as a model's), ``settings`` with sources, ``versions``,
         ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``, ``errors``,
         ``exit_status``, ``benchmarks`` (one per load step), ``load_access`` (which tests ran during each),
-        ``regressions`` (a step beside its history each), ``capacities``, ``publications`` (a model's published results
+        ``regressions`` (one comparison per load step), ``capacities``, ``publications`` (a model's published results
         each).
     """
     events = read_events(journal_path)
@@ -68,7 +68,7 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
 
 
 def _benchmarks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The load steps in the order measured; a later word on a step replaces the earlier one."""
+    """The load steps in the order measured; a later event of a step replaces an earlier one."""
     return list({event["name"]: _without_kind(event) for event in events if event["kind"] == "benchmark"}.values())
 
 
@@ -108,12 +108,12 @@ def _without_kind(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(data: dict[str, Any], path: Path) -> None:
-    """Write the record, whole or not at all."""
+    """Write the record atomically."""
     write_atomically(path, json.dumps(data, indent=1, sort_keys=False) + "\n")
 
 
 def counts(data: dict[str, Any]) -> dict[str, int]:
-    """Outcome to number of tests; a test that passed and then failed in teardown counts as an error alone."""
+    """Outcome to number of tests; a test that passed and then failed in teardown counts only as an error."""
     worst: dict[str, str] = {}
     rank = {"passed": 0, "skipped": 1, "failed": 2, "error": 3}
     for test in data["tests"]:

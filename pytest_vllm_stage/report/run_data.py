@@ -1,6 +1,6 @@
-"""A run directory as plain data for the reports that people read: all parsing and checking of its files is here.
+"""A run directory as plain data for the reports: all parsing and checking of its files is here.
 
-Nothing in it is changed. What a killed run did not get to write is missing here too, and `RunData.problems` says so.
+The directory is not changed. `RunData.problems` lists what a killed run did not write.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pytest_vllm_stage.slo.baselines import Baseline, read_baselines
 
 RECORD = "run.json"
 JOURNAL = "journal.jsonl"
-#: The lines of the baselines that this run was compared with, kept so that the page can be made again anywhere.
+#: The baselines that this run was compared with, copied so that the page can be made again on any machine.
 HISTORY = "history.jsonl"
 RATE, CONCURRENCY = "rate", "concurrency"
 
@@ -35,12 +35,12 @@ class Gate:
     Attributes:
         objective: Its key, for example ``ttft_p50_ms``.
         limit: The promised bound.
-        is_floor: Kept from the limit upwards.
+        is_floor: The limit is a lower bound.
         observed: The measured value; None where there is none.
         interval: Two-sided 95 % confidence interval; None where the step has too few requests, or none is defined.
         outcome: ``pass``, ``fail`` or ``inconclusive``.
-        n: Requests behind it.
-        effective_n: Independent requests that these are equivalent to; None where the run did not record it.
+        n: Number of requests.
+        effective_n: The effective sample size; None where the run did not record it.
         misses: Requests over the limit.
         needs: Requests that would decide; None where it is decided.
         why: The numbers in a sentence.
@@ -69,14 +69,14 @@ class StepData:
         model: The served name.
         kind: `RATE` or `CONCURRENCY`.
         level: Requests/s or concurrent users.
-        outcome: The verdict, or ``observed`` for a step beyond the promise.
+        outcome: The verdict, or ``observed`` for a step beyond the promised load.
         why: The verdict's reason.
         gates: One per objective.
         metrics: Every number by its name; ``math.inf`` where too many requests failed.
         percentiles: Name to ``value``, ``n``, ``ci95`` and ``needs``.
-        findings: What was odd about the measurement.
+        findings: What was wrong or unexpected in the measurement.
         capacity: Requests/s that the server reached while it was saturated; None where it was not.
-        result: The whole result file, for what only later versions write.
+        result: The whole result file, for fields that only later versions write.
         samples: The file of samples; None where it is missing.
     """
 
@@ -96,16 +96,16 @@ class StepData:
     samples: Path | None
 
     def measurement(self) -> Measurement | None:
-        """The samples.
+        """The step's samples; None where the file is missing.
 
         Raises:
-            ConfigError: the file is wrong.
+            ConfigError: the file is not a valid file of samples.
         """
         return read_measurement(self.samples) if self.samples else None
 
     @property
     def load(self) -> str:
-        """The load in words."""
+        """The load with its unit, for example ``5 requests/s``."""
         one = self.level == 1
         if self.kind == RATE:
             return f"{self.level:g} {'request' if one else 'requests'}/s"
@@ -117,13 +117,13 @@ class RunData:
     """A run.
 
     Attributes:
-        directory: Where it lies.
-        record: ``run.json``; of a run that was killed, the same made from its journal.
+        directory: The run directory.
+        record: ``run.json``; for a killed run the same data, built from its journal.
         complete: The run reached its end.
-        last_event: The last line of the journal, which tells where a killed run was.
-        steps: Its load steps, models and rates first.
+        last_event: The last line of the journal, which shows where a killed run was.
+        steps: Its load steps by model, rates before concurrencies.
         history: Lines of the baselines up to and including this run's own.
-        problems: What is missing or could not be read, a line each.
+        problems: What is missing or could not be read, one line each.
     """
 
     directory: Path
@@ -141,7 +141,7 @@ class RunData:
 
     @property
     def simulated(self) -> bool:
-        """A simulated engine answered."""
+        """Whether a simulated engine answered."""
         return bool(self.record.get("simulated"))
 
     @property
@@ -150,12 +150,12 @@ class RunData:
         return tuple(dict.fromkeys(step.role for step in self.steps))
 
     def setting(self, name: str) -> str | None:
-        """The value of an option; None where it is unset or unknown."""
+        """An option's value; None where it is unset or unknown."""
         value = self.record["settings"].get(name, {}).get("value")
         return None if value is None else str(value)
 
     def of_model(self, role: str, name: str) -> Any:
-        """What the profile says of a model; None where it says nothing."""
+        """The value of a model's key in the profile; None where the profile does not set it."""
         profile = self.record["profile"]
         if role == "endpoint":
             served = next((step.model for step in self.steps if step.role == role), None)
@@ -180,6 +180,7 @@ def load_run(directory: Path) -> RunData:
         raise ConfigError(f"{directory}: no such run directory")
     events = read_events(directory / JOURNAL)
     found, complete, problems = _record(directory, events)
+    _rename_former_fields(found)
     steps, step_problems = _steps(directory, found)
     history, history_problems = _history(directory, found, steps)
     return RunData(
@@ -194,7 +195,7 @@ def load_run(directory: Path) -> RunData:
 
 
 def _record(directory: Path, events: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], bool, list[str]]:
-    """The record, whether the run reached its end, and what is wrong with it."""
+    """The record, whether the run reached its end, and what is wrong with the files."""
     path = directory / RECORD
     ours = bool(events) and events[0].get("kind") == "run"
     if not path.exists():
@@ -210,6 +211,14 @@ def _record(directory: Path, events: Sequence[Mapping[str, Any]]) -> tuple[dict[
     _check_record(data, path)
     missing = [] if events else [f"{JOURNAL} is missing"]
     return data, data.get("ended_at") is not None, missing
+
+
+def _rename_former_fields(data: Mapping[str, Any]) -> None:
+    """Give the fields that earlier versions wrote their present names."""
+    for regression in data["regressions"]:
+        for judged in regression.get("metrics", {}).values():
+            if "usual" in judged:
+                judged["baseline"] = judged.pop("usual")
 
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
@@ -327,7 +336,7 @@ def _interval(value: Any) -> tuple[float, float] | None:
 
 
 def _number(value: Any) -> float | None:
-    """A number of our JSON, where ``inf`` is a text; None for anything else."""
+    """A number of the result files, where infinity is the string ``inf``; None for anything else."""
     if value in ("inf", "Infinity"):
         return math.inf
     if isinstance(value, str):
@@ -341,7 +350,7 @@ def _number(value: Any) -> float | None:
 def _history(
     directory: Path, found: Mapping[str, Any], steps: Sequence[StepData]
 ) -> tuple[tuple[Baseline, ...], list[str]]:
-    """The run's own copy of the lines that it was compared with; else those of the folder that it names."""
+    """The run's own copy of the baselines that it was compared with, otherwise those of its baselines folder."""
     folder = found["settings"].get("baselines", {}).get("value")
     path = directory / HISTORY
     if not path.exists():
@@ -358,7 +367,7 @@ def _history(
 
 
 def select_history(known: Sequence[Baseline], run_id: str, steps: Sequence[str]) -> Iterator[Baseline]:
-    """The lines of these steps that were there when the run ended: later runs are not part of its past."""
+    """The lines of these steps up to the end of the run: later runs are not part of its history."""
     own = [place for place, line in enumerate(known) if line.run_id == run_id]
     for line in known[: own[-1] + 1 if own else len(known)]:
         if line.key.get("step") in steps:

@@ -1,4 +1,4 @@
-"""Reports at the end of a run: made by a process of their own, bounded in time, and never a reason to fail the run."""
+"""Reports at the end of a run: made by a separate process with a timeout; they never fail the run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def report_run(directory: Path, *options: str, timeout_s: float = TIMEOUT_S) -> 
 
 
 def end_options(config: StageConfig, run_id: str, directory: Path) -> list[str]:
-    """The index is only of the runs that keep their record in the usual place, under their own names."""
+    """The options of the report at the end: the index lists only runs in the default place under their own names."""
     if config.get("run_dir") or directory.name != run_id:
         return []
     keep = config.keep_reports

@@ -1,4 +1,4 @@
-"""The load steps of a run for the terminal: how long the answers took, with what confidence, and what follows."""
+"""The load steps of a run for the terminal: latencies with confidence intervals, verdicts and their reasons."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _PERCENTS = (50, 90, 99)
-#: A step whose metrics are what they were.
-_AS_USUAL = "ok"
-#: A step that too few comparable runs were accepted of.
+#: The state of a step whose metrics did not change.
+_UNCHANGED = "ok"
+#: The state of a step with too few accepted comparable runs.
 _NO_HISTORY = "no-baseline"
 _HEADER = ("step", "n", *(f"ttft P{percent} ms" for percent in _PERCENTS), "e2e P90 s", "tokens/s", "verdict")
 
@@ -16,7 +16,7 @@ _HEADER = ("step", "n", *(f"ttft P{percent} ms" for percent in _PERCENTS), "e2e 
 def lines(data: dict[str, Any]) -> list[str]:
     """The table of a record, then a line for each objective's verdict; empty where no load step was measured.
 
-    A percentile stands with its two-sided 95 % confidence interval, or with the number of requests that one needs.
+    A percentile is followed by its two-sided 95 % confidence interval, or by the number of requests needed for one.
     """
     benchmarks = data["benchmarks"]
     found = [capacity["text"] for capacity in data["capacities"]]
@@ -35,11 +35,11 @@ def lines(data: dict[str, Any]) -> list[str]:
 
 
 def _history(regressions: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """How the steps compare with earlier runs: the unchanged ones in one line, those without in one, each other."""
+    """The comparison with earlier runs: unchanged steps in one line, steps without a baseline in one, others each."""
     where = "compared with earlier runs"
-    alike = {state: [one for one in regressions if one["state"] == state] for state in (_AS_USUAL, _NO_HISTORY)}
-    if alike[_AS_USUAL]:
-        yield f"{where}: {len(alike[_AS_USUAL])} of {len(regressions)} steps unchanged"
+    alike = {state: [one for one in regressions if one["state"] == state] for state in (_UNCHANGED, _NO_HISTORY)}
+    if alike[_UNCHANGED]:
+        yield f"{where}: {len(alike[_UNCHANGED])} of {len(regressions)} steps unchanged"
     if alike[_NO_HISTORY]:
         few = max(one["runs"] for one in alike[_NO_HISTORY])
         notes = dict.fromkeys(note for one in alike[_NO_HISTORY] for note in one["notes"])
@@ -79,7 +79,7 @@ def _number(value: float | str | None) -> str:
     return value if isinstance(value, str) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-#: What the engine and the GPUs did: a column's head, its metrics, and the factor to its unit.
+#: The metrics of the engine and the GPUs: a column's head, its metrics, and the factor to its unit.
 _SERVER_COLUMNS = (
     ("running mean/max", ("running_mean", "running_max"), 1.0),
     ("waiting mean/max", ("waiting_mean", "waiting_max"), 1.0),
@@ -92,7 +92,7 @@ _SERVER_COLUMNS = (
 
 
 def _server_table(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The columns that have a source in some step; nothing where no server was read."""
+    """The columns that have a value in some step; no lines where no server was read."""
     found = [one["result"]["metrics"] for one in benchmarks]
     columns = [column for column in _SERVER_COLUMNS if any(metrics.get(column[1][0]) is not None for metrics in found)]
     if not columns:
@@ -120,7 +120,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _reasons(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Why, for each step that is not simply kept; what was promised, where several steps share it, once."""
+    """The reason for each step that did not pass, after the objectives where all steps share them."""
     promised = {", ".join(one["objectives"]) for one in benchmarks if one["objectives"]}
     if len(promised) == 1:
         yield f"promised  {promised.pop()}"

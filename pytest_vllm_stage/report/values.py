@@ -1,4 +1,4 @@
-"""Numbers for people: three digits where that suffices, units beside them, infinity by its cause."""
+"""Numbers for people: three significant digits, with units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NONE = "\u2013"  # an en dash
 
 
 def format_number(value: float | None) -> str:
-    """Three significant digits; an infinite latency (too many failed requests) as its sign."""
+    """Three significant digits; an infinite latency (too many failed requests) as ``∞``."""
     if value is None:
         return NONE
     if math.isinf(value):

@@ -75,7 +75,7 @@ def test_other_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"not a run directory: expected run.json or a journal"):
         load_run(tmp_path)
-    (tmp_path / "run.json").write_text('{"name": "somebody else\'s"}')
+    (tmp_path / "run.json").write_text('{"name": "another tool\'s"}')
     with pytest.raises(ConfigError, match="not the record of a run"):
         load_run(tmp_path)
 
@@ -89,6 +89,15 @@ def test_later_schema_is_refused_and_names_its_writer(tmp_path: Path) -> None:
         load_run(folder)
     assert "expected schema_version 1 or lower, got 99" in str(caught.value)
     assert "pytest_vllm_stage 9.9" in str(caught.value)
+
+
+def test_baseline_of_a_regression_is_read_under_its_former_name(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    path = folder / "run.json"
+    former = {"name": "full-rate-5", "metrics": {"ttft_p50_ms": {"value": 120.0, "usual": 100.0}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"regressions": [former]}))
+    (regression,) = load_run(folder).record["regressions"]
+    assert regression["metrics"]["ttft_p50_ms"] == {"value": 120.0, "baseline": 100.0}
 
 
 def test_field_of_another_type_is_named(tmp_path: Path) -> None:

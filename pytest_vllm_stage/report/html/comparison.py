@@ -1,4 +1,4 @@
-"""The models side by side, as what the stage is for; and this run beside another one."""
+"""The stage's models side by side, and this run compared with another one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_vllm_stage.report.run_data import RATE, RunData, StepData
 from pytest_vllm_stage.report.values import format_bytes, format_number
 
 _NOT_RECORDED = "not recorded"
-#: What two runs are compared by, with whether more is better.
+#: The metrics by which two runs are compared; True where higher is better.
 _COMPARED = {
     "ttft_p50_ms": False,
     "tpot_p50_ms": False,
@@ -129,11 +129,11 @@ _ROWS: Sequence[tuple[str, Callable[[RunData, str], str]]] = (
 
 
 def compare_runs(data: RunData, other: RunData) -> ComparisonTable:
-    """Each step of this run beside the same step of another one."""
+    """Each step of this run compared with the same step of another one."""
     theirs = {step.name: step for step in other.steps}
     rows = [row for step in data.steps if step.name in theirs for row in _step_rows(step, theirs[step.name])]
     missing = sorted({step.name for step in data.steps} ^ set(theirs))
-    notes = [f"Run {other.run_id} is the other one.", *_differences(data, other)]
+    notes = [f"The other run is {other.run_id}.", *_differences(data, other)]
     notes += [f"Only one of the runs has: {', '.join(missing)}."] if missing else []
     headers = ("load step", "metric", "other run", "this run", "change", "verdict then", "verdict now")
     return ComparisonTable(f"Compared with run {other.run_id}", " ".join(notes), headers, tuple(rows))
@@ -155,7 +155,7 @@ def _change(old: float | None, new: float | None, *, more_is_better: bool) -> st
 
 
 def _differences(data: RunData, other: RunData) -> Iterator[str]:
-    """What makes the two runs less than comparable, a sentence each."""
+    """The reasons why the two runs are not fully comparable, one sentence each."""
     if data.simulated != other.simulated:
         yield "One of them is SIMULATED: the numbers are not comparable."
     theirs = {step.name: step for step in other.steps}

@@ -83,7 +83,7 @@ def find_series(data: RunData) -> list[Series]:
 
 
 def _baseline(judged: Mapping[str, Any]) -> float | None:
-    value = judged.get("baseline", judged.get("usual"))
+    value = judged.get("baseline")
     return float(value) if isinstance(value, int | float) else None
 
 

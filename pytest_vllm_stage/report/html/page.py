@@ -32,7 +32,7 @@ from pytest_vllm_stage.settings.config import SIMULATED_NOTICE
 
 _MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "environment unusable": "!", "incomplete": "…"}
 _RANK = {"error": 0, "failed": 1, "skipped": 2, "passed": 3}
-#: What a run leaves beside the page, for its last lines.
+#: The files next to the page that its last lines link to.
 _FILES = ("run.json", "journal.jsonl", "junit.xml", "report.md", "metrics.prom", "benchmarks/benchmarks.csv")
 _MOST_RERUN = 20
 
@@ -123,10 +123,10 @@ def _chart_sections(data: RunData) -> tuple[list[Section], Section | None]:
 
 
 def _earlier_pages(data: RunData) -> list[str]:
-    """The pages of the runs in the history that lie beside this run's directory, the newest first."""
+    """The pages of the runs in the history whose directories are next to this run's, newest first."""
     earlier = dict.fromkeys(line.run_id for line in reversed(data.history) if line.run_id != data.run_id)
-    beside = data.directory.resolve().parent
-    return [f"../{run_id}/{PAGE}" for run_id in earlier if (beside / Path(run_id).name / PAGE).is_file()]
+    parent = data.directory.resolve().parent
+    return [f"../{run_id}/{PAGE}" for run_id in earlier if (parent / Path(run_id).name / PAGE).is_file()]
 
 
 def _tests(data: RunData) -> list[Mapping[str, Any]]:
