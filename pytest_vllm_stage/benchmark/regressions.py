@@ -72,8 +72,10 @@ class Comparison:
 
     def properties(self) -> dict[str, float | str]:
         """For ``user_properties`` and JUnit."""
-        usual = {f"regression.usual.{gate.metric}": gate.usual for gate in self.gates if gate.usual is not None}
-        return {"regression.state": self.state.value, "regression.text": self.text(), **usual}
+        baselines = {
+            f"regression.baseline.{gate.metric}": gate.baseline for gate in self.gates if gate.baseline is not None
+        }
+        return {"regression.state": self.state.value, "regression.text": self.text(), **baselines}
 
     def text(self) -> str:
         """One line for people; the numbers only of what changed."""
@@ -118,7 +120,7 @@ def compare(run: Run, result: StepResult, serving: Serving, remeasure: Remeasure
         fails=comparison.fails,
         text=comparison.text(),
         notes=list(comparison.notes),
-        metrics={gate.metric: {"value": _number(gate.value), "usual": gate.usual} for gate in comparison.gates},
+        metrics={gate.metric: {"value": _number(gate.value), "baseline": gate.baseline} for gate in comparison.gates},
         runs=comparison.runs,
         reruns=comparison.reruns,
     )

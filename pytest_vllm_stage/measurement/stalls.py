@@ -1,4 +1,4 @@
-"""Stalls: times in which the server gave nothing although it had begun, or had only requests of a usual length."""
+"""Stalls: times without any token although answers had begun, or although only requests of common length waited."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from pytest_vllm_stage.measurement.samples import Sample
 
-#: Shorter gaps are no stall, whatever the usual gap is.
+#: Shorter gaps are not a stall, whatever the median gap is.
 SHORTEST_STALL_S = 0.5
 #: A stall is this many times longer than the median gap between two tokens.
 TIMES_MEDIAN_GAP = 10.0
@@ -38,15 +38,15 @@ class Stall:
 def find_stalls(samples: Sequence[Sample]) -> tuple[Stall, ...]:
     """Every stall of a step, in order.
 
-    Two signs: a gap between two tokens of one answer, and a silence of all answers while requests wait. The second sees
-    stalls that fall between answers, which an open loop meets and a gap between tokens cannot show.
+    There are two signs: a gap between two tokens of one answer, and a silence of all answers while requests wait. The
+    second finds stalls between answers, which occur in an open loop and do not show as a gap between tokens.
     """
     gaps = [gap for sample in samples for gap in _gaps(sample)]
-    usual_gap_s = statistics.median(end - start for start, end in gaps) if gaps else 0.0
+    median_gap_s = statistics.median(end - start for start, end in gaps) if gaps else 0.0
     ttfts = [sample.first_token_s - sample.scheduled_s for sample in samples if sample.first_token_s is not None]
-    usual_ttft_s = statistics.median(ttfts) if ttfts else 0.0
-    long_gap_s = max(SHORTEST_STALL_S, TIMES_MEDIAN_GAP * usual_gap_s)
-    long_silence_s = max(long_gap_s, TIMES_MEDIAN_TTFT * usual_ttft_s)
+    median_ttft_s = statistics.median(ttfts) if ttfts else 0.0
+    long_gap_s = max(SHORTEST_STALL_S, TIMES_MEDIAN_GAP * median_gap_s)
+    long_silence_s = max(long_gap_s, TIMES_MEDIAN_TTFT * median_ttft_s)
     found = [Stall(start, end) for start, end in gaps if end - start > long_gap_s]
     found += [silence for silence in _silences(samples) if silence.duration_s > long_silence_s]
     return _merged(found)

@@ -1,4 +1,4 @@
-"""Baselines: what earlier runs measured, one JSON line a run and step, only ever appended.
+"""Baselines: what earlier runs measured, one JSON line per run and step; lines are only appended.
 
 Two runs are comparable when their keys are equal; comparing others is refused, and the fields that differ are named.
 """
@@ -15,9 +15,9 @@ from typing import Any
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
 
-#: Raised when a field changes its meaning or goes; adding one does not raise it.
+#: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
-#: What makes runs comparable; every key has exactly these fields, and an unknown value is the empty text.
+#: What makes runs comparable; every key has exactly these fields, and an unknown value is the empty string.
 KEY_FIELDS = (
     "model",
     "image_digest",
@@ -39,8 +39,8 @@ class Baseline:
         at: When, in seconds since the epoch.
         key: What makes runs comparable; see `KEY_FIELDS`.
         metrics: Metric name to value.
-        state: What the gate said of the run.
-        accepted: It may be compared against: neither a regression nor invalid.
+        state: The gate's state of the run.
+        accepted: Later runs may be compared with it: it is neither a regression nor invalid.
     """
 
     run_id: str
@@ -64,7 +64,7 @@ def make_key(**values: str) -> dict[str, str]:
 
 
 def append_baseline(path: Path, baseline: Baseline) -> None:
-    """Append one line, in one write, so that runs side by side never mix theirs."""
+    """Append one line in one write, so that lines of concurrent runs are never mixed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(baseline)}, allow_nan=False, sort_keys=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -75,7 +75,7 @@ def append_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def read_baselines(path: Path) -> list[Baseline]:
-    """Every line in the order written; none where there is no file.
+    """All lines in the order written; an empty list where the file does not exist.
 
     Raises:
         ConfigError: naming file, line and field.
@@ -91,8 +91,9 @@ def _baseline(line: str, where: str) -> Baseline:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-        raise ConfigError(f"{where}: schema_version: must be {SCHEMA_VERSION}")
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ConfigError(f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}")
     _check(data, where)
     return Baseline(
         run_id=data["run_id"],
@@ -109,13 +110,13 @@ def _check(data: Mapping[str, Any], where: str) -> None:
     for name, kind in kinds.items():
         value = data.get(name)
         if not isinstance(value, kind) or (name == "at" and isinstance(value, bool)):
-            raise ConfigError(f"{where}: {name}: must be {getattr(kind, '__name__', kind)}, not {value!r}")
+            raise ConfigError(f"{where}: {name}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
     for name, value in data["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{where}: metrics.{name}: must be a number, not {value!r}")
+            raise ConfigError(f"{where}: metrics.{name}: expected a number, got {value!r}")
     for name, value in data["key"].items():
         if not isinstance(value, str):
-            raise ConfigError(f"{where}: key.{name}: must be a text, not {value!r}")
+            raise ConfigError(f"{where}: key.{name}: expected a string, got {value!r}")
 
 
 def differing(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -141,10 +142,10 @@ def comparable(baselines: Sequence[Baseline], key: Mapping[str, str]) -> list[Ba
 
 
 def why_none(baselines: Sequence[Baseline], key: Mapping[str, str]) -> str:
-    """Why there is nothing to compare with: which fields keep the nearest accepted run out."""
+    """Why there is nothing to compare with: the fields in which the nearest accepted run differs."""
     accepted = [baseline for baseline in baselines if baseline.accepted]
     if not accepted:
-        return "no run of this step was accepted yet"
+        return "no run of this step has been accepted yet"
     nearest = min(reversed(accepted), key=lambda baseline: len(differing(baseline.key, key)))
     fields = ", ".join(f"{name} was {old or 'unknown'!r}" for name, (_, old) in differing(key, nearest.key).items())
     return f"no accepted run is comparable; in the nearest, {nearest.run_id}, {fields or 'nothing differs'}"

@@ -1,9 +1,9 @@
-"""The highest request rate that keeps the objectives: a search over short steps, as a state machine without any I/O.
+"""The highest request rate that meets the objectives: a search over short steps, as a state machine without any I/O.
 
-From the start rate it doubles or halves until one rate holds and a higher one does not, then bisects (geometrically)
-until the two are close. Each step is judged with alpha divided by the most steps of a search, so that the bracket as a
-whole is right with probability 1 - alpha: no rate up to `Capacity.holds` was passed wrongly, none from
-`Capacity.breaks` on was failed wrongly.
+The search doubles or halves the start rate until one rate holds and a higher one does not, then bisects
+(geometrically) until the two are close. Each step is judged with alpha divided by the maximum number of steps, so that
+the whole bracket is right with probability 1 - alpha: no rate up to `Capacity.holds` passed wrongly, and none from
+`Capacity.breaks` on failed wrongly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytest_vllm_stage.slo.objectives import Objective
 RESOLUTION = 1.1
 MOST_STEPS = 10
 SHORTEST_STEP_S = 20.0
-#: The capacity that an overloaded step shows is above what keeps a latency: the next rate is this part of it.
+#: The capacity that an overloaded step shows is above the rate that meets a latency: the next rate is this share of it.
 _BELOW_SHOWN = 0.9
 
 
@@ -31,8 +31,8 @@ class Capacity:
         holds: The highest rate whose objectives were shown kept; None if there was none.
         breaks: The lowest rate whose objectives were shown broken, or that stayed undecided; None if there was none.
         undecided: ``breaks`` is a rate that stayed undecided, not one that was shown broken.
-        confidence: Of the whole bracket.
-        steps: Steps that were carried out.
+        confidence: Confidence in the whole bracket.
+        steps: Number of steps that were run.
         ended: Why the search ended.
     """
 
@@ -44,23 +44,23 @@ class Capacity:
     ended: str
 
     def text(self, promise: float | None = None) -> str:
-        """One line, beside the profile's limit where there is one."""
-        beside = f"; the profile promises {promise:g}" if promise is not None else ""
+        """One line, with the profile's promised rate where there is one."""
+        promised = f"; the profile promises {promise:g}" if promise is not None else ""
         how = "is undecided" if self.undecided else "breaks the SLO"
         upper = f", {self.breaks:.3g} {how}" if self.breaks is not None else ", no upper limit was found"
         lower = "no rate was shown to hold" if self.holds is None else f"{self.holds:.3g} requests/s hold"
-        return f"capacity: {lower}{upper} ({100 * self.confidence:g} % confidence, {self.steps} steps){beside}"
+        return f"capacity: {lower}{upper} ({100 * self.confidence:g} % confidence, {self.steps} steps){promised}"
 
 
 @dataclass
 class CapacitySearch:
-    """Ask for `next_rate`, carry a step out at it, and `record` its outcome, until there is no next rate.
+    """Call `next_rate`, run a step at that rate and `record` its outcome, until there is no next rate.
 
     Attributes:
-        start: The first rate, in requests a second; the profile's limit is a good one.
+        start: The first rate, in requests per second; the profile's limit is a good one.
         resolution: The search ends when the bracket's ends differ by no more than this factor.
-        most_steps: And after this many steps.
-        alpha: Risk of the whole bracket.
+        most_steps: The search also ends after this many steps.
+        alpha: Probability that the bracket is wrong.
     """
 
     start: float
@@ -78,11 +78,11 @@ class CapacitySearch:
 
     @property
     def step_alpha(self) -> float:
-        """The alpha that each step is to be judged with."""
+        """The alpha for judging each step."""
         return self.alpha / self.most_steps
 
     def step_duration_s(self, rate: float, objectives: Sequence[Objective]) -> float:
-        """How long a step must be at least to be able to pass, with one miss to spare."""
+        """The shortest step that can pass with one miss."""
         shares = [o.allowed_share for o in objectives if not o.is_floor and o.allowed_share > 0]
         needs = max((smallest_pass(share, 1, self.step_alpha) for share in shares), default=1)
         return max(SHORTEST_STEP_S, math.ceil(needs / rate))
@@ -90,7 +90,7 @@ class CapacitySearch:
     def next_rate(self) -> float | None:
         """The rate to try; None when the search has ended."""
         if self._steps >= self.most_steps and not self._ended:
-            self._ended = f"{self.most_steps} steps were made"
+            self._ended = f"the limit of {self.most_steps} steps was reached"
         if self._ended:
             return None
         retry, self._retry = self._retry, None
@@ -108,19 +108,19 @@ class CapacitySearch:
         return self._hinted(self._holds) or math.sqrt(self._holds * self._breaks)
 
     def _hinted(self, above: float) -> float | None:
-        """The rate that an overloaded step pointed to, once, where it lies well inside the bracket."""
+        """The rate that an overloaded step suggested, once, if it is well inside the bracket."""
         hint, self._hint = self._hint, None
         inside = hint is not None and above * self.resolution < hint < (self._breaks or math.inf) / self.resolution
         return hint if inside else None
 
     def record(self, rate: float, outcome: Outcome, shown_capacity: float | None = None) -> None:
-        """Take a step's outcome.
+        """Record a step's outcome.
 
         Args:
             rate: The step's rate.
-            outcome: Its verdict. Undecided and invalid steps are tried once more; then an undecided rate counts as not
+            outcome: Its verdict. Undecided and invalid steps are retried once; then an undecided rate counts as not
                 holding, and an invalid one ends the search.
-            shown_capacity: What an overloaded step showed; see `saturation.Saturation`.
+            shown_capacity: The capacity that an overloaded step showed; see `saturation.Saturation`.
         """
         self._steps += 1
         if outcome is Outcome.PASS:
@@ -138,6 +138,6 @@ class CapacitySearch:
         self._hint = shown_capacity * _BELOW_SHOWN if shown_capacity else None
 
     def result(self) -> Capacity:
-        """What is known so far; also after an end before time."""
-        ended = self._ended or "it was broken off"
+        """What is known so far; also valid when the search was aborted."""
+        ended = self._ended or "the search was aborted"
         return Capacity(self._holds, self._breaks, self._undecided, 1 - self.alpha, self._steps, ended)

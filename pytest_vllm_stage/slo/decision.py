@@ -1,12 +1,12 @@
-"""The binomial rule: may "a share p of the requests stays within the limit" be called kept, or broken?
+"""The binomial rule: whether the objective "a share p of the requests stays within the limit" is kept or broken.
 
 With t misses among n requests and an allowed share of misses q: kept if P(Bin(n, q) <= t) <= alpha, broken if
 P(Bin(n, q) >= t) <= alpha, else undecided. Both errors are at most alpha for independent requests.
 
-Misses may be fractions (the share of one answer's token gaps over the limit). The sum of such fractions is spread less
-than a binomial count of the same mean (Hoeffding 1963, theorem 3), and is rounded against the decision.
+Misses may be fractions (the share of one answer's token gaps over the limit). The sum of such fractions has a smaller
+variance than a binomial count of the same mean (Hoeffding 1963, theorem 3), and is rounded against the decision.
 
-Requests that depend on each other count less: with a design effect D, n requests with t misses are judged as n / D
+Correlated requests carry less information: with a design effect D, n requests with t misses are judged as n / D
 with t / D (Korn & Graubard 1998; see `dependence`).
 """
 
@@ -25,7 +25,7 @@ MOST_REQUESTS = 1_000_000
 
 
 class Outcome(StrEnum):
-    """What can be said about an objective or a step."""
+    """The outcome of an objective or a step."""
 
     PASS = "pass"  # noqa: S105
     FAIL = "fail"
@@ -35,17 +35,17 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What the misses of a step say about one objective.
+    """The binomial rule applied to the misses of a step for one objective.
 
     Attributes:
         outcome: Pass, fail or inconclusive.
         n: Requests.
         misses: Requests over the limit; a fraction where each request has several values.
-        p_kept: How likely so few misses were if the objective were just broken.
-        p_broken: How likely so many misses were if the objective were just kept.
-        design_effect: How many requests count as one.
-        needs: Requests that would decide if the share of misses stayed; None where the outcome is decided, or where
-            no number would do.
+        p_kept: Probability of at most so many misses if the objective were just broken.
+        p_broken: Probability of at least so many misses if the objective were just kept.
+        design_effect: How many correlated requests carry the information of one independent request.
+        needs: Requests that would decide if the share of misses stayed the same; None where the outcome is decided, or
+            where no number would be enough.
     """
 
     outcome: Outcome
@@ -58,7 +58,7 @@ class Decision:
 
     @property
     def effective_n(self) -> int:
-        """The effective sample size."""
+        """``n`` divided by the design effect, rounded down."""
         return max(min(self.n, 1), int(self.n / self.design_effect + 1e-9))
 
 
@@ -76,12 +76,12 @@ def decide(
 
     Args:
         n: Requests.
-        misses: Of these, over the limit.
-        allowed: Share of misses that the objective allows; 0 means that one is too many and none is enough.
+        misses: Requests over the limit.
+        allowed: Share of misses that the objective allows; 0 means that one miss fails and no misses pass.
         alpha_pass: Highest probability of calling a broken objective kept.
         alpha_fail: Highest probability of calling a kept objective broken.
-        design_effects: How many requests count as one for calling the objective kept, and for calling it broken.
-        least_n: With fewer requests nothing passes.
+        design_effects: The design effect for calling the objective kept, and for calling it broken.
+        least_n: With fewer requests no objective passes.
     """
     if allowed <= 0:
         outcome = Outcome.FAIL if misses > 0 else (Outcome.PASS if n else Outcome.INCONCLUSIVE)
@@ -133,7 +133,7 @@ def needed(
     alpha_fail: float = ALPHA,
     design_effects: tuple[float, float] = (1.0, 1.0),
 ) -> int | None:
-    """The smallest number of requests that would decide if the share of misses stayed; None where no number would."""
+    """The smallest number of requests that would decide at the same share of misses; None where no number would."""
     share = misses / n if n else 0.0
 
     def decided(m: int) -> bool:
@@ -168,7 +168,7 @@ def smallest_pass(allowed: float, misses: int = 0, alpha: float = ALPHA) -> int:
 
 
 def holm(p_values: list[float], alpha: float = ALPHA) -> list[bool]:
-    """Holm's step-down rule: which of these hypotheses fall while the chance of one false fall stays at alpha."""
+    """Holm's step-down rule: which hypotheses are rejected, with a family-wise error rate of at most alpha."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     rejected = [False] * len(p_values)
     for place, i in enumerate(order):

@@ -1,8 +1,8 @@
 """The effective sample size of a step: in a queue a slow request has slow neighbours.
 
-The binomial rule assumes independent requests. What ties the requests of a step together is the engine's load: those
-that share a batch or a queue are slow together. So the correlation is measured on the number of requests in the engine
-at each send, which also moves in a quiet step whose latencies show nothing yet:
+The binomial rule assumes independent requests. The requests of a step are correlated by the engine's load: those that
+share a batch or a queue are slow together. So the correlation is measured on the number of requests in the engine at
+each send, which also varies in a quiet step whose latencies do not vary yet:
 
     design effect  D = max(correlation time of the misses, 1 + k (correlation time of the number in the engine - 1))
     effective sample size = n / D                                            (Kish 1965, Survey Sampling, 8.2)
@@ -35,13 +35,13 @@ LEAST_TIMES = 20.0
 #: The same where requests wait more than `BUSY_SHARE` of the time: near capacity the time grows without bound.
 LEAST_TIMES_BUSY = 100.0
 BUSY_SHARE = 0.25
-#: Fewer values show no correlation.
+#: With fewer values no correlation is estimated.
 _LEAST_VALUES = 20
-#: A correlation time below this is none: one slow request in 500 must not cost a sample.
+#: A correlation time below this is taken as 1: one slow request in 500 must not reduce the sample size.
 _NOTICEABLE = 1.05
 #: Times are saved in microseconds.
 _ROUNDING = 5e-7
-#: Longer series are averaged in so many blocks first: early decisions are made while tokens are being timed.
+#: Longer series are first averaged in so many blocks: early decisions are made while tokens are being timed.
 _MOST_VALUES = 400
 
 
@@ -130,15 +130,15 @@ class Dependence:
         return self.n * self.idle_share**2
 
     def design_effects(self, values: Sequence[float], misses: Sequence[float], allowed: float) -> tuple[float, float]:
-        """How many requests count as one for calling an objective kept, and for calling it broken.
+        """The design effects for calling an objective kept, and for calling it broken.
 
-        Bursts that the step shows count for both. The number in the engine counts for a pass alone: it speaks of bursts
-        that a longer step would show, and an objective is not kept before these are ruled out. In a closed loop the
-        plan fixes that number, no queue can grow, and only the misses themselves count.
+        Bursts in the step's own values count for both. The number in the engine counts only for a pass: it indicates
+        bursts that a longer step would show, and an objective is kept only once these are ruled out. In a closed loop
+        the plan fixes that number, no queue can grow, and only the misses themselves count.
 
         Args:
-            values: What is slow when it is large, a number per request in the schedule's order.
-            misses: How much of each missed.
+            values: One number per request in the schedule's order; the larger, the worse.
+            misses: The share of each request that missed, 0 to 1.
             allowed: The share of misses that the objective allows.
         """
         n = len(values)
@@ -155,16 +155,16 @@ class Dependence:
 
 
 def _cautious(effect: float, n: int) -> float:
-    """The effect and about half a standard error of it; 1 stays 1."""
+    """The effect plus about half its standard error; 1 stays 1."""
     return min(float(n), effect * (1 + math.sqrt(effect / n))) if effect > 1 else 1.0
 
 
 def find_dependence(samples: Sequence[Sample], *, open_loop: bool, waiting_share: float = 0.0) -> Dependence:
-    """Measure it.
+    """Measure how strongly the requests of a step are correlated.
 
     Args:
         samples: In the schedule's order.
-        open_loop: Of a closed loop the number in the engine is fixed.
+        open_loop: In a closed loop the number of requests in the engine is fixed.
         waiting_share: Share of the engine's readings in which requests waited.
     """
     if not open_loop or not samples:
@@ -178,8 +178,8 @@ def find_dependence(samples: Sequence[Sample], *, open_loop: bool, waiting_share
 def _in_engine_time(samples: Sequence[Sample], count: Sequence[int]) -> float:
     """The correlation time of the number in the engine, once the first answers have ended.
 
-    A number that varies less than one of independent arrivals (whose variance is its mean) ties the requests
-    proportionally less: under a constant rate of equal answers it stays the same.
+    A number that varies less than with independent arrivals (where the variance equals the mean) correlates the
+    requests proportionally less: under a constant rate of equal answers it stays the same.
     """
     start = next((i for i, one in enumerate(samples) if one.scheduled_s >= samples[0].end_s), 0)
     after = [float(number) for number in count[start:]]
@@ -192,7 +192,7 @@ def _in_engine_time(samples: Sequence[Sample], count: Sequence[int]) -> float:
 
 
 def _waited_share(samples: Sequence[Sample]) -> float:
-    """Share of the requests whose first token took more than twice as long as the quick tenth's."""
+    """Share of the requests whose first token took more than twice the P10 of all."""
     ttfts = sorted(s.first_token_s - s.scheduled_s for s in samples if s.first_token_s is not None)
     if not ttfts:
         return 0.0

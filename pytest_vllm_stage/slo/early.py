@@ -1,4 +1,4 @@
-"""Watches a step under way and says when its verdict is certain, by the same boundaries that judge it afterwards."""
+"""Watches a running step and reports when its verdict is certain, by the same boundaries that judge it afterwards."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LOOK_AGAIN_SHARE = 0.05
 class EarlyDecision:
     """A watcher for the driver; see `load.driver.Watcher`.
 
-    A step ends early when one objective is broken, or, from its middle on, when all are kept and neither the latency
-    nor the number of requests in the engine seems to rise. Objectives on a rate of
-    output, and an error rate of 0, can only be kept over the whole step: with one of these a step never passes early.
+    A step ends early when one objective is broken, or, in its second half, when all are kept and neither the latency
+    nor the number of requests in the engine seems to rise. Objectives on an output rate, and an error rate of 0, can
+    only be kept over the whole step: with one of these a step never passes early.
 
     Args:
         step: The plan.
-        objectives: What is promised of it.
-        alpha: As `judge` will be given.
-        gates: As `judge` will be given.
+        objectives: The step's objectives.
+        alpha: The same value as for `judge`.
+        gates: The same value as for `judge`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class EarlyDecision:
         self._least_for_pass = PASS_NOT_BEFORE * planned
 
     def __call__(self, sample: Sample) -> str | None:
-        """Take a sample, in any order; ``fail`` or ``pass`` once that is certain."""
+        """Add a sample, in any order; return ``fail`` or ``pass`` once that is certain."""
         if not self._enabled:
             return None
         self._waiting[sample.index] = sample
@@ -70,7 +70,7 @@ class EarlyDecision:
         return Outcome.PASS.value if kept and self._steady() else None
 
     def _steady(self) -> bool:
-        """No trend is in sight; looked at now and then, since tokens are being timed meanwhile."""
+        """Whether no trend is likely; checked only now and then, since tokens are being timed meanwhile."""
         if self._next < self._look_at:
             return False
         self._look_at = self._next + max(1, round(LOOK_AGAIN_SHARE * self._planned))

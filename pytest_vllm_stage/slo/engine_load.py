@@ -1,4 +1,4 @@
-"""How full the engine was beside a step: its batch, its queue, and the rate that the two allow."""
+"""How full the engine was during a step: its batch, its queue, and the rate that the two allow."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pytest_vllm_stage.measurement.samples import Measurement, ServerReading
 from pytest_vllm_stage.measurement.statistics import nearest_rank
 
-#: A batch of this share of the largest one that was seen is full.
+#: A batch is full from this share of the largest batch observed.
 _FULL = 0.9
-#: In this share of the readings, which is "always": a reading may fall between two batches.
+#: This share of the readings counts as "always": a reading may fall between two batches.
 ALWAYS_SHARE = 0.75
 #: The engine's own limit, where the run knows it.
 MAX_NUM_SEQS = "max_num_seqs"
@@ -19,19 +19,19 @@ MAX_NUM_SEQS = "max_num_seqs"
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """What the engine's readings say of a step, after the first requests had been answered.
+    """The engine's load during a step, by its readings after the first requests were answered.
 
     Attributes:
         running: Requests in the batch, median; None without readings.
-        most_running: The engine's limit where the run knows it, else the largest batch that was seen.
+        most_running: The engine's limit where the run knows it, else the largest batch observed.
         waiting: Requests in the queue, median.
         waiting_share: Share of the readings in which requests waited.
         always_full: The batch was full, and requests waited, nearly all the time.
         queue_growth_per_s: Slope of the queue's length; None without readings.
-        capacity_requests_per_s: What the server did in the second half; its capacity if it was full.
-        ceiling_requests_per_s: What the batch limit allows, `most_running` over the time of an answer; None where the
-            limit is not known: no request waited, and no configuration names it.
-        answer_s: Time of an answer without its wait, median.
+        capacity_requests_per_s: The rate that the server reached in the second half; its capacity if it was full.
+        ceiling_requests_per_s: The rate that the batch limit allows, `most_running` divided by the time per answer;
+            None where the limit is unknown: no request waited, and no configuration names it.
+        answer_s: Median time per answer without its wait.
     """
 
     running: float | None = None
@@ -46,11 +46,11 @@ class EngineLoad:
 
     @property
     def ever_waited(self) -> bool:
-        """Requests were seen waiting."""
+        """Whether requests waited in any reading."""
         return self.waiting_share > 0
 
     def ceiling_text(self) -> str:
-        """The ceiling for people."""
+        """The ceiling as a clause of a message."""
         return (
             f"a batch of {self.most_running:g} with {self.answer_s:.2g} s per answer allows "
             f"{self.ceiling_requests_per_s:.2g} requests/s at most"
@@ -58,7 +58,7 @@ class EngineLoad:
 
 
 def find_engine_load(measurement: Measurement) -> EngineLoad:
-    """Derive it from the engine's readings and the samples."""
+    """Derive the load from the engine's readings and the samples."""
     answer_s = _answer_s(measurement)
     until_s = max((sample.scheduled_s for sample in measurement.samples), default=0.0)
     start_s = min(answer_s or 0.0, until_s / 2)
@@ -91,7 +91,7 @@ def find_engine_load(measurement: Measurement) -> EngineLoad:
 
 
 def _answer_s(measurement: Measurement) -> float | None:
-    """An answer without its wait: the wait is what its first token took longer than the quick tenth's."""
+    """The time per answer without its wait: the wait is the part of its TTFT above the P10 of all."""
     rows = [
         (sample.first_token_s - sample.scheduled_s, sample.end_s - sample.scheduled_s)
         for sample in measurement.samples
@@ -104,7 +104,7 @@ def _answer_s(measurement: Measurement) -> float | None:
 
 
 def _slope(seen: Sequence[ServerReading]) -> float | None:
-    """Least squares of the queue's length over time."""
+    """The slope of the queue's length over time, by least squares."""
     if len(seen) < 4:
         return None
     times, lengths = [reading.at_s for reading in seen], [reading.waiting or 0.0 for reading in seen]
@@ -112,7 +112,7 @@ def _slope(seen: Sequence[ServerReading]) -> float | None:
 
 
 def _capacity(measurement: Measurement, until_s: float) -> float | None:
-    """Requests per second that the tokens of the second half amount to; smoother than counting ends."""
+    """The tokens of the second half, as requests per second; smoother than counting finished requests."""
     half_s = until_s / 2
     tokens = sum(
         sample.tokens / len(sample.token_times_s)

@@ -1,4 +1,4 @@
-"""One objective judged: which requests missed it, and what follows, at once or while the step goes on."""
+"""The judgement of one objective: which requests missed it, and the decision, after the step or while it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective
 from pytest_vllm_stage.slo.sequential import boundaries, spent
 from pytest_vllm_stage.slo.throughput import judge_floor
 
-#: A decision that the effective sample size does not carry yet is looked at again after this share of the plan.
+#: A decision that the effective sample size does not support yet is checked again after this share of the plan.
 _LOOK_AGAIN_SHARE = 0.02
 #: No pass before this share of the plan: a queue that grows slowly looks healthy at first.
 PASS_NOT_BEFORE = 0.5
@@ -25,7 +25,7 @@ _MOST_EFFECT_EARLY = 1.5
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What can be said about one objective.
+    """The verdict on one objective.
 
     Attributes:
         objective: The objective.
@@ -34,9 +34,9 @@ class GateVerdict:
         n: Requests behind the decision.
         effective_n: The effective sample size; fewer than ``n`` where requests depend on each other.
         misses: Requests over the limit; for token gaps the sum of each answer's share.
-        p_broken: How likely such a result were if the objective were just kept.
+        p_broken: Probability of such a result if the objective were just kept.
         needs: Requests that would decide; None where it is decided or no number would.
-        decided_after: Requests that the sequential rule took; None with the fixed rule, or undecided.
+        decided_after: Requests that the sequential rule needed; None with the fixed rule, or undecided.
         why: The numbers in a sentence.
     """
 
@@ -54,7 +54,7 @@ class GateVerdict:
 
 @dataclass(frozen=True)
 class Risks:
-    """The probabilities of a wrong answer that are accepted.
+    """The accepted probabilities of a wrong verdict.
 
     Attributes:
         broken_passes: Highest probability of passing a step with a broken objective.
@@ -66,23 +66,24 @@ class Risks:
 
     @staticmethod
     def shared(alpha: float, gates: int) -> Risks:
-        """A step may pass wrongly with alpha; all gates of a run share the alpha of a wrong fail.
+        """A step may pass wrongly with probability alpha; all gates of a run share the alpha of a wrong fail.
 
-        A step passes only when all its objectives do, so that their number costs nothing on that side.
+        A step passes only when all its objectives do, so their number does not raise the risk of a wrong pass.
         """
         return Risks(alpha, alpha / max(1, gates))
 
 
 def misses_of(objective: Objective, samples: Sequence[Sample]) -> list[float]:
-    """For each request that the objective speaks of, in the schedule's order: how much of it missed, 0 to 1.
+    """The share of each request that missed the objective, 0 to 1, in the schedule's order.
 
-    A whole request misses or not; of the gaps between its tokens a share may miss.
+    Requests to which the objective does not apply are left out. A whole request misses or not; for token gaps it is
+    the share of its gaps that are over the limit.
     """
     return [miss for sample in samples if (miss := _miss(objective, sample)) is not None]
 
 
 def values_of(objective: Objective, samples: Sequence[Sample]) -> list[float]:
-    """For the same requests: what is the larger the worse they are; the longest gap where gaps are judged."""
+    """The judged value of each of these requests, larger is worse; for token gaps the longest one."""
     return [value for sample in samples if (value := _value(objective, sample)) is not None]
 
 
@@ -105,20 +106,20 @@ def _miss(objective: Objective, sample: Sample) -> float | None:
 
 
 def is_sequential(step: LoadStep, objective: Objective) -> bool:
-    """The objective is judged by the sequential rule in this step."""
+    """Whether the sequential rule judges the objective in this step."""
     return step.decide_early and step.open_loop and not objective.is_floor and objective.allowed_share > 0
 
 
 @dataclass
 class SequentialGate:
-    """An objective under the sequential rule; takes requests in the schedule's order.
+    """An objective under the sequential rule; requests are added in the schedule's order.
 
     Attributes:
         objective: The objective.
         planned: Requests of the plan.
         risks: The accepted risks.
-        outcome: Inconclusive until a boundary is crossed and the effective sample size carries the same outcome.
-        decided_after: Requests that it took.
+        outcome: Inconclusive until a boundary is crossed and the effective sample size supports the same outcome.
+        decided_after: Requests that the decision needed.
     """
 
     objective: Objective
@@ -134,11 +135,11 @@ class SequentialGate:
 
     @property
     def certain(self) -> bool:
-        """The step may end by it."""
+        """Whether the objective is decided."""
         return self.outcome is not Outcome.INCONCLUSIVE
 
     def take(self, sample: Sample) -> None:
-        """One more request."""
+        """Add one request."""
         if self.certain or len(self._misses) >= self.planned:
             return
         self._samples.append(sample)
@@ -190,12 +191,12 @@ def judge_gate(
     """Judge an objective on a latency or on the error rate.
 
     Args:
-        step: The plan; says whether the sequential rule applies.
+        step: The plan, which decides whether the sequential rule applies.
         samples: One row per request, in the schedule's order.
-        objective: No floor.
+        objective: Any objective except a floor.
         observed: The metric's value.
         risks: The accepted risks.
-        tied: What ties the requests together.
+        tied: The correlation between the requests.
     """
     misses, values = misses_of(objective, samples), values_of(objective, samples)
     fixed = decide(
@@ -230,7 +231,7 @@ def _why(
         return text
     least = smallest_pass(objective.allowed_share) if objective.allowed_share > 0 else 1
     if fixed.n < least:
-        return f"{text}; too few samples: a pass takes {least} at least"
+        return f"{text}; too few samples: a pass needs at least {least}"
     if fixed.effective_n < fixed.n:
         text = f"{text}; effective sample size about {fixed.effective_n} of {fixed.n}"
     if fixed.needs is None:
@@ -240,14 +241,14 @@ def _why(
 
 
 def _duration(step: LoadStep, requests: int) -> str:
-    """How long a step with so many requests takes, where its rate is planned."""
+    """How long a step with so many requests runs, where its rate is planned."""
     return f" ({math.ceil(requests / step.request_rate)} s)" if step.request_rate else ""
 
 
 def judge_floor_gate(
     samples: Sequence[Sample], objective: Objective, observed: float, limits_s: dict[str, float], risks: Risks
 ) -> GateVerdict:
-    """Judge an objective that is met from a value upwards."""
+    """Judge an objective with a lower bound."""
     test = judge_floor(samples, objective.metric, observed, objective.limit, limits_s)
     outcome = Outcome.INCONCLUSIVE
     if test.p_kept <= risks.broken_passes:

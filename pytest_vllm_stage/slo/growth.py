@@ -1,4 +1,4 @@
-"""What a growing queue means for the objectives: when each would be broken, and how sure that is."""
+"""What a growing queue means for the objectives: when each would be broken, and how certain that is."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pytest_vllm_stage.slo.engine_load import EngineLoad
 from pytest_vllm_stage.slo.objectives import LATENCY_KEYS, Objective
 from pytest_vllm_stage.slo.steadiness import IN_ENGINE, Steadiness, Trend, seconds_until
 
-#: A promise holds for ten minutes unless the profile says otherwise.
+#: The objectives have to hold for ten minutes unless the profile sets another time.
 HORIZON_S = 600.0
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A step that is not steady, and breaks an objective within the promise's horizon.
+    """A step that is not steady and would break an objective within the horizon.
 
     Attributes:
-        outcome: Fail where that is certain, else inconclusive.
+        outcome: Fail where that is certain, otherwise inconclusive.
         why: The numbers in a sentence.
     """
 
@@ -37,10 +37,10 @@ def judge_growth(
     load: EngineLoad,
     horizon_s: float = HORIZON_S,
 ) -> Growth | None:
-    """Judge a step's trends; None where no objective is in danger.
+    """Judge a step's trends; None where no objective would be broken.
 
-    It is certain where the latency's trend is significant, its slope's lower bound breaks the objective within the
-    horizon too, and the engine confirms it: its batch is full all the time and requests wait.
+    A broken objective is certain where the latency's trend is significant, the lower bound of its slope also breaks
+    the objective within the horizon, and the engine confirms it: its batch is always full and requests wait.
     """
     broken = []
     certain = False
@@ -56,7 +56,7 @@ def judge_growth(
         certain = certain or (load.always_full and least_s is not None and least_s <= horizon_s)
         name, percent, _ = LATENCY_KEYS[objective.key]
         unit = objective.key.rsplit("_", 1)[1]
-        text = f"{_NAMES.get(name, name)} P{percent} would pass {objective.limit:g} {unit} after about {at_s:.0f} s"
+        text = f"{_NAMES.get(name, name)} P{percent} would exceed {objective.limit:g} {unit} after about {at_s:.0f} s"
         broken.append(text)
     if not broken:
         return None
@@ -80,7 +80,7 @@ def _queue_text(steadiness: Steadiness, load: EngineLoad) -> str:
 
 
 def _margin_s(measurement: Measurement, objective: Objective, trend: Trend) -> float:
-    """How far the judged percentile lies above the trend's line."""
+    """How far the judged percentile is above the trend's line."""
     name, percent, _ = LATENCY_KEYS[objective.key]
     rest = []
     for sample in measurement.samples:

@@ -1,4 +1,4 @@
-"""Objectives: what a profile promises of a load step; `settings.slo_tables` reads them."""
+"""The objectives (SLO) that a profile sets for a load step; `settings.slo_tables` reads them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_vllm_stage.measurement.metrics import GOODPUT_LATENCIES, LATENCIES, PERCENTS
 
 ERROR_RATE = "error_rate"
-#: Objectives that are met from a value upwards, by the metric that they bound.
+#: Objectives with a lower bound, and the metric that they bound.
 FLOORS = {
     "output_tokens_per_s_min": "output_tokens_per_s",
     "total_tokens_per_s_min": "total_tokens_per_s",
@@ -25,7 +25,7 @@ LATENCY_KEYS = {
 
 @dataclass(frozen=True, order=True)
 class Objective:
-    """One promise.
+    """One objective.
 
     Attributes:
         key: Its name, which is also the metric's.
@@ -37,7 +37,7 @@ class Objective:
 
     @property
     def latency(self) -> str | None:
-        """``ttft`` ...: the latency that it bounds; None for another kind of objective."""
+        """The latency that it bounds, for example ``ttft``; None for another kind of objective."""
         return LATENCY_KEYS[self.key][0] if self.key in LATENCY_KEYS else None
 
     @property
@@ -47,7 +47,7 @@ class Objective:
 
     @property
     def is_floor(self) -> bool:
-        """Met from the limit upwards; judged over blocks of time instead of over requests."""
+        """The limit is a lower bound; such an objective is judged over blocks of time instead of over requests."""
         return self.key in FLOORS
 
     @property
@@ -63,7 +63,7 @@ class Objective:
         return (100 - LATENCY_KEYS[self.key][1]) / 100
 
     def text(self) -> str:
-        """For people: ``ttft_p99_ms <= 500``."""
+        """For example ``ttft_p99_ms <= 500``."""
         return f"{self.metric} {'>=' if self.is_floor else '<='} {self.limit:g}"
 
 
@@ -76,7 +76,7 @@ def merge_objectives(*layers: Mapping[str, float | None]) -> tuple[Objective, ..
 
 
 def goodput_limits_s(objectives: tuple[Objective, ...]) -> dict[str, float]:
-    """The strictest limit of each latency that a single request has: what goodput counts against."""
+    """The strictest limit of each latency that a single request has; goodput counts the requests within all of them."""
     limits: dict[str, float] = {}
     for objective in objectives:
         if objective.latency in GOODPUT_LATENCIES:

@@ -1,8 +1,8 @@
-"""The regression gate: slower than usual by a tenth, and again so when it is measured twice more.
+"""The regression gate: a tenth slower than the baseline, and still so when measured twice more.
 
 A run is suspicious when a metric is 1.10 times worse than the median of the last ten accepted runs; it is a regression
-when the mean of two reruns is too. With 5 % of noise between runs this flags 1 % of healthy builds and finds four in
-five that are 20 % slower, where a comparison with the last run flags every second healthy one.
+when the mean of two reruns is too. With 5 % noise between runs this flags 1 % of the healthy builds and finds four in
+five of those that are 20 % slower; a comparison with the last run would flag every second healthy one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from enum import StrEnum
 
 WORSE = 1.10
 HISTORY = 10
-#: With fewer accepted runs their median says too little.
+#: With fewer accepted runs the median is too uncertain.
 LEAST_HISTORY = 3
 RERUNS = 2
 
 
 class State(StrEnum):
-    """What the gate says of a metric."""
+    """The gate's state of a metric or a run."""
 
     OK = "ok"
     IMPROVED = "improved"
@@ -33,14 +33,14 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class RegressionGate:
-    """The gate's answer for one metric.
+    """The gate's result for one metric.
 
     Attributes:
         metric: Its name.
-        state: What it is.
-        fails: The run fails by it: a regression, or a gated metric that is missing.
-        value: The value that was judged; the reruns' mean where there were reruns. None where it is missing.
-        usual: Median of the last accepted runs; None where there are too few.
+        state: Its state.
+        fails: It fails the run: a regression, or a gated metric that is missing.
+        value: The judged value; the reruns' mean where there were reruns. None where it is missing.
+        baseline: Median of the last accepted runs; None where there are too few.
         why: The numbers in a sentence.
     """
 
@@ -48,20 +48,20 @@ class RegressionGate:
     state: State
     fails: bool
     value: float | None
-    usual: float | None
+    baseline: float | None
     why: str
 
 
 def higher_is_better(metric: str) -> bool:
-    """Rates of output are better when higher, everything else when lower."""
+    """Whether the metric is an output rate; all other metrics are better when lower."""
     return metric.endswith("_per_s")
 
 
-def how_much_worse(metric: str, value: float, usual: float) -> float:
-    """Above 1 where the value is worse than usual, 1.10 for a tenth."""
+def how_much_worse(metric: str, value: float, baseline: float) -> float:
+    """Above 1 where the value is worse than the baseline: 1.10 for a tenth."""
     if higher_is_better(metric):
-        return math.inf if value <= 0 else usual / value
-    return value / usual if usual > 0 else (math.inf if value > 0 else 1.0)
+        return math.inf if value <= 0 else baseline / value
+    return value / baseline if baseline > 0 else (math.inf if value > 0 else 1.0)
 
 
 def gate(
@@ -79,9 +79,9 @@ def gate(
         metric: Its name, as in `Metrics.flat`.
         value: This run's value; None where it is missing.
         history: The values of the accepted comparable runs, oldest first.
-        reruns: The values of the runs that were made because this one was suspicious.
-        valid: The measurement may speak at all.
-        worse: The factor that is too much.
+        reruns: The values of the reruns that were made because this run was suspicious.
+        valid: The measurement is valid.
+        worse: The factor from which a value is too much worse.
     """
     if not valid:
         return RegressionGate(metric, State.INVALID, False, value, None, f"{metric}: the measurement is invalid")
@@ -91,13 +91,13 @@ def gate(
     if len(last) < LEAST_HISTORY:
         why = f"{metric}: {value:.4g}; {len(last)} of {LEAST_HISTORY} accepted comparable runs"
         return RegressionGate(metric, State.NO_BASELINE, False, value, None, why)
-    usual = statistics.median(last)
+    baseline = statistics.median(last)
     judged = statistics.fmean(reruns) if len(reruns) >= RERUNS else value
-    ratio = how_much_worse(metric, judged, usual)
-    state = _state(how_much_worse(metric, value, usual), ratio, len(reruns) >= RERUNS, worse)
+    ratio = how_much_worse(metric, judged, baseline)
+    state = _state(how_much_worse(metric, value, baseline), ratio, len(reruns) >= RERUNS, worse)
     runs = f"the mean of {len(reruns)} reruns after {value:.4g}" if len(reruns) >= RERUNS else "this run"
-    why = f"{metric}: {judged:.4g} ({runs}), usually {usual:.4g} (median of {len(last)}): {ratio:.2f} times as bad"
-    return RegressionGate(metric, state, state is State.REGRESSION, judged, usual, why)
+    why = f"{metric}: {judged:.4g} ({runs}), baseline {baseline:.4g} (median of {len(last)}): {ratio:.2f} times as bad"
+    return RegressionGate(metric, state, state is State.REGRESSION, judged, baseline, why)
 
 
 def _state(first: float, judged: float, rerun: bool, worse: float) -> State:
@@ -127,11 +127,11 @@ def gate_all(
 
 
 def worst(gates: Sequence[RegressionGate]) -> State:
-    """The state that matters most."""
+    """The most serious state."""
     order = (State.REGRESSION, State.INVALID, State.SUSPICIOUS, State.NO_BASELINE, State.IMPROVED, State.OK)
     return min((gate.state for gate in gates), key=order.index, default=State.NO_BASELINE)
 
 
 def accepts(gates: Sequence[RegressionGate]) -> bool:
-    """The run may be compared against later."""
+    """Whether later runs may be compared with this one."""
     return all(gate.state in (State.OK, State.IMPROVED, State.NO_BASELINE) for gate in gates)

@@ -1,8 +1,7 @@
-"""Over all steps of a run: Holm's rule, which finds more broken objectives at the same risk of a false fail.
+"""Holm's rule over all steps of a run, which finds more broken objectives at the same risk of a false fail.
 
-Each step is judged while the run goes on, and may spend only its share of alpha. When all are there, Holm's
-step-down rule
-gives what the others did not need to those that came close.
+Each step is judged while the run goes on and may spend only its share of alpha. Once all steps are known, Holm's
+step-down rule gives the share that the rejected ones did not need to the next ones.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ def judge_run(
 ) -> list[StepVerdict]:
     """The verdicts of a run, with undecided objectives failed where Holm's rule allows it.
 
-    Invalid steps stay out of it. Steps under the sequential rule keep what they said: a p-value at a time that the data
-    chose is none.
+    Invalid steps are left out. Steps under the sequential rule keep their verdicts: a p-value at a time that depends
+    on the data is not valid.
 
     Args:
-        verdicts: Every step's.
+        verdicts: One per step.
         sequential: Ids of the steps that were judged by the sequential rule.
         alpha: Risk of a false fail over the whole run.
     """

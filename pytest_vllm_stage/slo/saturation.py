@@ -1,7 +1,7 @@
-"""Past capacity or not: a latency beyond capacity measures the queue, so a verdict has to know.
+"""Saturation: beyond capacity a latency measures the queue, so a verdict has to take it into account.
 
-Three signs, and two of them are proof: the engine's waiting queue grows, fewer requests end than arrive, and the
-latency rises over the step. One alone also happens to a healthy server.
+There are three signs, and two of them are proof: the engine's waiting queue grows, fewer requests end than arrive, and
+the latency rises over the step. A healthy server can show one of them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pytest_vllm_stage.slo.steadiness import Steadiness, find_trends
 ADVICE = "one rate step down, or fewer output tokens"
 #: The step is cut into this many blocks to see whether the latency rises.
 _BLOCKS = 10
-#: Kendall's tau of the blocks from which they rise; by chance less than once in a hundred.
+#: The blocks rise from this value of Kendall's tau; by chance it is reached less than once in a hundred.
 _RISING_TAU = 0.6
 _RISING_RATIO = 1.5
 _COMPLETED_SHARE = 0.9
-#: The signs count where a trend is significant at this level; a longer look at them is `growth`.
+#: The signs count where a trend is significant at this level; see `growth` for how trends are judged.
 TREND = 0.01
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """What a step shows of the server's capacity.
+    """Whether a step saturated the server, and at which rate.
 
     Attributes:
-        saturated: The offered load is past capacity.
-        signs: Each sign that was seen, with its numbers.
-        capacity_requests_per_s: What the server did while it was past capacity; None where it was not.
-        message: The runbook's sentence; empty where there is nothing to say.
+        saturated: The offered load exceeds the capacity.
+        signs: Each observed sign with its numbers.
+        capacity_requests_per_s: The rate that the server reached while it was saturated; None where it was not.
+        message: What to do about it; empty where requests did not wait.
     """
 
     saturated: bool
@@ -46,9 +46,9 @@ class Saturation:
 def saturation(
     measurement: Measurement, load: EngineLoad | None = None, steadiness: Steadiness | None = None
 ) -> Saturation:
-    """Look for the signs; a closed loop cannot be past capacity, but can keep requests waiting.
+    """Look for the signs; a closed loop cannot exceed the capacity, but its requests can wait.
 
-    Near capacity a queue wanders far without growing, so the signs count only together with a trend.
+    Near capacity a queue varies widely without growing, so the signs count only together with a trend.
     """
     load = load or find_engine_load(measurement)
     if not measurement.step.open_loop:
@@ -103,7 +103,7 @@ def _waiting(server: Sequence[ServerReading], until_s: float) -> list[float]:
 
 
 def _fewer_end(samples: Sequence[Sample], until_s: float) -> str:
-    """Compare ends in the second half with the arrivals of a time as long, earlier by what an answer takes at least."""
+    """Compare the ends in the second half with the arrivals in an equally long time, one short answer (P10) earlier."""
     latencies = sorted(sample.end_s - sample.scheduled_s for sample in samples)
     if len(latencies) < 4:
         return ""
@@ -134,6 +134,6 @@ def _blocks(values: Sequence[float], count: int, middle: Callable[[Sequence[floa
 
 
 def kendall_tau(values: Sequence[float]) -> float:
-    """How well the values are ordered in time: 1 always rising, -1 always falling."""
+    """Kendall's tau of the values over time: 1 always rising, -1 always falling."""
     pairs = [(a, b) for i, a in enumerate(values) for b in values[i + 1 :]]
     return sum((b > a) - (b < a) for a, b in pairs) / len(pairs) if pairs else 0.0

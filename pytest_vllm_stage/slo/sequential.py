@@ -1,15 +1,15 @@
-"""Deciding early without paying for the looks: exact group-sequential boundaries for a share of misses.
+"""Early decisions at the same risk: exact group-sequential boundaries for a share of misses.
 
-Looking after every request and stopping at the first p-value under alpha would be wrong far more often than alpha. Here
+Testing after every request and stopping at the first p-value under alpha would be wrong far more often than alpha. Here
 alpha is spent over the looks instead (Lan & DeMets, "Discrete sequential boundaries for clinical trials", Biometrika
 70(3), 1983) by their Pocock-like function alpha * ln(1 + (e - 1) t), where t is the share of the planned requests seen.
 Misses are counts, so the boundary needs no approximation: the distribution of the misses among paths that have not
-stopped yet is carried from request to request, and a boundary takes in the next value only while the probability of
+stopped yet is carried from request to request, and a boundary includes the next value only while the probability of
 ever having crossed, at exactly the allowed share, stays within what may be spent. The probability is monotone in the
 true share, so the error is at most alpha for every share on the wrong side, whatever the stopping. Each side has its
 own alpha.
 
-Requests are looked at in the order of the schedule, never in the order of their ends: fast answers end first.
+Requests are processed in the order of the schedule, never in the order of their ends: fast answers end first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TRIVIAL = 1e-15
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Where a planned step may stop.
+    """The numbers of misses at which a planned step may stop.
 
     Attributes:
         planned: Requests of the plan; the last look.
@@ -50,7 +50,7 @@ class Boundaries:
         return Outcome.INCONCLUSIVE
 
     def first_crossing(self, misses: Iterable[float]) -> tuple[Outcome, int]:
-        """Walk the requests in the schedule's order; the decision and the number of requests that it took."""
+        """The decision over the requests in the schedule's order, and the number of requests that it needed."""
         total, n = 0.0, 0
         for n, miss in enumerate(misses, start=1):
             total += miss
@@ -63,7 +63,7 @@ class Boundaries:
 
 
 def spent(share: float, alpha: float) -> float:
-    """How much of alpha may be spent once this share of the plan was seen."""
+    """The part of alpha that may be spent after this share of the plan."""
     if share < FIRST_LOOK_SHARE:
         return 0.0
     return alpha * math.log(1 + (math.e - 1) * min(share, 1.0))
@@ -110,7 +110,7 @@ class _Paths:
         self.crossed = 0.0
 
     def step(self) -> None:
-        """One more request."""
+        """Add one request."""
         p, keep = self.p, 1 - self.p
         before = self.mass
         after = [mass * keep for mass in before]

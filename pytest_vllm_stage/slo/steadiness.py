@@ -1,11 +1,11 @@
-"""Steady or not: a queue that grows keeps its objectives only for a while, so a pass needs a step without a trend.
+"""Trends over a step: a growing queue keeps its objectives only for a while, so a pass needs a step without a trend.
 
-The part of the step after the start (an answer's own length) is cut into blocks, and the changes from block to block
-are tested by Student's t. Changes, not levels: near capacity a queue wanders like a random walk, where tests of a slope
-take every excursion for a trend (Granger & Newbold 1974, "Spurious regressions in econometrics"). The block means of a
-random walk change by steps that correlate with 1/4 (Working 1960, "Note on the correlation of first differences of
-averages in a random chain", Econometrica 28), which widens the standard error by `_WIDER`; in a queue that returns to
-its mean the changes cancel out, and the test is on the safe side.
+The part of the step after the start (the duration of an answer) is cut into blocks, and the changes from block to block
+are tested by Student's t. Changes are tested instead of levels because near capacity a queue varies like a random walk,
+where a test of the slope reports every excursion as a trend (Granger & Newbold 1974, "Spurious regressions in
+econometrics"). The changes between block means of a random walk have a correlation of 1/4 (Working 1960, "Note on the
+correlation of first differences of averages in a random chain", Econometrica 28), which widens the standard error by
+`_WIDER`; in a queue that returns to its mean the changes cancel out, and the test is conservative.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pytest_vllm_stage.measurement.statistics import deviation, mean, student_at
 from pytest_vllm_stage.slo.dependence import requests_in_engine
 
 BLOCKS = 10
-#: Fewer requests after the start show no trend.
+#: With fewer requests after the start no trend is estimated.
 LEAST_REQUESTS = 30
-#: A trend is significant below this: it is looked for in three series, and may be called wrongly once in a hundred.
+#: A trend is significant below this: three series are tested, and one step in a hundred may show a false trend.
 SIGNIFICANCE = 0.002
 #: No early pass while a trend is this likely.
 DOUBT = 0.2
 _WIDER = math.sqrt(1.5)
-#: The slope is at least what this many standard errors leave of it: 95 % of Student's t with 8 degrees of freedom.
+#: The slope's lower bound is this many standard errors below it: the 95 % quantile of Student's t with 8 degrees.
 _SAFE_ERRORS = 1.86
 
 
@@ -39,9 +39,9 @@ class Trend:
 
     Attributes:
         name: ``ttft``, ``e2e_latency`` or ``requests in the engine``.
-        p: How likely so strong a rise is without a trend.
+        p: Probability of such a rise without a trend.
         slope: Change per second.
-        least_slope: What the slope is at least, with 95 % confidence.
+        least_slope: The slope's lower 95 % confidence bound.
         at_s: The middle of the last block, from the step's start.
         last: The mean of the last block.
     """
@@ -55,7 +55,7 @@ class Trend:
 
     @property
     def rises(self) -> bool:
-        """The rise is significant."""
+        """Whether the rise is significant."""
         return self.p < SIGNIFICANCE
 
 
@@ -71,16 +71,16 @@ class Steadiness:
 
     @property
     def rising(self) -> bool:
-        """The latency rises, or the number of requests in the engine does."""
+        """Whether the latency or the number of requests in the engine rises."""
         return any(trend.rises for trend in self.trends)
 
     @property
     def doubtful(self) -> bool:
-        """A rise is too likely to end the step early."""
+        """Whether a rise is too likely to end the step early."""
         return any(trend.p < DOUBT for trend in self.trends)
 
     def trend(self, name: str) -> Trend | None:
-        """The trend of one series."""
+        """The trend of a series; None where it has none."""
         return next((trend for trend in self.trends if trend.name == name), None)
 
 
@@ -104,7 +104,7 @@ def find_trends(samples: Sequence[Sample]) -> Steadiness:
 
 
 def _start_s(samples: Sequence[Sample], answered: Sequence[Sample]) -> float:
-    """When the first answers had ended: before that the engine only fills."""
+    """When the first answers ended: before that the engine only fills."""
     first = answered[: max(1, len(answered) // 10)]
     length_s = statistics.median(sample.end_s - sample.scheduled_s for sample in first)
     return samples[0].scheduled_s + length_s
@@ -138,13 +138,13 @@ def _trend(name: str, times: Sequence[float], values: Sequence[float | None], st
 
 
 def seconds_until(trend: Trend, limit: float, margin: float, *, least: bool = False) -> float | None:
-    """When the series passes a limit if it goes on rising, from the step's start; None if it never does.
+    """When the series would exceed a limit, in seconds from the step's start; None if it does not rise.
 
     Args:
-        trend: Its rise.
-        limit: In the series' unit.
-        margin: How far the judged percentile lies above the mean.
-        least: By the slope's lower bound instead of by the slope.
+        trend: The series' trend.
+        limit: The limit in the series' unit.
+        margin: How far the judged percentile is above the mean.
+        least: Use the slope's lower bound instead of the slope.
     """
     slope = trend.least_slope if least else trend.slope
     if slope <= 0:

@@ -1,4 +1,4 @@
-"""Objectives that are met from a value upwards: their noise is seen between blocks of time, not between requests."""
+"""Objectives with a lower bound: their noise is estimated between blocks of time, not between requests."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Weight = Callable[[Sample], float]
 
 @dataclass(frozen=True)
 class FloorTest:
-    """How sure a rate lies above or below its floor.
+    """How certain it is that a rate is above or below its floor.
 
     Attributes:
-        p_kept: How likely such a rate or more were if the true one were just under the floor.
-        p_broken: How likely such a rate or less were if the true one were just on the floor.
+        p_kept: Probability of at least such a rate if the true one were just under the floor.
+        p_broken: Probability of at most such a rate if the true one were exactly the floor.
         error: Standard error of the rate; None where the step is too short for `BLOCKS` blocks.
     """
 
@@ -45,7 +45,7 @@ def judge_floor(
 
 
 def block_rates(samples: Sequence[Sample], metric: str, limits_s: Mapping[str, float]) -> list[float]:
-    """What each block of the steady time gave, a second; empty where there is no steady time."""
+    """The rate per second of each block of the steady time; empty where there is no steady time."""
     right = [sample for sample in samples if sample.failure is None]
     if not right:
         return []
@@ -63,7 +63,7 @@ def block_rates(samples: Sequence[Sample], metric: str, limits_s: Mapping[str, f
 
 
 def _amounts(sample: Sample, metric: str, limits_s: Mapping[str, float]) -> list[tuple[float, float]]:
-    """When a sample gave something, and how much of the metric's unit."""
+    """The times at which a sample contributed to the metric, each with the amount."""
     if metric == "requests_per_s":
         return [(sample.end_s, 1.0)]
     if metric == "goodput_requests_per_s":

@@ -1,8 +1,8 @@
-"""Changes over the history that no single step of it shows; reported, never gated.
+"""Change points in a history, which no single comparison of two runs shows; they are reported, never gated.
 
 E-divisive (Matteson & James, "A nonparametric approach for multiple change point analysis of multivariate data",
-JASA 109, 2014): the split with the largest energy distance between its sides is a change when hardly any shuffled
-history has a larger one; then both sides are searched.
+JASA 109, 2014): the split with the largest energy distance between its sides is a change point when hardly any shuffled
+history has a larger distance; then both sides are searched.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Change:
 
     Attributes:
         at: Index of the first run after it.
-        before: Median before, back to the change before that.
-        after: Median after, up to the next change.
-        p: Share of shuffled histories with a larger one.
+        before: Median between the previous change point and this one.
+        after: Median between this change point and the next one.
+        p: Share of shuffled histories with a larger distance.
     """
 
     at: int
@@ -36,7 +36,7 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """After over before."""
+        """``after`` divided by ``before``."""
         return self.after / self.before if self.before else float("inf")
 
 

@@ -1,4 +1,4 @@
-"""What makes a measurement say nothing about the server, whatever its numbers are; and what is worth a remark."""
+"""Findings about a measurement: those that make it invalid, whatever its numbers are, and those that are only noted."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pytest_vllm_stage.measurement.metrics import Metrics
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.slo.objectives import Objective
 
-#: The send lag's P99 may be this, or 5 % of the TTFT objective where that is more.
+#: The largest valid P99 of the send lag; 5 % of the TTFT objective where that is more.
 LAG_LIMIT_MS = 10.0
 LAG_SHARE_OF_TTFT = 0.05
-#: Less of the planned rate than this, and the step was another one.
+#: With less of the planned rate than this the step was not the planned one.
 SENT_SHARE = 0.99
-#: More requests than this with another prompt than planned, and the step was another one.
+#: With more unplanned prompts than this the step was not the planned one.
 WRONG_SHARE = 0.01
-#: No engine gives one request tokens faster than this; what does was not generated for it.
+#: No engine generates tokens for one request faster than this; faster tokens come from a cache.
 BURST_GAP_S = 0.0002
-#: A small model says the same to many senseless prompts, but hardly to nearly all of them.
+#: A small model may give many senseless prompts the same answer, but hardly nearly all of them.
 SAME_SHARE = 0.9
 #: Prompt tokens that a chat template may put in front of every prompt, and that the prefix cache may thus hold.
 TEMPLATE_TOKENS = 48
@@ -29,12 +29,12 @@ TEMPLATE_TOKENS = 48
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a measurement.
+    """A finding about a measurement.
 
     Attributes:
-        name: What it is, for programs.
-        text: What it is, for people, with the numbers.
-        invalidates: No verdict on the server can come out of this measurement.
+        name: Its identifier, for programs.
+        text: Its description with the numbers, for people.
+        invalidates: The measurement allows no verdict on the server.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Finding:
 
 
 def findings(measurement: Measurement, metrics: Metrics, objectives: Sequence[Objective]) -> tuple[Finding, ...]:
-    """Everything that is wrong with a measurement, or odd about it, worst first."""
+    """Everything that is wrong or unexpected in a measurement, the invalidating findings first."""
     found = [
         *_client(measurement, metrics, objectives),
         *_prompts(measurement),
@@ -56,7 +56,7 @@ def findings(measurement: Measurement, metrics: Metrics, objectives: Sequence[Ob
 
 
 def lag_limit_ms(objectives: Sequence[Objective]) -> float:
-    """How late requests may be sent (P99) before the step is invalid."""
+    """The largest send lag (P99) of a valid step."""
     ttft_ms = min((objective.limit_s * 1000 for objective in objectives if objective.latency == "ttft"), default=0.0)
     return max(LAG_LIMIT_MS, LAG_SHARE_OF_TTFT * ttft_ms)
 
@@ -66,16 +66,17 @@ def _client(measurement: Measurement, metrics: Metrics, objectives: Sequence[Obj
     client = measurement.client
     busy = f"; its process used {100 * client.cpu_s / client.wall_s:.0f} % of a core" if client.wall_s > 0 else ""
     if not measurement.samples:
-        yield Finding("no_samples", "not one request was sent", True)
+        yield Finding("no_samples", "no request was sent", True)
     if metrics.lag_p99_ms is not None and metrics.lag_p99_ms > limit_ms:
-        text = f"the client was overloaded: P99 send lag {metrics.lag_p99_ms:.1f} ms, at most {limit_ms:g} ms{busy}"
+        text = f"the client was overloaded: P99 send lag {metrics.lag_p99_ms:.1f} ms, limit {limit_ms:g} ms{busy}"
         yield Finding("client_late", text, True)
     if client.loop_lag_p99_ms is not None and client.loop_lag_p99_ms > limit_ms:
         text = f"the client was overloaded: it noticed events up to {client.loop_lag_p99_ms:.1f} ms late (P99){busy}"
         yield Finding("client_slow", text, True)
     achieved = metrics.achieved_over_offered
     if achieved is not None and achieved < SENT_SHARE:
-        text = f"the client sent {100 * achieved:.1f} % of the planned rate, at least {100 * SENT_SHARE:g} %{busy}"
+        sent, least = f"{100 * achieved:.1f} %", f"{100 * SENT_SHARE:g} %"
+        text = f"the client sent {sent} of the planned rate, expected at least {least}{busy}"
         yield Finding("rate_not_sent", text, True)
 
 
@@ -85,8 +86,8 @@ def _prompts(measurement: Measurement) -> Iterator[Finding]:
     if len(wrong) > WRONG_SHARE * len(samples):
         worst = Counter(sample.prompt_tokens for sample in wrong).most_common(1)[0][0]
         text = (
-            f"prompts were not as long as planned: {wrong[0].expected_prompt_tokens} tokens asked, the server counted "
-            f"{worst} in most of the {len(wrong)} wrong ones of {len(samples)} requests"
+            f"{len(wrong)} of {len(samples)} prompts did not have the planned length: expected "
+            f"{wrong[0].expected_prompt_tokens} tokens, the server counted {worst} in most of them"
         )
         yield Finding("prompt_tokens", text, True)
     digests = Counter(sample.prompt_digest for sample in samples if sample.prompt_digest)
@@ -98,7 +99,7 @@ def _prompts(measurement: Measurement) -> Iterator[Finding]:
         yield Finding("prompts_ran_out", f"the prompts ran out after {len(samples)} requests: the step was cut", True)
     answered = [sample for sample in samples if sample.failure is None]
     if answered and all(sample.prompt_tokens is None for sample in answered):
-        yield Finding("no_usage", "the server reports no usage: token counts are not proven", False)
+        yield Finding("no_usage", "the server reports no usage: token counts are not verified", False)
 
 
 def _cache(measurement: Measurement) -> Iterator[Finding]:
@@ -110,11 +111,11 @@ def _cache(measurement: Measurement) -> Iterator[Finding]:
         return
     bursts = [sample for sample in right if _is_burst(sample)]
     if len(bursts) > len(right) / 2:
-        text = f"{len(bursts)} of {len(right)} answers came in one piece: something buffers the stream"
+        text = f"{len(bursts)} of {len(right)} answers arrived in one piece: a proxy or the server buffers the stream"
         yield Finding("buffered", text, False)
     same = max(Counter(sample.output_digest for sample in right if sample.output_digest).values(), default=0)
     if same > max(1, SAME_SHARE * len(right)):
-        yield Finding("same_answers", f"{same} of {len(right)} different prompts got the very same answer", False)
+        yield Finding("same_answers", f"{same} of {len(right)} different prompts got the same answer", False)
 
 
 def _repeated(samples: Sequence[Sample]) -> int:
@@ -134,21 +135,23 @@ def _not_generated(measurement: Measurement, right: Sequence[Sample]) -> str:
     if len(counts) < 2 or counts[-1] < counts[0]:
         return ""
     generated = counts[-1] - counts[0]
-    return f"{received} tokens came and the engine generated {generated:.0f}" if generated < 0.9 * received else ""
+    if generated >= 0.9 * received:
+        return ""
+    return f"{received} tokens were received and the engine generated {generated:.0f}"
 
 
 def _too_fast(right: Sequence[Sample]) -> str:
-    """Answers in one piece that are the same for different prompts, or far quicker than the generated ones."""
+    """Answers in one piece that are the same for different prompts, or far faster than the generated ones."""
     bursts = [sample for sample in right if _is_burst(sample)]
     few = max(2, WRONG_SHARE * len(right))
     repeated = _repeated(bursts)
     if repeated >= few:
         return f"{repeated} of {len(right)} different prompts got the same answer at once"
     generated = [sample.end_s - sample.scheduled_s for sample in right if not _is_burst(sample)]
-    usual_s = statistics.median(generated) if generated else 0.0
-    quick = [sample for sample in bursts if sample.end_s - sample.scheduled_s < usual_s / 4]
+    median_s = statistics.median(generated) if generated else 0.0
+    quick = [sample for sample in bursts if sample.end_s - sample.scheduled_s < median_s / 4]
     if len(quick) >= few:
-        return f"{len(quick)} of {len(right)} answers were whole in under a quarter of the usual {usual_s:.2f} s"
+        return f"{len(quick)} of {len(right)} answers were complete in under a quarter of the median {median_s:.2f} s"
     return ""
 
 
@@ -168,13 +171,13 @@ def _prefix_cache(measurement: Measurement) -> Iterator[Finding]:
     queries = (last.prefix_cache_queries or 0) - (first.prefix_cache_queries or 0)
     if queries > 0 and hits / queries < step.shared_prefix_tokens / step.prompt_tokens / 2:
         text = (
-            f"the prefix cache was cold: {100 * hits / queries:.0f} % of the prompt tokens were in it, "
+            f"the prefix cache was cold: it held {100 * hits / queries:.0f} % of the prompt tokens, "
             f"and the plan shares {step.shared_prefix_tokens} of {step.prompt_tokens}"
         )
         yield Finding("prefix_cache_cold", text, False)
     if queries > 0 and hits / queries > shared + 0.1:
         text = (
-            f"the prefix cache flatters TTFT: {100 * hits / queries:.0f} % of the prompt tokens were in it, "
+            f"the prefix cache lowers TTFT: it held {100 * hits / queries:.0f} % of the prompt tokens, "
             f"and the plan shares {step.shared_prefix_tokens} of {step.prompt_tokens}"
         )
         yield Finding("prefix_cache", text, True)
@@ -182,15 +185,15 @@ def _prefix_cache(measurement: Measurement) -> Iterator[Finding]:
 
 def _engine(measurement: Measurement) -> Iterator[Finding]:
     if not any(reading.running is not None for reading in measurement.server):
-        yield Finding("no_server_metrics", "the engine's metrics could not be read beside the step", False)
+        yield Finding("no_server_metrics", "the engine's metrics could not be read during the step", False)
         return
     counts = [reading.generation_tokens for reading in measurement.server if reading.generation_tokens is not None]
     if any(after < before for before, after in pairwise(counts)):
-        yield Finding("engine_restarted", "the engine's counters fell during the step: it was started anew", False)
+        yield Finding("engine_restarted", "the engine's counters fell during the step: it restarted", False)
     preemptions = [reading.preemptions for reading in measurement.server if reading.preemptions is not None]
     if len(preemptions) > 1 and preemptions[-1] > preemptions[0]:
-        pushed = preemptions[-1] - preemptions[0]
-        yield Finding("preemptions", f"the engine pushed out {pushed:.0f} requests for want of KV cache", False)
+        preempted = preemptions[-1] - preemptions[0]
+        yield Finding("preemptions", f"the engine preempted {preempted:.0f} requests: its KV cache was full", False)
 
 
 def _stalls(metrics: Metrics) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The verdict on a step: its objectives judged one by one, and whether the measurement may speak at all."""
+"""The verdict on a step: the judgement of each objective, and whether the measurement is valid."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from pytest_vllm_stage.slo.saturation import Saturation, saturation
 from pytest_vllm_stage.slo.steadiness import Steadiness, find_trends
 from pytest_vllm_stage.slo.validity import Finding, findings
 
-#: Raised when a field changes its meaning or goes; adding one does not raise it.
+#: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
-#: Findings that do not decide, and still belong into the verdict's line.
+#: Findings that do not decide, but are part of the verdict's line.
 _REMARKABLE = ("stalls", "engine_restarted", "buffered", "waiting", "ceiling")
 
 
 @dataclass(frozen=True)
 class StepVerdict:
-    """What can be said about a step.
+    """The verdict on a step.
 
     Attributes:
         step: Id of the step.
         outcome: Pass, fail, inconclusive or invalid.
-        why: The reason, in a line.
+        why: The reason in one line.
         gates: One per objective.
-        findings: What was wrong or odd about the measurement.
-        saturation: What it shows of the server's capacity.
-        saved_s: Sending time that an early decision saved.
+        findings: What was wrong or unexpected in the measurement.
+        saturation: Whether the step saturated the server.
+        saved_s: Sending time saved by an early decision.
         alpha: The risk of each pass, and of a false fail over all gates of the run.
     """
 
@@ -51,7 +51,7 @@ class StepVerdict:
     alpha: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The verdict as JSON-able data; `verdict_from_json` is the inverse."""
         gates = [
             asdict(gate)
             | {"objective": gate.objective.key, "limit": gate.objective.limit, "observed": json_number(gate.observed)}
@@ -87,14 +87,15 @@ def judge(
     gates: int | None = None,
     horizon_s: float = HORIZON_S,
 ) -> tuple[Metrics, StepVerdict]:
-    """Derive the metrics and judge the step; pure, so saved samples are judged as live ones are.
+    """Derive the metrics and judge the step; a pure function, so saved samples are judged like live ones.
 
     Args:
-        measurement: What was measured.
-        objectives: What is promised; without any the step is measured, and the verdict is inconclusive.
+        measurement: The measurement.
+        objectives: The step's objectives; without any the verdict is inconclusive.
         alpha: Highest probability of passing a step with a broken objective, and of failing any step of a healthy run.
         gates: Objectives over all steps of the run, which share the risk of a false fail; default: this step's.
-        horizon_s: How long the load may go on; a latency that rises beyond its limit within it is no pass.
+        horizon_s: How long the objectives have to hold; a latency that rises beyond its limit within this time does not
+            pass.
 
     Returns:
         The metrics and the verdict.
@@ -119,7 +120,7 @@ def judge(
 
 
 def _refuse(measurement: Measurement, problem: str, alpha: float) -> tuple[Metrics, StepVerdict]:
-    """Invalid, and without any number: one that was derived from what cannot have happened would be believed."""
+    """An invalid verdict without numbers: a number derived from an impossible measurement might be believed."""
     empty = replace(measurement, samples=(), server=(), early_stop=None)
     finding = Finding("impossible", f"impossible measurement: {problem}", True)
     step = measurement.step
@@ -159,7 +160,7 @@ def _overall(
 
 
 def _load_remarks(measurement: Measurement, load: EngineLoad, state: Saturation) -> list[Finding]:
-    """What the engine's batch limit does to the step: requests that wait, or a rate above what it allows."""
+    """How the engine's batch limit affects the step: requests that wait, or a rate above the limit."""
     if not measurement.step.open_loop:
         return [Finding("waiting", state.message, False)] if state.message else []
     ceiling, rate = load.ceiling_requests_per_s, measurement.step.request_rate

@@ -22,7 +22,6 @@ PENDING: tuple[str, ...] = (
     "README.md",
     "docs/profiles.md",
     "fixtures/model-loader/loader.py",
-    "pytest_vllm_stage/slo/",
     "fixtures/benchmarking/benchmark.py",
     "fixtures/prompts/record.py",
     "pytest_vllm_stage/benchmark/regressions.py",
@@ -58,20 +57,9 @@ PENDING: tuple[str, ...] = (
     "pytest_vllm_stage/load/progress.py",
     "pytest_vllm_stage/load/timer.py",
     "pytest_vllm_stage/measurement/server_metrics.py",
-    "pytest_vllm_stage/measurement/stalls.py",
     "pytest_vllm_stage/publication/check.py",
     "pytest_vllm_stage/publication/document.py",
     "pytest_vllm_stage/publication/publish_run.py",
-    "pytest_vllm_stage/report/html/comparison.py",
-    "pytest_vllm_stage/report/html/history.py",
-    "pytest_vllm_stage/report/html/page.py",
-    "pytest_vllm_stage/report/markdown.py",
-    "pytest_vllm_stage/report/openmetrics.py",
-    "pytest_vllm_stage/report/record.py",
-    "pytest_vllm_stage/report/run_data.py",
-    "pytest_vllm_stage/report/run_end.py",
-    "pytest_vllm_stage/report/slo_table.py",
-    "pytest_vllm_stage/report/values.py",
     "pytest_vllm_stage/serving/answers.py",
     "pytest_vllm_stage/serving/metrics.py",
     "pytest_vllm_stage/serving/sse.py",
@@ -81,14 +69,6 @@ PENDING: tuple[str, ...] = (
     "pytest_vllm_stage/settings/config.py",
     "pytest_vllm_stage/settings/options.py",
     "pytest_vllm_stage/settings/profile.py",
-    "pytest_vllm_stage/slo/baselines.py",
-    "pytest_vllm_stage/slo/capacity.py",
-    "pytest_vllm_stage/slo/dependence.py",
-    "pytest_vllm_stage/slo/gates.py",
-    "pytest_vllm_stage/slo/regression.py",
-    "pytest_vllm_stage/slo/saturation.py",
-    "pytest_vllm_stage/slo/validity.py",
-    "pytest_vllm_stage/slo/verdict.py",
     "pytest_vllm_stage/standins/engine/api.py",
     "pytest_vllm_stage/standins/engine/catalogue/combinations.py",
     "pytest_vllm_stage/standins/engine/catalogue/parameters.py",
@@ -162,7 +142,6 @@ PENDING: tuple[str, ...] = (
     "tests/unit/test_registry_results.py",
     "tests/unit/test_registry_standin_properties.py",
     "tests/unit/test_registry_standin_server.py",
-    "tests/unit/test_report_run_data.py",
     "tests/unit/test_server_metrics.py",
     "tests/unit/test_serving_client.py",
     "tests/unit/test_serving_metrics.py",
@@ -176,10 +155,6 @@ PENDING: tuple[str, ...] = (
     "tests/unit/test_sim_engine.py",
     "tests/unit/test_sim_guided.py",
     "tests/unit/test_sim_server.py",
-    "tests/unit/test_slo_artifacts.py",
-    "tests/unit/test_slo_dependence.py",
-    "tests/unit/test_slo_regression.py",
-    "tests/unit/test_slo_verdict.py",
     "tests/unit/test_workbench_notebook.py",
 )
 
@@ -206,6 +181,11 @@ BANNED = {
     r"a (?:request|answer|run|step|job|model|rate|row|metric) a (?:second|run|model|step|job|rate)": "per",
 }
 _PATTERNS = [(re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), better) for pattern, better in BANNED.items()]
+
+
+#: Fields that earlier versions wrote, with the modules that may name them: a record of theirs is still read.
+FORMER_FIELDS = {'"usual"', '"worth"'}
+READ_FORMER_FIELDS = ("pytest_vllm_stage/report/run_data.py", "tests/unit/test_report_run_data.py")
 
 
 def offences(text: str) -> Iterator[str]:
@@ -246,6 +226,7 @@ def test_code_uses_the_fields_words() -> None:
         f"{path.relative_to(ROOT)}:{line}: {offence}"
         for path in modules()
         for line, text in texts(path)
+        if not (text in FORMER_FIELDS and path.relative_to(ROOT).as_posix() in READ_FORMER_FIELDS)
         for offence in offences(text)
     ]
     assert len(modules()) > 50

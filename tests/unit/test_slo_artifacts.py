@@ -22,7 +22,7 @@ from tests.unit.made_samples import failed, measurement, open_step, sample, with
 P99 = Objective("ttft_p99_ms", 500)
 
 
-def test_a_step_is_written_read_back_and_judged_again_alike(tmp_path: Path) -> None:
+def test_saved_step_is_read_back_and_judged_again_identically(tmp_path: Path) -> None:
     samples = [sample(i, i / 10) if i % 50 else failed(i, i / 10) for i in range(600)]
     made = measurement(open_step(), samples, cpu_s=1.0, wall_s=61.0)
     metrics, verdict = judge(made, [P99])
@@ -34,7 +34,7 @@ def test_a_step_is_written_read_back_and_judged_again_alike(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full-rate-10.json", "full-rate-10.samples.jsonl.gz"]
 
 
-def test_a_spreadsheet_has_a_row_a_step(tmp_path: Path) -> None:
+def test_csv_has_one_row_per_step(tmp_path: Path) -> None:
     rows = [artifact_of(made, *judge(made, [P99])) for made in (with_ttfts([0.1] * 400), with_ttfts([0.1] * 40))]
     with write_csv(tmp_path, rows).open() as file:
         read = list(csv.DictReader(file))
@@ -53,7 +53,7 @@ def test_a_spreadsheet_has_a_row_a_step(tmp_path: Path) -> None:
         ({"verdict": {"outcome": "fine"}}, "verdict.outcome: must be one of pass, fail, inconclusive, invalid"),
     ],
 )
-def test_a_wrong_result_is_refused_by_its_field(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_result_raises_with_the_field(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     made = with_ttfts([0.1] * 40)
     path = write_step(tmp_path, made, *judge(made, [P99]))
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -62,7 +62,7 @@ def test_a_wrong_result_is_refused_by_its_field(tmp_path: Path, change: dict[str
     assert message in str(caught.value)
 
 
-def test_no_results_are_refused(tmp_path: Path) -> None:
+def test_missing_result_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a readable benchmark result"):
         read_result(tmp_path / "nothing.json")
 
@@ -73,8 +73,8 @@ def step_verdict(name: str, misses: int, gates: int) -> StepVerdict:
     return judge(made, [P99], gates=gates)[1]
 
 
-def test_holms_rule_gives_a_run_what_its_steps_could_not_spend() -> None:
-    """12 misses of 600 (p 0.02) are too few for a fifth of alpha; beside four certain fails they do."""
+def test_holms_rule_fails_a_step_that_its_own_share_of_alpha_could_not() -> None:
+    """12 misses of 600 (p 0.02) are too few for a fifth of alpha, and enough after four certain fails."""
     verdicts = [step_verdict(f"s{i}", 12, 5) for i in range(1)]
     assert [found.outcome for found in verdicts] == [Outcome.INCONCLUSIVE]
     made = with_ttfts([0.6] * 600, role="broken")
@@ -86,7 +86,7 @@ def test_holms_rule_gives_a_run_what_its_steps_could_not_spend() -> None:
     assert judge_run([*verdicts, *clear], sequential=["s0-rate-10"])[0] == verdicts[0]
 
 
-def test_healthy_and_invalid_steps_stay_as_they_are() -> None:
+def test_holms_rule_leaves_healthy_and_invalid_steps_unchanged() -> None:
     healthy = [step_verdict(f"s{i}", 0, 5) for i in range(4)]
     open_gate = step_verdict("x", 12, 5)
     invalid = replace(open_gate, outcome=Outcome.INVALID, gates=(replace(open_gate.gates[0], p_broken=0.0),))

@@ -44,7 +44,7 @@ def test_the_number_of_steps_is_bounded() -> None:
     assert "no rate was shown to hold" in found.text()
 
 
-def test_what_an_overloaded_step_shows_shortens_the_search() -> None:
+def test_capacity_shown_by_an_overloaded_step_shortens_the_search() -> None:
     machine = CapacitySearch(16.0, most_steps=40)
     steps = 0
     while (rate := machine.next_rate()) is not None:
@@ -55,7 +55,7 @@ def test_what_an_overloaded_step_shows_shortens_the_search() -> None:
     assert steps < len(without)
 
 
-def test_an_undecided_rate_is_tried_again_and_then_does_not_hold() -> None:
+def test_undecided_rate_is_retried_once_and_then_does_not_hold() -> None:
     found, tried = search(lambda rate: Outcome.PASS if rate < 4 else Outcome.INCONCLUSIVE, 4.0, most_steps=30)
     assert tried[:3] == [4.0, 4.0, 2.0]
     assert found.undecided
@@ -69,13 +69,13 @@ def test_a_rate_that_cannot_be_measured_ends_the_search() -> None:
     assert (found.holds, found.breaks) == (4.0, None)
 
 
-def test_an_end_before_time_says_what_is_known() -> None:
+def test_aborted_search_returns_what_is_known() -> None:
     machine = CapacitySearch(5.0)
     machine.record(5.0, Outcome.PASS)
     assert machine.result().text(5.0) == (
         "capacity: 5 requests/s hold, no upper limit was found (95 % confidence, 1 steps); the profile promises 5"
     )
-    assert machine.result().ended == "it was broken off"
+    assert machine.result().ended == "the search was aborted"
 
 
 def test_a_step_is_long_enough_to_pass() -> None:
@@ -85,7 +85,7 @@ def test_a_step_is_long_enough_to_pass() -> None:
     assert machine.step_duration_s(50.0, [Objective("ttft_p50_ms", 1), Objective("requests_per_s_min", 1)]) == 20.0
 
 
-def test_the_bracket_is_right_as_often_as_it_says() -> None:
+def test_bracket_is_right_with_its_stated_confidence() -> None:
     """Each verdict is wrong with just the probability that its alpha allows, 400 searches."""
     wrong = 0
     for seed in range(400):

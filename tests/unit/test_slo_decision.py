@@ -22,7 +22,7 @@ thorough = settings(derandomize=True, deadline=None, max_examples=100)
 @pytest.mark.parametrize(
     ("percent", "without_a_miss", "with_one"), [(50, 5, 8), (90, 29, 46), (95, 59, 93), (99, 299, 473)]
 )
-def test_the_smallest_n_that_passes_is_the_published_one(percent: int, without_a_miss: int, with_one: int) -> None:
+def test_smallest_n_that_passes_equals_the_published_one(percent: int, without_a_miss: int, with_one: int) -> None:
     allowed = (100 - percent) / 100
     for misses, n in ((0, without_a_miss), (1, with_one)):
         assert smallest_pass(allowed, misses) == n
@@ -58,7 +58,7 @@ def test_more_misses_never_help_and_fractions_are_rounded_against_the_decision(
 
 
 @pytest.mark.parametrize(("misses", "n", "outcome"), [(0, 1, "pass"), (1, 100_000, "fail"), (0, 0, "inconclusive")])
-def test_an_allowed_share_of_nothing_is_decided_by_one(misses: int, n: int, outcome: str) -> None:
+def test_allowed_share_of_zero_is_decided_by_one_miss(misses: int, n: int, outcome: str) -> None:
     assert decide(n, misses, 0.0).outcome == outcome
 
 
@@ -77,7 +77,7 @@ def test_needed_is_the_number_that_decides(n: int, data: st.DataObject, allowed:
     assert decide(decision.needs, decision.needs * misses / n, allowed).outcome is not Outcome.INCONCLUSIVE
 
 
-def test_needed_of_nothing_missed_is_the_smallest_pass() -> None:
+def test_needed_without_misses_is_the_smallest_pass() -> None:
     assert needed(60, 0, 0.01) == 299
     assert needed(100, 1, 0.01) is None
 
@@ -109,7 +109,7 @@ def crossing_probability(bounds: tuple[int, ...], share: Fraction, kept: bool) -
 
 @pytest.mark.parametrize("allowed", [Fraction(1, 2), Fraction(1, 4)])
 @pytest.mark.parametrize("planned", [6, 11])
-def test_every_path_counted_the_boundaries_cost_at_most_alpha(planned: int, allowed: Fraction) -> None:
+def test_boundaries_spend_at_most_alpha_over_all_paths(planned: int, allowed: Fraction) -> None:
     plan = boundaries(planned, float(allowed))
     kept = crossing_probability(plan.kept, allowed, True)
     broken = crossing_probability(plan.broken, allowed, False)
@@ -171,7 +171,7 @@ def test_repeated_looks_keep_the_error_and_save_time_on_clear_cases(allowed: flo
     assert used < 0.65
 
 
-def test_looking_every_time_without_spending_would_be_wrong_often() -> None:
+def test_testing_every_request_at_full_alpha_would_often_be_wrong() -> None:
     """Why there are boundaries at all: the fixed rule, looked at after every request."""
     dice = random.Random(1)
     wrong = 0

@@ -61,7 +61,7 @@ def test_requests_that_find_the_engine_idle_are_independent() -> None:
     assert found.design_effects(values, [0.0] * 15, 0.5)[0] == 1
 
 
-def test_a_quiet_step_of_a_busy_engine_is_not_taken_for_independent_requests() -> None:
+def test_quiet_step_of_a_busy_engine_does_not_count_as_independent_requests() -> None:
     """No request misses, and the number in the engine shows that they are not independent all the same."""
     step = open_step(11.2, 54, arrivals=POISSON, seed=5)
     made = queued(step, 16, lambda _dice: 1.0, seed=5)
@@ -70,7 +70,7 @@ def test_a_quiet_step_of_a_busy_engine_is_not_taken_for_independent_requests() -
     assert found.design_effects([0.1] * 600, [0.0] * 600, 0.1)[0] > 3
 
 
-def test_a_pass_takes_twenty_correlation_times_and_more_where_requests_wait() -> None:
+def test_pass_needs_twenty_correlation_times_and_more_where_requests_wait() -> None:
     assert Dependence(600, in_engine_time=10).least_n == 10 * LEAST_TIMES
     assert Dependence(600, in_engine_time=10, waiting_share=0.5).least_n == 10 * LEAST_TIMES_BUSY
     assert Dependence(600, in_engine_time=10, fixed_load=True).least_n == 1
@@ -102,7 +102,7 @@ def test_one_burst_is_not_broken_throughout() -> None:
     assert decide(600, 15, 0.01, design_effects=effects).outcome is Outcome.INCONCLUSIVE
 
 
-def test_a_queue_near_capacity_neither_ends_early_nor_passes_and_the_reason_says_how_long_it_takes() -> None:
+def test_queue_near_capacity_neither_ends_early_nor_passes_and_the_reason_names_the_duration() -> None:
     step = open_step(15.2, 40, arrivals=POISSON, seed=3, decide_early=True)
     made = queued(step, 16, lambda dice: dice.expovariate(1.0), seed=3)
     objective = Objective("ttft_p90_ms", 60_000)
@@ -114,7 +114,7 @@ def test_a_queue_near_capacity_neither_ends_early_nor_passes_and_the_reason_says
     assert " s) would decide" in found.why
 
 
-def test_requests_that_depend_on_each_other_never_end_a_step_early_by_a_pass() -> None:
+def test_correlated_requests_never_pass_a_step_early() -> None:
     """A queue well within its capacity, whose quiet times look like a pass at one of many looks."""
     for seed in range(6):
         step = open_step(11.2, 54, arrivals=POISSON, seed=seed, decide_early=True)

@@ -52,13 +52,13 @@ def under(sim: Sim, plan: LoadStep, *faults: dict[str, Any]) -> StepVerdict:
         sim.faults()
 
 
-def test_a_healthy_server_passes_without_a_remark(sim: Sim) -> None:
+def test_healthy_server_passes_without_a_finding(sim: Sim) -> None:
     found = under(sim, step())
     assert found.outcome is Outcome.PASS, found.why
     assert found.findings == ()
 
 
-def test_a_stall_again_and_again(sim: Sim) -> None:
+def test_repeated_stalls_fail_the_step(sim: Sim) -> None:
     sim.faults()
     job = sim.job(step(20, 9, warmup_requests=0))
     sim.faults({"fault": "stall", "duration_s": 0.9, "every_s": 1.8})
@@ -88,7 +88,7 @@ def test_two_per_cent_of_503(sim: Sim) -> None:
         ("always_stop", ""),
     ],
 )
-def test_a_fault_of_every_third_answer(sim: Sim, fault: str, name: str) -> None:
+def test_fault_in_every_third_answer_fails_the_step(sim: Sim, fault: str, name: str) -> None:
     found = under(sim, step(40, 2), {"fault": fault, "share": 0.33})
     if name:
         assert found.outcome is Outcome.FAIL
@@ -104,10 +104,10 @@ def test_no_tokens_at_all_is_vacuous(sim: Sim) -> None:
     assert found.why.startswith("vacuous: not one token came from 60 requests (60 http_status)")
 
 
-def test_prompts_that_are_shorter_than_asked(sim: Sim) -> None:
+def test_prompts_shorter_than_planned_make_the_step_invalid(sim: Sim) -> None:
     found = under(sim, step(), {"fault": "off_by_one_usage", "count": "prompt_tokens", "by": -32})
     assert found.outcome is Outcome.INVALID
-    assert "prompts were not as long as planned: 64 tokens asked, the server counted 32" in found.why
+    assert "prompts did not have the planned length: expected 64 tokens, the server counted 32" in found.why
 
 
 class CachingGateway:
@@ -133,7 +133,7 @@ class CachingGateway:
         return answer
 
 
-def test_answers_from_a_gateways_cache(sim: Sim) -> None:
+def test_answers_from_a_gateway_cache_make_the_step_invalid(sim: Sim) -> None:
     async def measured() -> Measurement:
         async with serving(CachingGateway(sim, 12).serve) as port:
             return await run_step(replace(sim.job(step()), base_url=f"http://127.0.0.1:{port}"))
@@ -141,21 +141,25 @@ def test_answers_from_a_gateways_cache(sim: Sim) -> None:
     found = judge(asyncio.run(measured()), OBJECTIVES)[1]
     assert found.outcome is Outcome.INVALID
     assert found.why.startswith("answers came from a cache, not from the engine: ")
-    for evidence in ("answers share their id", "tokens came and the engine generated", "the same answer at once"):
+    for evidence in (
+        "answers share their id",
+        "tokens were received and the engine generated",
+        "the same answer at once",
+    ):
         assert evidence in found.why
 
 
-def test_a_gateway_that_says_the_same_to_everyone_is_remarked(sim: Sim) -> None:
+def test_gateway_that_gives_everyone_the_same_answer_is_a_finding(sim: Sim) -> None:
     found = under(sim, step(), {"fault": "stale_cache"})
     assert "same_answers" in [finding.name for finding in found.findings]
 
 
-def test_a_buffered_stream_is_remarked(sim: Sim) -> None:
+def test_buffered_stream_is_a_finding(sim: Sim) -> None:
     found = under(sim, step(), {"fault": "buffered_stream"})
     assert "something buffers the stream" in found.why
 
 
-def test_an_overloaded_client(sim: Sim) -> None:
+def test_overloaded_client_makes_the_step_invalid(sim: Sim) -> None:
     """A watcher that takes longer than the gap between two requests stands for a client without a free core."""
     objectives = (Objective("ttft_p90_ms", 100),)
 
@@ -172,7 +176,7 @@ def test_an_overloaded_client(sim: Sim) -> None:
 def test_too_few_samples(sim: Sim) -> None:
     found = verdict(sim.job(step(20, 1)), Objective("ttft_p99_ms", 10_000))
     assert found.outcome is Outcome.INCONCLUSIVE
-    assert "0 misses of 20 requests; too few samples: a pass takes 299 at least" in found.why
+    assert "0 misses of 20 requests; too few samples: a pass needs at least 299" in found.why
 
 
 def test_queueing_past_capacity() -> None:

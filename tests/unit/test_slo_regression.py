@@ -23,7 +23,7 @@ from pytest_vllm_stage.slo.baselines import (
 from pytest_vllm_stage.slo.regression import RegressionGate, State, accepts, gate, gate_all, how_much_worse
 from pytest_vllm_stage.slo.trend import changes
 
-USUAL = [100.0] * 10
+STEADY = [100.0] * 10
 
 
 def key(**changes: str) -> dict[str, str]:
@@ -54,18 +54,18 @@ def baseline(run: str, accepted: bool = True, **changes: str) -> Baseline:
 def test_a_metric_is_judged_against_the_median_of_the_last_ten(
     metric: str, value: float, reruns: tuple[float, ...], state: str, fails: bool
 ) -> None:
-    found = gate(metric, value, [500.0, 500.0, *USUAL], reruns=reruns)
+    found = gate(metric, value, [500.0, 500.0, *STEADY], reruns=reruns)
     assert (found.state, found.fails) == (state, fails)
-    assert found.usual == 100
+    assert found.baseline == 100
 
 
-def test_no_baseline_is_no_error_and_a_missing_metric_is_one() -> None:
+def test_missing_baseline_passes_and_missing_metric_fails() -> None:
     first = gate("ttft_p50_ms", 100, [99, 101])
     assert (first.state, first.fails) == (State.NO_BASELINE, False)
     assert "2 of 3 accepted comparable runs" in first.why
-    missing = gate("ttft_p50_ms", None, USUAL)
+    missing = gate("ttft_p50_ms", None, STEADY)
     assert (missing.state, missing.fails) == (State.INVALID, True)
-    invalid = gate("ttft_p50_ms", 500, USUAL, valid=False)
+    invalid = gate("ttft_p50_ms", 500, STEADY, valid=False)
     assert (invalid.state, invalid.fails) == (State.INVALID, False)
 
 
@@ -102,8 +102,8 @@ def false_alarm_and_catch(noise: float, slower: float, runs: int, seed: int) -> 
     return sum(regression(100) for _ in range(runs)) / runs, sum(regression(100 * slower) for _ in range(runs)) / runs
 
 
-def test_the_gate_hardly_ever_cries_wolf_and_finds_most_of_a_fifth() -> None:
-    """With 5 % of noise between runs; the whole table is a script in tests/bench."""
+def test_gate_rarely_raises_false_alarms_and_finds_most_20_percent_regressions() -> None:
+    """With 5 % noise between runs; tests/bench prints the whole table."""
     false, caught = false_alarm_and_catch(0.05, 1.20, 2000, seed=1)
     assert false <= 0.015
     assert caught >= 0.80
@@ -123,17 +123,17 @@ def test_only_accepted_runs_of_an_equal_key_are_comparable() -> None:
     assert [run.run_id for run in comparable(runs, key())] == ["a", "d"]
 
 
-def test_comparing_different_keys_is_refused_by_the_fields_that_differ() -> None:
+def test_comparing_different_keys_raises_with_the_differing_fields() -> None:
     check_comparable(key(), key())
     with pytest.raises(ConfigError) as caught:
         check_comparable(key(), key(gpu="L4", driver_version="2"))
     assert "they differ in gpu: 'gpu' and 'L4'; driver_version: 'driver_version' and '2'" in str(caught.value)
 
 
-def test_no_comparable_run_says_what_keeps_the_nearest_out() -> None:
+def test_missing_baseline_names_the_fields_in_which_the_nearest_run_differs() -> None:
     runs = [baseline("old", gpu="L4", step="x"), baseline("near", gpu="")]
     assert why_none(runs, key()) == "no accepted run is comparable; in the nearest, near, gpu was 'unknown'"
-    assert why_none([], key()) == "no run of this step was accepted yet"
+    assert why_none([], key()) == "no run of this step has been accepted yet"
 
 
 def test_a_key_has_exactly_its_fields() -> None:
@@ -144,14 +144,16 @@ def test_a_key_has_exactly_its_fields() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 9}, ":1: schema_version: must be 1"),
-        ({"at": "noon"}, ":1: at: must be "),
-        ({"accepted": 1}, ":1: accepted: must be bool, not 1"),
-        ({"metrics": {"ttft_p50_ms": None}}, ":1: metrics.ttft_p50_ms: must be a number, not None"),
-        ({"key": {"model": 5}}, ":1: key.model: must be a text, not 5"),
+        ({"schema_version": 9}, ":1: schema_version: expected 1, got 9"),
+        ({"at": "noon"}, ":1: at: expected "),
+        ({"accepted": 1}, ":1: accepted: expected bool, got 1"),
+        ({"metrics": {"ttft_p50_ms": None}}, ":1: metrics.ttft_p50_ms: expected a number, got None"),
+        ({"key": {"model": 5}}, ":1: key.model: expected a string, got 5"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_line_is_reported_with_file_line_and_field(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     path = tmp_path / "lines"
     append_baseline(path, baseline("a"))
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -160,7 +162,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, change: dict[str, Any], message: 
     assert message in str(caught.value)
 
 
-def test_a_step_in_the_history_is_found_where_it_is() -> None:
+def test_change_point_is_found_at_its_position() -> None:
     dice = random.Random(3)
     history = [dice.gauss(100, 3) for _ in range(20)] + [dice.gauss(115, 3) for _ in range(15)]
     (found,) = changes(history)
@@ -169,13 +171,13 @@ def test_a_step_in_the_history_is_found_where_it_is() -> None:
     assert found.p <= 0.01
 
 
-def test_two_steps_are_told_apart() -> None:
+def test_two_change_points_are_found_separately() -> None:
     dice = random.Random(4)
     history = [dice.gauss(level, 2) for level in (100, 130, 160) for _ in range(12)]
     assert [round(change.at / 12) for change in changes(history)] == [1, 2]
 
 
-def test_noise_has_hardly_any_changes() -> None:
+def test_noise_has_hardly_any_change_points() -> None:
     dice = random.Random(5)
     found = sum(bool(changes([dice.gauss(100, 5) for _ in range(24)], seed=i)) for i in range(20))
     assert found <= 3

@@ -38,15 +38,15 @@ def test_a_real_step_past_its_capacity_is_not_steady(ramp: Measurement) -> None:
     found = judge(ramp, objectives)[1]
     assert found.outcome is Outcome.FAIL
     assert found.why.startswith(
-        "not steady: the queue grows by 0.18 requests/s (24 of 24 running); TTFT P90 would pass 2000 ms after about "
+        "not steady: the queue grows by 0.18 requests/s (24 of 24 running); TTFT P90 would exceed 2000 ms after about "
     )
     assert "capacity about 4.8 requests/s" in found.why
     assert "a batch of 24 with 5 s per answer allows 4.8 requests/s at most" in found.why
 
 
-def test_a_limit_beyond_the_horizon_is_not_in_danger(ramp: Measurement) -> None:
+def test_limit_exceeded_only_after_the_horizon_is_ignored(ramp: Measurement) -> None:
     far = [Objective("ttft_p90_ms", 40_000)]
-    assert "would pass 40000 ms after about 9" in judge(ramp, far, horizon_s=3600)[1].why
+    assert "would exceed 40000 ms after about 9" in judge(ramp, far, horizon_s=3600)[1].why
     assert "not steady" not in judge(ramp, far)[1].why
 
 
@@ -56,7 +56,7 @@ def test_without_the_engines_readings_a_rise_is_not_certain(ramp: Measurement) -
     assert found.why.startswith("not steady: the requests in the engine grow by 0.2 per second; TTFT P90 would pass")
 
 
-def test_a_closed_loop_names_the_requests_that_a_small_batch_keeps_waiting() -> None:
+def test_closed_loop_reports_requests_that_wait_for_a_small_batch() -> None:
     server = [ServerReading(float(at), 16, 9) for at in range(1, 60)]
     rows = [sample(i, i / 10, ttft_s=2.4) for i in range(600)]
     found = judge(measurement(closed_step(25), rows, server), [Objective("ttft_p90_ms", 2000)])[1]
@@ -78,7 +78,7 @@ def test_steady_steps_end_early() -> None:
     assert "pass" in [decision(one) for one in made.samples]
 
 
-def test_a_walk_without_a_drift_is_not_a_trend() -> None:
+def test_random_walk_without_drift_is_not_a_trend() -> None:
     """The level of a random walk has a significant slope nearly always; its changes do not."""
     called = 0
     for seed in range(200):
@@ -94,7 +94,7 @@ def test_a_walk_without_a_drift_is_not_a_trend() -> None:
 
 
 @pytest.mark.parametrize("load", [0.5, 0.9])
-def test_stationary_queues_are_hardly_ever_called_not_steady(load: float) -> None:
+def test_stationary_queues_are_rarely_called_not_steady(load: float) -> None:
     called = 0
     for seed in range(60):
         made = queued(open_step(16 * load, 40, arrivals=POISSON, seed=seed), 16, lambda dice: dice.expovariate(1), seed)

@@ -39,7 +39,7 @@ def ttfts(n: int, misses: int) -> list[float]:
     ("n", "misses", "outcome", "why"),
     [
         (299, 0, "pass", "1 of 1 objectives kept"),
-        (298, 0, "inconclusive", "0 misses of 298 requests; too few samples: a pass takes 299 at least"),
+        (298, 0, "inconclusive", "0 misses of 298 requests; too few samples: a pass needs at least 299"),
         (472, 1, "inconclusive", "1 misses of 472 requests; too close to call, about"),
         (473, 1, "pass", ""),
         (600, 11, "fail", "ttft_p99_ms <= 500: 600, 11 misses of 600 requests"),
@@ -76,7 +76,7 @@ def test_more_gates_in_the_run_make_a_false_fail_rarer() -> None:
     assert verdict(made, P99, gates=21).outcome is Outcome.INCONCLUSIVE
 
 
-def test_gaps_are_judged_by_the_share_of_each_request() -> None:
+def test_token_gaps_are_judged_by_the_share_of_each_request() -> None:
     def slow_gaps(count: int) -> tuple[float, ...]:
         return tuple(0.1 + i * 0.01 + (0.3 if i > 15 - count else 0) * (i - 15 + count) for i in range(16))
 
@@ -108,7 +108,7 @@ def test_a_vacuous_run_never_passes() -> None:
     assert empty.outcome is Outcome.FAIL
     assert empty.why.startswith("vacuous: not one token came from 600 requests (600 no_tokens)")
     nothing = verdict(measurement(open_step(), []), P99)
-    assert (nothing.outcome, nothing.why) == (Outcome.INVALID, "not one request was sent")
+    assert (nothing.outcome, nothing.why) == (Outcome.INVALID, "no request was sent")
 
 
 def test_a_floor_is_judged_over_blocks_of_time() -> None:
@@ -125,7 +125,7 @@ def test_a_floor_is_judged_over_blocks_of_time() -> None:
     assert "too short for an error estimate" in short.gates[0].why
 
 
-def test_goodput_counts_what_kept_every_limit() -> None:
+def test_goodput_counts_requests_within_every_limit() -> None:
     made = with_ttfts([0.6 if i % 2 else 0.1 for i in range(600)])
     floor = Objective("goodput_requests_per_s_min", 8)
     metrics, found = judge(made, [P99, floor])
@@ -148,32 +148,33 @@ def many(make: Callable[[int], Sample] = lambda i: sample(i, i / 10), n: int = 6
     return [make(i) for i in range(n)]
 
 
-def test_a_late_client_cannot_speak() -> None:
+def test_late_client_makes_the_step_invalid() -> None:
     made = measurement(open_step(), many(late(0.03)), cpu_s=55, wall_s=60)
     why = invalid("client_late", made)
-    assert "the client was overloaded: P99 send lag 30.0 ms, at most 25 ms; its process used 92 % of a core" in why
+    assert "the client was overloaded: P99 send lag 30.0 ms, limit 25 ms; its process used 92 % of a core" in why
     generous = Objective("ttft_p99_ms", 700)
     assert verdict(made, generous).outcome is Outcome.PASS, "5 % of the TTFT objective are allowed"
     invalid("client_late", made, Objective("e2e_latency_p99_s", 700))
 
 
-def test_a_client_that_reads_late_cannot_speak() -> None:
+def test_client_that_reads_late_makes_the_step_invalid() -> None:
     assert "up to 80.0 ms late" in invalid("client_slow", measurement(open_step(), many(), loop_lag_p99_ms=80.0))
 
 
-def test_a_rate_that_was_not_sent_was_not_measured() -> None:
+def test_rate_below_the_planned_one_makes_the_step_invalid() -> None:
     made = measurement(open_step(), many(lambda i: sample(i, i / 10, sent_s=i / 10 * 1.02, ttft_s=2.0)))
     assert "98.0 % of the planned rate" in invalid("rate_not_sent", made)
 
 
-def test_prompts_shorter_than_asked_were_another_step() -> None:
+def test_prompts_shorter_than_planned_make_the_step_invalid() -> None:
     why = invalid(
         "prompt_tokens", measurement(open_step(), many(lambda i: failed(i, i / 10, "prompt_tokens", prompt_tokens=32)))
     )
-    assert "64 tokens asked, the server counted 32 in most of the 600 wrong ones of 600 requests" in why
+    expected = "600 of 600 prompts did not have the planned length: expected 64 tokens, the server counted 32"
+    assert expected in why
 
 
-def test_repeated_prompts_are_seen() -> None:
+def test_repeated_prompts_make_the_step_invalid() -> None:
     made = measurement(open_step(), many(lambda i: sample(i, i / 10, prompt_digest=str(i % 100))))
     assert "500 of 600 prompts had been sent before" in invalid("repeated_prompts", made)
 
@@ -190,46 +191,46 @@ def burst(i: int, **changes: Any) -> Sample:
         (
             [burst(i) if i % 10 == 0 else sample(i, i / 10) for i in range(600)],
             None,
-            "60 of 600 answers were whole in under a quarter of the usual 0.25 s",
+            "60 of 600 answers were complete in under a quarter of the median 0.25 s",
         ),
         (
             many(),
             [ServerReading(0, 1, 0, generation_tokens=1000), ServerReading(60, 1, 0, generation_tokens=2000)],
-            "9600 tokens came and the engine generated 1000",
+            "9600 tokens were received and the engine generated 1000",
         ),
     ],
     ids=["ids", "same-at-once", "too-fast", "not-generated"],
 )
-def test_answers_from_a_cache_are_seen(
+def test_answers_from_a_cache_make_the_step_invalid(
     samples: list[Sample], server: list[ServerReading] | None, evidence: str
 ) -> None:
     why = invalid("served_from_cache", measurement(open_step(), samples, server))
     assert evidence in why
 
 
-def test_a_prefix_cache_that_flatters_is_seen_and_a_planned_prefix_is_not() -> None:
+def test_unplanned_prefix_cache_hits_make_the_step_invalid_and_a_planned_prefix_does_not() -> None:
     def reading(at_s: float, queries: float, hits: float) -> ServerReading:
         return ServerReading(at_s, 1, 0, prefix_cache_queries=queries, prefix_cache_hits=hits)
 
     hot = [reading(0, 1000, 0), reading(60, 401_000, 300_000)]
     long = [replace(one, expected_prompt_tokens=512, prompt_tokens=512) for one in many()]
     plain = measurement(open_step(prompt_tokens=512), long, hot)
-    assert "75 % of the prompt tokens were in it" in invalid("prefix_cache", plain)
+    assert "it held 75 % of the prompt tokens" in invalid("prefix_cache", plain)
     planned = measurement(open_step(prompt_tokens=512, shared_prefix_tokens=400), long, hot)
     assert verdict(planned, P99).outcome is Outcome.PASS
     cold = replace(planned, server=(reading(0, 1000, 0), reading(60, 401_000, 8_000)))
     assert "prefix_cache_cold" in [finding.name for finding in verdict(cold, P99).findings]
 
 
-def test_remarks_do_not_decide() -> None:
+def test_findings_that_do_not_invalidate_do_not_change_the_outcome() -> None:
     buffered = measurement(open_step(), many(lambda i: sample(i, i / 10, ttft_s=0.25, itl_s=0.00001)), [])
     found = verdict(buffered, P99)
     assert found.outcome is Outcome.PASS
     assert {finding.name for finding in found.findings} == {"buffered", "no_server_metrics"}
-    assert "something buffers the stream" in found.why
+    assert "a proxy or the server buffers the stream" in found.why
 
 
-def test_an_engine_that_restarted_or_preempted_is_remarked() -> None:
+def test_engine_restarts_and_preemptions_are_findings() -> None:
     server = [
         ServerReading(0, 1, 0, generation_tokens=50_000, preemptions=0),
         ServerReading(30, 1, 0, generation_tokens=10, preemptions=0),
@@ -239,7 +240,7 @@ def test_an_engine_that_restarted_or_preempted_is_remarked() -> None:
     assert names == {"engine_restarted", "preemptions"}
 
 
-def test_stalls_are_told_with_their_rhythm() -> None:
+def test_stalls_are_reported_with_their_interval() -> None:
     samples = many()
     for start in (100, 250, 400):
         for i in range(start, start + 20):
@@ -254,7 +255,7 @@ def overloaded(rate: float = 5, duration_s: float = 60) -> Measurement:
     return queued(step, 4, lambda _dice: 5.0)
 
 
-def test_past_capacity_is_named_with_the_capacity_and_the_runbooks_advice() -> None:
+def test_saturation_is_reported_with_the_capacity_and_advice() -> None:
     found = verdict(overloaded(), P90)
     assert found.outcome is Outcome.FAIL
     assert len(found.saturation.signs) >= 2
@@ -265,13 +266,13 @@ def test_past_capacity_is_named_with_the_capacity_and_the_runbooks_advice() -> N
     )
 
 
-def test_past_capacity_fails_even_while_the_objective_still_holds() -> None:
+def test_saturated_step_fails_even_if_its_objectives_are_kept() -> None:
     assert verdict(overloaded(), Objective("e2e_latency_p90_s", 9999)).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("load", [0.5, 0.8])
 def test_a_busy_server_within_capacity_is_hardly_ever_called_saturated(load: float) -> None:
-    """A queue with exponential service times, near its limit, 100 seeds: latency wanders, and that is no saturation."""
+    """A queue with exponential service times, near its limit, 100 seeds: its latency varies without saturation."""
     called = 0
     for seed in range(100):
         step = open_step(8 * load, 60, arrivals=POISSON, seed=seed)
