@@ -1,1 +1,1 @@
-"""Where a stage can run; nothing above this layer knows which kind of cluster it is."""
+"""Where a stage can run; layers above do not depend on the kind of cluster."""

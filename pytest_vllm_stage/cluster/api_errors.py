@@ -1,7 +1,7 @@
-"""What the API server answers, in this project's terms: the one place that knows the client library's errors.
+"""Translates errors of the API server and of the client library into this project's errors.
 
-ApiServerUnreachable (EnvironmentUnusable)    no answer, or none that the API server itself gave
-└── ApiServerBusy                          it asks to be called again later
+ApiServerUnreachable (EnvironmentUnusable)    no answer, or not from the API server itself
+└── ApiServerBusy                          it asks for a retry later
 RequestRejected (StageFailure)             it understood the request and answered with an error
 └── KindNotServed                          the cluster has no such kind
 """
@@ -22,7 +22,7 @@ from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 T = TypeVar("T")
-#: How long a request is repeated while the API server asks for that.
+#: How long a request is retried while the API server asks for that.
 BUSY_S = 20.0
 #: Server-side apply answers with status 500 and these words where a manifest does not match the schema.
 _SCHEMA_MISMATCH = "failed to create typed patch object"
@@ -34,7 +34,7 @@ class ApiServerUnreachable(EnvironmentUnusable):
 
 
 class ApiServerBusy(ApiServerUnreachable):
-    """The API server asks to be called again: too many requests, or the storage of a new kind is not ready yet."""
+    """The API server asks for a retry: too many requests, or the storage of a new kind is not ready yet."""
 
 
 class RequestRejected(StageFailure):
@@ -63,7 +63,7 @@ def translate_api_errors(request: str) -> Iterator[None]:
     """Turn the client library's errors into ours; ``request`` describes the request in a few words.
 
     Raises:
-        ApiServerUnreachable: no answer; `ApiServerBusy` where the server asks to be called again.
+        ApiServerUnreachable: no answer; `ApiServerBusy` where the server asks for a retry.
         EnvironmentUnusable: the credentials were refused, or do not allow the request.
         RequestRejected: any other error.
     """
@@ -80,7 +80,7 @@ def translate_api_errors(request: str) -> Iterator[None]:
 
 
 def _status_of(error: ApiException) -> dict[str, Any]:
-    """The ``Status`` in the answer's body; a text from something else than the API server becomes its message."""
+    """The ``Status`` in the answer's body; a text from another server becomes its message."""
     body = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else str(error.body or "")
     try:
         status = json.loads(body)
@@ -95,7 +95,7 @@ def _status_of(error: ApiException) -> dict[str, Any]:
 def _error_for(request: str, code: int, status: dict[str, Any]) -> Exception:
     text = str(status.get("message") or "no reason given")
     if code == 401:
-        return EnvironmentUnusable(f"the cluster refuses the credentials (401) for: {request}", hint="log in again")
+        return EnvironmentUnusable(f"the cluster rejects the credentials (401) for: {request}", hint="log in again")
     if code == 403 and "is forbidden: User" in text:
         return EnvironmentUnusable(f"not allowed to {request}: {text}", hint="kubectl auth can-i --list")
     if text.startswith(_SCHEMA_MISMATCH):
@@ -105,7 +105,7 @@ def _error_for(request: str, code: int, status: dict[str, Any]) -> Exception:
     if code >= 500 or code < 400:
         return ApiServerUnreachable(f"{request}: the cluster cannot answer now ({code}): {text}")
     if status.get("foreign") and code not in (404, 405):
-        return ApiServerUnreachable(f"{request}: HTTP {code} from something else than the API server: {text}")
+        return ApiServerUnreachable(f"{request}: HTTP {code} from another server than the API server: {text}")
     return RequestRejected(f"{request}: {text}", code=code)
 
 
@@ -116,7 +116,7 @@ def _without_object_ids(text: str) -> str:
 
 
 def retry_while_busy(request: str, send: Callable[[], T], timeout_s: float = BUSY_S) -> T:
-    """Repeat a request while the API server asks for that; any other error is raised at once.
+    """Retry a request while the API server asks for that; any other error is raised at once.
 
     Raises:
         EnvironmentUnusable: the server stayed busy.

@@ -1,6 +1,6 @@
 """The connection to a cluster: the official client, set up as this project needs it.
 
-Every request has a timeout, what discovery learns stays in memory, and no credentials are left in files.
+Every request has a timeout, discovery is cached in memory only, and no credentials are left in files.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pytest_vllm_stage.cluster.discovery import InMemoryDiscoverer
 from pytest_vllm_stage.core.errors import ConfigError
 
 REQUEST_TIMEOUT_S = 15.0
-#: A kept-alive connection that the server has closed meanwhile is opened again, once; nothing else is retried.
+#: A kept-alive connection that the server has closed meanwhile is reopened once; nothing else is retried.
 _RETRIES = urllib3.Retry(
     total=1, connect=0, read=1, redirect=0, status=0, other=0, raise_on_redirect=False, respect_retry_after_header=False
 )
 
 
 class _ApiClient(ApiClient):
-    """The client library's, with a timeout on every request that does not bring its own; a watch may be silent."""
+    """The library's client, with a default timeout for every request but watches, which may be silent."""
 
     def call_api(
         self,
@@ -45,13 +45,13 @@ class _ApiClient(ApiClient):
     ) -> RESTResponse:
         timeout = _request_timeout or (None if "watch=" in url else (REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_S))
         with warnings.catch_warnings():
-            if not self.configuration.verify_ssl:  # the kubeconfig says so; one warning per request says it no better
+            if not self.configuration.verify_ssl:  # the kubeconfig says so; one warning per request would add nothing
                 warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
             return super().call_api(method, url, header_params, body, post_params, timeout)
 
 
 def connect(paths: str, context: str, *, uses_env_proxy: bool = True) -> DynamicClient:
-    """A client for the cluster of a context, after a first answer; the caller closes its ``client``.
+    """Connect to the cluster of a context and await a first answer; the caller closes its ``client``.
 
     Args:
         paths: Kubeconfig files, as in ``$KUBECONFIG``.
@@ -99,7 +99,7 @@ def _open_api_client(paths: str, context: str, *, uses_env_proxy: bool) -> ApiCl
 
 
 def _tls_context(configuration: Configuration, where: str) -> ssl.SSLContext:
-    """Verifies as kubectl does: Go does not ask for the key identifiers that Python 3.13's strict mode asks for."""
+    """Verifies as kubectl does: Go does not require the key identifiers that Python 3.13's strict mode requires."""
     context = urllib3.util.create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     try:

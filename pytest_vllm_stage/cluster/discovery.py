@@ -1,4 +1,4 @@
-"""Which kinds a cluster serves, asked once per connection."""
+"""Which kinds a cluster serves, requested once per connection."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryL
 class InMemoryDiscoverer(LazyDiscoverer):
     """Discovery in two requests, as kubectl does it, and without the library's cache file.
 
-    The library would keep what it learns in a file of a guessable name in the shared temporary folder, and read what
-    another user has put there: https://github.com/kubernetes-client/python/blob/v37.0.1/kubernetes/dynamic/discovery.py
-    A kind that is not known is looked up again by the base class: it may have been installed a moment ago.
+    The library would cache in a file with a guessable name in the shared temporary folder, and read what another
+    user has put there: https://github.com/kubernetes-client/python/blob/v37.0.1/kubernetes/dynamic/discovery.py
+    The base class looks up an unknown kind again: it may have just been installed.
     """
 
     def __init__(self, client: Any, cache_file: str | None = None) -> None:
@@ -72,7 +72,7 @@ class InMemoryDiscoverer(LazyDiscoverer):
 
 
 def _described(item: dict[str, Any]) -> dict[str, Any]:
-    """A resource of the aggregated form in the words of the old one."""
+    """Convert a resource of the aggregated form to the old form."""
     kind, namespaced = item["responseKind"]["kind"], item.get("scope") == "Namespaced"
     subresources = {
         found["subresource"]: {

@@ -11,16 +11,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """A cluster that can carry a stage.
+    """A cluster that can run a stage.
 
     Attributes:
-        kind: How it came to be: ``local`` was made on this machine, ``kubeconfig`` was there.
+        kind: ``local`` was created on this machine, ``kubeconfig`` existed before.
         kubeconfig: The kubeconfig files, absolute, in the form of ``$KUBECONFIG``.
         context: The context in them.
         kubernetes_version: The API server's ``gitVersion``.
         kubectl: Path of a kubectl of a suitable version, for ``kubectl kustomize``.
         reaches_services: Cluster IPs answer from this machine without port-forward.
-        owned: This run made it, and ends it.
+        owned: This run created it and deletes it.
         state_dir: Folder of a ``local`` cluster (logs, certificates, volumes); None for others.
         versions: Component versions for the record, for example ``{"kserve": "v0.20.0"}``.
     """
@@ -36,7 +36,7 @@ class ClusterFacts:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def kubectl_for(self, namespace: str) -> str:
-        """The start of a kubectl command that a person can run against a namespace of this cluster."""
+        """The start of a kubectl command for a namespace of this cluster."""
         several = os.pathsep in self.kubeconfig  # --kubeconfig accepts one file
         program = f"KUBECONFIG={self.kubeconfig} kubectl" if several else f"kubectl --kubeconfig {self.kubeconfig}"
         return f"{program} --context {self.context} -n {namespace}"

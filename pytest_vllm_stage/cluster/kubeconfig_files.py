@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Kubeconfig:
-    """What several files say together.
+    """The merged content of several files.
 
     Attributes:
         paths: The files, as they were named.
@@ -67,7 +67,7 @@ class Kubeconfig:
         """Cluster and user of a context; a context may name no user.
 
         Raises:
-            ConfigError: there is no such context, or it refers to something that no file holds; it names both.
+            ConfigError: there is no such context, or it refers to an entry that no file defines; names both.
         """
         found = self.contexts.get(context)
         if found is None:
@@ -113,7 +113,7 @@ def read(paths: str) -> Kubeconfig:
     """Read and merge files; one that does not exist is left out, as kubectl does.
 
     Raises:
-        ConfigError: a file cannot be read, or is not a kubeconfig; it names the file and the entry, and no value.
+        ConfigError: a file cannot be read, or is not a kubeconfig; names the file and the entry, never a value.
     """
     files = tuple(map(Path, paths.split(os.pathsep)))
     merged: dict[str, dict[str, Entry]] = {section: {} for section in _SECTIONS}
@@ -164,8 +164,8 @@ def load(paths: str, context: str, configuration: Configuration, folder: str) ->
     Args:
         paths: The files, as in ``$KUBECONFIG``.
         context: The context.
-        configuration: Takes server, certificates and credentials.
-        folder: Where certificates and keys are put that the kubeconfig holds inline; the caller removes it.
+        configuration: Receives server, certificates and credentials.
+        folder: Receives certificates and keys that the kubeconfig holds inline; the caller removes it.
 
     Raises:
         ConfigError: the files or the context are wrong.

@@ -1,4 +1,4 @@
-"""The local cluster as it is: what runs in it, who sees it from outside, and that nothing of it stays."""
+"""The real local cluster: what runs in it, what is reachable from outside, and that nothing of it is left."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_a_released_volume_is_emptied_and_used_again(cluster: ClusterFacts, kube
     folder = Path(f"{cluster.state_dir}/volumes", name)
     assert (folder / "a" / "file").read_text() == "secret\n"
     kubectl("-n", NAMESPACE, "delete", "pod/passenger", "pvc/passing")
-    until("given back", lambda: kubectl("get", f"pv/{name}", "-o", "jsonpath={.status.phase}") == "Available")
+    until("made available again", lambda: kubectl("get", f"pv/{name}", "-o", "jsonpath={.status.phase}") == "Available")
     assert list(folder.iterdir()) == []
 
 
@@ -299,7 +299,7 @@ def test_kserve_refuses_what_its_webhook_finds_wrong(kubectl: Kubectl) -> None:
         kubectl.apply(wrong)
 
 
-def test_an_image_that_cannot_be_pulled_is_told(kubectl: Kubectl) -> None:
+def test_image_that_cannot_be_pulled_is_reported(kubectl: Kubectl) -> None:
     absent = pod("absent", ["/usr/bin/true"])
     absent["spec"]["containers"][0]["image"] = "registry.invalid/absent:1"
     kubectl.apply(absent)
@@ -307,8 +307,10 @@ def test_an_image_that_cannot_be_pulled_is_told(kubectl: Kubectl) -> None:
     until("pull failed", lambda: kubectl.field("pod/absent", path) in ("ErrImagePull", "ImagePullBackOff"))
 
 
-def test_a_second_start_says_who_holds_what(cluster: ClusterFacts) -> None:
-    with pytest.raises(EnvironmentUnusable, match=r"another one is in use, and a machine has one at a time") as caught:
+def test_second_start_names_the_holder(cluster: ClusterFacts) -> None:
+    with pytest.raises(
+        EnvironmentUnusable, match=r"another cluster is in use, and only one can run on a machine"
+    ) as caught:
         local.start(run_id="second", lifeline_pid=os.getpid(), mounts={}, journal=SILENT)
     assert "of run test" in str(caught.value)
     assert str(cluster.state_dir) in str(caught.value)

@@ -1,4 +1,4 @@
-"""However a run ends, nothing of its local cluster stays that the next run does not remove and report."""
+"""However a run ends, the next run removes and reports everything that is left of its local cluster."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_program_that_cannot_run_is_named_with_its_log(
     assert listing.difference(before, listing.snapshot()) == []
 
 
-def test_a_cluster_that_cannot_be_made_says_why(before: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_start_names_the_reason(before: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHADOWED, "impossible", Path("/proc/impossible"))
     with pytest.raises(EnvironmentUnusable, match="the cluster ended: ") as caught:
         local.start(run_id="broken", lifeline_pid=os.getpid(), mounts={}, journal=SILENT, wait_s=300)
@@ -185,12 +185,12 @@ def test_a_cluster_that_cannot_be_made_says_why(before: dict[str, list[str]], mo
     assert listing.difference(before, listing.snapshot()) == []
 
 
-def test_two_clusters_live_side_by_side_and_end_apart(
+def test_two_clusters_run_side_by_side_and_end_independently(
     run: Run, before: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = started(run)
     (tmp_path / "file").write_text("still here\n")
-    monkeypatch.setenv(locking.SEATS_VARIABLE, "2")
+    monkeypatch.setenv(locking.SLOTS_VARIABLE, "2")
     second = local.start(run_id="child", lifeline_pid=os.getpid(), mounts={"engine": tmp_path}, journal=SILENT)
     assert len({record.block for record in local.running()}) == 2
     assert local.stop(str(first.state_dir), SILENT) == []

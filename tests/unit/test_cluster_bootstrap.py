@@ -1,4 +1,4 @@
-"""What a fresh cluster is given: storage, and KServe's files as its module has them with our changes."""
+"""The setup of a new cluster: storage, and KServe's files with this package's changes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hook(kind: str, name: str, path: str) -> dict[str, Any]:
     }
 
 
-def test_claims_bind_on_first_use_to_volumes_that_are_there() -> None:
+def test_claims_bind_on_first_use_to_existing_volumes() -> None:
     storage = bootstrap.storage_class()
     assert storage["volumeBindingMode"] == "WaitForFirstConsumer"
     assert storage["metadata"]["annotations"] == {"storageclass.kubernetes.io/is-default-class": "true"}
@@ -110,7 +110,7 @@ def test_a_type_is_usable_once_established(conditions: list[dict[str, str]] | No
 
 
 class FakeApi:
-    """Answers with volumes, and keeps what it was told to change."""
+    """Answers with volumes, and records the requested changes."""
 
     def __init__(self, phases: dict[str, str]) -> None:
         self.phases = phases
@@ -126,9 +126,7 @@ class FakeApi:
         self.merged.append((path, changes))
 
 
-def test_released_volumes_are_emptied_before_they_are_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_released_volumes_are_emptied_before_reuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "folder").mkdir(parents=True)
         (tmp_path / name / "folder" / "file").write_text("old")

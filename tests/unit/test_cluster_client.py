@@ -77,9 +77,7 @@ def test_discovery_leaves_no_file(api: ApiServer, tmp_path: Path, monkeypatch: p
         assert list(temporary.iterdir()) == []
 
 
-def test_a_silent_server_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: ApiServer, kube: Any
-) -> None:
+def test_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: ApiServer, kube: Any) -> None:
     timeouts = []
     request = kube.client.rest_client.request
 
@@ -93,7 +91,7 @@ def test_a_silent_server_is_given_up(
     assert timeouts == [(client.REQUEST_TIMEOUT_S, client.REQUEST_TIMEOUT_S)] * 2
 
 
-def test_proxies_of_the_environment_are_not_for_this_machine(
+def test_environment_proxies_are_not_used_for_this_machine(
     api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
@@ -110,7 +108,7 @@ def test_proxies_of_the_environment_are_not_for_this_machine(
     opened.close()
 
 
-def test_a_connection_that_the_server_closed_is_opened_again(api: ApiServer, kube: Any) -> None:
+def test_connection_that_the_server_closed_is_reopened(api: ApiServer, kube: Any) -> None:
     objects.listed(kube, "Pod", "ns")
     api.drops = 1
     assert objects.listed(kube, "Pod", "ns") == []
@@ -132,14 +130,14 @@ def test_absent_objects_and_kinds_are_none_and_empty(kube: Any) -> None:
     assert objects.listed(kube, "Route.route.openshift.io", "ns") == []
 
 
-def test_apply_is_server_side_and_takes_nothing_over(api: ApiServer, kube: Any) -> None:
+def test_apply_is_server_side_and_takes_over_no_fields(api: ApiServer, kube: Any) -> None:
     objects.apply(kube, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n", "namespace": "n"}}, "ns")
     assert api.requests[-1] == "PATCH /api/v1/namespaces/n?fieldManager=pytest-vllm-stage"
     assert api.headers["Content-Type"] == "application/apply-patch+yaml"
     assert api.bodies[-1]["metadata"] == {"name": "n"}
 
 
-def test_deleting_waits_for_what_is_owned_and_accepts_what_is_gone(api: ApiServer, kube: Any) -> None:
+def test_delete_is_foreground_and_accepts_absent_objects(api: ApiServer, kube: Any) -> None:
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}}
     api.add(job)
     objects.delete(kube, job, "ns")
@@ -156,14 +154,14 @@ def test_logs_are_text_also_where_they_look_like_json(api: ApiServer, kube: Any)
 @pytest.mark.parametrize(
     ("code", "body", "kind", "message"),
     [
-        (401, status(401, "Unauthorized"), EnvironmentUnusable, "refuses the credentials"),
+        (401, status(401, "Unauthorized"), EnvironmentUnusable, "rejects the credentials"),
         (403, status(403, 'pods is forbidden: User "x" cannot list'), EnvironmentUnusable, "not allowed to list pods"),
         (403, status(403, "pods is forbidden: exceeded quota"), api_errors.RequestRejected, "exceeded quota"),
         (
             403,
             "RBAC: access denied",
             api_errors.ApiServerUnreachable,
-            "HTTP 403 from something else.*RBAC: access denied",
+            "HTTP 403 from another server.*RBAC: access denied",
         ),
         (500, status(500, "failed calling webhook"), api_errors.ApiServerUnreachable, "failed calling webhook"),
         (502, "<html>Bad gateway</html>", api_errors.ApiServerUnreachable, "502.*Bad gateway"),
@@ -179,7 +177,7 @@ def test_logs_are_text_also_where_they_look_like_json(api: ApiServer, kube: Any)
         ),
     ],
 )
-def test_answers_of_the_server_are_told_apart(
+def test_error_answers_are_classified(
     api: ApiServer, kube: Any, code: int, body: Any, kind: type[Exception], message: str
 ) -> None:
     api.answers["GET /api/v1/namespaces/ns/pods"] = (code, body)
@@ -205,7 +203,7 @@ def test_no_answer_is_unreachable_and_the_error_holds_no_credentials(tmp_path: P
     assert "very-secret-token" not in f"{refused.value!r}{failed.value!r}{failed.value.__context__!r}"
 
 
-def test_a_busy_server_is_asked_again_and_not_for_ever() -> None:
+def test_busy_server_is_retried_until_the_timeout() -> None:
     asked = []
 
     def busy_once() -> str:

@@ -1,4 +1,4 @@
-"""What decides whether a program of the local cluster is built anew, and what a failing build says."""
+"""When a program of the local cluster is rebuilt, and the message of a failed build."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_go_is_not_needed_when_all_is_built(modules: Path, monkeypatch: pytest.M
     assert components.ensure(Journal()) == built
 
 
-def test_the_linker_is_told_the_version_and_go_sum_is_binding(modules: Path) -> None:
+def test_linker_gets_the_version_and_go_sum_is_binding(modules: Path) -> None:
     components.ensure(Journal())
     (call,) = calls(modules)
     assert "-X main.version=v1.2.3" in call
@@ -74,7 +74,7 @@ def test_the_linker_is_told_the_version_and_go_sum_is_binding(modules: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["go.mod", "go.sum"])
-def test_a_changed_pin_builds_anew_beside_the_old(modules: Path, name: str) -> None:
+def test_changed_pin_builds_a_new_component_next_to_the_old(modules: Path, name: str) -> None:
     before = components.ensure(Journal())["tool"]
     with (modules / name).open("a") as file:
         file.write("// changed\n")
@@ -84,7 +84,7 @@ def test_a_changed_pin_builds_anew_beside_the_old(modules: Path, name: str) -> N
     assert len(calls(modules)) == 2
 
 
-def test_changed_flags_build_anew(modules: Path) -> None:
+def test_changed_flags_rebuild(modules: Path) -> None:
     changed = dataclasses.replace(TOOL, variables=("main.release={version}",))
     assert changed.fingerprint != TOOL.fingerprint
     assert dataclasses.replace(TOOL).fingerprint == TOOL.fingerprint
@@ -103,14 +103,14 @@ def test_a_failed_build_shows_its_last_lines_and_leaves_no_component(modules: Pa
     assert list(TOOL.folder.parent.glob(".building-*")) == []
 
 
-def test_what_a_killed_build_left_is_removed(modules: Path, tmp_path: Path) -> None:
-    torn = tmp_path / "cache" / "components" / ".building-tool-0123"
-    torn.mkdir(parents=True)
+def test_leftovers_of_a_killed_build_are_removed(modules: Path, tmp_path: Path) -> None:
+    unfinished = tmp_path / "cache" / "components" / ".building-tool-0123"
+    unfinished.mkdir(parents=True)
     components.ensure(Journal())
-    assert not torn.exists()
+    assert not unfinished.exists()
 
 
-def test_only_what_is_asked_for_is_built(modules: Path) -> None:
+def test_only_requested_components_are_built(modules: Path) -> None:
     assert components.ensure(Journal(), names=["other"]) == {}
     assert calls(modules) == []
 
@@ -134,7 +134,7 @@ def test_every_component_is_pinned_and_offers_what_the_cluster_runs() -> None:
         (["go 1.9\n", "go 1.10\n"], (1, 10)),
     ],
 )
-def test_the_newest_go_that_is_asked_for_decides(texts: list[str], expected: tuple[int, ...]) -> None:
+def test_newest_required_go_version_is_used(texts: list[str], expected: tuple[int, ...]) -> None:
     assert gotool.needed(texts) == expected
 
 

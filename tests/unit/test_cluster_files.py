@@ -1,4 +1,4 @@
-"""The configuration files and programs of a local cluster, as far as they can be wrong without being run."""
+"""The configuration files and programs of a local cluster, checked without running them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def programs(layout: Layout) -> tuple[Program, ...]:
     return all_programs(layout, paths, [Path("/cache/base.tar")])
 
 
-def test_containerd_gets_a_root_of_its_own_and_our_pause_image(layout: Layout) -> None:
+def test_containerd_gets_a_root_of_its_own_and_the_built_pause_image(layout: Layout) -> None:
     parsed = tomllib.loads(files.containerd(layout, Path("/usr/lib/cni"), restrict_oom=True))
     cri = parsed["plugins"]["io.containerd.grpc.v1.cri"]
     assert parsed["root"] == str(layout.state_dir / "containerd")
@@ -76,7 +76,7 @@ def test_files_with_secrets_are_for_their_owner_only(layout: Layout) -> None:
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_every_program_waits_only_for_programs_that_are_there(programs: tuple[Program, ...]) -> None:
+def test_every_program_waits_only_for_existing_programs(programs: tuple[Program, ...]) -> None:
     names = [program.name for program in programs]
     assert len(set(names)) == len(names)
     for program in programs:
@@ -126,7 +126,7 @@ def test_a_programs_state_in_words(state: status.ProgramState, expected: str, tm
     assert status.read(tmp_path / "programs.json") == {"etcd": state}
 
 
-def test_no_state_is_told_before_the_first(tmp_path: Path) -> None:
+def test_there_is_no_state_before_the_first_report(tmp_path: Path) -> None:
     assert status.read(tmp_path / "programs.json") == {}
 
 

@@ -84,7 +84,7 @@ def test_facts_carry_every_file_and_kubectl_gets_them_too(
     assert one.kubectl_for("ns") == "kubectl --kubeconfig kc --context ctx -n ns"
 
 
-def test_the_first_file_with_a_name_wins_and_absent_files_are_left_out(tmp_path: Path) -> None:
+def test_the_first_file_with_a_name_wins_and_absent_files_are_skipped(tmp_path: Path) -> None:
     first = write(tmp_path, "a", made_kubeconfig("https://first:1"))
     second = write(tmp_path, "b", made_kubeconfig("https://second:1"))
     empty = write(tmp_path, "c", "")
@@ -136,7 +136,7 @@ def test_a_wrong_file_is_named_with_its_entry(tmp_path: Path, content: Any, mess
     assert SECRET not in f"{failed.value}"
 
 
-def test_an_absent_file_is_said_to_be_absent(tmp_path: Path) -> None:
+def test_absent_file_is_reported_as_absent(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such context in /nowhere/config \(does not exist\)"):
         kubeconfig_files.read("/nowhere/config").entries_of("ctx")
 
@@ -171,7 +171,7 @@ def test_relative_paths_are_relative_to_their_own_file(tmp_path: Path) -> None:
     found = loaded(contexts, one, two)
     assert found.ssl_ca_cert == str(tmp_path / "one" / "ca.pem")
     assert (found.cert_file, found.key_file) == (str(tmp_path / "two/cert.pem"), str(tmp_path / "two/key.pem"))
-    assert found.api_key["BearerToken"] == "Bearer two/token", "the line end of the file is no part of the token"
+    assert found.api_key["BearerToken"] == "Bearer two/token", "the line end of the file is not part of the token"
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,11 @@ def test_a_default_route_takes_nothing() -> None:
         ("10.0.0.0/8", "172.29.0.0/20"),
     ],
 )
-def test_what_is_routed_is_passed_over(routed: str, chosen: str) -> None:
+def test_routed_ranges_are_skipped(routed: str, chosen: str) -> None:
     assert choose([IPv4Network(routed)]) == IPv4Network(chosen)
 
 
-def test_a_full_machine_is_told_where_to_look() -> None:
+def test_no_free_range_names_the_command_that_shows_the_routes() -> None:
     with pytest.raises(EnvironmentUnusable, match="no free address range") as caught:
         choose(CANDIDATES)
     assert "ip -4 route" in caught.value.hint
@@ -56,7 +56,7 @@ def test_the_choice_never_overlaps(routed: list[IPv4Network]) -> None:
 
 
 @pytest.mark.parametrize("block", [*blocks()][::7], ids=str)
-def test_the_parts_of_a_block_lie_in_it_and_apart(block: IPv4Network) -> None:
+def test_parts_of_a_block_are_inside_it_and_disjoint(block: IPv4Network) -> None:
     addresses = Addresses(block)
     link = IPv4Network(f"{addresses.host}/30", strict=False)
     parts = [link, addresses.pods, addresses.services]

@@ -1,4 +1,4 @@
-"""Records, seats, identities and listings: what a run must be able to tell of a cluster that it did not make."""
+"""Records, slots, identities and listings: what a run knows about a cluster that it did not create."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from pytest_vllm_stage.cluster.local import cgroups, listing, locking, packages
 from pytest_vllm_stage.cluster.local import record as records
-from pytest_vllm_stage.cluster.local.locking import Seat, this_process
+from pytest_vllm_stage.cluster.local.locking import Slot, this_process
 from pytest_vllm_stage.cluster.local.process import ProcessRef, start_time
 from pytest_vllm_stage.cluster.local.record import Record
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
@@ -25,7 +25,7 @@ NOBODY = ProcessRef(2**22 + 1, 1)
 @pytest.fixture(autouse=True)
 def private_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locking, "LOCK_DIR", tmp_path / "locks")
-    monkeypatch.delenv(locking.SEATS_VARIABLE, raising=False)
+    monkeypatch.delenv(locking.SLOTS_VARIABLE, raising=False)
 
 
 def make_record(state_dir: Path, **fields: object) -> Record:
@@ -52,7 +52,7 @@ def test_a_record_is_read_as_written_by_its_owner_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "0a1b2c"}'])
-def test_a_torn_record_is_none(tmp_path: Path, text: str) -> None:
+def test_corrupt_record_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / records.FILE).write_text(text)
     assert records.load(tmp_path) is None
 
@@ -61,7 +61,7 @@ def test_there_is_no_record_without_a_file(tmp_path: Path) -> None:
     assert records.load(tmp_path / "absent") is None
 
 
-def test_a_record_says_who_holds_what(tmp_path: Path) -> None:
+def test_record_describes_the_cluster_and_its_owner(tmp_path: Path) -> None:
     text = make_record(tmp_path / "0a1b2c", kept=True).describe()
     for part in ("0a1b2c", "kept by run run-1", f"pid {os.getpid()}", "2026-01-02", "10.219.0.0/20", "pytest suites/"):
         assert part in text
@@ -97,7 +97,7 @@ def test_a_tree_with_a_mount_below_is_not_removed(tmp_path: Path, monkeypatch: p
     info = f"1 2 0:1 / {kept} rw - ext4 /dev/x rw\n"
     real = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, **kw: info if path.name == "mountinfo" else real(path, **kw))
-    with pytest.raises(OSError, match="mounts lie below"):
+    with pytest.raises(OSError, match="there are mounts below it"):
         records.remove_tree(tmp_path / "cluster")
     assert kept.exists()
     records.remove_tree(tmp_path / "clus")
@@ -119,12 +119,12 @@ def test_a_process_is_known_by_its_start_time() -> None:
     process.signal(signal.SIGKILL)
 
 
-def test_there_is_one_seat_and_it_is_free_after_its_last_holder(tmp_path: Path) -> None:
-    seat = locking.try_acquire()
-    assert seat
+def test_there_is_one_slot_and_it_is_free_after_its_last_holder(tmp_path: Path) -> None:
+    slot = locking.try_acquire()
+    assert slot
     assert locking.try_acquire() is None
-    with subprocess.Popen(["sleep", "60"], pass_fds=[seat.descriptor]) as child:
-        seat.close()
+    with subprocess.Popen(["sleep", "60"], pass_fds=[slot.descriptor]) as child:
+        slot.close()
         assert locking.try_acquire() is None
         child.kill()
     again = locking.try_acquire()
@@ -132,31 +132,31 @@ def test_there_is_one_seat_and_it_is_free_after_its_last_holder(tmp_path: Path) 
     again.close()
 
 
-def test_more_seats_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(locking.SEATS_VARIABLE, "2")
+def test_number_of_slots_is_configurable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(locking.SLOTS_VARIABLE, "2")
     taken = [locking.try_acquire(), locking.try_acquire()]
     assert locking.try_acquire() is None
-    assert len({seat.path for seat in taken if seat}) == 2
-    for seat in taken:
-        assert seat
-        seat.close()
+    assert len({slot.path for slot in taken if slot}) == 2
+    for slot in taken:
+        assert slot
+        slot.close()
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])
-def test_a_wrong_number_of_seats_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv(locking.SEATS_VARIABLE, text)
-    with pytest.raises(ConfigError, match=locking.SEATS_VARIABLE):
-        locking.seats()
+def test_a_wrong_number_of_slots_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(locking.SLOTS_VARIABLE, text)
+    with pytest.raises(ConfigError, match=locking.SLOTS_VARIABLE):
+        locking.slots()
 
 
 @pytest.fixture
-def held() -> Seat:
-    seat = locking.try_acquire()
-    assert seat
-    return seat
+def held() -> Slot:
+    slot = locking.try_acquire()
+    assert slot
+    return slot
 
 
-def test_a_cluster_lives_while_its_seat_is_held(tmp_path: Path, held: Seat) -> None:
+def test_cluster_is_running_while_its_slot_is_held(tmp_path: Path, held: Slot) -> None:
     record = make_record(tmp_path / "0a1b2c", phase="up")
     held.note(record.path)
     assert locking.living() == [record]
@@ -168,9 +168,11 @@ def test_a_cluster_lives_while_its_seat_is_held(tmp_path: Path, held: Seat) -> N
     assert (note.held, note.state_dir) == (False, record.path)
 
 
-def test_a_seat_in_use_is_refused_with_its_holder(tmp_path: Path, held: Seat) -> None:
+def test_a_slot_in_use_is_refused_with_its_holder(tmp_path: Path, held: Slot) -> None:
     held.note(make_record(tmp_path / "0a1b2c", phase="up").path)
-    with pytest.raises(EnvironmentUnusable, match="a local cluster on this machine: another one is in use") as caught:
+    with pytest.raises(
+        EnvironmentUnusable, match="a local cluster on this machine: another cluster is in use"
+    ) as caught:
         locking.acquire(Journal())
     assert "run-1" in str(caught.value)
     assert "cluster.local stop" in caught.value.hint
@@ -203,7 +205,7 @@ def test_hierarchies_of_both_kinds_are_found() -> None:
     assert cgroups.hierarchies(text) == [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/unified")]
 
 
-def test_a_difference_names_what_came_and_what_went() -> None:
+def test_difference_names_added_and_removed_objects() -> None:
     before = {"links": ["eth0", "lo"], "mounts": ["/"]}
     after = {"links": ["lo", "vstage0a1b2c"], "mounts": ["/"], "cgroups": ["/sys/x"]}
     assert listing.difference(before, after) == ["+ cgroups: /sys/x", "+ links: vstage0a1b2c", "- links: eth0"]

@@ -1,6 +1,6 @@
 """A real one-node Kubernetes with KServe on this Linux machine, without Docker, contained in namespaces of its own.
 
-`start` makes it, with `keep` it outlives its run, `stop` ends it, `sweep` removes what killed runs left.
+`start` creates it, `keep` lets it outlive its run, `stop` ends it, `sweep` removes leftovers of killed runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m pytest_vllm_stage.cluster.local {list,stop,sweep}``: see and end the local clusters of this machine."""
+"""``python -m pytest_vllm_stage.cluster.local {list,stop,sweep}``: list and end the local clusters of this machine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pytest_vllm_stage.core.journal import Journal
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0 when nothing is left that should be gone."""
+    """Run one command; the exit code is 0 when nothing is left behind."""
     parser = argparse.ArgumentParser(prog="python -m pytest_vllm_stage.cluster.local", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show the cluster that lives on this machine, and who holds it")
+    commands.add_parser("list", help="list the running cluster of this machine, and the run that holds it")
     stop = commands.add_parser("stop", help="end a cluster and remove everything of it")
-    stop.add_argument("cluster", nargs="?", help="its id, its run's id or its folder; the one that lives by default")
-    commands.add_parser("sweep", help="remove what killed runs left; a cluster in use is not touched")
+    stop.add_argument("cluster", nargs="?", help="its id, its run's id or its folder; default: the running one")
+    commands.add_parser("sweep", help="remove leftovers of killed runs; a cluster in use is not touched")
     options = parser.parse_args(arguments)
     journal = Journal(None, _say)
     try:
@@ -49,7 +49,7 @@ def _stop(cluster: str | None, journal: Journal) -> int:
     if record is None and cluster is not None:
         record = records.load(Path(cluster)) or records.load(records.clusters_dir() / cluster)
     if record is None:
-        print(f"no local cluster {cluster or ''} lives on this machine".replace("  ", " "))  # noqa: T201
+        print(f"no local cluster {cluster or ''} runs on this machine".replace("  ", " "))  # noqa: T201
         return 0 if cluster is None else 1
     left = lifecycle.stop(record.path, journal)
     for line in left:

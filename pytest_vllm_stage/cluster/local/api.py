@@ -15,7 +15,7 @@ from pytest_vllm_stage.cluster.local.layout import API_PORT, Layout
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 
 Object = dict[str, Any]
-#: What a call raises when there is no answer, or none that is HTTP.
+#: What a call raises when there is no answer, or an answer that is not HTTP.
 CALL_FAILED = (OSError, http.client.HTTPException)
 
 
@@ -35,7 +35,7 @@ class Api:
     """Calls one cluster's API server as its administrator.
 
     Args:
-        layout: Where its certificates lie.
+        layout: The paths of its certificates.
         timeout_s: Seconds until a call fails.
     """
 
@@ -46,7 +46,7 @@ class Api:
         self._tls.load_cert_chain(layout.pki.certificate("admin"), layout.pki.key("admin"))
 
     def get(self, path: str) -> Object:
-        """Read an object, a list, or what else a path answers with."""
+        """Read an object, a list, or any other resource at a path."""
         return self.call("GET", path)
 
     def create(self, path: str, body: Object) -> Object:

@@ -1,4 +1,4 @@
-"""What a fresh cluster gets before anyone uses it: storage, and KServe's types, configuration and webhooks."""
+"""The setup of a new cluster: storage, and KServe's types, configuration and webhooks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HOOKS = "/apis/admissionregistration.k8s.io/v1"
 
 
 def storage_class() -> Object:
-    """The default StorageClass; nothing provisions, so what binds is one of the volumes below."""
+    """The default StorageClass; nothing provisions, so claims bind to the volumes below."""
     return {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
@@ -104,13 +104,13 @@ def apply_storage(api: Api) -> None:
 
 
 def apply_kserve(api: Api, layout: Layout, files: Path, journal: Journal) -> None:
-    """Create what KServe's manager needs to start, then let it start.
+    """Create what KServe's manager needs, then let it start.
 
     Args:
         api: The API server.
         layout: The cluster's layout.
         files: The folder with KServe's files.
-        journal: Takes the waits.
+        journal: Records the waits.
     """
     api.create("/api/v1/namespaces", {"metadata": {"name": KSERVE_NAMESPACE}})
     config = kserve_config(kserve_files.config_map(files))

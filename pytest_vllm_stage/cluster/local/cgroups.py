@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local.record import PREFIX
 
-#: A process that was killed leaves its cgroup a moment later; so long is waited for that.
+#: A killed process leaves its cgroup a moment later: the longest wait for that.
 SETTLE_S = 10.0
 
 
@@ -30,7 +30,7 @@ def hierarchies(mountinfo: str | None = None) -> list[Path]:
 
 
 def create(name: str) -> None:
-    """Make the cgroup in every hierarchy; ``cpuset`` gets the parent's processors and memory nodes."""
+    """Create the cgroup in every hierarchy; ``cpuset`` gets the parent's processors and memory nodes."""
     for root in hierarchies():
         folder = root / name.strip("/")
         if (root / "cgroup.controllers").exists():
@@ -42,7 +42,7 @@ def create(name: str) -> None:
 
 
 def _delegate(root: Path) -> None:
-    """On v2, let the children of the root have its controllers; one that is refused stays as it is."""
+    """On v2, let the children of the root have its controllers; a refused one stays unchanged."""
     wanted = (root / "cgroup.controllers").read_text(encoding="utf-8").split()
     have = (root / "cgroup.subtree_control").read_text(encoding="utf-8").split()
     for controller in set(wanted) - set(have):

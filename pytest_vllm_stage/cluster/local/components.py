@@ -31,15 +31,15 @@ _LOG_LINES = 15
 
 @dataclass(frozen=True)
 class Component:
-    """What is built together.
+    """Programs that are built together.
 
     Attributes:
         name: The folder of its ``go.mod``.
         module: The module that gives its version; empty for our own code.
         programs: Program name to the package that is built for it.
         variables: What the linker sets; ``{version}`` stands for the version.
-        more_files: Puts further files of the module's folder beside the programs.
-        files_format: Another value makes these files anew.
+        more_files: Copies further files of the module's folder next to the programs.
+        files_format: Another value rebuilds these files.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Component:
 
     @property
     def folder(self) -> Path:
-        """Where the built programs lie."""
+        """The folder of the built programs."""
         return cache_dir() / "components" / f"{self.name}-{self.fingerprint}"
 
 
@@ -111,7 +111,7 @@ COMPONENTS = (
     Component("minio", "github.com/minio/minio", {"minio": "github.com/minio/minio"}),
 )
 
-#: Nothing that a cluster runs by itself: built only where it is asked for by name, as the test of the Tekton Task does.
+#: Not part of a cluster: built only when requested by name, as the test of the Tekton Task does.
 EXTRAS = (
     Component(
         "tekton",
@@ -124,11 +124,11 @@ EXTRAS = (
 
 
 def ensure(journal: Journal, names: Iterable[str] | None = None) -> dict[str, Path]:
-    """Build what the cache lacks.
+    """Build the components that the cache lacks.
 
     Args:
-        journal: Takes a phase for each component that is built.
-        names: Components to look at, `EXTRAS` among them; by default all that a cluster is made of.
+        journal: Records a phase for each component that is built.
+        names: Components to build, `EXTRAS` among them; by default all components of a cluster.
 
     Returns:
         Program name to path.
@@ -159,8 +159,8 @@ def _ensure(component: Component, go: Path, journal: Journal) -> None:
     try:
         if folder.exists():
             return
-        for torn in folder.parent.glob(f".building-{component.name}-*"):
-            shutil.rmtree(torn)
+        for unfinished in folder.parent.glob(f".building-{component.name}-*"):
+            shutil.rmtree(unfinished)
         draft = folder.with_name(f".building-{folder.name}")
         with journal.phase(f"build {component.name} {component.version}".strip()):
             _build(component, go, draft, journal)
@@ -213,8 +213,8 @@ def _environment() -> dict[str, str]:
 
 
 def _run(component: Component, command: list[str], log: Path, environment: dict[str, str], journal: Journal) -> None:
-    """Run a build, and say from time to time how far it is."""
-    started = said_at = time.monotonic()
+    """Run a build, and report its progress from time to time."""
+    started = reported_at = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [*_dying_with_us(), *command],
@@ -228,9 +228,9 @@ def _run(component: Component, command: list[str], log: Path, environment: dict[
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                if time.monotonic() - said_at >= PROGRESS_INTERVAL_S:
-                    said_at = time.monotonic()
-                    journal.say(f"build {component.name}: {said_at - started:.0f} s, {_progress(log)}")
+                if time.monotonic() - reported_at >= PROGRESS_INTERVAL_S:
+                    reported_at = time.monotonic()
+                    journal.say(f"build {component.name}: {reported_at - started:.0f} s, {_progress(log)}")
         finally:
             process.kill()
             process.wait()
@@ -238,12 +238,12 @@ def _run(component: Component, command: list[str], log: Path, environment: dict[
         tail = "\n  ".join(_tail(log, _LOG_LINES))
         raise EnvironmentUnusable(
             f"build of {component.name} failed (go build exited with {process.returncode})\n  {tail}\n  log: {log}",
-            hint="a failed download heals by running again",
+            hint="if a download failed, run the command again",
         )
 
 
 def _dying_with_us() -> list[str]:
-    """Put before a command so that it, and all that it starts, is killed when this process is."""
+    """A command prefix: the command and everything that it starts is killed when this process is."""
     command = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
     if command and os.geteuid() == 0:
         command += ["unshare", "--pid", "--fork", "--kill-child"]

@@ -86,7 +86,7 @@ def network(layout: Layout) -> dict[str, Any]:
 
 
 def kubelet(layout: Layout) -> dict[str, Any]:
-    """The kubelet's configuration; disk thresholds are absolute, since a share of a large disk says nothing."""
+    """The kubelet's configuration; disk thresholds are absolute, since a share of a large disk is meaningless."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",

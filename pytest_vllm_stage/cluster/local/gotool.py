@@ -22,7 +22,7 @@ Version = tuple[int, ...]
 
 
 def needed(go_mods: list[str]) -> Version:
-    """The newest version that any of the ``go.mod`` texts asks for."""
+    """The newest version that any of the ``go.mod`` texts requires."""
     found = [_parse(match) for text in go_mods for match in re.findall(r"^go (\S+)$", text, re.MULTILINE)]
     return max(found)
 
@@ -44,7 +44,7 @@ def find(minimum: Version, journal: Journal) -> Path:
     version = version_of(installed)
     if version is None or version < minimum:
         wanted = ".".join(map(str, minimum))
-        raise EnvironmentUnusable(f"{WHEEL} gave no go {wanted} at {installed}", hint=f"put go {wanted} on the PATH")
+        raise EnvironmentUnusable(f"{WHEEL} has no go {wanted} at {installed}", hint=f"put go {wanted} on the PATH")
     return installed
 
 

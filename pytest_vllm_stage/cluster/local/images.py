@@ -1,4 +1,4 @@
-"""The few images that a machine without a registry needs, written as OCI archives from programs that we built."""
+"""The few images that a machine without a registry needs, written as OCI archives from the built programs."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _MEDIA = "application/vnd.oci.image"
 
 @dataclass(frozen=True)
 class Image:
-    """What an image holds.
+    """The content of an image.
 
     Attributes:
         name: Its reference.
-        entrypoint: What it runs.
+        entrypoint: The program and arguments that it runs.
         programs: Path in the image to the file that is put there.
         rooted: It has the empty root that host folders are mounted into.
     """
@@ -67,7 +67,7 @@ def ensure(images: list[Image], folder: Path | None = None) -> list[Path]:
 
     Args:
         images: What to write.
-        folder: Where; the cache's own folder by default.
+        folder: Their folder; by default the cache's.
     """
     return [_ensure(image, folder or cache_dir() / "images") for image in images]
 

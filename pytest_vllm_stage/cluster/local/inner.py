@@ -1,4 +1,4 @@
-"""The first process of the cluster's namespaces: mounts, starts the programs, reaps, and tells what became of each.
+"""The first process of the cluster's namespaces: mounts, starts the programs, reaps, and reports each one's state.
 
 It runs as ``python -m pytest_vllm_stage.cluster.local.inner STATE_DIR`` with process id 1, so its end is the end of
 every process, mount and link of the cluster. It imports nothing that is slow to load.
@@ -21,14 +21,14 @@ from pytest_vllm_stage.cluster.local import status
 from pytest_vllm_stage.cluster.local.programs import Mount, Plan, Program
 
 _TICK_S = 0.05
-#: With every program ready there is nothing to see but an end.
+#: With every program ready, only the end of one remains to be noticed.
 _IDLE_TICK_S = 0.5
-#: A program that ends is run again so often; more often means that it cannot run.
+#: A program that ends is restarted this many times before it counts as failed.
 _MAX_STARTS = 4
 #: Seconds between the end of a program and its next start, times the number of ends.
 _RESTART_PAUSE_S = 0.5
 
-#: What the kubelet would set for the whole machine; it reads these files instead, finds them right and sets nothing.
+#: What the kubelet would set for the whole machine; it reads these files instead and sets nothing.
 _KERNEL_SETTINGS = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -47,13 +47,13 @@ def main() -> None:
     if sys.stdin.readline().strip() != "connected":
         sys.exit("the supervisor ended before the network was there")
     configure_network(plan.node, plan.services)
-    # The orphans that process 1 inherits end here too; a SIGTERM is an order to end everything.
+    # The orphans that process 1 inherits end here too; a SIGTERM ends everything.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Runner(plan).run()
 
 
 def mount_all(mounts: tuple[Mount, ...], state_dir: Path) -> None:
-    """Make the mount namespace: folders of the host that pods see, and shadows over those that must stay untouched."""
+    """Set up the mounts: folders of the host that pods see, and shadows over those that must stay untouched."""
     for mount in mounts:
         _run("mount", "--rbind", mount.source, mount.target)
         if mount.read_only:
@@ -73,7 +73,7 @@ def mount_all(mounts: tuple[Mount, ...], state_dir: Path) -> None:
 def configure_network(node: str, services: str) -> None:
     """Address the node's end of the veth pair and let the namespace forward packets.
 
-    There is no default route: nothing in the cluster can send to, or answer, anyone but the host itself.
+    There is no default route: nothing in the cluster can reach any machine but the host.
     """
     _run("ip", "link", "set", "lo", "up")
     _run("ip", "address", "add", node, "dev", "eth0")
@@ -96,18 +96,18 @@ class Runner:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._states = {program.name: status.ProgramState() for program in plan.programs}
-        self._due = dict.fromkeys(self._states, 0.0)
+        self._start_at = dict.fromkeys(self._states, 0.0)
         self._pids: dict[int, Program] = {}
         self._tls = ssl.create_default_context(cafile=plan.ca_file)
-        self._said = ""
+        self._reported = ""
 
     def run(self) -> None:
-        """Go on until this process is killed."""
+        """Run until this process is killed."""
         while True:
             self._reap()
             for program in self._plan.programs:
                 self._advance(program)
-            self._tell()
+            self._report_states()
             idle = all(state.ready_at or state.failed for state in self._states.values())
             # The supervisor holds the other end for as long as it lives, and sends nothing more.
             if select.select([0], [], [], _IDLE_TICK_S if idle else _TICK_S)[0] and not os.read(0, 1):
@@ -119,7 +119,7 @@ class Runner:
             if state.ready_at is None and not program.once and self._probe(program):
                 state.ready_at = time.time()
             return
-        if state.failed or (program.once and state.ready_at) or time.monotonic() < self._due[program.name]:
+        if state.failed or (program.once and state.ready_at) or time.monotonic() < self._start_at[program.name]:
             return
         if all(self._is_ready(name) for name in program.after):
             self._start(program)
@@ -182,13 +182,13 @@ class Runner:
             return
         state.ready_at = None
         state.failed = state.starts >= _MAX_STARTS
-        self._due[program.name] = time.monotonic() + _RESTART_PAUSE_S * state.starts
+        self._start_at[program.name] = time.monotonic() + _RESTART_PAUSE_S * state.starts
 
-    def _tell(self) -> None:
+    def _report_states(self) -> None:
         text = status.to_json(self._states)
-        if text != self._said:
+        if text != self._reported:
             status.write(Path(self._plan.state), text)
-            self._said = text
+            self._reported = text
 
 
 if __name__ == "__main__":

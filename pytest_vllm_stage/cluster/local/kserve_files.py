@@ -1,4 +1,4 @@
-"""What of KServe's module the cluster applies: taken from the module's folder when it is built, as JSON into the cache.
+"""The files of KServe's module that the cluster applies: copied when it is built, as JSON into the cache.
 
 Nothing of it is in the repository, and starting a cluster needs neither Go nor the module.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-#: Part of the component's fingerprint; another value makes the copies anew.
+#: Part of the component's fingerprint; another value makes new copies.
 FORMAT = "1"
 
 _CRDS = ("config/crd/full/serving.kserve.io_*.yaml", "config/crd/full/clusterstoragecontainer/serving.kserve.io_*.yaml")

@@ -1,4 +1,4 @@
-"""Where everything of one cluster lies, and what its programs are told."""
+"""The paths and addresses of one cluster."""
 
 from __future__ import annotations
 

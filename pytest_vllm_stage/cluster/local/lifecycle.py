@@ -21,7 +21,7 @@ from pytest_vllm_stage.cluster.local import network as networks
 from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local.api import Api
 from pytest_vllm_stage.cluster.local.layout import SHADOWED, Layout
-from pytest_vllm_stage.cluster.local.locking import Seat
+from pytest_vllm_stage.cluster.local.locking import Slot
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.cluster.local.programs import Mount, Plan, all_programs
 from pytest_vllm_stage.cluster.local.readiness import Watch
@@ -38,22 +38,22 @@ _STOP_S = 60.0
 def start(
     *, run_id: str, lifeline_pid: int, mounts: dict[str, Path], journal: Journal, wait_s: float = 0.0
 ) -> ClusterFacts:
-    """Make a one-node Kubernetes with KServe on this machine and wait until it can be used.
+    """Create a one-node Kubernetes with KServe on this machine and wait until it is ready.
 
     Args:
         run_id: The run that it is for.
         lifeline_pid: The cluster ends when this process does, unless it is kept.
         mounts: Name to folder of this machine; pods' hostPath volumes see it read-only at ``/mnt/vllm-stage/NAME``.
-            So they see this package, as ``package``, for the stand-ins in it.
-        journal: Takes the phases and waits.
+            This package is mounted as ``package``, for its stand-ins.
+        journal: Records the phases and waits.
         wait_s: Seconds to wait while another cluster is in use on this machine.
 
     Returns:
         What the layers above need.
 
     Raises:
-        EnvironmentUnusable: the machine cannot carry a cluster, another one is in use, or a program does not get ready;
-            nothing is left of the attempt but its logs.
+        EnvironmentUnusable: the machine cannot run a cluster, another one is in use, or a program does not get ready;
+            only the logs of the attempt are left.
     """
     if os.geteuid() != 0:
         raise EnvironmentUnusable(
@@ -64,20 +64,20 @@ def start(
     paths = components.ensure(journal)
     archives = images.ensure(images.stage_images(paths))
     with ExitStack() as stack:
-        seat = stack.enter_context(closing(locking.acquire(journal, wait_s=wait_s)))
-        _sweep(journal, seat)
-        record = _intend(run_id, lifeline_pid, seat)
+        slot = stack.enter_context(closing(locking.acquire(journal, wait_s=wait_s)))
+        _sweep(journal, slot)
+        record = _intend(run_id, lifeline_pid, slot)
         until_spawned = stack.pop_all()
-    with _given_up_on_error(record, journal), journal.phase("cluster: start"):
+    with _removed_on_error(record, journal), journal.phase("cluster: start"):
         with until_spawned:
             _prepare(record, paths, archives, mounts)
-            _spawn(record, seat)
+            _spawn(record, slot)
         version = _wait_ready(Layout.of(record), paths["kserve-manager"].parent, journal)
     return _facts(record, paths, version)
 
 
 @contextmanager
-def _given_up_on_error(record: Record, journal: Journal) -> Iterator[None]:
+def _removed_on_error(record: Record, journal: Journal) -> Iterator[None]:
     """Remove the cluster when the block fails or is interrupted; an error names the logs where they are then."""
     layout = Layout.of(record)
     try:
@@ -91,11 +91,11 @@ def _given_up_on_error(record: Record, journal: Journal) -> Iterator[None]:
         raise
 
 
-def _intend(run_id: str, lifeline_pid: int, seat: Seat) -> Record:
-    """Write down what is going to be made, before any of it is."""
+def _intend(run_id: str, lifeline_pid: int, slot: Slot) -> Record:
+    """Record what is going to be created, before anything is."""
     with locking.mutex():
         record = _plan_record(run_id, lifeline_pid)
-        seat.note(record.path)
+        slot.note(record.path)
         record.path.mkdir(parents=True, mode=0o700)
         record.save()
     return record
@@ -124,7 +124,7 @@ def _plan_record(run_id: str, lifeline_pid: int) -> Record:
 
 
 def _is_ours(folder: Path, shared: set[str]) -> bool:
-    """The mount point is made for clusters: it is not there, or another cluster made it."""
+    """Whether the mount point belongs to clusters: it does not exist, or another cluster created it."""
     return not folder.exists() or str(folder) in shared
 
 
@@ -143,7 +143,7 @@ def _prepare(record: Record, paths: dict[str, Path], archives: list[Path], mount
     for number in range(1, bootstrap.VOLUMES + 1):
         volume = layout.volumes / bootstrap.volume_name(number)
         volume.mkdir(parents=True)
-        # Any user of any pod may write, as with a volume that a provisioner made.
+        # Any user of any pod may write, as with a provisioned volume.
         volume.chmod(0o777)
     plan = Plan(
         mounts=_mounts(layout, mounts),
@@ -171,8 +171,8 @@ def _mounts(layout: Layout, mounts: dict[str, Path]) -> tuple[Mount, ...]:
     return tuple(planned)
 
 
-def _spawn(record: Record, seat: Seat) -> None:
-    """Start the supervisor with the seat; it has left this process's family when this returns."""
+def _spawn(record: Record, slot: Slot) -> None:
+    """Start the supervisor, which inherits the slot; it is no longer a child of this process when this returns."""
     log = os.open(record.path / "logs" / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     environment = {
         **{key: os.environ[key] for key in ("VLLM_STAGE_CACHE_DIR", "XDG_CACHE_HOME", "HOME") if key in os.environ},
@@ -182,11 +182,11 @@ def _spawn(record: Record, seat: Seat) -> None:
     command = [sys.executable, "-m", "pytest_vllm_stage.cluster.local.supervisor", record.state_dir]
     try:
         subprocess.run(
-            [*command, str(seat.descriptor)],
+            [*command, str(slot.descriptor)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=[seat.descriptor],
+            pass_fds=[slot.descriptor],
             env=environment,
             cwd="/",
             check=True,
@@ -210,7 +210,7 @@ def _facts(record: Record, paths: dict[str, Path], version: str) -> ClusterFacts
 
 
 def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
-    """Wait for the programs in the order in which one needs another; apply what a fresh cluster gets meanwhile."""
+    """Wait for the programs in the order in which one needs another; set up the new cluster meanwhile."""
     watch = Watch(layout, journal)
     watch.programs("kube-apiserver", timeout_s=60)
     api = Api(layout)
@@ -223,7 +223,7 @@ def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
         for task in tasks:
             task.result()
     finally:
-        # Not waited for: when the cluster is given up, its end is what makes their calls fail.
+        # Not waited for: when the start fails, the end of the cluster makes their calls fail.
         pool.shutdown(wait=False, cancel_futures=True)
     watch.programs(timeout_s=60)
     watch.record_times()
@@ -231,7 +231,7 @@ def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
 
 
 def keep(facts: ClusterFacts) -> None:
-    """Let a cluster outlive the process that it was made for.
+    """Let a cluster outlive the process that it was created for.
 
     Raises:
         EnvironmentUnusable: it has ended or is ending.
@@ -270,10 +270,10 @@ def stop(state_dir: Path | str, journal: Journal) -> list[str]:
 
     Args:
         state_dir: The cluster's folder.
-        journal: Takes the phase.
+        journal: Records the phase.
 
     Returns:
-        A line for each thing that could not be removed; normally empty.
+        One line per object that could not be removed; normally none.
     """
     record = records.load(Path(state_dir))
     with journal.phase("cluster: stop"):
@@ -286,30 +286,30 @@ def stop(state_dir: Path | str, journal: Journal) -> list[str]:
 
 
 def sweep(journal: Journal) -> list[str]:
-    """Remove what dead runs left on this machine; a cluster in use is not touched.
+    """Remove leftovers of dead runs on this machine; a cluster in use is not touched.
 
     Returns:
-        A line for each thing that was removed.
+        One line per removed object.
     """
     wait_until(
-        "dying local clusters gone",
-        _look_at_dying,
+        "ending local clusters gone",
+        _observe_ending,
         timeout_s=locking.ENDING_S,
         journal=journal,
         interval_s=0.1,
         error=EnvironmentUnusable,
-        hint="kill the process that is named, then sweep again",
+        hint="kill the named process, then sweep again",
     )
     return _sweep(journal, None)
 
 
-def _look_at_dying() -> Observation:
-    """Clusters that go by themselves, whose processes still hold a seat; what they leave can be told only then."""
+def _observe_ending() -> Observation:
+    """Observe ending clusters whose processes still hold a slot; their leftovers are known only afterwards."""
     dying = [record.describe() for record in locking.living() if locking.is_ending(record)]
     return Observation(not dying, "; ".join(dying) or "none")
 
 
-def _sweep(journal: Journal, own: Seat | None) -> list[str]:
+def _sweep(journal: Journal, own: Slot | None) -> list[str]:
     done = removal.remove_dead(own)
     for line in done.removed:
         journal.event("swept", line)
@@ -319,5 +319,5 @@ def _sweep(journal: Journal, own: Seat | None) -> list[str]:
 
 
 def running() -> list[Record]:
-    """The clusters that live on this machine."""
+    """The running clusters of this machine."""
     return locking.living()

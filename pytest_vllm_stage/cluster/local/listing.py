@@ -1,4 +1,4 @@
-"""What this machine shows of the kinds of things that clusters are made of, to compare before with after.
+"""Lists the kinds of objects that clusters consist of on this machine, to compare before with after.
 
 ``python -m pytest_vllm_stage.cluster.local.listing`` prints it.
 """
@@ -33,7 +33,7 @@ _MORE_SETTINGS = ("kernel/keys/root_maxkeys", "net/netfilter/nf_conntrack_max")
 
 
 def snapshot() -> dict[str, list[str]]:
-    """Kind of thing to a sorted line for each thing that there is.
+    """Map each kind of object to one sorted line per object.
 
     Processes are those of clusters and of this package's supervisors; all other kinds are listed whole.
     """
@@ -51,7 +51,7 @@ def snapshot() -> dict[str, list[str]]:
 
 
 def difference(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
-    """A line for each thing that is in only one of two snapshots: ``+`` where it came, ``-`` where it went."""
+    """One line per object that is in only one of two snapshots: ``+`` for added, ``-`` for removed."""
     lines = []
     for kind in sorted({*before, *after}):
         old, new = set(before.get(kind, [])), set(after.get(kind, []))
@@ -89,7 +89,7 @@ def namespaces() -> list[str]:
     """Namespaces that processes of this machine are in."""
     found = set()
     for entry in Path("/proc").iterdir():
-        # A zombie is in its namespaces still, but has ended.
+        # A zombie is still in its namespaces, but has ended.
         if entry.name.isdigit() and start_time(int(entry.name)) is not None:
             for kind in _NAMESPACES:
                 with contextlib.suppress(OSError):

@@ -13,10 +13,10 @@ from pytest_vllm_stage.core.errors import EnvironmentUnusable
 #: Ranges tried in this order, each in blocks of `BLOCK_PREFIX`; private addresses that few networks use.
 CANDIDATES = (IPv4Network("10.219.0.0/16"), IPv4Network("10.98.0.0/16"), IPv4Network("172.29.0.0/16"))
 BLOCK_PREFIX = 20
-#: Marks our routes in the host's tables (``ip route show proto 219``); no routing daemon has registered it.
+#: Marks the clusters' routes in the host's tables (``ip route show proto 219``); no routing daemon has registered it.
 ROUTE_PROTOCOL = "219"
 LINK_PREFIX = "vstage"
-#: Worse than any route that means something: it only catches what no route of the cluster takes.
+#: Worse than any other route: it only matches what no route of the cluster matches.
 LAST_RESORT_METRIC = "4278198272"
 
 
@@ -75,18 +75,18 @@ def choose(taken: Iterable[IPv4Network]) -> IPv4Network:
     ranges = ", ".join(map(str, CANDIDATES))
     raise EnvironmentUnusable(
         f"no free address range for a local cluster: every /{BLOCK_PREFIX} of {ranges} is routed on this machine",
-        hint="look at them: ip -4 route show table all",
+        hint="show the routes: ip -4 route show table all",
     )
 
 
 def taken() -> list[IPv4Network]:
-    """What the host routes already, its own addresses included."""
+    """The ranges that the host already routes, its own addresses included."""
     destinations = [route["dst"] for route in _ip_json("-4", "route", "show", "table", "all")]
     return [IPv4Network(destination, strict=False) for destination in destinations if destination != "default"]
 
 
 def connect(link: str, addresses: Addresses, namespace_pid: int) -> None:
-    """Make the veth pair, its far end ``eth0`` in that process's network namespace, and the routes over it."""
+    """Create the veth pair, its far end ``eth0`` in that process's network namespace, and the routes over it."""
     ours = ("proto", ROUTE_PROTOCOL)
     # First, so that no packet for the cluster ever takes the default route off this machine.
     _ip("route", "add", "unreachable", str(addresses.block), "metric", LAST_RESORT_METRIC, *ours)
@@ -108,18 +108,18 @@ def _is_ours(name: str) -> bool:
 
 
 def routes() -> list[str]:
-    """The host's routes that clusters made, as ``ip route`` prints them."""
+    """The host's routes of clusters, as ``ip route`` prints them."""
     shown = _ip("-4", "route", "show", "table", "all", "proto", ROUTE_PROTOCOL)
     return [" ".join(line.split()) for line in shown.splitlines() if line.strip()]
 
 
 def has_link(name: str) -> bool:
-    """The veth pair is there."""
+    """Whether the veth pair exists."""
     return name in links()
 
 
 def has_route(route: str) -> bool:
-    """The route is there, as `routes` gave it."""
+    """Whether the route exists, as `routes` returned it."""
     return route in routes()
 
 
@@ -129,7 +129,7 @@ def remove_link(name: str) -> None:
 
 
 def remove_route(route: str) -> None:
-    """Delete a route as `routes` gave it."""
+    """Delete a route as `routes` returned it."""
     _ip("route", "delete", *route.split())
 
 

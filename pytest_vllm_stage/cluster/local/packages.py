@@ -1,4 +1,4 @@
-"""The programs that a distribution ships: looked for by name, installed by ``apt-get`` where they are missing."""
+"""The programs that a distribution ships: found by name, installed by ``apt-get`` where they are missing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cni_dir() -> Path | None:
 
 
 def missing() -> dict[str, str]:
-    """What is not there: program (or plugin) to package."""
+    """Missing programs (or plugins), mapped to their packages."""
     absent = {program: package for program, package in PROGRAMS.items() if not shutil.which(program, path=SYSTEM_PATH)}
     if cni_dir() is None:
         absent[f"CNI plugins {', '.join(_CNI_PLUGINS)}"] = _CNI_PACKAGE
@@ -50,7 +50,7 @@ def ensure(journal: Journal) -> None:
     """Install what is missing.
 
     Raises:
-        EnvironmentUnusable: something is missing and cannot be installed; it names all of it.
+        EnvironmentUnusable: something is missing and cannot be installed; names everything that is missing.
     """
     absent = missing()
     if not absent:

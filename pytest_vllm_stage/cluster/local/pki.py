@@ -1,4 +1,4 @@
-"""The cluster's certificates: one authority for one cluster, made by ``openssl`` and gone with the cluster's folder."""
+"""The cluster's certificates: one authority per cluster, made by ``openssl`` and removed with its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes
 
 @dataclass(frozen=True)
 class Pki:
-    """Where the certificates and keys of a cluster lie.
+    """The paths of a cluster's certificates and keys.
 
     Attributes:
         folder: Readable by its owner only.
@@ -39,7 +39,7 @@ class Pki:
 
 
 def create(folder: Path, addresses: Addresses) -> Pki:
-    """Make the authority and every certificate of the cluster."""
+    """Create the authority and every certificate of the cluster."""
     folder.mkdir(mode=0o700, parents=True)
     pki = Pki(folder)
     _openssl("req", "-x509", *_NEW_KEY, "-days", _DAYS, "-subj", "/CN=vllm-stage-ca", *_out(pki, "ca"))

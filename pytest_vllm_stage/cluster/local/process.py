@@ -1,4 +1,4 @@
-"""Processes by identity: a pid with its start time, so that a reused pid is never taken for the process that had it."""
+"""Processes by identity: a pid with its start time, so that a reused pid is never mistaken for the earlier process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def start_time(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class ProcessRef:
-    """One process for good.
+    """One process, identified even after its pid was reused.
 
     Attributes:
         pid: Its process id.
@@ -55,7 +55,7 @@ class ProcessRef:
         return None
 
     def signal(self, number: int) -> None:
-        """Send a signal to this very process; nothing happens where it has ended."""
+        """Send a signal to exactly this process; does nothing where it has ended."""
         descriptor = self.open()
         if descriptor is None:
             return

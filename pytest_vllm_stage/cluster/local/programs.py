@@ -1,4 +1,4 @@
-"""What runs in the cluster: each program with its arguments, what it waits for, and how one sees that it is ready."""
+"""The cluster's programs: each with its arguments, its dependencies and its readiness probe."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Program:
 
     Attributes:
         name: Its name, and that of its log.
-        argv: What is run.
+        argv: Program and arguments.
         after: Names of programs that must be ready before, or ``file:PATH`` for a file that must exist.
         probe: A URL that answers 200, or a path that exists, once it is ready; empty: ready when started.
         once: It is ready when it has exited with 0, and is not run again.
-        env: Variables besides the common ones.
+        env: Variables in addition to the common ones.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the cluster's first process needs to know.
+    """What the cluster's first process needs to know.
 
     Attributes:
         mounts: In the order made.
@@ -128,7 +128,7 @@ def _etcd(layout: Layout, paths: dict[str, Path]) -> Program:
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
         f"--initial-cluster=default={peer}",
-        # The data lives as long as the processes; there is nothing to survive a power cut for.
+        # The data lives as long as the processes; it need not survive a power cut.
         "--unsafe-no-fsync",
         "--log-level=warn",
     )
@@ -182,7 +182,7 @@ def _controller_manager(layout: Layout, paths: dict[str, Path]) -> Program:
 
 
 def _served_on_loopback(layout: Layout) -> tuple[str, ...]:
-    """The API server's certificate is good for loopback too, so that the probe can check whom it talks to."""
+    """The API server's certificate is good for loopback too, so that the probe can verify the server."""
     certificate, key = layout.pki.certificate("apiserver"), layout.pki.key("apiserver")
     return ("--bind-address=127.0.0.1", f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}")
 

@@ -1,4 +1,4 @@
-"""Waits for a cluster's programs and its node, and tells why one does not get ready."""
+"""Waits for a cluster's programs and its node, and explains why one does not get ready."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LOG_LINES = 12
 
 
 class Watch:
-    """Looks at one cluster while it starts.
+    """Observes one cluster while it starts.
 
     Args:
         layout: The cluster's layout.
-        journal: Takes the waits.
+        journal: Records the waits.
     """
 
     def __init__(self, layout: Layout, journal: Journal) -> None:
@@ -32,14 +32,14 @@ class Watch:
         self._journal = journal
 
     def programs(self, *names: str, timeout_s: float) -> None:
-        """Wait until the named programs, or all where none is named, are ready at one time.
+        """Wait until the named programs, or all where none is named, are ready at the same time.
 
         Raises:
             EnvironmentUnusable: one ended too often, or was not ready in time; with the last lines of its log.
         """
         what = f"{', '.join(names) or 'all programs'} ready"
         self._wait(
-            what, lambda: self._look_at_programs(names), lambda: (*self._late(names), "supervisor")[0], timeout_s
+            what, lambda: self._observe_programs(names), lambda: (*self._late(names), "supervisor")[0], timeout_s
         )
 
     def node(self, api: Api, timeout_s: float) -> None:
@@ -49,10 +49,10 @@ class Watch:
             EnvironmentUnusable: it was not; with the last lines of the kubelet's log.
         """
         what = f"node/{NODE_NAME} condition=Ready"
-        self._wait(what, lambda: self._look_at_node(api), lambda: "kubelet", timeout_s)
+        self._wait(what, lambda: self._observe_node(api), lambda: "kubelet", timeout_s)
 
     def bootstrap(self, task: Callable[[], None]) -> None:
-        """Run what calls the API server.
+        """Run a task that calls the API server.
 
         Raises:
             EnvironmentUnusable: a call failed; with why the cluster ended, or the last lines of the API server's log.
@@ -64,7 +64,7 @@ class Watch:
             raise EnvironmentUnusable(f"local cluster: a call to its API server failed: {why}") from error
 
     def record_times(self) -> None:
-        """Put into the journal when each program was started and ready, in seconds since the first was started."""
+        """Record when each program was started and ready, in seconds since the first was started."""
         states = status.read(self._layout.programs)
         started = [state.started_at for state in states.values() if state.started_at]
         for name, state in states.items():
@@ -78,7 +78,7 @@ class Watch:
                 )
 
     def _wait(self, what: str, look: Callable[[], Observation], whose: Callable[[], str], timeout_s: float) -> None:
-        """Wait; an error shows the log that its reason names, or the one that ``whose`` names when time is up."""
+        """Wait; an error shows the log that its reason names, or the one that ``whose`` names after a timeout."""
         try:
             wait_until(
                 what,
@@ -92,7 +92,7 @@ class Watch:
             tail = "" if "\n  log: " in error.message else self._tail(whose())
             raise EnvironmentUnusable(f"local cluster: {error.message}{tail}", hint=error.hint) from None
 
-    def _look_at_programs(self, names: tuple[str, ...]) -> Observation:
+    def _observe_programs(self, names: tuple[str, ...]) -> Observation:
         states = status.read(self._layout.programs)
         late = self._late(names)
         described = ", ".join(f"{name} {states.get(name, status.ProgramState()).describe()}" for name in late)
@@ -103,7 +103,7 @@ class Watch:
         ready = {name for name, state in states.items() if state.ready_at is not None}
         return [name for name in names or states if name not in ready]
 
-    def _look_at_node(self, api: Api) -> Observation:
+    def _observe_node(self, api: Api) -> Observation:
         fatal = self._fatal(status.read(self._layout.programs))
         try:
             node = api.get(f"/api/v1/nodes/{NODE_NAME}")
@@ -115,13 +115,13 @@ class Watch:
         return Observation(ready["status"] == "True", str(ready["message"]), fatal)
 
     def _fatal(self, states: dict[str, status.ProgramState]) -> str | None:
-        """Why waiting is in vain: a program failed for good, or the cluster ends."""
+        """Why waiting cannot succeed: a program failed permanently, or the cluster ended."""
         for name, state in states.items():
             if state.failed:
                 return f"{name} {state.describe()}{self._tail(name)}"
         record = records.load(self._layout.state_dir)
         if record is None or record.phase == "ending" or not (record.supervisor and record.supervisor.alive()):
-            reason = record.reason if record and record.reason else "its log says why"
+            reason = record.reason if record and record.reason else "see its log"
             return f"the cluster ended: {reason}{self._tail('supervisor')}"
         return None
 

@@ -1,4 +1,4 @@
-"""What is known of a cluster on this machine, written before anything of it is made."""
+"""The record of a cluster on this machine, written before anything of it is created."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.core.files import PRIVATE, write_atomically
 from pytest_vllm_stage.core.paths import cache_dir
 
-#: Prefix of every name that the machine shows of a cluster: cgroups carry it with the cluster's id.
+#: Prefix of every name of a cluster on the machine: cgroups carry it with the cluster's id.
 PREFIX = "vllm-stage"
 FILE = "record.json"
 #: A file that asks the cluster's owner to keep it.
@@ -31,17 +31,17 @@ class Record:
 
     Attributes:
         id: Six hexadecimal digits; part of every name on the machine.
-        run_id: The run that made it.
+        run_id: The run that created it.
         command: The command line of that run's process.
-        since: When it was asked for, RFC 3339.
+        since: When it was requested, RFC 3339.
         state_dir: Its folder.
         block: Its address range.
-        starter: The process that asked for it.
+        starter: The process that requested it.
         lifeline: The process with which it ends.
-        supervisor: The process that owns it; None until that process is there.
-        phase: Where it is in its life.
+        supervisor: The process that owns it; None until that process exists.
+        phase: Its phase.
         kept: It outlives its lifeline.
-        made_dirs: Folders of the host that are made as mount points and go with it, outermost first.
+        made_dirs: Folders of the host that are created as mount points and removed with it, outermost first.
         reason: Why it ended, as far as known.
     """
 
@@ -70,7 +70,7 @@ class Record:
         return f"/{PREFIX}-{self.id}"
 
     def owns_route(self, route: str) -> bool:
-        """A route as ``ip route`` prints it lies in this cluster's block."""
+        """A route as ``ip route`` prints it is in this cluster's block."""
         words = (word for word in route.split() if word[0].isdigit())
         return any(IPv4Network(word, strict=False).subnet_of(IPv4Network(self.block)) for word in words if "/" in word)
 
@@ -90,7 +90,7 @@ class Record:
         write_atomically(self.path / FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n", mode=PRIVATE)
 
     def describe(self) -> str:
-        """Who holds what, in one line."""
+        """The cluster and its owner in one line."""
         how = "kept by" if self.kept else "of"
         owner = self.supervisor or self.starter
         return (
@@ -113,12 +113,12 @@ def new_id() -> str:
 
 
 def command_line() -> str:
-    """This process's command, as far as it names the program; arguments may hold what must not be copied."""
+    """This process's command, as far as it names the program; arguments may hold secrets."""
     return " ".join([Path(sys.argv[0]).name, *[part for part in sys.argv[1:3] if not part.startswith("-")]])
 
 
 def load(state_dir: Path) -> Record | None:
-    """The record in a cluster's folder; None where it is missing or torn."""
+    """The record in a cluster's folder; None where it is missing or corrupt."""
     try:
         data = json.loads((state_dir / FILE).read_text(encoding="utf-8"))
         for field in ("starter", "lifeline", "supervisor"):
@@ -134,6 +134,6 @@ def remove_tree(path: Path) -> None:
     below = f"{path}/"
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
     if held := [point for point in mounts if point.startswith(below)]:
-        raise OSError(f"not removed, mounts lie below it: {', '.join(held)}")
+        raise OSError(f"not removed, there are mounts below it: {', '.join(held)}")
     if path.exists():
         shutil.rmtree(path)

@@ -1,7 +1,7 @@
-"""Removes what clusters leave on the machine. A living cluster is one whose seat is held.
+"""Removes leftovers of clusters from the machine. A running cluster is one whose slot is held.
 
-Everything is found by its name or mark, not by what a record says was made: a record is only needed for folders of
-the host that served as mount points, and for the cluster's own folder.
+Everything is found by its name or mark instead of by a record: a record is only needed for folders of the host that
+served as mount points, and for the cluster's own folder.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import cgroups, locking, network
 from pytest_vllm_stage.cluster.local import record as records
-from pytest_vllm_stage.cluster.local.locking import Seat
+from pytest_vllm_stage.cluster.local.locking import Slot
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.cluster.local.record import Record
 from pytest_vllm_stage.core.errors import StageError
 
 #: In the environment of every process of a cluster; its value is the cluster's id.
 MARK = "VLLM_STAGE_CLUSTER"
-#: A killed process is waited for so long; one in an uninterruptible call takes a moment.
+#: The longest wait for a killed process; one in an uninterruptible call takes a moment.
 DEATH_S = 20.0
-#: Logs of so many ended clusters are kept.
+#: How many ended clusters' logs are kept.
 KEPT_LOGS = 5
 
 
@@ -35,17 +35,17 @@ class Removal:
     """What was done.
 
     Attributes:
-        removed: A line for each thing that was there and is gone.
-        left: A line for each thing that could not be removed, with the reason.
+        removed: One line per removed object.
+        left: One line per object that could not be removed, with the reason.
     """
 
     removed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, act: Callable[[], object], is_there: Callable[[], bool]) -> None:
-        """Remove one thing; a failure becomes a line and does not stop the rest.
+        """Remove one object; a failure becomes a line and does not stop the rest.
 
-        The kernel removes some things when their process has ended, perhaps just now: that is no failure.
+        The kernel removes some objects when their process ends, perhaps just now: that does not count as a failure.
         """
         try:
             act()
@@ -57,20 +57,20 @@ class Removal:
 
 
 def logs_dir() -> Path:
-    """Where the logs of ended clusters are, a folder for each."""
+    """The folder of ended clusters' logs, with one folder per cluster."""
     return records.clusters_dir().parent / "cluster-logs"
 
 
-def remove_dead(own: Seat | None = None) -> Removal:
-    """Remove every trace of clusters on this machine but of those whose seat is held by others.
+def remove_dead(own: Slot | None = None) -> Removal:
+    """Remove every trace of clusters on this machine, except of those whose slot another process holds.
 
     Args:
-        own: The caller's seat; its last cluster is removed.
+        own: The caller's slot; its last cluster is removed.
     """
     removal = Removal()
     with locking.mutex():
         notes = locking.notes()
-        spared = {note.state_dir for note in notes if note.held and (own is None or note.seat != own.path)}
+        spared = {note.state_dir for note in notes if note.held and (own is None or note.slot != own.path)}
         noted = {note.state_dir for note in notes}
         _remove_all_but({folder.name for folder in spared}, noted - spared, removal)
     return removal
@@ -118,7 +118,7 @@ def marked() -> list[tuple[int, str]]:
 def _remove_folders(removal: Removal, state_dir: Path, in_use: set[str]) -> None:
     record = records.load(state_dir)
     for made in reversed(record.made_dirs if record else ()):
-        # To remove a mount point takes away what is mounted there in other clusters' namespaces.
+        # Removing a mount point would unmount what is mounted there in other clusters' namespaces.
         if made not in in_use:
             with contextlib.suppress(OSError):
                 Path(made).rmdir()
@@ -129,13 +129,13 @@ def _remove_folders(removal: Removal, state_dir: Path, in_use: set[str]) -> None
 
 
 def log_of(state_dir: Path, name: str) -> Path:
-    """Where a program's log is now: in the cluster's folder while it lives, beside it afterwards."""
+    """Where a program's log is now: in the cluster's folder while it runs, next to it afterwards."""
     living = state_dir / "logs" / f"{name}.log"
     return living if living.exists() else logs_dir() / state_dir.name / living.name
 
 
 def keep_logs(state_dir: Path) -> None:
-    """Move a cluster's logs out of its folder, and drop the oldest of those kept."""
+    """Move a cluster's logs out of its folder, and remove the oldest of those kept."""
     if not (state_dir / "logs").exists():
         return
     logs_dir().mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def keep_logs(state_dir: Path) -> None:
 
 
 def remaining_of(record: Record) -> list[str]:
-    """What of one cluster is on this machine now, a line each; another cluster may live beside it."""
+    """What of one cluster is left on this machine, one line per object; another cluster may run next to it."""
     return [
         *(f"process {pid}" for pid, owner in marked() if owner == record.id),
         *(f"link {link}" for link in network.links() if link == record.link),

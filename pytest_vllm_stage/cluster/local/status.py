@@ -1,4 +1,4 @@
-"""The states of the cluster's programs, from the process that runs them to those that wait for them."""
+"""The states of the cluster's programs, written by the process that runs them, read by those that wait for them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pytest_vllm_stage.core.files import PRIVATE, write_atomically
 
 @dataclass
 class ProgramState:
-    """What became of one program.
+    """The state of one program.
 
     Attributes:
-        running: Its process is there.
+        running: Its process exists.
         starts: How often it was started.
         started_at: When it was last started, seconds since the epoch.
         ready_at: Since when it is ready, seconds since the epoch.
@@ -50,7 +50,7 @@ def write(path: Path, text: str) -> None:
 
 
 def read(path: Path) -> dict[str, ProgramState]:
-    """The states last told; empty before the first."""
+    """The states last reported; empty before the first report."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""The process that owns a local cluster: makes its namespaces, watches the process it serves, and removes everything.
+"""The process that owns a local cluster: creates its namespaces, watches its run's process, and removes everything.
 
-Run by `lifecycle.start` as ``python -m pytest_vllm_stage.cluster.local.supervisor STATE_DIR SEAT_DESCRIPTOR``; it goes
-on by itself in a session of its own. SIGTERM ends the cluster in order, SIGUSR1 makes it look whether the cluster is
-to be kept. When it is killed, the kernel kills the cluster's processes with it.
+Run by `lifecycle.start` as ``python -m pytest_vllm_stage.cluster.local.supervisor STATE_DIR SLOT_DESCRIPTOR``; it runs
+on in a session of its own. SIGTERM ends the cluster in order, SIGUSR1 makes it check whether the cluster should be
+kept. When it is killed, the kernel kills the cluster's processes with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pytest_vllm_stage.cluster.local import cgroups, locking, network, removal, 
 from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, BootstrapCallRejected
 from pytest_vllm_stage.cluster.local.layout import Layout
-from pytest_vllm_stage.cluster.local.locking import Seat
+from pytest_vllm_stage.cluster.local.locking import Slot
 from pytest_vllm_stage.cluster.local.network import Addresses
 from pytest_vllm_stage.cluster.local.packages import SYSTEM_PATH
 from pytest_vllm_stage.cluster.local.record import Record
@@ -32,16 +32,16 @@ from pytest_vllm_stage.core.paths import PACKAGE
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 _PR_SET_CHILD_SUBREAPER = 36
-#: Milliseconds between two looks for volumes whose claim is gone.
+#: Milliseconds between two checks for volumes whose claim is gone.
 _LOOK_AT_VOLUMES_MS = 3000
 _NAMESPACES = ("--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
 def main() -> None:
-    """Leave the caller, own the cluster until it has to end, and remove it."""
+    """Detach from the caller, own the cluster until it has to end, and remove it."""
     told, tell = os.pipe()
     if os.fork():
-        # The caller waits for this process only, so that the cluster's owner belongs to no one.
+        # The caller waits for this process only, so that the cluster's owner has no parent.
         os.close(tell)
         os._exit(0 if os.read(told, 1) else 1)
     os.setsid()
@@ -52,7 +52,7 @@ def main() -> None:
     record = record.changed(supervisor=locking.this_process())
     os.write(tell, b".")
     os.close(tell)
-    Supervisor(record, Seat.inherited(int(sys.argv[2])), wakeup).run()
+    Supervisor(record, Slot.inherited(int(sys.argv[2])), wakeup).run()
 
 
 def _adopt_orphans() -> None:
@@ -83,31 +83,31 @@ class Supervisor:
     """Owns one cluster.
 
     Args:
-        record: The cluster's record; this process alone writes it from now on.
-        seat: Held until this process ends.
+        record: The cluster's record; only this process writes it from now on.
+        slot: Held until this process ends.
         wakeup: Delivers the numbers of signals.
     """
 
-    def __init__(self, record: Record, seat: Seat, wakeup: socket.socket) -> None:
+    def __init__(self, record: Record, slot: Slot, wakeup: socket.socket) -> None:
         self._record = record
-        self._seat = seat
+        self._slot = slot
         self._wakeup = wakeup
         self._inner: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
-        """Make it, watch it, remove it."""
+        """Create it, watch it, remove it."""
         try:
             reason = self._make() or self._watch()
         except (StageError, OSError) as error:
-            reason = f"the cluster could not be made: {error}"
+            reason = f"the cluster could not be created: {error}"
         print(reason, flush=True)  # noqa: T201 standard output is this process's log
         self._record = self._record.changed(phase="ending", reason=reason)
         self._end()
 
     def _make(self) -> str:
-        """Make cgroups, namespaces and network; the reason to end at once, or nothing."""
+        """Create cgroups, namespaces and network; return the reason to end at once, or an empty string."""
         if not self._record.lifeline.alive():
-            return "the process that asked for the cluster has ended"
+            return "the process that requested the cluster has ended"
         for folder in self._record.made_dirs:
             Path(folder).mkdir(exist_ok=True)
         cgroups.create(self._record.cgroup)
@@ -143,13 +143,13 @@ class Supervisor:
         )
 
     def _watch(self) -> str:
-        """Wait until the cluster has to end; the reason."""
+        """Wait until the cluster has to end; return the reason."""
         assert self._inner is not None  # noqa: S101 made before
         poll = select.poll()
         inner = os.pidfd_open(self._inner.pid)
         lifeline = self._record.lifeline.open()
         if lifeline is None:
-            return "the process that asked for the cluster has ended"
+            return "the process that requested the cluster has ended"
         for descriptor in (inner, lifeline, self._wakeup.fileno()):
             poll.register(descriptor, select.POLLIN)
         self._record = self._record.changed(phase="up")
@@ -162,11 +162,11 @@ class Supervisor:
             if self._wakeup.fileno() in ready:
                 numbers = set(self._wakeup.recv(64))
                 if numbers - {signal.SIGUSR1}:
-                    return "it was told to end"
+                    return "it was asked to end"
                 self._keep_if_asked()
             if lifeline in ready:
                 if not self._record.kept:
-                    return "the process that asked for the cluster has ended"
+                    return "the process that requested the cluster has ended"
                 poll.unregister(lifeline)
 
     def _keep_if_asked(self) -> None:
@@ -174,22 +174,22 @@ class Supervisor:
             self._record = self._record.changed(kept=True)
 
     def _reclaim_volumes(self) -> None:
-        """Give released volumes back; while the API server does not answer there are none to give back."""
+        """Make released volumes available again; without an answer of the API server there are none."""
         layout = Layout.of(self._record)
         try:
             names = volumes.reclaim(Api(layout, timeout_s=2), layout.volumes)
         except (*CALL_FAILED, BootstrapCallRejected) as error:
-            print(f"volumes not looked at: {error}", flush=True)  # noqa: T201 standard output is this process's log
+            print(f"volumes not checked: {error}", flush=True)  # noqa: T201 standard output is this process's log
         else:
             for name in names:
-                print(f"volume {name} given back", flush=True)  # noqa: T201 standard output is this process's log
+                print(f"volume {name} made available again", flush=True)  # noqa: T201 standard output is this process's log
 
     def _end(self) -> None:
         """Kill the namespaces' first process, which ends all others, then remove what the host has of the cluster."""
         if self._inner is not None:
             self._inner.kill()
         _reap_all()
-        done = removal.remove_dead(self._seat)
+        done = removal.remove_dead(self._slot)
         for line in done.left:
             print(f"not removed: {line}", flush=True)  # noqa: T201 standard output is this process's log
 

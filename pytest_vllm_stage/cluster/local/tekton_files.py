@@ -1,7 +1,7 @@
-"""What of Tekton's module installs it: its own manifests, taken from the module's folder when it is built.
+"""The manifests of Tekton's module, copied from the module's folder when it is built.
 
 Nothing of it is in the repository. The manifests name images by the Go package that is in them, as Tekton's developers
-install it: whoever applies them gives each package an image.
+install it: the caller gives each package an image.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-#: Part of the component's fingerprint; another value makes the copies anew.
+#: Part of the component's fingerprint; another value makes new copies.
 FORMAT = "tekton-1"
-#: In an image's place: what follows is the Go package of the program in it.
+#: Prefix of an image's name: the Go package of the image's program follows.
 IMAGE_OF_PACKAGE = "ko://"
 
 _FOLDERS = ("config/100-namespace", "config/300-crds", "config")
@@ -41,7 +41,7 @@ def manifests(folder: Path, images: dict[str, str]) -> list[dict[str, Any]]:
 
     Args:
         folder: Of the built component.
-        images: Name of a program to the image that has it; programs that no run needs get an image that is not there.
+        images: Name of a program to the image that has it; programs that no run needs get an image that does not exist.
     """
     text = (folder / _FILE).read_text(encoding="utf-8")
     package = "github.com/tektoncd/pipeline/cmd/"

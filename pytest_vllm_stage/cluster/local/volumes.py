@@ -1,4 +1,4 @@
-"""Gives PersistentVolumes back for use: a volume whose claim was deleted is emptied and becomes available again.
+"""Makes PersistentVolumes available again: a volume whose claim was deleted is emptied and becomes available again.
 
 A cluster that is kept sees many deployments; without this each would use up volumes.
 """
@@ -24,7 +24,7 @@ def reclaim(api: Api, folder: Path) -> list[str]:
         folder: The folder with one folder for each volume, named as the volume.
 
     Returns:
-        The names of the volumes that were given back.
+        The names of the reclaimed volumes.
 
     Raises:
         BootstrapCallRejected: the API server answered with an error.
