@@ -149,10 +149,10 @@ def minio(object_store: ObjectStore) -> Iterator[S3Client]:
 @pytest.fixture(scope="session")
 def _prompt_maker(request: pytest.FixtureRequest) -> Callable[[str, str], PromptMaker]:
     """Role and API to a prompt maker: what a tokenizer makes of words is found out once for all steps of a target."""
-    from pytest_vllm_stage.load.prepare import maker_for
+    from pytest_vllm_stage.load.prepare import create_prompt_maker
 
     clients = request.getfixturevalue("_clients")
-    return functools.cache(lambda role, api: maker_for(clients[role], api))
+    return functools.cache(lambda role, api: create_prompt_maker(clients[role], api))
 
 
 @pytest.fixture

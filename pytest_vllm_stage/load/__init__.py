@@ -1,1 +1,1 @@
-"""Load: the plan, the driver that carries it out, one row a request, and the metrics of those rows."""
+"""Load: the plan, the driver that carries it out, one row per request, and the metrics of those rows."""

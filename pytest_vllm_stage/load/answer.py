@@ -1,4 +1,4 @@
-"""A streamed OpenAI answer as it arrives: when each token came, and what is wrong with it at the end."""
+"""A streamed OpenAI answer as it arrives: when each token came, and its failure, if any, at the end."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def _payload(event: bytes) -> bytes | None:
 
 
 class TimedAnswer:
-    """What one streamed answer has brought so far.
+    """The content of one streamed answer so far.
 
-    A token event is one whose choice carries new text, or none for want of a whole character. The first delta that only
+    A token event is one whose choice carries new text, or an incomplete character. The first delta that only
     names the role, the finishing one without text and the usage chunk carry no token.
 
     Attributes:
@@ -128,7 +128,7 @@ class TimedAnswer:
             self.finish_reason = finish
 
     def check(self, expected_prompt_tokens: int, expected_output_tokens: int, unfinished: bytes) -> Failure | None:
-        """What is wrong with the answer now that its stream has ended."""
+        """The failure of the answer after its stream has ended; None where it is complete and correct."""
         if self.failure:
             return self.failure
         if self.done_s is None:

@@ -1,4 +1,4 @@
-"""Keep-alive connections to one server: an idle one is always at hand, so that no request waits for a handshake."""
+"""Keep-alive connections to one server: an idle one is always available, so that no request waits for a handshake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pytest_vllm_stage.core.errors import ConfigError
 
-#: Idle connections are given up after this time: uvicorn, and vLLM with it, closes them after 5 s.
+#: Idle connections are closed after this time: uvicorn, and vLLM with it, closes them after 5 s.
 IDLE_LIMIT_S = 4.0
 #: Idle connections kept in reserve.
 SPARE = 4
@@ -22,7 +22,7 @@ _UPKEEP_INTERVAL_S = 0.5
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server is, taken apart once.
+    """The server's address, parsed once.
 
     Attributes:
         host: Name or address.
@@ -45,8 +45,8 @@ class Address:
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
-def address_of(url: str, ca_file: str | None = None) -> Address:
-    """Take a base URL apart.
+def parse_address(url: str, ca_file: str | None = None) -> Address:
+    """Parse a base URL.
 
     Raises:
         ConfigError: it is not an http or https URL of a host.
@@ -63,7 +63,7 @@ def address_of(url: str, ca_file: str | None = None) -> Address:
 
 
 class Carried(Protocol):
-    """What a connection carries: it takes the bytes of one response.
+    """What a connection carries: it receives the bytes of one response.
 
     Attributes:
         keep_alive: The connection may carry another request after this one.
@@ -107,7 +107,7 @@ class LoadConnection(asyncio.Protocol):
                 self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the exchange, if one is going on."""
+        """Notify the exchange, if one is in progress."""
         self._transport = None
         self._pool.forget(self)
         carried, self._carried = self._carried, None
@@ -116,7 +116,7 @@ class LoadConnection(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """It can carry a request."""
+        """Whether it can carry a request."""
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, data: bytes, carried: Carried) -> float:
@@ -128,7 +128,7 @@ class LoadConnection(asyncio.Protocol):
         return time.perf_counter()
 
     def close(self) -> None:
-        """Give it up; an exchange that is going on is not notified."""
+        """Close it; an exchange in progress is not notified."""
         self._carried = None
         if self._transport is not None:
             self._transport.abort()
@@ -160,7 +160,7 @@ class Pool:
         """A new connection.
 
         Raises:
-            OSError: there is none to be had; a failed certificate check is one too.
+            OSError: no connection could be made; this includes a failed certificate check.
         """
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
@@ -203,7 +203,7 @@ class Pool:
             self.spawn(self._open_one())
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine and hold on to its task."""
+        """Run a coroutine and keep a reference to its task."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -212,17 +212,17 @@ class Pool:
         try:
             self.give_back(await self.connect())
         except OSError:
-            await asyncio.sleep(_UPKEEP_INTERVAL_S)  # the next request meets the same refusal and reports it
+            await asyncio.sleep(_UPKEEP_INTERVAL_S)  # the next request fails in the same way and reports it
         finally:
             self._opening -= 1
 
     async def resolve(self) -> None:
-        """Look the name up once and stay with the first address that answers: no request waits for a resolver."""
+        """Look the name up once and stay with the first address that answers: no request waits for name resolution."""
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(self.address.host, self.address.port, type=socket.SOCK_STREAM)
         except OSError:
-            return  # every request will meet it and report it
+            return  # every request will fail in the same way and report it
         for *_, where in found:
             self._host = str(where[0])
             try:
@@ -232,7 +232,7 @@ class Pool:
             return
 
     async def warm(self, count: int) -> None:
-        """Open this many idle connections before they are needed; those that fail will be met again by requests."""
+        """Open this many idle connections before they are needed; requests report the failures."""
         made = await asyncio.gather(*(self.connect() for _ in range(count)), return_exceptions=True)
         for connection in made:
             if isinstance(connection, LoadConnection):
@@ -241,7 +241,7 @@ class Pool:
                 raise connection
 
     def upkeep(self) -> None:
-        """Give up connections that the server is about to close, and see to the reserve; call it twice a second."""
+        """Close connections that the server is about to close, and refill the reserve; to be called twice a second."""
         now_s = time.perf_counter()
         old = [connection for connection in self._idle if now_s - connection.idle_since_s >= IDLE_LIMIT_S]
         for connection in old:

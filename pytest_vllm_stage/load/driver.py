@@ -1,7 +1,7 @@
-"""Carries a step out in this process's event loop: sends on an absolute schedule, and gives one sample a request.
+"""Carries a step out in this process's event loop: sends on an absolute schedule, and returns one sample per request.
 
-Everything is callbacks on the loop: no task a request, no clock but ``perf_counter``, no parsing that a token has to
-wait for. Nothing in flight is cancelled at the end of a step, except by its own time limit.
+Everything is a callback on the loop: no task per request, no clock but ``perf_counter``, no parsing that delays a
+token. Nothing in flight is cancelled at the end of a step, except by its own time limit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.load.connections import Pool, address_of
+from pytest_vllm_stage.load.connections import Pool, parse_address
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
 from pytest_vllm_stage.load.progress import LoadProgress, LoopLag
@@ -29,7 +29,7 @@ _UPKEEP_INTERVAL_S = 0.5
 #: From the end of the warm-up to the first request.
 _LEAD_S = 0.2
 
-#: Told of each sample as it is complete, in any order; a text that it returns ends the sending, and says why.
+#: Called with each completed sample, in any order; a returned text ends the sending and is its reason.
 Watcher = Callable[[Sample], str | None]
 
 
@@ -40,14 +40,14 @@ class LoadJob:
     Attributes:
         step: The plan.
         base_url: Root of the server, without ``/v1``.
-        bodies: One JSON body a request, ready to send; a closed loop ends when it has used them up.
+        bodies: One JSON body per request, ready to send; a closed loop ends when it has used them up.
         warmup_bodies: The same for the warm-up.
         api_key: Sent as bearer token.
         ca_file: PEM file of the trusted authorities.
         metrics_url: Root of what serves the engine's ``/metrics``; default: the server itself.
-        gpu_metrics_url: A DCGM exporter's page (``.../metrics``) or a Prometheus' root; None where there is none.
+        gpu_metrics_url: A DCGM exporter's page (``.../metrics``) or a Prometheus' root; None without GPU metrics.
         gpu_metrics_token: Sent there as bearer token.
-        facts: Goes into the measurement.
+        facts: Added to the measurement.
     """
 
     step: LoadStep
@@ -69,18 +69,18 @@ async def run_step(
 
     Args:
         job: What to do.
-        watcher: Sees each sample, and may end the sending early.
-        say: Takes a progress line about every five seconds.
+        watcher: Receives each sample, and may end the sending early.
+        say: Receives a progress line about every five seconds.
     """
     loop_lag = LoopLag()
-    pool = Pool(address_of(job.base_url, job.ca_file))
+    pool = Pool(parse_address(job.base_url, job.ca_file))
     await pool.resolve()
     await warm_up(job, pool)
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
-        return await _StepUnderWay(job, pool, watcher, say, loop_lag).carry_out()
+        return await _StepInProgress(job, pool, watcher, say, loop_lag).carry_out()
     finally:
         gc.enable()
         gc.unfreeze()
@@ -89,7 +89,7 @@ async def run_step(
 
 
 def _head(job: LoadJob) -> bytes:
-    address = address_of(job.base_url, job.ca_file)
+    address = parse_address(job.base_url, job.ca_file)
     path = "/v1/chat/completions" if job.step.api == "chat" else "/v1/completions"
     lines = [
         f"POST {address.prefix}{path} HTTP/1.1",
@@ -106,7 +106,7 @@ def _bearer(token: Secret | None) -> bytes:
 
 
 async def warm_up(job: LoadJob, pool: Pool) -> list[Sample]:
-    """Send the warm-up, a few at a time, and wait for it; its failures are the step's to show."""
+    """Send the warm-up, a few at a time, and wait for it; the step itself shows its failures."""
     waiting = list(enumerate(job.warmup_bodies))
     samples: list[Sample] = []
     done = asyncio.Event()
@@ -131,8 +131,8 @@ async def warm_up(job: LoadJob, pool: Pool) -> list[Sample]:
     return samples
 
 
-class _StepUnderWay:
-    """One step under way."""
+class _StepInProgress:
+    """One step in progress."""
 
     def __init__(
         self, job: LoadJob, pool: Pool, watcher: Watcher | None, say: Callable[[str], None], loop_lag: LoopLag
@@ -156,15 +156,15 @@ class _StepUnderWay:
         self._ran_out = False
         self._stop: EarlyStop | None = None
         self._all_done = asyncio.Event()
-        self._timer = Timer(self._loop, self._due)
-        self._monitor = monitor_of(job, self._zero_s)
+        self._timer = Timer(self._loop, self._send_scheduled)
+        self._monitor = create_monitor(job, self._zero_s)
 
     async def carry_out(self) -> Measurement:
-        """Run it to the last answer."""
+        """Run it until the last answer."""
         expected_open = self._step.concurrency or min(64, max(4, round(self._step.request_rate or 1)))
         await self._pool.warm(expected_open)
         await self._monitor.read()
-        background = [self._loop.create_task(work) for work in (self._monitor.run(self._quiet_s()), self._look_after())]
+        background = [self._loop.create_task(work) for work in (self._monitor.run(self._quiet_s()), self._run_upkeep())]
         self._loop_lag.restart()
         cpu_s = _cpu_s()
         self._timer.arm(max(self._zero_s, time.perf_counter()))
@@ -199,23 +199,23 @@ class _StepUnderWay:
             resent=sum(sample.resent for sample in self._samples),
         )
 
-    def _due(self) -> None:
-        """The timer fired: send what is due."""
+    def _send_scheduled(self) -> None:
+        """Send the requests whose scheduled time has come; called by the timer."""
         if not self._step.open_loop:
             for _ in range(self._step.concurrency or 1):
                 self._send_next_user()
             return
         while self._sending and self._sent < len(self._schedule_s):
-            due_s = self._zero_s + self._schedule_s[self._sent]
+            scheduled_s = self._zero_s + self._schedule_s[self._sent]
             now_s = time.perf_counter()
-            if due_s > now_s:
-                self._timer.arm(due_s)
+            if scheduled_s > now_s:
+                self._timer.arm(scheduled_s)
                 return
-            self._start(due_s, now_s)
+            self._start(scheduled_s, now_s)
         self._sending = False
 
     def _send_next_user(self) -> None:
-        """A user of a closed loop is free: its next request is due now, while the step lasts."""
+        """Send the next request of a free user of a closed loop, while the step lasts."""
         now_s = time.perf_counter()
         over = now_s - self._zero_s >= self._step.duration_s
         if over or self._sent >= len(self._job.bodies):
@@ -224,11 +224,11 @@ class _StepUnderWay:
         if self._sending:
             self._start(now_s, now_s)
 
-    def _start(self, due_s: float, now_s: float) -> None:
+    def _start(self, scheduled_s: float, now_s: float) -> None:
         index = self._sent
         self._sent += 1
         self._open += 1
-        Exchange(self._out, index, self._job.bodies[index], due_s).start(now_s)
+        Exchange(self._out, index, self._job.bodies[index], scheduled_s).start(now_s)
 
     def _finished(self, sample: Sample) -> None:
         self._samples.append(sample)
@@ -253,22 +253,22 @@ class _StepUnderWay:
         self._stop = EarlyStop(at_s, self._sent, reason, max(0.0, self._step.duration_s - at_s))
         self._say(f"{self._step.id}: {reason} is certain after {at_s:.0f} of {self._step.duration_s:g} s")
 
-    async def _look_after(self) -> None:
-        """See to the connections twice a second, and say how far the step is."""
-        said_s, due_s = self._zero_s, self._quiet_s()
+    async def _run_upkeep(self) -> None:
+        """Maintain the connections twice a second, and report the step's progress."""
+        reported_s, next_s = self._zero_s, self._quiet_s()
         while True:
-            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-            due_s += _UPKEEP_INTERVAL_S
+            await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
+            next_s += _UPKEEP_INTERVAL_S
             self._pool.upkeep()
             now_s = time.perf_counter()
-            if now_s - said_s >= PROGRESS_INTERVAL_S:
-                said_s = now_s
+            if now_s - reported_s >= PROGRESS_INTERVAL_S:
+                reported_s = now_s
                 self._say(self._progress(now_s).text(self._step))
 
     def _quiet_s(self) -> float:
-        """When to begin with the background work: half-way between two sends where they are regular.
+        """When to start the background work: half-way between two sends where they are regular.
 
-        What is done every second would else meet a request of a whole rate every time, and that request's latency.
+        Otherwise work of every second would coincide with a request of a whole-number rate every time, and delay it.
         """
         rate = self._step.request_rate if self._step.arrivals == CONSTANT else None
         return self._zero_s + (0.5 / rate if rate else 0.0)
@@ -285,10 +285,10 @@ class _StepUnderWay:
         )
 
 
-def monitor_of(job: LoadJob, zero_s: float) -> Monitor:
-    """Reads the engine of a job, and its GPUs where an exporter is named."""
-    engine = address_of(job.metrics_url or job.base_url, job.ca_file)
-    gpu = gpu_source(address_of(job.gpu_metrics_url, job.ca_file)) if job.gpu_metrics_url else None
+def create_monitor(job: LoadJob, zero_s: float) -> Monitor:
+    """Create a monitor of the job's engine, and of its GPUs where an exporter is configured."""
+    engine = parse_address(job.metrics_url or job.base_url, job.ca_file)
+    gpu = gpu_source(parse_address(job.gpu_metrics_url, job.ca_file)) if job.gpu_metrics_url else None
     return Monitor(
         Source(engine, model=job.step.model), gpu, zero_s, _bearer(job.api_key), _bearer(job.gpu_metrics_token)
     )

@@ -26,7 +26,7 @@ class Outgoing:
         pool: Connections to the server.
         head: Request line and headers without the content length.
         zero_s: ``perf_counter`` at the step's start.
-        finished: Told of each exchange with its sample, once.
+        finished: Called once per exchange, with its sample.
     """
 
     step: LoadStep
@@ -41,7 +41,7 @@ class Outgoing:
 
 
 class Exchange:
-    """One request on its way.
+    """One request in progress.
 
     Args:
         outgoing: What it shares with the others.
@@ -97,7 +97,7 @@ class Exchange:
 
     @property
     def keep_alive(self) -> bool:
-        """The connection may be used again."""
+        """Whether the connection may be used again."""
         return self._response.keep_alive
 
     async def _connect(self) -> None:
@@ -149,7 +149,7 @@ class Exchange:
         self._finish(self._answer.done_s or at_s, failure)
 
     def lost(self, at_s: float, reason: str) -> None:
-        """The connection is gone; a dead keep-alive one gets one more chance, anything else is a failure."""
+        """The connection is gone; a request on a dead keep-alive one is resent once, anything else is a failure."""
         self._connection = None
         response = self._response
         if response.closed() or self._answer.done_s is not None:

@@ -1,4 +1,4 @@
-"""The part of HTTP/1.1 that a load driver reads: one response after the other, in pieces of any size."""
+"""The part of HTTP/1.1 that a load driver reads: consecutive responses, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ MAX_HEAD_BYTES = 64 * 1024
 
 
 class ProtocolError(Exception):
-    """The bytes are no HTTP/1.1 response."""
+    """The bytes are not an HTTP/1.1 response."""
 
 
 class ResponseParser:
-    """Takes bytes and gives the body's bytes, free of the transfer coding.
+    """Parses bytes and returns the body's bytes without the transfer coding.
 
     Attributes:
         status: HTTP status; 0 until the head is complete.
         headers: Lower-case names.
-        complete: The whole response is there.
+        complete: The whole response was received.
         keep_alive: The connection may carry another request.
     """
 
@@ -59,7 +59,7 @@ class ResponseParser:
         return data
 
     def closed(self) -> bool:
-        """The connection ended: whether this is how the response was to end."""
+        """The connection ended; return whether this completes the response."""
         if self._until_close and not self.complete:
             self.complete = True
         return self.complete
@@ -76,7 +76,7 @@ class ResponseParser:
         first, *lines = data[:end].split(b"\r\n")
         parts = first.split(b" ", 2)
         if not first.startswith(b"HTTP/1.") or len(parts) < 2 or not parts[1].isdigit():
-            raise ProtocolError(f"no status line: {first[:80]!r}")
+            raise ProtocolError(f"not a status line: {first[:80]!r}")
         rest = data[end + 4 :]
         if parts[1].startswith(b"1"):
             return self._head(rest)
@@ -134,7 +134,7 @@ def _chunk_size(line: bytes) -> int:
     try:
         size = int(text, 16)
     except ValueError:
-        raise ProtocolError(f"no chunk size: {text[:40]!r}") from None
+        raise ProtocolError(f"not a chunk size: {text[:40]!r}") from None
     if size < 0:
-        raise ProtocolError(f"no chunk size: {text[:40]!r}")
+        raise ProtocolError(f"not a chunk size: {text[:40]!r}")
     return size

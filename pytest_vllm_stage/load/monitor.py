@@ -16,7 +16,7 @@ from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
 from pytest_vllm_stage.measurement.samples import GpuReading, ServerReading
 
 INTERVAL_S = 1.0
-#: No answer within this time, and the reading is left out.
+#: Without an answer within this time, the reading is skipped.
 TIMEOUT_S = 5.0
 
 #: Field of `ServerReading` to the names that vLLM's versions have given the series.
@@ -34,7 +34,7 @@ _GPU_MEMORY_MIB = b"DCGM_FI_DEV_FB_USED"
 _GPU_UTILIZATION_PERCENT = b"DCGM_FI_DEV_GPU_UTIL"
 _MIB = 1024 * 1024
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-#: What a Prometheus is asked for: both series of the DCGM exporters that it scrapes, at their newest.
+#: The query to a Prometheus: both series of the DCGM exporters that it scrapes, at their newest.
 _GPU_QUERY = '{__name__=~"DCGM_FI_DEV_FB_USED|DCGM_FI_DEV_GPU_UTIL"}'
 
 
@@ -140,7 +140,7 @@ class Monitor:
         self._zero_s = zero_s
 
     async def read(self) -> None:
-        """Take one reading now; what cannot be read stays None."""
+        """Take one reading now; unreadable values stay None."""
         at_s = time.perf_counter() - self._zero_s
         engine, gpu = await asyncio.gather(self._page(0), self._page(1))
         if not engine and not gpu:
@@ -167,11 +167,11 @@ class Monitor:
         Args:
             first_s: ``perf_counter`` of the first reading; default: now.
         """
-        due_s = max(first_s, time.perf_counter())
+        next_s = max(first_s, time.perf_counter())
         while True:
-            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
             await self.read()
-            due_s += INTERVAL_S
+            next_s += INTERVAL_S
 
     async def close(self) -> None:
         """Close the connections."""
@@ -212,7 +212,7 @@ def _first(page: bytes, names: Sequence[bytes], model: bytes) -> float | None:
 
 
 def series(page: bytes, name: bytes, model: bytes = b"") -> list[float]:
-    """The values of a series; of one model where its label names models. NaN, which is no value, is left out."""
+    """The values of a series; of one model where its label names models, without NaN."""
     found = labelled_series(page, name)
     return [value for labels, value in found if _is_for_model(labels, model) and math.isfinite(value)]
 

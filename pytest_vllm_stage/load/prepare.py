@@ -9,7 +9,7 @@ from typing import Any
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import LoadJob
-from pytest_vllm_stage.load.prompts import Count, PromptMaker, body_of, pace_key, prompt_maker
+from pytest_vllm_stage.load.prompts import Count, PromptMaker, make_body, make_prompt_maker, pace_key
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
@@ -18,13 +18,13 @@ from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 _RESERVE = 1.5
 
 
-def maker_for(client: EndpointClient, api: str) -> PromptMaker:
-    """A prompt maker that counts as this server does; to be kept for all steps of a target.
+def create_prompt_maker(client: EndpointClient, api: str) -> PromptMaker:
+    """Create a prompt maker that uses this server's tokenizer; to be reused for all steps of a target.
 
     Raises:
         StageFailure: the server has no usable ``/tokenize``.
     """
-    return prompt_maker(_count(client, api))
+    return make_prompt_maker(_count(client, api))
 
 
 def _count(client: EndpointClient, api: str) -> Count:
@@ -56,19 +56,19 @@ def prepare(
     Args:
         step: The plan.
         client: The target's.
-        maker: See `maker_for`.
+        maker: See `create_prompt_maker`.
         metrics_url: Where the engine's metrics are, if not at the target.
         gpu_metrics_url: A DCGM exporter's page, or the root of a Prometheus.
         gpu_metrics_token: Sent there as bearer token.
         facts: What makes runs comparable, and labels; goes into the measurement.
     """
-    warmup = [body_of(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
+    warmup = [make_body(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
     planned = step.planned_requests
     count = planned if planned is not None else most_requests(step, fastest_answer_s(step, client, maker))
     return LoadJob(
         step=step,
         base_url=client.target.base_url,
-        bodies=[body_of(step, text) for text in maker.texts(step, count, "step")],
+        bodies=[make_body(step, text) for text in maker.texts(step, count, "step")],
         warmup_bodies=warmup,
         api_key=client.target.api_key,
         ca_file=client.target.ca_file,
@@ -88,8 +88,8 @@ def most_requests(step: LoadStep, fastest_s: float) -> int:
 def fastest_answer_s(step: LoadStep, client: EndpointClient, maker: PromptMaker) -> float:
     """How long the fastest answer of the step's lengths takes, as far as is known of the target.
 
-    Steps that were measured before know it; only the first step of a target and of its lengths has to ask. It asks for
-    one whole answer, after a short one that pays for what a server does on its first request.
+    Known from steps that were measured before; only the first step of a target and of its lengths sends a request: one
+    whole answer, after a short one that absorbs the server's work on its first request.
     """
     known = maker.fastest_s.get(pace_key(step))
     if known is not None:
@@ -111,7 +111,7 @@ def _ask(step: LoadStep, client: EndpointClient, text: str, tokens: int) -> None
 
 
 def learn_from(measurement: Measurement, maker: PromptMaker) -> None:
-    """Keep how fast answers of these lengths came, so that no later step has to ask for it."""
+    """Record how fast answers of these lengths were, so that later steps need no request for it."""
     answered = [one.end_s - (one.sent_s or one.scheduled_s) for one in measurement.samples if one.failure is None]
     if answered and min(answered) > 0:
         maker.learn(measurement.step, min(answered))

@@ -1,4 +1,4 @@
-"""Ask the kernel to run this process before others: a driver that waits for a core measures the waiting."""
+"""Ask the kernel to prioritise this process: a driver that waits for a core would measure its own waiting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _NICE = -15
 
 
 def raise_priority() -> str:
-    """Take the highest priority that is allowed, and say which: ``realtime``, ``nice -15`` or ``normal``.
+    """Set the highest allowed priority, and return it: ``realtime``, ``nice -15`` or ``normal``.
 
     A real-time driver cannot take a machine over: it sleeps between events, and the kernel caps such processes.
     """

@@ -1,4 +1,4 @@
-"""Has a step carried out by the driver in a process of its own, and hands on what it says meanwhile."""
+"""Runs a step with the driver in a separate process, and forwards its progress."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def measure(job: LoadJob, journal: Journal, *, watcher: Watcher | None = None) -
 
     Args:
         job: What to do.
-        journal: Where progress goes.
-        watcher: Sees each sample as it is complete, in any order; a text that it returns ends the sending.
+        journal: Receives progress.
+        watcher: Receives each completed sample, in any order; a returned text ends the sending.
 
     Raises:
-        EnvironmentUnusable: the driver's process ended without a result; says what it wrote last.
-        StageError: what the driver itself refused.
+        EnvironmentUnusable: the driver's process ended without a result; carries its last output.
+        StageError: the driver itself refused the job.
     """
     with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts, tempfile.TemporaryFile() as errors:
         with _driver(job, watcher is not None, errors) as process:
@@ -45,7 +45,7 @@ def measure(job: LoadJob, journal: Journal, *, watcher: Watcher | None = None) -
 
 @contextmanager
 def _driver(job: LoadJob, watched: bool, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The driver's process; whatever ends the block ends it, and its stdin is what keeps it alive."""
+    """Start the driver's process; it ends with the block, or when its stdin closes."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest_vllm_stage.load.worker"],
         stdin=subprocess.PIPE,
@@ -59,7 +59,7 @@ def _driver(job: LoadJob, watched: bool, errors: IO[bytes]) -> Iterator[subproce
             stdin.write(frame(cast(Any, (replace(job, api_key=None, gpu_metrics_token=None), plain, watched))))
             stdin.flush()
         except BrokenPipeError:
-            pass  # it died at once: following it shows why
+            pass  # it ended at once: `_follow` reports why
         yield process
         process.wait(_END_TIMEOUT_S)
     finally:
@@ -86,11 +86,11 @@ def _follow(process: subprocess.Popen[bytes], journal: Journal, watcher: Watcher
             reason = watcher(content)
             if reason:
                 stopped = True
-                _tell(process, f"stop {reason}\n")
+                _send_line(process, f"stop {reason}\n")
     return None
 
 
-def _tell(process: subprocess.Popen[bytes], line: str) -> None:
+def _send_line(process: subprocess.Popen[bytes], line: str) -> None:
     try:
         stdin = cast(BinaryIO, process.stdin)
         stdin.write(line.encode())

@@ -1,4 +1,4 @@
-"""What a driver sees of itself while a step goes on: how far it is, and how late its event loop comes round."""
+"""A driver's observations of itself during a step: its progress, and the lag of its event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TIMER_S = 0.002
 
 @dataclass
 class LoadProgress:
-    """How far a step is, for people.
+    """The progress of a step.
 
     Attributes:
         sent: Requests sent.
@@ -46,20 +46,20 @@ class LoadProgress:
 
 
 class LoopLag:
-    """Measures how late the loop comes round: what it does to send times it also does to token times."""
+    """Measures the lag of the event loop, which delays send times and token times alike."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._late_s: list[float] = []
-        self._due_s = 0.0
+        self._expected_s = 0.0
         self._next()
 
     def _next(self) -> None:
-        self._due_s = time.perf_counter() + _INTERVAL_S
-        self._handle = self._loop.call_later(_INTERVAL_S, self._came)
+        self._expected_s = time.perf_counter() + _INTERVAL_S
+        self._handle = self._loop.call_later(_INTERVAL_S, self._fired)
 
-    def _came(self) -> None:
-        self._late_s.append(time.perf_counter() - self._due_s)
+    def _fired(self) -> None:
+        self._late_s.append(time.perf_counter() - self._expected_s)
         self._next()
 
     def restart(self) -> None:
@@ -71,7 +71,7 @@ class LoopLag:
         self._handle.cancel()
 
     def p99_ms(self) -> float | None:
-        """The 99th percentile, free of the timer's own coarseness; None before anything was measured."""
+        """The 99th percentile, corrected for the timer's resolution; None before anything was measured."""
         if not self._late_s:
             return None
         late_s = sorted(self._late_s)[rank_of(99, len(self._late_s)) - 1]

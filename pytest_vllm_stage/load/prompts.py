@@ -1,8 +1,8 @@
-"""Prompts of an exact number of tokens, as the server's own tokenizer counts them, and no two alike.
+"""Prompts of an exact number of tokens, as the server's own tokenizer counts them, all different.
 
 A prompt is ``Text:`` and words. Only words are used that the tokenizer turns into exactly one token each when they
-follow one another, which is found out by asking it; how long a prompt is can then be counted without asking. The
-answers' usage proves it once more for every request.
+follow one another, which is determined by requests to it; a prompt's length is then known without a request. The
+answers' usage confirms it for every request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pytest_vllm_stage.measurement.step import LoadStep
 Count = Callable[[str], int]
 
 _START = "Text:"
-#: With fewer usable words two prompts could be the same too easily.
+#: With fewer usable words two prompts could be equal too easily.
 LEAST_WORDS = 32
 #: A prompt needs this many words of its own to be unlike every other.
 LEAST_OWN_TOKENS = 8
@@ -59,15 +59,15 @@ class PromptMaker:
     checked_lengths: set[int] = field(default_factory=set, compare=False)
 
     def learn(self, step: LoadStep, answer_s: float) -> None:
-        """Keep how long an answer took, if none was faster."""
+        """Record how long an answer took, if none was faster."""
         key = pace_key(step)
         self.fastest_s[key] = min(answer_s, self.fastest_s.get(key, answer_s))
 
     def texts(self, step: LoadStep, count: int, purpose: str) -> list[str]:
-        """This many texts, no two alike, each of exactly ``step.prompt_tokens`` tokens.
+        """Make different texts, each of exactly ``step.prompt_tokens`` tokens.
 
         Args:
-            step: Says how long they are, what they share, and the seed.
+            step: Gives their length, their shared prefix, and the seed.
             count: How many.
             purpose: Makes texts for different uses (``step``, ``warm-up``) differ with the same seed.
 
@@ -121,8 +121,8 @@ class PromptMaker:
             )
 
 
-def prompt_maker(count: Count, words: Sequence[str] = WORDS) -> PromptMaker:
-    """Find out what the server's tokenizer makes of words.
+def make_prompt_maker(count: Count, words: Sequence[str] = WORDS) -> PromptMaker:
+    """Determine the words that the server's tokenizer counts as one token.
 
     Raises:
         StageFailure: it has fewer than `LEAST_WORDS` words of one token.
@@ -133,7 +133,7 @@ def prompt_maker(count: Count, words: Sequence[str] = WORDS) -> PromptMaker:
         raise StageFailure(
             f"the server's tokenizer has {len(usable)} of {len(words)} common words as one token, "
             f"{LEAST_WORDS} are needed to make prompts of an exact length",
-            hint="give prompt_maker words of the model's own language",
+            hint="give make_prompt_maker words of the model's own language",
         )
     return PromptMaker(overhead, usable, count)
 
@@ -150,7 +150,7 @@ def _additive(count: Count, overhead: int, words: Sequence[str]) -> Iterator[str
         yield from _additive(count, overhead, words[middle:])
 
 
-def body_of(step: LoadStep, text: str) -> bytes:
+def make_body(step: LoadStep, text: str) -> bytes:
     """The request for one prompt: streamed, with usage, and an answer of exactly the step's length."""
     chat = {"messages": [{"role": "user", "content": text}]}
     prompt: dict[str, Any] = chat if step.api == "chat" else {"prompt": text}

@@ -26,16 +26,16 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Timer:
-    """Calls ``due`` in the loop when the monotonic clock reaches a time; one time is armed at once.
+    """Calls ``callback`` in the loop when the monotonic clock reaches a time; only one time can be armed.
 
     Args:
         loop: The running loop.
-        due: Called without arguments, never before the time.
+        callback: Called without arguments, never before the time.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, due: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop = loop
-        self._due = due
+        self._callback = callback
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = self._libc.timerfd_create(_CLOCK_MONOTONIC, _CLOSE_ON_EXEC_NONBLOCKING)
         if self._descriptor < 0:
@@ -61,7 +61,7 @@ class Timer:
             os.read(self._descriptor, 8)
         except BlockingIOError:
             return
-        self._due()
+        self._callback()
 
 
 def same_clock() -> bool:

@@ -47,7 +47,7 @@ class ServerMetrics:
         gpu_memory_peak_bytes: The most memory in use, over all GPUs together.
         gpu_utilization_mean: Mean over readings and GPUs, 0 to 1.
         gpu_utilization_p90: Nearest rank over the readings of the GPUs' mean, 0 to 1.
-        gpus: Each GPU; empty where the source does not tell them apart.
+        gpus: Each GPU; empty where the source does not distinguish them.
     """
 
     running_mean: float | None

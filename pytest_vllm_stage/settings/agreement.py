@@ -1,7 +1,8 @@
-"""Settings that are wrong or contradict each other are refused before anything is created.
+"""Rejects wrong or contradictory settings before anything is created.
 
-A contradiction is refused wherever its settings come from, except from a profile, whose options are only defaults. What
-merely has no effect is refused where it was typed: an environment variable or the ini file may hold it for other runs.
+A contradiction is refused wherever its settings come from, except from a profile, whose options are only defaults. A
+setting without effect is refused only on the command line: an environment variable or the ini file may hold it for
+other runs.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from pytest_vllm_stage.settings.options import BY_NAME
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.profile import Profile
 
-#: What files with a load step's samples end with; `measurement.samples_file` writes them.
+#: Suffix of files with a load step's samples; `measurement.samples_file` writes them.
 SAMPLES = ".samples.jsonl.gz"
-#: Said wherever a result of the simulated engine is shown.
+#: Shown with every result of the simulated engine.
 SIMULATED_NOTICE = "a stand-in for vLLM answered: nothing here is a result of a model"
 
 
@@ -44,7 +44,7 @@ class TokenSetting:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """Everything that the user decided.
+    """The settings of a run.
 
     Attributes:
         settings: Option name to its value and source.
@@ -57,7 +57,7 @@ class StageConfig:
     tokens: Mapping[str, TokenSetting] = field(default_factory=dict)
 
     def get(self, name: str) -> str | None:
-        """The value of an option that is no flag; None when it is unset."""
+        """The value of an option other than a flag; None when it is unset."""
         value = self.settings[name].value
         if isinstance(value, bool):
             raise TypeError(f"{name} is a flag: ask flag({name!r})")
@@ -84,7 +84,7 @@ class StageConfig:
         return self.settings[name].source
 
     def is_given(self, name: str, *, typed: bool = False) -> bool:
-        """The user set it, on the command line if ``typed``; a flag that was switched off is not given."""
+        """Whether the user set it, on the command line if ``typed``; a flag that was switched off does not count."""
         setting = self.settings[name]
         chosen = setting.source == BY_NAME[name].cli if typed else setting.source not in ("default", "profile")
         return chosen and setting.value is not False

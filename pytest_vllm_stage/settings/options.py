@@ -20,7 +20,7 @@ class Option:
     Attributes:
         name: In snake case; ``run_dir`` makes ``--stage-run-dir``, ``VLLM_STAGE_RUN_DIR`` and ``vllm_stage_run_dir``.
         help: One sentence for ``--help``, the ini help and README's table.
-        default: The value when nobody sets it; None where absence means something of its own.
+        default: The value when it is not set; None where absence has its own meaning.
         choices: The valid values; empty when any text is valid.
         flag: It is a switch: on or off.
         number: It is a whole number from 0.

@@ -43,9 +43,9 @@ from pytest_vllm_stage.settings.tables import (
     show,
 )
 
-#: What a check may need of a model or of its server's flags, and a profile may declare missing.
+#: Capabilities of a model or its server that checks need, and that a profile may declare missing.
 CAPABILITIES = {
-    "auto_tools": "Calling a tool without being told to (`tool_choice` `auto`).",
+    "auto_tools": "Calling a tool on the model's own decision (`tool_choice` `auto`).",
     "continue_final_message": "Continuing an answer that the request began.",
     "logprobs": "Log probabilities of the answer's tokens.",
     "lossless_tokenizer": "A text is the same after it was tokenized and detokenized.",

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the Jobs out with the simulated engine: its pods have no GuideLLM, which comes with the real one."""
+    """Skip the Jobs with the simulated engine: GuideLLM is part of the real engine's environment."""
     if collection_path.name != "test_jobs.py":
         return None
     return config.stash[RUN].config.simulated or None

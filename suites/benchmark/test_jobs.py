@@ -1,4 +1,4 @@
-"""Does the stage's own benchmark work? GuideLLM in the cluster, at the model's in-cluster name, reports to MinIO."""
+"""Does the stage's own benchmark work? GuideLLM runs in the cluster and reports to MinIO."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.load
 def test_job_completes_with_a_report_for_each_rate(
     benchmark_job: BenchmarkJob, record_property: Callable[[str, object], None]
 ) -> None:
-    """The Job completed, and MinIO has one report for each declared rate, byte for byte what the Job stored."""
+    """The Job completed, and MinIO has one unaltered report per declared rate."""
     record_property("benchmark_job.location", benchmark_job.location)
     summary = benchmark_job.summary
     assert benchmark_job.rates, f"job {benchmark_job.name} declares no rate"
@@ -35,7 +35,7 @@ def test_reports_are_not_vacuous(benchmark_job: BenchmarkJob, measured_by_job: l
         planned = one.step.planned_requests
         tokens = sum(sample.output_tokens or 0 for sample in one.samples)
         if len(one.samples) != planned:
-            lines.append(f"{one.step.id}: {len(one.samples)} samples instead of {planned} (rate x duration)")
+            lines.append(f"{one.step.id}: expected {planned} samples (rate x duration), got {len(one.samples)}")
         if not tokens:
             lines.append(f"{one.step.id}: vacuous: not one token came from {len(one.samples)} requests")
     assert not lines, "\n".join([f"reports of job {benchmark_job.name} in {benchmark_job.location}:", *lines])
@@ -44,7 +44,7 @@ def test_reports_are_not_vacuous(benchmark_job: BenchmarkJob, measured_by_job: l
 def test_reports_keep_the_objectives(
     judged_job: list[StepResult], stage_config: StageConfig, record_property: Callable[[str, object], None]
 ) -> None:
-    """What GuideLLM measured in the cluster is judged as the suite's own load is, by the same objectives."""
+    """GuideLLM's measurements in the cluster keep the objectives of the suite's own load."""
     for result in judged_job:
         for name, value in result.properties().items():
             record_property(f"{result.planned.step.id}.{name}", value)

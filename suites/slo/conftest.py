@@ -1,4 +1,4 @@
-"""A capacity is searched only when asked for: it takes several steps a model."""
+"""A capacity is searched only on request: the search takes several steps per model."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def test_the_promised_rate_is_within_capacity(
     model_role: str, find_capacity: Callable[[str], FoundCapacity], record_property: Callable[[str, object], None]
 ) -> None:
-    """A promise beyond what the server carries is broken on the first busy day."""
+    """A promised rate above the capacity would be missed at the first peak of traffic."""
     found = find_capacity(model_role)
     record_property("capacity", found.text())
     record_property("capacity.holds_requests_per_s", found.capacity.holds)

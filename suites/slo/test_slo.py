@@ -1,4 +1,4 @@
-"""The promise: at each request rate and concurrency level the model keeps its objectives.
+"""At each promised request rate and concurrency level the model keeps its objectives.
 
 Request rates up to the promised one must hold; one step above it is measured and shown as an observation. Rates are
 sent on a schedule that does not wait for the server, so that a stall is charged to every request that should have been
@@ -24,7 +24,7 @@ def test_objectives(
     stage_config: StageConfig,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """The model keeps the objectives of this load; if not, the verdict names the broken objective and the reason.
+    """The model keeps the objectives of this load step; otherwise the verdict names the broken objective and why.
 
     With --stage-baselines it is also no slower than in earlier accepted runs.
     """

@@ -34,7 +34,7 @@ RELATIVE, ABSOLUTE_MS = 0.10, 5.0
 
 @dataclass
 class Pair:
-    """The P50s of one step, a value a repeat, in ms."""
+    """The P50s of one step in ms, one value per repeat."""
 
     step_id: str
     ours_ms: list[float]
@@ -138,7 +138,7 @@ def main() -> int:
     pairs = []
     with EndpointClient(Target("endpoint", model, arguments.url)) as client:
         for name in arguments.steps.split(","):
-            maker = prepare.maker_for(client, "chat")
+            maker = prepare.create_prompt_maker(client, "chat")
             pairs.append(compare(client, maker, name, arguments))
             print(table(pairs[-1:]), flush=True)  # noqa: T201
     print(f"\n{model}\n{table(pairs)}")  # noqa: T201

@@ -24,7 +24,7 @@ _SERIOUS = ("serious", "critical")
 
 
 def measure(pages: list[Path], out: Path) -> list[dict[str, Any]]:
-    """What the browser found, four results a page: desktop and phone width, light and dark."""
+    """What the browser found, four results per page: desktop and phone width, light and dark."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("there is no Chromium on the PATH; Debian: apt-get install chromium")
@@ -39,7 +39,7 @@ def measure(pages: list[Path], out: Path) -> list[dict[str, Any]]:
 
 
 def problems(result: dict[str, Any]) -> list[str]:
-    """What must not be, a line each."""
+    """One line per defect."""
     found = [f"request to {url}" for url in result["requests"]] + [f"script: {one}" for one in result["errors"]]
     if result["overflow"] > 0:
         found.append(f"{result['overflow']} px wider than the screen")
@@ -54,7 +54,7 @@ def problems(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """Print a line per page and view; return 1 where something must not be."""
+    """Print a line per page and view; return 1 where there is a defect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, default=Path("browser-report"), help="folder for the pictures")

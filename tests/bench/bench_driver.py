@@ -1,4 +1,4 @@
-"""How exact the load driver and its peers are, against the simulated engine's own record of every request.
+"""The accuracy of the load driver and its peers, against the simulated engine's own record of every request.
 
     python -m tests.bench.bench_driver [--drivers ours,guidellm,aiperf] [--rates 10,100,400] [--seconds 10]
                                        [--repeats 3] [--ceiling] [--json FILE]
@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
+from pytest_vllm_stage.load.prompts import PromptMaker, make_body, make_prompt_maker
 from pytest_vllm_stage.measurement.statistics import nearest_rank
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from tests.bench.drivers import DRIVERS, Driver
@@ -135,8 +135,8 @@ def bench(engine: Engine, maker: PromptMaker, driver: Driver, rate: float, secon
         step = LoadStep(
             "driver", "sim", CONSTANT, seconds, PROMPT_TOKENS, OUTPUT_TOKENS, rate, seed=time.time_ns() + repeat
         )
-        bodies = [body_of(step, text) for text in maker.texts(step, step.planned_requests or 0, "step")]
-        warmup = [body_of(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
+        bodies = [make_body(step, text) for text in maker.texts(step, step.planned_requests or 0, "step")]
+        warmup = [make_body(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
         engine.forget()
         report = driver.run(engine.url, step, bodies, warmup)
         truth = engine.true_ttft_s()
@@ -180,7 +180,7 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def ceiling(engine: Engine, maker: PromptMaker, driver: Driver, seconds: float) -> list[Line]:
-    """Rising rates until one is not clean in three tries: one try may meet somebody else's work on the machine."""
+    """Rising rates until one is not clean in three tries: one try may coincide with other work on the machine."""
     lines = []
     for rate in (50, 100, 150, 200, 300, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000):
         tries = 0
@@ -210,7 +210,7 @@ def main() -> int:
     drivers = [DRIVERS[name]() for name in arguments.drivers.split(",")]
     lines: list[Line] = []
     with running_engine(realtime=not arguments.normal_priority, apart=True) as engine:
-        maker = prompt_maker(engine.count)
+        maker = make_prompt_maker(engine.count)
         for driver in drivers:
             lines += [bench(engine, maker, driver, rate, arguments.seconds, arguments.repeats) for rate in rates]
             print(table(lines), flush=True)  # noqa: T201

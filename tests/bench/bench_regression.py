@@ -1,4 +1,4 @@
-"""How often each regression rule cries wolf, and how often it finds a build that is 20 % slower.
+"""Each regression rule's rate of false alarms, and of detection of a build that is 20 % slower.
 
     python -m tests.bench.bench_regression [--runs 1000] [--noise 0.05]
 
@@ -57,9 +57,9 @@ def mann_whitney(world: World, level: float, history: list[list[float]]) -> bool
 def prediction_limit(world: World, level: float, history: list[list[float]]) -> bool:
     """P50 > max(1.10, prediction limit) x median of the last 10 accepted runs."""
     medians = [nearest_rank(run, 50) for run in history]
-    usual, spread = statistics.median(medians), statistics.stdev(medians)
-    limit = usual + _student(len(medians) - 1, 0.01) * spread * math.sqrt(1 + 1 / len(medians))
-    return nearest_rank(world.run(level), 50) > max(1.10 * usual, limit)
+    baseline, spread = statistics.median(medians), statistics.stdev(medians)
+    limit = baseline + _student(len(medians) - 1, 0.01) * spread * math.sqrt(1 + 1 / len(medians))
+    return nearest_rank(world.run(level), 50) > max(1.10 * baseline, limit)
 
 
 def _student(degrees: int, tail: float) -> float:

@@ -1,4 +1,4 @@
-"""How often verdicts are right near capacity: the judge itself, over many seeded steps of queues.
+"""How often verdicts are correct near capacity: the judge itself, over many seeded steps of simulated queues.
 
     python -m tests.bench.bench_verdicts [--steps 2000] [--servers 16] [--requests 600] [--load 0.7 ...]
 
@@ -104,7 +104,7 @@ def _readings(rows: Sequence[tuple[float, float, float]], duration_s: float) -> 
 
 @dataclass
 class Tally:
-    """What was said of many steps, in counts."""
+    """Counts of verdicts over many steps."""
 
     steps: int = 0
     passed: int = 0

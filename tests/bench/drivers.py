@@ -34,7 +34,7 @@ AIPERF = "aiperf==0.13.0"
 _AIPERF_TIMEOUT_S = 180.0
 _NANOSECONDS = 1e9
 
-#: A tokenizer that knows no word: aiperf wants one, and fetches its own from the network.
+#: A tokenizer that knows no word: aiperf requires one, and would download its own.
 _TOKENIZER = """
 import sys
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -116,7 +116,7 @@ class GuideLlm:
 
 
 class AiPerf:
-    """aiperf in an environment of its own in the cache; its schedule is not in its records, only its rate."""
+    """aiperf in a separate environment in the cache; its schedule is not in its records, only its rate."""
 
     name = "aiperf 0.13"
 
@@ -178,7 +178,7 @@ def _watched(process: subprocess.Popen[bytes], folder: Path) -> GroupUsage:
 
 
 def _report(records: Sequence[Mapping[str, Any]], step: LoadStep, usage: GroupUsage) -> Report:
-    """The lag is taken against the schedule of the planned rate that fits best, since aiperf tells none."""
+    """The lag is taken against the schedule of the planned rate that fits best, since aiperf reports none."""
     whole = [one for one in records if "time_to_first_token" in one["metrics"]]
     rows = [
         Row(f"chatcmpl-{one['metadata']['x_request_id']}", one["metrics"]["time_to_first_token"]["value"] / 1000)

@@ -1,4 +1,4 @@
-"""Kill the whole pytest with SIGKILL at eleven moments of a run; the next run must be green and nothing may stay.
+"""Kill the whole pytest with SIGKILL at eleven moments of a run; the next run must pass and nothing may be left.
 
 Run ``python tests/drills/kill_drill.py [MOMENT ...]`` as root with warm caches; about two minutes a moment. Each
 moment is a progress line and a delay after it. A listing of processes, mounts, namespaces, links, cgroups, routes and
@@ -24,7 +24,7 @@ from pytest_vllm_stage.core.paths import cache_dir
 
 ROOT = Path(__file__).parents[2]
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-#: A run that reaches no moment in this time has a problem of its own.
+#: A run that reaches no moment within this time has failed by itself.
 DEADLINE_S = 900
 
 
@@ -38,7 +38,7 @@ class Moment(NamedTuple):
 
 
 def forget(pattern: str) -> Callable[[], None]:
-    """Remove something from the cache, so that the run has to make it anew."""
+    """Remove something from the cache, so that the run has to build it again."""
 
     def remove() -> None:
         found = [path for path in cache_dir().glob(pattern) if path.is_dir()]
@@ -114,7 +114,7 @@ def main(names: list[str]) -> int:
         started = time.monotonic()
         killed_run(MOMENTS[name])
         status, output = recovery()
-        # What is gone since belonged to somebody else.
+        # Objects that have disappeared belonged to another process.
         left = [line for line in listing.difference(before, listing.snapshot()) if line.startswith("+")]
         swept = re.findall("removed what a dead run left: (.*)", output)
         good = status == 0 and not left

@@ -38,12 +38,12 @@ KEY_FIELDS = {
     "api", "arrivals", "decide_early", "duration_s", "output_tokens", "prompt_tokens", "request_rate",
     "request_timeout_s", "shared_prefix_tokens", "warmup_requests",
 }  # fmt: skip
-#: The slow engine takes six times as long as the usual one: no load of this machine hides or makes that.
+#: The slow engine takes six times as long as the normal one: no load of this machine hides or imitates that.
 WORSE = 3
 
 
 @pytest.fixture(scope="module")
-def usual() -> Iterator[Sim]:
+def normal() -> Iterator[Sim]:
     with running_sim("--ttft-ms", "50", "--itl-ms", "3") as engine:
         yield engine
 
@@ -93,9 +93,9 @@ def regressions(place: pytest.Pytester, folder: str) -> dict[str, dict[str, Any]
 
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_the_first_run_has_nothing_to_compare_with_and_is_kept(
-    place: pytest.Pytester, usual: Sim, workers: str
+    place: pytest.Pytester, normal: Sim, workers: str
 ) -> None:
-    result = run(place, usual, workers)
+    result = run(place, normal, workers)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
         ["compared with earlier runs: 2 of 2 steps have no baseline yet: 0 accepted comparable runs at most"]
@@ -111,11 +111,11 @@ def test_the_first_run_has_nothing_to_compare_with_and_is_kept(
     assert kept["endpoint-rate-20"]["key"]["image_digest"] == "simulated"
 
 
-def test_what_became_slower_is_measured_again_and_fails(place: pytest.Pytester, usual: Sim, slow: Sim) -> None:
-    run(place, usual).assert_outcomes(passed=2)
+def test_what_became_slower_is_measured_again_and_fails(place: pytest.Pytester, normal: Sim, slow: Sim) -> None:
+    run(place, normal).assert_outcomes(passed=2)
     repeat(place, 4)
 
-    run(place, usual, folder="same").assert_outcomes(passed=2)
+    run(place, normal, folder="same").assert_outcomes(passed=2)
     assert {one["state"] for one in regressions(place, "same").values()} == {"ok"}
 
     result = run(place, slow, folder="slower")
@@ -129,15 +129,17 @@ def test_what_became_slower_is_measured_again_and_fails(place: pytest.Pytester, 
     assert {one["reruns"] for one in regressions(place, "slower").values()} == {2}
     assert len(list((place.path / "slower" / "benchmarks" / "reruns").glob("*.samples.jsonl.gz"))) == 4
     benchmarks = json.loads((place.path / "slower" / "run.json").read_text())["benchmarks"]
-    assert [one["name"] for one in benchmarks] == STEPS, "reruns are no steps of the run"
+    assert [one["name"] for one in benchmarks] == STEPS, "reruns are not steps of the run"
 
-    run(place, usual, folder="after").assert_outcomes(passed=2)
-    assert {one["runs"] for one in regressions(place, "after").values()} == {5}, "the slow run is no measure of others"
+    run(place, normal, folder="after").assert_outcomes(passed=2)
+    assert {one["runs"] for one in regressions(place, "after").values()} == {5}, (
+        "the slow run is not part of the baseline"
+    )
     assert [line["accepted"] for line in lines(place)[-4:]] == [False, False, True, True]
 
 
-def test_runs_on_something_else_are_not_compared_with(place: pytest.Pytester, usual: Sim, slow: Sim) -> None:
-    run(place, usual).assert_outcomes(passed=2)
+def test_runs_on_something_else_are_not_compared_with(place: pytest.Pytester, normal: Sim, slow: Sim) -> None:
+    run(place, normal).assert_outcomes(passed=2)
     repeat(place, 4, gpu="NVIDIA-L4")
     result = run(place, slow, folder="other")
     result.assert_outcomes(passed=2)
@@ -146,19 +148,19 @@ def test_runs_on_something_else_are_not_compared_with(place: pytest.Pytester, us
     )
 
 
-def test_a_broken_line_is_named_before_anything_is_measured(place: pytest.Pytester, usual: Sim) -> None:
+def test_a_broken_line_is_named_before_anything_is_measured(place: pytest.Pytester, normal: Sim) -> None:
     file(place).parent.mkdir()
     file(place).write_text('{"schema_version": 1, "run_id": 7}\n')
-    usual.call("/sim/requests", method="DELETE")
-    result = run(place, usual)
+    normal.call("/sim/requests", method="DELETE")
+    result = run(place, normal)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*small.jsonl:1: run_id: must be str, not 7"])
-    assert not usual.truth()
+    assert not normal.truth()
 
 
-def test_a_file_in_the_folders_place_is_named(place: pytest.Pytester, usual: Sim) -> None:
+def test_a_file_in_the_folders_place_is_named(place: pytest.Pytester, normal: Sim) -> None:
     (place.path / "baselines").write_text("")
-    result = run(place, usual)
+    result = run(place, normal)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--stage-baselines: '*' is not a folder"])
 
@@ -173,19 +175,19 @@ def test_a_file_in_the_folders_place_is_named(place: pytest.Pytester, usual: Sim
     ],
 )
 def test_a_wrong_rule_is_refused_before_anything_is_measured(
-    place: pytest.Pytester, usual: Sim, rule: str, says: str
+    place: pytest.Pytester, normal: Sim, rule: str, says: str
 ) -> None:
     text = PROFILE.split("[regression]")[0] + f"[regression]\n{rule}\n"
     (place.path / "small.toml").write_text(text)
-    usual.call("/sim/requests", method="DELETE")
-    result = run(place, usual)
+    normal.call("/sim/requests", method="DELETE")
+    result = run(place, normal)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*profile small.toml: {says}"])
-    assert not usual.truth()
+    assert not normal.truth()
 
 
-def test_saved_results_are_not_compared(place: pytest.Pytester, usual: Sim) -> None:
-    run(place, usual).assert_outcomes(passed=2)
+def test_saved_results_are_not_compared(place: pytest.Pytester, normal: Sim) -> None:
+    run(place, normal).assert_outcomes(passed=2)
     result = place.runpytest_subprocess(
         SUITES / "slo", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml", "--stage-baselines=b",
         f"--stage-results={place.path / 'run'}", timeout=300,

@@ -43,8 +43,8 @@ def there(self, kind, name):
 def listed(self, kind, labels=None):
     name = labels["batch.kubernetes.io/job-name"]
     model = name.removeprefix("benchmark-")
-    told = {"exitCode": 0, "message": f"s3://test-results/benchmark-jobs/{model}/run"}
-    return [{"status": {"containerStatuses": [{"state": {"terminated": told}}]}}]
+    ended = {"exitCode": 0, "message": f"s3://test-results/benchmark-jobs/{model}/run"}
+    return [{"status": {"containerStatuses": [{"state": {"terminated": ended}}]}}]
 
 reader.StageReader.get, reader.StageReader.listed = there, listed
 
@@ -113,7 +113,7 @@ def promise(place: pytest.Pytester, quantized: str = "") -> None:
 def reports(
     place: pytest.Pytester, role: str, rates: Sequence[float] = (1, 5), *, ttft_s: float = 0.1, bad: int = 0
 ) -> None:
-    """What a Job leaves: a report for each rate, with one request in front that is no sample, and the summary."""
+    """What a Job writes: one report per rate, each with a lead-in request that is not a sample, and the summary."""
     folder = place.path / "store" / f"{role}-model"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -191,7 +191,7 @@ def test_a_report_without_an_answer_is_vacuous(jobs: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*full-rate-5: vacuous: not one token came from 40 requests*"])
 
 
-def test_a_missing_rate_is_told(jobs: pytest.Pytester) -> None:
+def test_missing_rate_is_reported(jobs: pytest.Pytester) -> None:
     reports(jobs, "full", rates=(1,))
     result = run(jobs)
     result.assert_outcomes(passed=5, failed=1)
@@ -204,7 +204,7 @@ def test_samples_are_rate_times_duration(jobs: pytest.Pytester) -> None:
     summary = jobs.path / "store" / "full-model" / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"duration_s": 9}))
     result = run(jobs)
-    result.stdout.fnmatch_lines(["*full-rate-1: 8 samples instead of 9 (rate x duration)*"])
+    result.stdout.fnmatch_lines(["*full-rate-1: expected 9 samples (rate x duration), got 8*"])
     assert result.ret == 1
 
 
@@ -216,7 +216,7 @@ def test_a_report_of_another_rate_is_refused(jobs: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*is constant arrivals of 1 requests/s; step full-rate-5 plans *"])
 
 
-def test_a_job_that_fails_is_told_once(jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_job_is_reported_once(jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_FAILED_JOB", "benchmark-full-model")
     result = run(jobs)
     result.assert_outcomes(passed=3, errors=1, skipped=2)
@@ -224,19 +224,19 @@ def test_a_job_that_fails_is_told_once(jobs: pytest.Pytester, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("variable", "told"),
+    ("variable", "expected"),
     [
         ("FAKE_NO_JOBS", "overlay overlay declares no benchmark Jobs: it has no folder benchmark"),
         ("FAKE_READ_ONLY", "namespace small has no job/benchmark-*, and a stage that is only read gets none"),
     ],
 )
-def test_where_there_is_no_job_that_is_the_reason(
-    jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, calls: Path, variable: str, told: str
+def test_skip_reason_names_the_missing_job(
+    jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, calls: Path, variable: str, expected: str
 ) -> None:
     monkeypatch.setenv(variable, "1")
     result = run(jobs, "-rs")
     result.assert_outcomes(skipped=6)
-    result.stdout.fnmatch_lines([f"*{told}*"])
+    result.stdout.fnmatch_lines([f"*{expected}*"])
     assert "benchmark" not in calls.read_text()
 
 

@@ -167,7 +167,7 @@ def test_promised_rates_must_hold_and_the_next_one_is_an_observation(place: pyte
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_nothing_runs_beside_a_step_and_load_comes_last(place: pytest.Pytester, sim: Sim, workers: str) -> None:
+def test_load_runs_exclusively_and_last(place: pytest.Pytester, sim: Sim, workers: str) -> None:
     """Tests that reach the endpoint, and one that reads results, stand in an order that must change."""
     profile(place, load="rates = [10, 20]", slo=f"{KEPT}\n[slo.rate-20]\nttft_p50_ms = 0.001")
     place.makepyfile(
@@ -209,7 +209,7 @@ def test_allure_has_the_labels_and_the_verdict_of_each_step(place: pytest.Pytest
     assert (labels["epic"], labels["feature"], labels["story"]) == ("vLLM serving stage", "slo", "slo")
     (attached,) = result["attachments"]
     assert "verdict" in json.loads((folder / attached["source"]).read_text())
-    assert result["steps"], "the load is no step of the result"
+    assert result["steps"], "the load is not a step of the result"
 
 
 def test_a_second_run_at_the_same_endpoint_waits_for_the_first(place: pytest.Pytester, sim: Sim) -> None:
@@ -239,15 +239,15 @@ def test_saved_results_are_judged_again_without_any_endpoint(place: pytest.Pytes
     other.stdout.fnmatch_lines(["*needs a stage, and --stage-results judges saved samples alone*"])
 
 
-def test_results_that_are_none_are_refused(place: pytest.Pytester) -> None:
+def test_folder_without_results_is_refused(place: pytest.Pytester) -> None:
     profile(place)
     result = run(place, f"--stage-results={place.path / 'overlay'}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--stage-results: *overlay' has no samples (*.samples.jsonl.gz)*"])
 
 
-def test_the_capacity_is_searched_when_asked_for(place: pytest.Pytester) -> None:
-    """One sequence of 50 ms and three gaps of 3 ms serves about 17 requests a second."""
+def test_capacity_is_searched_on_request(place: pytest.Pytester) -> None:
+    """One sequence of 50 ms and three gaps of 3 ms serves about 17 requests per second."""
     profile(place, model="rate_limit_requests_per_s = 100", slo="ttft_p50_ms = 200")
     place.makepyfile(short="from pytest_vllm_stage.slo import capacity\ncapacity.SHORTEST_STEP_S = 1.5")
     place.syspathinsert()
@@ -259,7 +259,7 @@ def test_the_capacity_is_searched_when_asked_for(place: pytest.Pytester) -> None
     result.stdout.fnmatch_lines(["*endpoint: capacity: *the profile promises 100"])
 
 
-def test_a_profile_without_load_says_so(place: pytest.Pytester, sim: Sim) -> None:
+def test_profile_without_load_is_skipped_with_the_reason(place: pytest.Pytester, sim: Sim) -> None:
     text = PROFILE.format(load="", slo="", model="").split("[load]")[0]
     (place.path / "small.toml").write_text(text)
     result = run(place, *endpoint(sim), "-rs", "--stage-strict")

@@ -94,7 +94,7 @@ class Standin:
         return [f"{one['method']} {one['path'].split('/', 4)[4]}" for one in log if one["method"] in ("POST", "PATCH")]
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """A request of somebody else's."""
+        """A request of another client."""
         answer = httpx.request(method, f"{self.url}/api/model_registry/v1alpha3/{path}", json=body, trust_env=False)
         answer.raise_for_status()
         return answer.json()

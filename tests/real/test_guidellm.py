@@ -73,7 +73,7 @@ def test_a_rate_step_agrees_with_our_driver_and_with_the_engine(
     assert len(theirs.samples) == 80 - theirs.facts.get("lost_rows", 0), "rate times duration"
     assert "prompts_ran_out" not in theirs.facts
     assert {sample.failure for sample in theirs.samples} == {None}
-    assert len(truth) == 5 + 1 + 80, "the warm-up and the request in front are sent, and are no samples"
+    assert len(truth) == 5 + 1 + 80, "the warm-up and the lead-in request are sent, and are not samples"
     for sample in theirs.samples:
         true = truth[sample.response_id]
         assert sample.first_token_s is not None
@@ -154,7 +154,7 @@ def test_guidellm_loads_what_we_write(engine: EngineEnvironment, sim: Sim, tmp_p
         assert [found[f"p{p}"] for p in PERCENTS] == pytest.approx([flat[key.format(p)] for p in PERCENTS]), name
     rows = loaded["requests"]["successful"]
     rows_p50 = sorted(row["time_to_first_token_ms"] for row in rows)[len(rows) // 2 - 1]
-    assert rows_p50 == pytest.approx(flat["ttft_p50_ms"], abs=0.01), "GuideLLM computes the rows' latencies anew"
+    assert rows_p50 == pytest.approx(flat["ttft_p50_ms"], abs=0.01), "GuideLLM computes the rows' latencies again"
     assert loaded["config"]["strategy"] | {"type_": "constant", "rate": 10.0} == loaded["config"]["strategy"]
 
 

@@ -196,7 +196,7 @@ def test_what_an_overlay_needs_is_asked_for(rendered: dict[str, list[Object]]) -
 
 
 def test_real_images_can_replace_the_machines_programs(kubectl: str, tmp_path: Path) -> None:
-    """An overlay beside the local one that leaves out the component runs images from a registry."""
+    """An overlay next to the local one that leaves out the component runs images from a registry."""
     tree = shutil.copytree(fixtures_dir(), tmp_path / "fixtures")
     file = tree / "overlays" / "local" / "kustomization.yaml"
     text = file.read_text().replace("components:\n  - host-runtime\n", "")

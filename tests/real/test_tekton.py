@@ -304,7 +304,7 @@ def broken(task: Object, **changes: Any) -> Object:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"env": [{"name": "SPEED", "value": "$(params.speed)"}]}, r'non-existent variable .*in "\$\(params\.speed\)"'),
         ({"steps": []}, r"missing field\(s\): .*steps"),
@@ -312,11 +312,11 @@ def broken(task: Object, **changes: Any) -> Object:
     ],
     ids=["unknown parameter", "no step", "no image"],
 )
-def test_tekton_refuses_a_broken_task(kubectl: Kubectl, task: Object, changes: Object, told: str) -> None:
+def test_tekton_refuses_a_broken_task(kubectl: Kubectl, task: Object, changes: Object, expected: str) -> None:
     done = kubectl.tried("create", "-f", "-", stdin=broken(task, **changes))
     assert done.returncode != 0, "it was accepted"
     assert 'admission webhook "validation.webhook.pipeline.tekton.dev" denied the request' in done.stderr
-    assert re.search(told, done.stderr), done.stderr
+    assert re.search(expected, done.stderr), done.stderr
 
 
 def test_tektons_types_refuse_an_unknown_field(kubectl: Kubectl, task: Object) -> None:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 
 from pytest_vllm_stage.load.driver import LoadJob
-from pytest_vllm_stage.load.prompts import PromptMaker, body_of, prompt_maker
+from pytest_vllm_stage.load.prompts import PromptMaker, make_body, make_prompt_maker
 from pytest_vllm_stage.measurement.step import LoadStep
 
 
@@ -23,7 +23,7 @@ class Sim:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.maker: PromptMaker = prompt_maker(self.count)
+        self.maker: PromptMaker = make_prompt_maker(self.count)
 
     def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -45,8 +45,8 @@ class Sim:
 
     def job(self, step: LoadStep, *, requests: int | None = None, **changes: Any) -> LoadJob:
         count = requests or step.planned_requests or 0
-        bodies = [body_of(step, text) for text in self.maker.texts(step, count, "step")]
-        warmup = [body_of(step, text) for text in self.maker.texts(step, step.warmup_requests, "warm-up")]
+        bodies = [make_body(step, text) for text in self.maker.texts(step, count, "step")]
+        warmup = [make_body(step, text) for text in self.maker.texts(step, step.warmup_requests, "warm-up")]
         return LoadJob(step, self.url, bodies, warmup, **changes)
 
 

@@ -158,7 +158,7 @@ def ended(script: Any) -> str:
     return caught.value.code.removeprefix("error: ")
 
 
-def test_each_rate_is_published_and_told(
+def test_each_rate_is_published_and_reported(
     script: Any, guidellm: GuideLLM, store: Store, sim: Sim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = len(sim.truth())
@@ -199,27 +199,27 @@ def test_prompts_are_as_long_as_the_server_counts_and_no_two_alike(script: Any, 
     assert {sim.count(prompt) for prompt in prompts} == {48}
 
 
-def test_a_rate_without_one_answer_is_no_success(script: Any, guidellm: GuideLLM, store: Store, tmp_path: Path) -> None:
+def test_rate_without_an_answer_fails(script: Any, guidellm: GuideLLM, store: Store, tmp_path: Path) -> None:
     guidellm.all_bad = True
-    told = ended(script)
-    assert "rate 1: vacuous: 0 of 4 requests were answered, with 0 tokens" in told
+    message = ended(script)
+    assert "rate 1: vacuous: 0 of 4 requests were answered, with 0 tokens" in message
     # The reports are there all the same: they say what happened.
     assert store.names() == ["rate-1.json", "rate-5.json", "summary.json"]
     assert {headers.get("x-amz-meta-outcome") for headers in store.headers.values()} == {"problem", None}
 
 
-def test_more_failures_than_allowed_are_no_success(script: Any, guidellm: GuideLLM) -> None:
+def test_more_failures_than_allowed_fail(script: Any, guidellm: GuideLLM) -> None:
     guidellm.bad = [1, 7]
     assert ended(script) == ("rate 1: 1 of 4 requests failed, at most 0.1 may; the first with http_status: 503")
 
 
-def test_failures_within_the_bound_are_told_and_allowed(script: Any, guidellm: GuideLLM, store: Store) -> None:
+def test_failures_within_the_bound_are_reported_and_allowed(script: Any, guidellm: GuideLLM, store: Store) -> None:
     guidellm.bad = [7, 9]
     script.main()
     assert [step["failed"] for step in store.document("summary.json")["steps"]] == [0, 2]
 
 
-def test_a_failed_request_in_front_is_no_sample(script: Any, guidellm: GuideLLM) -> None:
+def test_failed_lead_in_request_is_not_a_sample(script: Any, guidellm: GuideLLM) -> None:
     guidellm.bad = [0]
     script.main()
 
@@ -229,26 +229,24 @@ def test_answers_of_another_length_are_failures(script: Any, guidellm: GuideLLM)
     assert "vacuous: 0 of 4 requests were answered" in ended(script)
 
 
-def test_fewer_samples_than_planned_are_no_success(script: Any, guidellm: GuideLLM) -> None:
+def test_fewer_samples_than_planned_fail(script: Any, guidellm: GuideLLM) -> None:
     guidellm.missing = 1
-    assert ended(script).startswith("rate 1: 3 samples instead of 4 (rate x duration)")
+    assert ended(script).startswith("rate 1: expected 4 samples (rate x duration), got 3")
 
 
-def test_a_refused_upload_is_no_success(script: Any, guidellm: GuideLLM, store: Store, tmp_path: Path) -> None:
+def test_refused_upload_fails(script: Any, guidellm: GuideLLM, store: Store, tmp_path: Path) -> None:
     store.refuse = 403
-    told = ended(script)
-    assert "rate-1.json: PUT gave HTTP 403 <Code>AccessDenied</Code>" in told
+    message = ended(script)
+    assert "rate-1.json: PUT gave HTTP 403 <Code>AccessDenied</Code>" in message
     assert not (tmp_path / "location").exists()
 
 
-def test_an_upload_that_reads_back_altered_is_no_success(script: Any, guidellm: GuideLLM, store: Store) -> None:
+def test_altered_upload_fails(script: Any, guidellm: GuideLLM, store: Store) -> None:
     store.spoil = True
     assert "rate-1.json: sent sha256" in ended(script)
 
 
-def test_a_store_that_is_not_there_is_no_success(
-    script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_absent_store_fails(script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", "http://127.0.0.1:9")
     assert "the object store at http://127.0.0.1:9 does not answer" in ended(script)
 
@@ -265,11 +263,11 @@ def test_another_model_is_not_measured(script: Any, guidellm: GuideLLM, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("RATES", "1 fast", "RATES is '1 fast': different numbers above 0 are needed"),
         ("RATES", "5 5", "RATES is '5 5'"),
-        ("RATES", "0.1", "RATES: 0.1 requests/s for DURATION_S 4 are no request"),
+        ("RATES", "0.1", "RATES: 0.1 requests/s for DURATION_S 4 give 0 requests"),
         ("DURATION_S", "nan", "DURATION_S is 'nan': a number above 0 is needed"),
         ("PROMPT_TOKENS", "2.5", "PROMPT_TOKENS is '2.5': a whole number from 1 is needed"),
         ("PROMPT_TOKENS", "9", "PROMPT_TOKENS is 9: the chat template takes"),
@@ -279,10 +277,10 @@ def test_another_model_is_not_measured(script: Any, guidellm: GuideLLM, monkeypa
     ],
 )
 def test_a_wrong_setting_is_named(
-    script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+    script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert ended(script).startswith(told)
+    assert ended(script).startswith(expected)
 
 
 def fake_package(folder: Path, code: str) -> None:
@@ -309,18 +307,16 @@ def test_guidellm_gets_its_scenario_and_none_of_the_credentials(
     assert "correct-horse" not in json.dumps(seen)
 
 
-def test_guidellm_without_a_report_is_told_with_its_last_words(
+def test_guidellm_without_a_report_is_reported_with_its_last_output(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_package(tmp_path / "engine", "raise SystemExit('no such backend')\n")
     monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
-    told = ended(script)
-    assert told == "GuideLLM ended with status 1 at 1 requests/s, without a report: no such backend"
+    message = ended(script)
+    assert message == "GuideLLM ended with status 1 at 1 requests/s, without a report: no such backend"
 
 
-def test_a_report_that_is_none_is_no_success(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store
-) -> None:
+def test_invalid_report_fails(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     code = "import json, pathlib, sys\nspec = json.load(open(sys.argv[3]))['spec']\n"
     code += "pathlib.Path(spec['outputs'][0]['path']).write_text('{\"benchmarks\": []}')\n"
     fake_package(tmp_path / "engine", code)

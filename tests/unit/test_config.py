@@ -312,9 +312,7 @@ def test_a_ca_file_without_certificates_is_refused(profile: str, tmp_path: Path,
         ({"endpoint": "http://h:1"}, "local", False),
     ],
 )
-def test_an_existing_cluster_is_only_read_unless_told(
-    profile: str, cli: dict[str, str], kind: str, deploys: bool
-) -> None:
+def test_existing_cluster_is_read_only_by_default(profile: str, cli: dict[str, str], kind: str, deploys: bool) -> None:
     config = settings(profile, cli)
     assert (config.cluster_kind, config.deploys) == (kind, deploys)
 
@@ -352,7 +350,7 @@ def test_the_header_shows_values_with_sources(profile: str) -> None:
     assert "cluster" not in header
 
 
-def test_only_a_stage_that_the_run_deployed_is_published_to_unless_told(profile: str) -> None:
+def test_results_are_published_only_to_a_deployed_stage_by_default(profile: str) -> None:
     attached = {"cluster": "kubeconfig", "context": "c"}
     assert settings(profile).publishes
     assert not settings(profile, attached).publishes

@@ -54,13 +54,13 @@ def test_bytecode_lies_next_to_the_modules_wherever_this_process_keeps_its_own(
     assert missing == []
 
 
-def test_what_is_there_is_not_made_again(made: tuple[EngineEnvironment, Path], tmp_path: Path) -> None:
+def test_existing_engine_is_not_rebuilt(made: tuple[EngineEnvironment, Path], tmp_path: Path) -> None:
     journal = Journal(tmp_path / "events.jsonl")
     assert simulated.ensure(journal) == made
     assert not (tmp_path / "events.jsonl").exists() or read_events(tmp_path / "events.jsonl") == []
 
 
-def test_a_changed_simulator_is_made_anew(
+def test_changed_simulator_is_rebuilt(
     made: tuple[EngineEnvironment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment, _ = made
@@ -71,7 +71,7 @@ def test_a_changed_simulator_is_made_anew(
     assert simulated.ensure(Journal())[0].prefix != environment.prefix
 
 
-def test_the_weights_verify_and_say_that_they_are_none(made: tuple[EngineEnvironment, Path]) -> None:
+def test_weights_verify_and_state_that_they_are_not_a_model(made: tuple[EngineEnvironment, Path]) -> None:
     _, folder = made
     assert sorted(path.name for path in folder.iterdir()) == sorted(weights.PRECISIONS)
     for model in weights.PRECISIONS:

@@ -58,6 +58,6 @@ def test_a_missing_file_is_found(folder: Path) -> None:
 
 def test_an_environment_without_the_model_is_named(tmp_path: Path) -> None:
     environment = EngineEnvironment(tmp_path / "bin" / "python", tmp_path, tmp_path, {})
-    with pytest.raises(EnvironmentUnusable, match="found 0") as caught:
+    with pytest.raises(EnvironmentUnusable, match="expected 1 GGUF file, got 0") as caught:
         weights._source(environment)
     assert str(tmp_path) in caught.value.hint

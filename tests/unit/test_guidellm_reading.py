@@ -115,7 +115,7 @@ def test_a_closed_loop_counts_from_when_guidellm_took_a_request_up() -> None:
     assert [s.scheduled_s for s in measurement.samples] == pytest.approx([at - taken[0] for at in taken])
     assert all(sample.failure is None for sample in measurement.samples)
     ttfts = [(sample.first_token_s or 0) - sample.scheduled_s for sample in measurement.samples]
-    assert all(0.020 < ttft < 0.060 for ttft in ttfts), "its own think time between two requests is no latency"
+    assert all(0.020 < ttft < 0.060 for ttft in ttfts), "its own think time between two requests is not latency"
 
 
 def test_an_answer_that_took_too_long_is_a_miss() -> None:
@@ -153,7 +153,7 @@ def test_counts_that_the_server_did_not_give_are_unknown(tmp_path: Path) -> None
     assert [(sample.prompt_tokens, sample.output_tokens) for sample in whole] == [(None, None)] * 3
 
 
-def test_requests_that_were_cut_off_are_misses_and_those_for_later_are_none(tmp_path: Path) -> None:
+def test_cut_off_requests_are_misses_and_queued_ones_are_not_samples(tmp_path: Path) -> None:
     def change(report: dict[str, Any]) -> None:
         requests = benchmark(report)["requests"]
         running, later = requests["successful"].pop(), requests["successful"].pop()
@@ -227,7 +227,7 @@ def test_another_file_gets_one_clear_error(tmp_path: Path, change: Change, says:
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"[1]", b'"text"', b"\x1f\x8b\x08"])
-def test_a_file_that_is_no_json_object_gets_one_clear_error(tmp_path: Path, content: bytes) -> None:
+def test_file_without_a_json_object_gets_one_clear_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"report\.json: (not readable JSON|must be a JSON object)"):
@@ -267,7 +267,7 @@ def test_every_error_has_a_kind(error: str, tokens: int, kind: str) -> None:
     assert "For more" not in failure.text
 
 
-def test_what_an_error_says_besides() -> None:
+def test_status_and_never_sent_are_read_from_the_error() -> None:
     assert status_of("HTTPStatusError(\"Client error '429 Too Many Requests' for url 'http://x:8080/v1'\")") == 429
     assert status_of("ReadError('200 bytes')") is None
     assert never_sent("ConnectError('All connection attempts failed')")

@@ -1,4 +1,4 @@
-"""What GuideLLM is told and in which environment, and that it ends with whoever started it."""
+"""GuideLLM's scenario and environment, and that it ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import LoadJob
 from pytest_vllm_stage.load.guidellm import keeper
-from pytest_vllm_stage.load.guidellm.run import environ_of, missing, progress, requests_of
-from pytest_vllm_stage.load.guidellm.scenario import PROMPTS, REPORT, SCENARIO, turned, write_scenario
+from pytest_vllm_stage.load.guidellm.run import count_requests, environ_of, missing, progress
+from pytest_vllm_stage.load.guidellm.scenario import PROMPTS, REPORT, SCENARIO, reverse_words, write_scenario
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
-from pytest_vllm_stage.load.prompts import body_of
+from pytest_vllm_stage.load.prompts import make_body
 from pytest_vllm_stage.measurement.samples import ServerReading
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, LoadStep
 from tests.unit.made_samples import failed, sample
@@ -32,7 +32,7 @@ USERS = replace(STEP, arrivals=CLOSED, request_rate=None, concurrency=4)
 
 def written(tmp_path: Path, step: LoadStep, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scenario's spec and the prompts' lines."""
-    bodies = [body_of(step, f"Text: number {i}") for i in range(3)]
+    bodies = [make_body(step, f"Text: number {i}") for i in range(3)]
     write_scenario(LoadJob(step, "http://host:8000", bodies, **changes), bodies, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / PROMPTS).read_text().splitlines()]
     return json.loads((tmp_path / SCENARIO).read_text())["spec"], lines
@@ -41,7 +41,7 @@ def written(tmp_path: Path, step: LoadStep, **changes: Any) -> tuple[dict[str, A
 def test_the_requests_are_the_jobs_own(tmp_path: Path) -> None:
     spec, lines = written(tmp_path, STEP)
     assert lines == [{"messages": [{"role": "user", "content": f"Text: number {i}"}]} for i in range(3)]
-    body = json.loads(body_of(STEP, "x"))
+    body = json.loads(make_body(STEP, "x"))
     sent = {"model": spec["backend"]["model"], "stream": True, "messages": body["messages"]}
     assert sent | spec["backend"]["extras"]["body"] == body
     assert spec["backend"]["request_format"] == "/v1/chat/completions"
@@ -79,7 +79,7 @@ def test_the_key_is_in_a_file_that_only_its_user_reads(tmp_path: Path) -> None:
 
 
 def test_bodies_with_different_parameters_are_refused(tmp_path: Path) -> None:
-    bodies = [body_of(STEP, "a b"), body_of(replace(STEP, output_tokens=8), "c d")]
+    bodies = [make_body(STEP, "a b"), make_body(replace(STEP, output_tokens=8), "c d")]
     with pytest.raises(ConfigError, match="step quantized-rate-5: bodies: their parameters differ"):
         write_scenario(LoadJob(STEP, "http://host", bodies), bodies, tmp_path)
 
@@ -87,27 +87,27 @@ def test_bodies_with_different_parameters_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_a_prompt_is_turned_round(api: str) -> None:
     step = replace(STEP, api=api)
-    assert json.loads(turned(body_of(step, "Text: one two"))) == json.loads(body_of(step, "two one Text:"))
+    assert json.loads(reverse_words(make_body(step, "Text: one two"))) == json.loads(make_body(step, "two one Text:"))
 
 
 def test_an_open_loop_sends_rate_times_duration() -> None:
-    assert requests_of(STEP, [], 300) == 300
-    assert requests_of(STEP, [], 1000) == 300
+    assert count_requests(STEP, [], 300) == 300
+    assert count_requests(STEP, [], 1000) == 300
 
 
 def test_a_closed_loop_sends_what_its_users_make_in_the_duration() -> None:
     warmup = [sample(i, 0.0, ttft_s=0.5, itl_s=0.1, tokens=16) for i in range(4)]
     took_s = warmup[0].end_s
     assert took_s == pytest.approx(2.0)
-    assert requests_of(USERS, warmup, 1000) == 4 * 60 / 2
-    assert requests_of(USERS, [*warmup, failed(4, 0.0)], 1000) == 4 * 60 / 2
-    assert requests_of(USERS, warmup, 50) == 50
-    assert requests_of(USERS, [failed(0, 0.0)], 1000) == 4, "nothing was answered, and the step shall show it"
+    assert count_requests(USERS, warmup, 1000) == 4 * 60 / 2
+    assert count_requests(USERS, [*warmup, failed(4, 0.0)], 1000) == 4 * 60 / 2
+    assert count_requests(USERS, warmup, 50) == 50
+    assert count_requests(USERS, [failed(0, 0.0)], 1000) == 4, "nothing was answered, and the step shall show it"
 
 
 def test_a_closed_loop_needs_a_warm_up() -> None:
     with pytest.raises(ConfigError, match="warmup_requests: is 0"):
-        requests_of(USERS, [], 1000)
+        count_requests(USERS, [], 1000)
 
 
 def test_the_users_own_settings_of_guidellm_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_progress_says_what_the_engine_does() -> None:
     assert progress(STEP, 12.4, [ServerReading(1, running=3, waiting=2)]).endswith("s, engine runs 3, 2 wait")
 
 
-def test_a_lost_row_is_told_and_more_of_them_invalidate() -> None:
+def test_one_lost_row_is_reported_and_more_invalidate_the_step() -> None:
     assert missing(80, 80) == {}
     assert missing(80, 79) == {"lost_rows": 1}
     assert missing(80, 78) == {"lost_rows": 2, "prompts_ran_out": True}

@@ -23,7 +23,7 @@ from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load import process as driver_process
 from pytest_vllm_stage.load.driver import LoadJob, run_step
-from pytest_vllm_stage.load.prompts import body_of
+from pytest_vllm_stage.load.prompts import make_body
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from tests.unit.sim_engine import Handler, Sim, request_of, running_sim, serving
@@ -93,7 +93,7 @@ def test_a_closed_loop_never_has_more_open_than_users(sim: Sim) -> None:
     open_requests = [sum(change for _, change in marks[: i + 1]) for i in range(len(marks))]
     assert max(open_requests) == 3
     assert len(measurement.samples) > 6
-    assert all(sample.scheduled_s < 0.6 for sample in measurement.samples), "nobody begins after the step's end"
+    assert all(sample.scheduled_s < 0.6 for sample in measurement.samples), "no request starts after the step's end"
     assert "prompts_ran_out" not in measurement.facts
 
 
@@ -160,7 +160,7 @@ def test_a_watcher_ends_the_sending_and_nothing_else(sim: Sim) -> None:
 
 async def against(serve: Handler, plan: LoadStep, **tls: Any) -> Measurement:
     """Run a step against a handler of connections, of which some never carry a request."""
-    bodies = [body_of(plan, f"Text: {i}") for i in range(plan.planned_requests or 0)]
+    bodies = [make_body(plan, f"Text: {i}") for i in range(plan.planned_requests or 0)]
     scheme = "https" if tls.get("server") else "http"
     async with serving(serve, tls.get("server")) as port:
         return await run_step(LoadJob(plan, f"{scheme}://localhost:{port}", bodies, **tls.get("client", {})))
@@ -174,7 +174,7 @@ def stream_of(tokens: int) -> bytes:
     return head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
 
 
-def test_a_dead_keep_alive_connection_is_no_failure_of_the_server() -> None:
+def test_dead_keep_alive_connection_does_not_fail_the_request() -> None:
     """A server that drops idle connections without a word, just when the next request comes."""
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
@@ -196,7 +196,7 @@ def test_a_new_connection_that_dies_is_a_failure() -> None:
     assert kinds(asyncio.run(against(serve, step(20, 0.5)))) == {"connection"}
 
 
-def test_an_answer_that_is_no_stream_is_named() -> None:
+def test_answer_without_a_stream_is_reported() -> None:
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 9\r\n\r\n<p>hi</p>")
@@ -263,7 +263,7 @@ def test_the_drivers_own_process_gives_the_same_and_is_recorded(sim: Sim, tmp_pa
     assert (phase["name"], phase["requests"], phase["failed"], phase["outcome"]) == ("load s-rate-50", 50, 0, "done")
 
 
-def test_the_drivers_own_process_can_be_told_to_stop(sim: Sim) -> None:
+def test_driver_process_can_be_stopped(sim: Sim) -> None:
     seen: list[int] = []
 
     def watcher(sample: Sample) -> str | None:
@@ -286,7 +286,7 @@ def test_a_driver_that_dies_says_what_it_wrote(sim: Sim, monkeypatch: pytest.Mon
 
 
 def test_the_driver_ends_with_its_parent(sim: Sim) -> None:
-    """A parent that is killed cannot clean up; the driver notices that nobody listens."""
+    """A parent that is killed cannot clean up; the driver notices that its pipe is closed."""
     code = (
         "import os, sys, pickle\n"
         "from pytest_vllm_stage.core.journal import Journal\n"

@@ -1,4 +1,4 @@
-"""What the driver does beside a request does not get into that request's way."""
+"""The driver's background work does not delay a request."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_vllm_stage.load.connections import Pool, address_of
-from pytest_vllm_stage.load.driver import LoadJob, _StepUnderWay
+from pytest_vllm_stage.load.connections import Pool, parse_address
+from pytest_vllm_stage.load.driver import LoadJob, _StepInProgress
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.progress import LoopLag
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, LoadStep
@@ -18,7 +18,7 @@ STEP = LoadStep("s", "sim", CONSTANT, 10, 64, 8, request_rate=10.0)
 
 
 class Recording:
-    """A pool and its only connection, which tell what is asked of them, in order."""
+    """A pool and its only connection, which record their calls in order."""
 
     used = False
 
@@ -59,8 +59,8 @@ def test_a_request_goes_out_before_spare_connections_are_opened() -> None:
 def test_readings_fall_between_the_sends_of_a_regular_schedule(step: LoadStep, after_s: float) -> None:
     async def quiet_s() -> float:
         lag = LoopLag()
-        run = _StepUnderWay(
-            LoadJob(step, "http://localhost:1", [b"{}"]), Pool(address_of("http://localhost:1")), None, print, lag
+        run = _StepInProgress(
+            LoadJob(step, "http://localhost:1", [b"{}"]), Pool(parse_address("http://localhost:1")), None, print, lag
         )
         try:
             return run._quiet_s() - run._zero_s

@@ -1,4 +1,4 @@
-"""The engine's and the GPU exporter's metrics beside a step: what is there is read, what is not is never 0."""
+"""The engine's and the GPU exporter's metrics during a step: a missing series is None, never 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from asyncio import StreamReader, StreamWriter
 
 import pytest
 
-from pytest_vllm_stage.load.connections import address_of
+from pytest_vllm_stage.load.connections import parse_address
 from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
 from pytest_vllm_stage.measurement.samples import ServerReading
 from tests.unit.sim_engine import Handler, request_of, serving
@@ -62,8 +62,8 @@ async def readings(
     engine: Handler, gpu: Handler | None = None, times: int = 1, gpu_path: str = "/metrics"
 ) -> list[ServerReading]:
     async with serving(engine) as engine_port, serving(gpu or page(b"")) as gpu_port:
-        source = Source(address_of(f"http://127.0.0.1:{engine_port}"), model="m")
-        exporter = gpu_source(address_of(f"http://127.0.0.1:{gpu_port}{gpu_path}")) if gpu else None
+        source = Source(parse_address(f"http://127.0.0.1:{engine_port}"), model="m")
+        exporter = gpu_source(parse_address(f"http://127.0.0.1:{gpu_port}{gpu_path}")) if gpu else None
         monitor = Monitor(source, exporter, 0.0, b"authorization: Bearer k\r\n", b"authorization: Bearer g\r\n")
         for _ in range(times):
             await monitor.read()
@@ -91,22 +91,22 @@ def test_gpus_are_read_from_a_prometheus() -> None:
 
 
 @pytest.mark.parametrize("answer", [b'{"status": "error"}', b'{"data": {"result": [1]}}', b"{", b"<html>"])
-def test_a_prometheus_that_knows_no_gpu_is_no_reading_of_one(answer: bytes) -> None:
+def test_prometheus_without_a_gpu_gives_no_gpu_reading(answer: bytes) -> None:
     (only,) = asyncio.run(readings(page(ENGINE), page(answer), gpu_path=""))
     assert (only.gpu_memory_used_bytes, only.gpu_utilization) == (None, None)
 
 
-def test_what_is_not_there_is_not_zero() -> None:
+def test_missing_series_is_not_zero() -> None:
     (only,) = asyncio.run(readings(page(ENGINE)))
     assert (only.preemptions, only.prompt_tokens) == (None, None)
     assert (only.gpu_memory_used_bytes, only.gpu_utilization) == (None, None)
 
 
-def test_a_page_that_is_refused_is_no_reading() -> None:
+def test_refused_page_gives_no_reading() -> None:
     assert asyncio.run(readings(page(ENGINE, b"404 Not Found"))) == []
 
 
-def test_a_server_that_hangs_up_is_no_reading() -> None:
+def test_server_that_closes_the_connection_gives_no_reading() -> None:
     async def hang_up(reader: StreamReader, _writer: StreamWriter) -> None:
         await request_of(reader)
 

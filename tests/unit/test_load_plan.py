@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
-from pytest_vllm_stage.load.prompts import LEAST_OWN_TOKENS, PromptMaker, body_of, prompt_maker
+from pytest_vllm_stage.load.prompts import LEAST_OWN_TOKENS, PromptMaker, make_body, make_prompt_maker
 from pytest_vllm_stage.load.words import WORDS
 from pytest_vllm_stage.measurement.step import POISSON, LoadPlan, LoadStep, step_from_json
 from tests.unit.made_samples import closed_step, open_step
@@ -149,7 +149,7 @@ def test_prompts_have_exactly_the_length_share_exactly_the_prefix_and_are_unique
     overhead: int, prompt_tokens: int, shared: int, modulus: int, seed: int
 ) -> None:
     count, _ = tokenizer(overhead, lambda word: len(word) % modulus == 0)
-    maker = prompt_maker(count)
+    maker = make_prompt_maker(count)
     step = open_step(prompt_tokens=prompt_tokens, shared_prefix_tokens=shared, seed=seed)
     texts = maker.texts(step, 50, "step")
     assert {count(text) for text in texts} == {prompt_tokens}
@@ -170,7 +170,7 @@ def test_no_two_prompts_begin_alike_even_where_chance_would_make_them() -> None:
 
 def test_few_questions_suffice_for_a_tokenizer_that_knows_the_words() -> None:
     count, asked = tokenizer(11, lambda _word: False)
-    maker = prompt_maker(count)
+    maker = make_prompt_maker(count)
     assert len(asked) == 2
     assert len(maker.words) == len(set(WORDS))
 
@@ -178,18 +178,18 @@ def test_few_questions_suffice_for_a_tokenizer_that_knows_the_words() -> None:
 def test_a_tokenizer_without_usable_words_is_refused() -> None:
     count, _ = tokenizer(11, lambda _word: True)
     with pytest.raises(StageFailure, match=r"has 0 of .* common words as one token"):
-        prompt_maker(count)
+        make_prompt_maker(count)
 
 
 def test_a_prompt_too_short_for_the_template_is_refused() -> None:
     count, _ = tokenizer(60, lambda _word: False)
     with pytest.raises(ConfigError, match="64 is too short: the chat template takes 60"):
-        prompt_maker(count).texts(open_step(), 1, "step")
+        make_prompt_maker(count).texts(open_step(), 1, "step")
 
 
 def test_a_tokenizer_that_changes_its_mind_is_refused() -> None:
     answers = iter([11, 11 + len(set(WORDS)), 63])
-    maker = prompt_maker(lambda _text: next(answers))
+    maker = make_prompt_maker(lambda _text: next(answers))
     with pytest.raises(StageFailure, match="counts 63 tokens in a prompt made of 64"):
         maker.texts(open_step(), 1, "step")
 
@@ -197,7 +197,7 @@ def test_a_tokenizer_that_changes_its_mind_is_refused() -> None:
 @pytest.mark.parametrize(("api", "field"), [("chat", "messages"), ("completions", "prompt")])
 def test_a_body_asks_for_exactly_the_output(api: str, field: str) -> None:
     step: LoadStep = open_step(api=api, output_tokens=128)
-    body = json.loads(body_of(step, "Text: a"))
+    body = json.loads(make_body(step, "Text: a"))
     assert (body["max_tokens"], body["min_tokens"], body["ignore_eos"]) == (128, 128, True)
     assert body["stream"]
     assert body["stream_options"] == {"include_usage": True}

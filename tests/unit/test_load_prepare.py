@@ -11,7 +11,7 @@ import pytest
 
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.load.prepare import fastest_answer_s, learn_from, maker_for, prepare
+from pytest_vllm_stage.load.prepare import create_prompt_maker, fastest_answer_s, learn_from, prepare
 from pytest_vllm_stage.measurement.step import CLOSED
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
@@ -33,7 +33,7 @@ def target(sim: Sim) -> Target:
 def test_every_prompt_has_the_length_that_the_server_counts(client: EndpointClient, api: str) -> None:
     step = open_step(20, 1, model="sim", api=api, warmup_requests=4)
     job = prepare(
-        step, client, maker_for(client, api), facts={"gpu": "none"}, gpu_metrics_url="http://gpu:9400/metrics"
+        step, client, create_prompt_maker(client, api), facts={"gpu": "none"}, gpu_metrics_url="http://gpu:9400/metrics"
     )
     assert (len(job.bodies), len(job.warmup_bodies)) == (20, 4)
     for raw in (*job.bodies, *job.warmup_bodies):
@@ -54,7 +54,7 @@ def test_every_prompt_has_the_length_that_the_server_counts(client: EndpointClie
 
 def test_a_closed_loop_gets_more_prompts_than_it_can_use(client: EndpointClient) -> None:
     step = replace(open_step(), model="sim", arrivals=CLOSED, request_rate=None, concurrency=3, duration_s=0.5)
-    job = prepare(step, client, maker_for(client, "chat"))
+    job = prepare(step, client, create_prompt_maker(client, "chat"))
     fastest_s = 0.005 + 64 / 20_000 + 15 * 0.001
     assert 3 < len(job.bodies) <= 3 + 1.5 * 3 * 0.5 / fastest_s + 1
 
@@ -79,12 +79,12 @@ class Counted:
         return httpx.Response(200, json={"id": "1", "model": "sim", "choices": [choice], "usage": usage})
 
 
-def test_what_was_learnt_of_a_target_is_not_asked_again() -> None:
+def test_known_pace_of_a_target_needs_no_request() -> None:
     """Three whole answers one after another before each closed loop took 13.7 s on a GPU with answers of 4.6 s."""
     server = Counted()
     users = closed_step(5, 0.01, model="sim", warmup_requests=20)
     with EndpointClient(Target("full", "sim", "http://server"), transport=httpx.MockTransport(server)) as client:
-        maker = maker_for(client, "chat")
+        maker = create_prompt_maker(client, "chat")
         asked = server.tokenized
         prepare(users, client, maker)
         assert server.answered == [1, users.output_tokens], "one whole answer, and a short one before it"
@@ -97,7 +97,7 @@ def test_what_was_learnt_of_a_target_is_not_asked_again() -> None:
 def test_the_pace_of_earlier_steps_spares_the_question() -> None:
     server = Counted()
     with EndpointClient(Target("full", "sim", "http://server"), transport=httpx.MockTransport(server)) as client:
-        maker = maker_for(client, "chat")
+        maker = create_prompt_maker(client, "chat")
         step = open_step(2, 10, model="sim")
         learn_from(measurement(step, [sample(i, i / 2, ttft_s=0.5 - i / 100) for i in range(20)]), maker)
         users = closed_step(5, 10, model="sim")
@@ -114,4 +114,4 @@ def test_a_server_without_a_tokenizer_is_refused() -> None:
         EndpointClient(Target("full", "m", "http://server"), transport=transport) as bare,
         pytest.raises(StageFailure, match=wanted),
     ):
-        maker_for(bare, "chat")
+        create_prompt_maker(bare, "chat")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.load.answer import EventSplitter, TimedAnswer
-from pytest_vllm_stage.load.connections import address_of
+from pytest_vllm_stage.load.connections import parse_address
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
 from pytest_vllm_stage.load.monitor import series
 
@@ -74,17 +74,17 @@ def test_a_chunked_body_that_is_cut_off_is_not_complete() -> None:
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"SSH-2.0\r\n\r\n", "no status line"),
-        (b"HTTP/1.1 abc\r\n\r\n", "no status line"),
-        (CHUNKED + b"xyz\r\n", "no chunk size"),
-        (CHUNKED + b"-5\r\n", "no chunk size"),
+        (b"SSH-2.0\r\n\r\n", "not a status line"),
+        (b"HTTP/1.1 abc\r\n\r\n", "not a status line"),
+        (CHUNKED + b"xyz\r\n", "not a chunk size"),
+        (CHUNKED + b"-5\r\n", "not a chunk size"),
         (CHUNKED + b"0\r\n\r\nmore", "bytes after the response's end"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: ten\r\n\r\n", "content-length"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nab", "longer than its content-length"),
         (b"x" * 70_000, "does not end"),
     ],
 )
-def test_what_is_no_http_is_refused(data: bytes, problem: str) -> None:
+def test_bytes_that_are_not_http_are_refused(data: bytes, problem: str) -> None:
     with pytest.raises(ProtocolError, match=problem):
         ResponseParser().feed(data)
 
@@ -174,7 +174,7 @@ def without(place: int) -> list[bytes]:
         ([chunk(content=""), chunk("length"), b"[DONE]"], "no_tokens", "1 events without any text"),
         ([*HEALTHY[:3], b'{"error": {"message": "boom", "code": 500}}', b"[DONE]"], "error_in_stream", "boom"),
         ([*HEALTHY[:3], b'{"object": "error", "message": "boom"}'], "error_in_stream", "boom"),
-        ([*HEALTHY[:3], b"{torn", b"[DONE]"], "protocol", "an event is not a JSON object: {torn"),
+        ([*HEALTHY[:3], b"{cut", b"[DONE]"], "protocol", "an event is not a JSON object: {cut"),
         ([*HEALTHY[:3], b"[1]"], "protocol", "an event is not a JSON object"),
         (HEALTHY, "prompt_tokens", "8 instead of 9"),
     ],
@@ -212,15 +212,15 @@ def test_the_digest_is_the_texts() -> None:
     ],
 )
 def test_an_address_is_taken_apart(url: str, host: str, port: int, tls: bool, prefix: str, authority: str) -> None:
-    address = address_of(url)
+    address = parse_address(url)
     assert (address.host, address.port, address.tls, address.prefix) == (host, port, tls, prefix)
     assert address.authority == authority
 
 
 @pytest.mark.parametrize("url", ["a:80", "ftp://a", "http://", "http://a:port", "http://user:pw@a"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="is not the URL of a server"):
-        address_of(url)
+        parse_address(url)
 
 
 PAGE = b"""# HELP vllm:num_requests_running x

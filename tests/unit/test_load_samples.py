@@ -151,7 +151,7 @@ def test_a_fault_is_named_with_file_line_and_field(tmp_path: Path, change: Chang
     # Compressed bytes carry the time: as ids they would differ between workers.
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_samples_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "samples").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read_measurement(tmp_path / "samples")

@@ -42,7 +42,7 @@ def test_an_exporters_page_gives_each_gpu() -> None:
     assert (only.gpu_memory_used_bytes, only.gpu_utilization) == (73 * GIB, 0.97)
 
 
-def test_a_value_that_is_not_a_number_is_no_value() -> None:
+def test_nan_is_skipped() -> None:
     assert gpu_series(b'DCGM_FI_DEV_FB_USED{gpu="0"} NaN\nDCGM_FI_DEV_FB_USED{gpu="1"} 5', b"DCGM_FI_DEV_FB_USED") == {
         "1": 5.0
     }

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.load.connections import address_of
+from pytest_vllm_stage.load.connections import parse_address
 from pytest_vllm_stage.serving.client import CHAT, EndpointClient, RequestFailed, StreamBroken, Target
 
 TARGET = Target("full", "m", "http://server:8080", api_key=Secret("sk-very-secret"))
@@ -87,7 +87,7 @@ def test_a_gateways_path_goes_in_front_of_every_request() -> None:
         client.models()
         client.version()
     assert seen == ["/team/qwen/v1/models", "/team/qwen/version"]
-    assert address_of(target.base_url).prefix == "/team/qwen"
+    assert parse_address(target.base_url).prefix == "/team/qwen"
 
 
 def test_the_key_is_never_shown() -> None:

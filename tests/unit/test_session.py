@@ -32,7 +32,7 @@ def test_a_phase_is_recorded_with_its_outcome_and_facts(tmp_path: Path) -> None:
     assert said[-1].startswith("start: environment unusable in ")
 
 
-def test_a_torn_line_does_not_lose_the_others(tmp_path: Path) -> None:
+def test_truncated_line_does_not_lose_the_others(tmp_path: Path) -> None:
     path = tmp_path / "j"
     Journal(path).event("a", "1")
     with path.open("a") as file:

@@ -226,7 +226,7 @@ def test_a_run_without_load_has_nothing_to_say_of_it(tmp_path: Path, config: Sta
     assert steps.finish(run_of(config, tmp_path)) == []
 
 
-def test_an_observation_that_is_no_use_leaves_nothing_undecided(config: StageConfig) -> None:
+def test_unusable_observation_leaves_nothing_undecided(config: StageConfig) -> None:
     """Nothing was promised of it, so a strict run has nothing to fail for; its verdict still says invalid."""
     for rate, undecided in ((10, False), (5, True)):
         intime = measured("quantized", rate, 0)

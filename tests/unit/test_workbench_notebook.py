@@ -1,4 +1,4 @@
-"""The workbench's notebook as it is committed: clean, importable where it runs, and told what it asks for."""
+"""The workbench's notebook as it is committed: clean, importable where it runs, and given its variables."""
 
 from __future__ import annotations
 

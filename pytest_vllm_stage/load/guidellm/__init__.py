@@ -1,7 +1,7 @@
-"""GuideLLM 0.8.1 as a second load driver, and its report as a way in and out.
+"""GuideLLM 0.8.1 as a second load driver, and its report as an input and output format.
 
-`measure` carries a step out with it, `read_report` makes a measurement of what it wrote, `write_report` makes a report
-that GuideLLM itself loads. GuideLLM runs from the engine's environment; nothing here imports it.
+`measure` carries a step out with it, `read_report` converts its report to a measurement, `write_report` writes a
+report that GuideLLM itself loads. GuideLLM runs from the engine's environment; nothing here imports it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Distributions in GuideLLM's form: nearest-rank percentiles of what was answered, apart from what failed."""
+"""Distributions in GuideLLM's form: nearest-rank percentiles of the answered requests, without the failed ones."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PERCENTILES = {
     "p999": 999,
 }
 
-#: What a sample adds to a distribution: any number of values, none where it has none.
+#: The values that a sample adds to a distribution; may be empty.
 ValuesOf = Callable[[Sample], Iterable[float]]
 
 
 def breakdown(values_of: ValuesOf, answered: Sequence[Sample], failed: Sequence[Sample]) -> dict[str, Any]:
-    """One distribution a status, and one over all; a count of 0 is GuideLLM's way to say that there is none."""
+    """One distribution per status, and one over all; in GuideLLM a count of 0 means that there is none."""
     good = [value for sample in answered for value in values_of(sample)]
     bad = [value for sample in failed for value in values_of(sample)]
     return {

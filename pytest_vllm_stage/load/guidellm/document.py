@@ -1,4 +1,4 @@
-"""A JSON document that knows where each of its values lies, so that what is wrong is named by its place."""
+"""A JSON document that knows the place of each value, so that errors name the place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from pytest_vllm_stage.core.errors import ConfigError
 
-#: No time and no count comes near it; larger numbers overflow what is computed from them.
+#: Far above any time or count; larger numbers overflow computations.
 _LARGEST = 1e18
 HINT = "give the JSON report of a GuideLLM 0.8 run"
 
@@ -20,7 +20,7 @@ class Node:
     Args:
         where: File and place, for example ``report.json: benchmarks[0].metrics``.
         value: The value.
-        hint: What to do where it is wrong.
+        hint: Advice for an error.
     """
 
     def __init__(self, where: str, value: Any, hint: str = HINT) -> None:

@@ -1,4 +1,4 @@
-"""What GuideLLM says of a request that failed, in our words."""
+"""Translates GuideLLM's errors of requests to this project's failures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytest_vllm_stage.measurement.samples import FAILURES, Failure
 
 _SHOWN_CHARACTERS = 300
 _STATUS = re.compile(r"^HTTPStatusError\([\"'].*?'(\d{3})[ ']")
-#: GuideLLM gives the repr of an exception: how it begins, or what it says, to our kind; the first one counts.
+#: GuideLLM gives the repr of an exception: patterns of it to this project's kind of failure; the first match counts.
 _KINDS = (
     (r"HTTPStatusError\(", "http_status"),
     (r"ValueError\(.Streaming response returned an error", "error_in_stream"),
@@ -45,5 +45,5 @@ def status_of(error: str) -> int | None:
 
 
 def never_sent(error: str) -> bool:
-    """There was no connection to send the request over: the start that GuideLLM gives is that of the attempt."""
+    """Whether the request was never sent for lack of a connection: GuideLLM's start time is that of the attempt."""
     return bool(re.match(r"(Connect(Error|Timeout)|PoolTimeout|ProxyError)\(", error))

@@ -1,9 +1,9 @@
-"""Runs a command before others, and ends it with all that it started when this process's stdin closes.
+"""Runs a command with raised priority, and ends it with all its processes when this process's stdin closes.
 
     python keeper.py PROGRAM ARGUMENT...
 
-A parent that is killed cannot end what it started; its end of the pipe closes all the same. GuideLLM's worker processes
-would otherwise wait for ever for one that is gone. Runs as a plain script, so that it needs nothing of this package.
+A killed parent cannot end its children, but its end of the pipe closes. GuideLLM's worker processes would otherwise
+wait forever. Runs as a plain script, so that it needs nothing of this package.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""GuideLLM's report as a measurement: the request rows, never the percentiles that it has drawn from them.
+"""GuideLLM's report as a measurement: the request rows, never GuideLLM's own percentiles.
 
 Its own latencies begin when a request's header goes out, and its percentiles leave failed requests out. Here a latency
 of an open loop counts from ``targeted_start``, the schedule, and a failed request is a miss. A closed loop has no
 schedule; its targets are the ends of earlier answers, with GuideLLM's own think time in between, so that there a
 request counts from ``resolve_start``, when GuideLLM took it up. Times are those of the wall clock.
 
-A row tells the times of the first and of the last token only: the gaps between tokens, and stalls, stay unknown.
+A row has the times of the first and the last token only: the gaps between tokens, and stalls, stay unknown.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _STATUSES = ("successful", "errored", "incomplete")
 
 @dataclass(frozen=True)
 class _ReportRow:
-    """One request as the report tells it; times are seconds since the epoch.
+    """One request as reported; times are seconds since the epoch.
 
     Attributes:
-        node: Where it lies.
+        node: Its place in the document.
         status: One of `_STATUSES`.
         scheduled: When it should have gone out.
         taken_up: When GuideLLM began with it; None if it never did.
@@ -72,12 +72,12 @@ class _ReportRow:
 
     @property
     def is_a_sample(self) -> bool:
-        """It was sent, or should have been before GuideLLM stopped; what lay in its queue for later was not."""
+        """Whether it was sent, or should have been before GuideLLM stopped; requests queued for later do not count."""
         return self.taken_up is not None or self.scheduled < self.end
 
     @property
     def error(self) -> str:
-        """GuideLLM's words; empty for a whole answer."""
+        """GuideLLM's error text; empty for a whole answer."""
         return "" if self.status == "successful" else self.node.child("info", "error").text() or self.status
 
 
@@ -90,19 +90,19 @@ def read_report(
     facts: Mapping[str, Any] | None = None,
     refuse_impossible: bool = True,
 ) -> Measurement:
-    """Make a measurement of one benchmark of a report.
+    """Read one benchmark of a report as a measurement.
 
     Args:
         path: The JSON report.
         step: What was planned; the benchmark's strategy must agree with it.
         benchmark: Which one of the report's benchmarks.
-        lead_in: Requests at the start that are no samples.
-        facts: Goes into the measurement, together with GuideLLM's version.
-        refuse_impossible: Refuse what cannot have happened; else the judgement makes it invalid.
+        lead_in: Requests at the start that do not count as samples.
+        facts: Added to the measurement, with GuideLLM's version.
+        refuse_impossible: Refuse impossible values; otherwise the judgement makes the step invalid.
 
     Raises:
         ConfigError: the file is not a GuideLLM report of this version, was made by another plan, keeps only some of its
-            requests, has none, or tells what cannot have happened; names the place.
+            requests, has none, or contains impossible values; names the place.
     """
     report = read_document(path)
     driver = _driver(report)
@@ -123,7 +123,7 @@ def read_report(
 
 
 def _check_possible(measurement: Measurement, benchmark: Node, rows: Sequence[_ReportRow]) -> None:
-    """Refuse what cannot have happened, by the request and the field of the report."""
+    """Refuse impossible values, naming the request and the field of the report."""
     latest = time.time() + CLOCK_SKEW_S
     for row in rows:
         times = row.node.child("info", "timings")

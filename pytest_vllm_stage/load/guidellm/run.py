@@ -1,8 +1,8 @@
-"""Has a step carried out by GuideLLM in processes of its own.
+"""Runs a step with GuideLLM in separate processes.
 
 The warm-up is ours, and so are the readings of the engine. GuideLLM sends a fixed number of requests and waits for all:
 its time limit would cancel those in flight, the slow ones. Its first requests load modules and come some 20 ms late, so
-that a few more go out in front, which are no samples.
+a few extra ones are sent first, which do not count as samples.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import environment as engine_environment
 from pytest_vllm_stage.engine.environment import EngineEnvironment
-from pytest_vllm_stage.load.connections import Pool, address_of
-from pytest_vllm_stage.load.driver import PROGRESS_INTERVAL_S, LoadJob, Watcher, monitor_of, warm_up
+from pytest_vllm_stage.load.connections import Pool, parse_address
+from pytest_vllm_stage.load.driver import PROGRESS_INTERVAL_S, LoadJob, Watcher, create_monitor, warm_up
 from pytest_vllm_stage.load.guidellm import keeper
 from pytest_vllm_stage.load.guidellm.reading import read_report
-from pytest_vllm_stage.load.guidellm.scenario import REPORT, SCENARIO, turned, write_scenario
+from pytest_vllm_stage.load.guidellm.scenario import REPORT, SCENARIO, reverse_words, write_scenario
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
 from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.step import LoadStep
@@ -58,14 +58,14 @@ def measure(
     """Carry out one step by GuideLLM; the journal gets a phase and a progress line about every five seconds.
 
     Args:
-        job: What to do. A closed loop needs a warm-up, which tells how many requests its duration amounts to.
+        job: What to do. A closed loop needs a warm-up, which determines how many requests its duration corresponds to.
         journal: Where progress goes.
-        watcher: Sees each sample when the step is over: GuideLLM cannot be stopped early.
-        environment: Where GuideLLM is installed; default: the engine's, made if it is not there.
+        watcher: Receives each sample after the step: GuideLLM cannot be stopped early.
+        environment: Where GuideLLM is installed; default: the engine's, created if it does not exist.
 
     Raises:
-        ConfigError: the step or its bodies are nothing that GuideLLM can carry out.
-        EnvironmentUnusable: GuideLLM ended without a report, or did not end in time; says what it wrote last.
+        ConfigError: GuideLLM cannot carry out the step or its bodies.
+        EnvironmentUnusable: GuideLLM ended without a report, or did not end in time; carries its last output.
     """
     installed = environment or engine_environment.ensure(journal)
     with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts:
@@ -80,7 +80,7 @@ def measure(
     return measurement
 
 
-def requests_of(step: LoadStep, warmup: Sequence[Sample], bodies: int) -> int:
+def count_requests(step: LoadStep, warmup: Sequence[Sample], bodies: int) -> int:
     """How many requests to send: rate times duration, or what so many users make in the duration.
 
     Args:
@@ -95,8 +95,8 @@ def requests_of(step: LoadStep, warmup: Sequence[Sample], bodies: int) -> int:
         return min(bodies, step.planned_requests)
     if not warmup:
         raise ConfigError(
-            f"step {step.id}: warmup_requests: is 0; GuideLLM ends a closed loop after a number of requests, which the "
-            f"warm-up's latency has to tell"
+            f"step {step.id}: warmup_requests: is 0; GuideLLM ends a closed loop after a number of requests, which "
+            f"depends on the warm-up's latency"
         )
     answered = [sample.end_s - sample.scheduled_s for sample in warmup if sample.failure is None]
     users = step.concurrency or 1
@@ -106,7 +106,7 @@ def requests_of(step: LoadStep, warmup: Sequence[Sample], bodies: int) -> int:
 
 @dataclass
 class _GuideLLMRun:
-    """One step under way."""
+    """One step in progress."""
 
     job: LoadJob
     journal: Journal
@@ -118,10 +118,10 @@ class _GuideLLMRun:
         """Warm up, let GuideLLM send, and read what it wrote."""
         job, step = self.job, self.job.step
         warmup = await self._warm_up()
-        count = requests_of(step, warmup, len(job.bodies))
-        lead_in = [turned(body) for body in job.warmup_bodies[: step.concurrency or 1]]
+        count = count_requests(step, warmup, len(job.bodies))
+        lead_in = [reverse_words(body) for body in job.warmup_bodies[: step.concurrency or 1]]
         write_scenario(job, [*lead_in, *job.bodies[:count]], self.folder)
-        monitor = monitor_of(job, time.perf_counter())
+        monitor = create_monitor(job, time.perf_counter())
         zero = time.time()
         reading = asyncio.get_running_loop().create_task(monitor.run())
         try:
@@ -140,7 +140,7 @@ class _GuideLLMRun:
         return self._completed(measurement, monitor.readings, zero, usage, count)
 
     async def _warm_up(self) -> list[Sample]:
-        pool = Pool(address_of(self.job.base_url, self.job.ca_file))
+        pool = Pool(parse_address(self.job.base_url, self.job.ca_file))
         try:
             await pool.resolve()
             return await warm_up(self.job, pool)
@@ -182,7 +182,7 @@ class _GuideLLMRun:
     async def _follow(
         self, process: subprocess.Popen[bytes], usage: GroupUsage, readings: Sequence[ServerReading]
     ) -> None:
-        """Wait for the end, saying how long it takes and what the engine does."""
+        """Wait for the end, reporting the elapsed time and the engine's state."""
         step = self.job.step
         longest_s = step.duration_s * (1 if step.open_loop else _SLOWER) + step.request_timeout_s + AROUND_S
         started_s = said_s = time.monotonic()
@@ -214,7 +214,7 @@ class _GuideLLMRun:
     def _completed(
         self, measurement: Measurement, readings: Sequence[ServerReading], zero: float, usage: GroupUsage, count: int
     ) -> Measurement:
-        """Add what GuideLLM does not know: the engine's readings, its own CPU time, whether requests are missing."""
+        """Add facts that GuideLLM does not know: the engine's readings, its CPU time, and missing requests."""
         start = measurement.started_at
         wall_s = max(sample.end_s for sample in measurement.samples)
         shifted = [replace(reading, at_s=reading.at_s + zero - start) for reading in readings]
@@ -232,8 +232,8 @@ class _GuideLLMRun:
 def missing(sent: int, rows: int) -> dict[str, int | bool]:
     """Facts about requests that the report does not have.
 
-    Now and then GuideLLM loses a row between its processes; the request was sent and answered. More than that, and the
-    step was another one.
+    GuideLLM occasionally loses a row between its processes; the request was sent and answered. More lost rows
+    invalidate the step.
     """
     lost = sent - rows
     if lost <= 0:

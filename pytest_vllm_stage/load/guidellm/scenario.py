@@ -25,7 +25,7 @@ def write_scenario(job: LoadJob, bodies: Sequence[bytes], folder: Path) -> None:
 
     Args:
         job: The step, the server and the secrets.
-        bodies: The requests in order, each sent once; a file that ended early would silently end the run.
+        bodies: The requests in order, each sent once; a file with too few would silently end the run.
         folder: Where the files go, and later the report; GuideLLM must run in it, since their paths are relative.
     """
     lines = [json.loads(body) for body in bodies]
@@ -37,7 +37,7 @@ def write_scenario(job: LoadJob, bodies: Sequence[bytes], folder: Path) -> None:
     scenario.write_text(json.dumps(_scenario(job, _common_fields(job.step, lines), len(lines))))
 
 
-def turned(body: bytes) -> bytes:
+def reverse_words(body: bytes) -> bytes:
     """The same request with its prompt's words from back to front: as long, and in no prefix cache."""
     fields = json.loads(body)
     message = fields["messages"][0] if "messages" in fields else fields

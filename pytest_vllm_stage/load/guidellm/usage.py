@@ -1,4 +1,4 @@
-"""CPU time of a group of processes over a stretch of time, which is known only afterwards."""
+"""CPU time of a process group over an interval that is known only afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GROUP, _TIMES = 2, slice(11, 15)
 
 
 class GroupUsage:
-    """Takes a group's CPU time now and then, and tells how much it took between two times of the wall clock.
+    """Records a group's CPU time repeatedly, and returns the usage between two times of the wall clock.
 
     Args:
         group: The process group.
@@ -29,7 +29,7 @@ class GroupUsage:
         self._taken.append((time.time(), group_cpu_s(self._group)))
 
     def between(self, start: float, end: float) -> float:
-        """Seconds of CPU time from ``start`` to ``end``, in between two looks in proportion."""
+        """Seconds of CPU time from ``start`` to ``end``, interpolated between two records."""
         return self._at(end) - self._at(start)
 
     def _at(self, when: float) -> float:
