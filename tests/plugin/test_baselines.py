@@ -168,10 +168,10 @@ def test_a_file_in_the_folders_place_is_named(place: pytest.Pytester, normal: Si
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ("worse = 1", "regression.worse: must be a factor above 1, not 1"),
-        ('metrics = ["ttft"]', "regression.metrics: 'ttft' is no metric that can be gated; valid: *ttft_p50_ms*"),
-        ("metrics = []", "regression.metrics: must be a list of metrics that is not empty*"),
-        ("factor = 2", "regression.factor: is unknown; valid keys: metrics, worse"),
+        ("worse = 1", "regression.worse: expected a factor above 1, got 1"),
+        ('metrics = ["ttft"]', "regression.metrics.0: unknown metric 'ttft'; valid: *ttft_p50_ms*"),
+        ("metrics = []", "regression.metrics: expected at least one metric, got an empty list"),
+        ("factor = 2", "regression.factor: unknown key; valid: metrics, worse"),
     ],
 )
 def test_a_wrong_rule_is_refused_before_anything_is_measured(

@@ -271,11 +271,17 @@ def test_profile_without_load_is_skipped_with_the_reason(place: pytest.Pytester,
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"slo": "ttft_p98_ms = 1"}, "small.toml: slo: ttft_p98_ms is no objective (did you mean ttft_p9"),
-        ({"slo": "[slo.rate-7]\nttft_p50_ms = 1"}, "slo.rate-7: is no planned step; valid: rate-20"),
-        ({"load": "ratse = [1]"}, "load: ratse is unknown (did you mean rates?)"),
-        ({"model": "[models.quantized.slo]\nerror_rate = 2"}, "models.quantized.slo: error_rate is a share"),
-        ({"model": "[models.quantized.load]\nduration_s = 0"}, "duration_s: must be a number above 0"),
+        ({"slo": "ttft_p98_ms = 1"}, "small.toml: slo.ttft_p98_ms: unknown objective (did you mean ttft_p9"),
+        (
+            {"slo": "[slo.rate-7]\nttft_p50_ms = 1"},
+            "slo.rate-7: unknown load step (did you mean rate-20?); valid: rate-20",
+        ),
+        ({"load": "ratse = [1]"}, "load.ratse: unknown key (did you mean rates?)"),
+        (
+            {"model": "[models.quantized.slo]\nerror_rate = 2"},
+            "models.quantized.slo.error_rate: expected a share from 0 to below 1",
+        ),
+        ({"model": "[models.quantized.load]\nduration_s = 0"}, "duration_s: expected a number above 0, got 0"),
     ],
     ids=["objective", "step", "load", "share", "duration"],
 )
