@@ -92,7 +92,8 @@ def _try(
 ) -> StepVerdict:
     watcher = EarlyDecision(step, objectives, alpha=alpha)
     measurement = steps.measure(run, step, client, maker, watcher)
-    metrics, verdict = judge(measurement, objectives, alpha=alpha)
+    horizon_s = plans.horizon_of(run.config, step.role)
+    metrics, verdict = judge(measurement, objectives, alpha=alpha, horizon_s=horizon_s)
     write_step(steps.folder_of(run) / FOLDER, measurement, metrics, verdict)
     run.journal.say(f"{step.id}: {verdict.outcome.value}: {verdict.why}")
     return verdict

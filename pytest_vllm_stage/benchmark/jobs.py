@@ -166,7 +166,8 @@ def judged(run: Run, job: BenchmarkJob, measured: list[Measurement]) -> list[Ste
         objectives = plans.objectives_of(config, job.role, one.step.name)
         above = limit is not None and (one.step.request_rate or 0.0) > limit
         planned.append(PlannedStep(job.role, one.step, objectives, above))
-    gates = plans.gates_of(planned) or None
+    gates, horizon_s = plans.gates_of(planned) or None, plans.horizon_of(config, job.role)
     return [
-        StepResult(plan, *judge(one, plan.objectives, gates=gates)) for plan, one in zip(planned, measured, strict=True)
+        StepResult(plan, *judge(one, plan.objectives, gates=gates, horizon_s=horizon_s))
+        for plan, one in zip(planned, measured, strict=True)
     ]

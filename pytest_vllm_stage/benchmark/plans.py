@@ -66,6 +66,13 @@ def objectives_of(config: StageConfig, role: str, step_name: str | None = None) 
     return merge_objectives(*(table.limits() for table in (*tables, *inner)))
 
 
+def horizon_of(config: StageConfig, role: str) -> float:
+    """Seconds for which the objectives of a model have to hold."""
+    model = _model(config, role)
+    overrides = model is not None and "horizon_s" in model.slo.model_fields_set
+    return model.slo.horizon_s if model and overrides else config.profile.slo.horizon_s
+
+
 def check(config: StageConfig) -> None:
     """Refuse wrong tables, and wrong lines of the runs to compare with, now, whichever suites will run.
 

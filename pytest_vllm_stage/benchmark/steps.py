@@ -176,7 +176,9 @@ def judge_saved(run: Run, path: Path) -> StepResult:
 
 def conclude(run: Run, planned: PlannedStep, measurement: Measurement, gates: int) -> StepResult:
     """Summarise and judge a measurement, once; write its files, and put the result into the journal."""
-    metrics, verdict = judge(measurement, planned.objectives, gates=gates)
+    metrics, verdict = judge(
+        measurement, planned.objectives, gates=gates, horizon_s=plans.horizon_of(run.config, planned.role)
+    )
     artifact = artifact_of(measurement, metrics, verdict)
     folder = folder_of(run)
     write_step(folder, measurement, metrics, verdict)

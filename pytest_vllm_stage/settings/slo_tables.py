@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 
 from pytest_vllm_stage.core.suggestions import describe_unknown
 from pytest_vllm_stage.settings.tables import (
+    Positive,
     Table,
     expect,
     one_of,
@@ -117,11 +118,15 @@ class SloTable(ObjectivesTable):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, ObjectivesTable] = Field(init=False)
 
+    horizon_s: Positive = 600.0
+    """Seconds for which the load may go on: a latency that rises beyond its limit within them is not a pass."""
+
     @classmethod
     def check_key(cls, key: str, value: Any) -> None:
         """Refuse a key that is neither an objective nor the table of a load step."""
-        if key not in OBJECTIVE_KEYS and not isinstance(value, Mapping):
-            refuse(describe_unknown(key, OBJECTIVE_KEYS, "objective"), key)
+        known = tuple(cls.model_fields)
+        if key not in known and not isinstance(value, Mapping):
+            refuse(describe_unknown(key, known, "objective"), key)
 
     @property
     def steps(self) -> Mapping[str, ObjectivesTable]:

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_vllm_stage.benchmark.plans import horizon_of
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.settings.profile import DEFAULT_WAITS_S, Profile, load_profile, parse_profile
 from pytest_vllm_stage.settings.profile_schema import (
     all_tables,
@@ -25,6 +27,7 @@ from pytest_vllm_stage.settings.profile_schema import (
     schema_path,
 )
 from pytest_vllm_stage.settings.slo_tables import GATED_METRICS, OBJECTIVE_KEYS, RegressionTable
+from pytest_vllm_stage.slo.growth import HORIZON_S
 from pytest_vllm_stage.slo.objectives import ERROR_RATE, FLOORS, LATENCY_KEYS
 from pytest_vllm_stage.slo.regression import WORSE
 
@@ -178,6 +181,9 @@ LOAD = {"duration_s": 60, "prompt_tokens": 256, "output_tokens": 128}
             "slo.error_rate: expected a share from 0 to below 1, or false to remove the objective",
         ),
         ({"slo": {"error_rate": -0.1}}, "slo.error_rate: expected a share from 0 to below 1"),
+        ({"slo": {"horizon_s": 0}}, "slo.horizon_s: expected a number above 0, got 0"),
+        ({"slo": {"horizon_s": False}}, "slo.horizon_s: expected a number above 0, got false"),
+        ({"slo": {"rate-5": {"horizon_s": 60}}}, "slo.rate-5.horizon_s: unknown key"),
         ({"slo": {"rate-5": {"ttft_p9_ms": 1}}}, "slo.rate-5.ttft_p9_ms: unknown key (did you mean "),
         (
             {"models": {"full": ONE | {"slo": {"rate-5": {"error_rate": True}}}}},
@@ -272,6 +278,16 @@ def test_objectives_of_a_step_are_kept_apart_and_false_removes_one(parse: Any) -
     slo = parse(minimal() | {"slo": {"error_rate": False, "rate-5": {"ttft_p99_ms": 3}, "ttft_p50_ms": 5}}).slo
     assert slo.limits() == {"error_rate": None, "ttft_p50_ms": 5.0}
     assert {name: table.limits() for name, table in slo.steps.items()} == {"rate-5": {"ttft_p99_ms": 3.0}}
+
+
+def test_the_horizon_is_the_profiles_or_the_models(parse: Any) -> None:
+    def horizons(slo: dict[str, Any], own: dict[str, Any]) -> float:
+        profile = parse(minimal() | {"slo": slo, "models": {"full": ONE | {"slo": own}}})
+        return horizon_of(StageConfig({}, profile), "full")
+
+    assert horizons({}, {}) == HORIZON_S
+    assert horizons({"horizon_s": 60}, {"error_rate": 0}) == 60
+    assert horizons({"horizon_s": 60}, {"horizon_s": 1200}) == 1200
 
 
 def test_the_schema_has_every_objective_and_every_metric_that_exists() -> None:
