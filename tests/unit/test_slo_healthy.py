@@ -1,0 +1,117 @@
+"""Healthy steps of a small plan pass: no needless "inconclusive", no false "not steady".
+
+The numbers are those of README's run of the local profile: two cores, steps of 15 s, and loose limits on the P50.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
+from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.verdict import judge
+from tests.unit.made_samples import closed_step, measurement, open_step, sample
+
+DURATION_S = 15.0
+BATCH = 16
+RUNS = 200
+#: Promised steps share the risk of a false fail; the local profile has 18 such objectives.
+GATES = 18
+#: A slow start lasts so long.
+SLOW_START_S = 3.0
+
+
+def _request(i: int, at_s: float, first_s: float, end_s: float) -> Sample:
+    gap_s = (end_s - first_s) / 3
+    times = tuple(round(first_s + k * gap_s, 6) for k in range(4))
+    made = sample(i, round(at_s, 6), tokens=4)
+    return replace(made, token_times_s=times, end_s=times[-1], expected_output_tokens=4)
+
+
+def _readings(rows: list[tuple[float, float, float]]) -> Iterator[ServerReading]:
+    for at_s in range(int(DURATION_S) + 1):
+        running = sum(started <= at_s < ended for _, started, ended in rows)
+        waiting = sum(sent <= at_s < started for sent, started, _ in rows)
+        yield ServerReading(float(at_s), float(running), float(waiting))
+
+
+def open_loop(rate: float, ttft_s: float, e2e_s: float, dice: random.Random, start: int) -> Measurement:
+    """One request after the other at a constant rate, on an engine that never fills its batch."""
+    step = open_step(rate, DURATION_S, output_tokens=4, decide_early=True)
+    rows, samples = [], []
+    for i, at_s in enumerate(step.schedule_s()):
+        factor = (start if at_s < SLOW_START_S else 1) * dice.lognormvariate(0, 0.06)
+        samples.append(_request(i, at_s, at_s + factor * ttft_s, at_s + factor * e2e_s))
+        rows.append((at_s, at_s, at_s + factor * e2e_s))
+    return measurement(step, samples, list(_readings(rows)))
+
+
+def closed_loop(users: int, per_s: float, alone_s: float, dice: random.Random, start: int) -> Measurement:
+    """So many users, each sending again when answered.
+
+    The engine answers ``per_s`` requests a second at most, ``BATCH`` at a time, and the requests of a batch together.
+    """
+    step = closed_step(users, DURATION_S, output_tokens=4)
+    waiting = [(0.0002 * user, user) for user in range(users)]
+    heapq.heapify(waiting)
+    rows: list[tuple[float, float, float]] = []
+    free_s = 0.0
+    while waiting and waiting[0][0] < DURATION_S:
+        start_s = max(free_s, waiting[0][0])
+        batch: list[tuple[float, int]] = []
+        while waiting and len(batch) < BATCH and waiting[0][0] <= start_s + 0.001:
+            batch.append(heapq.heappop(waiting))
+        factor = (start if start_s < SLOW_START_S else 1) * dice.lognormvariate(0, 0.06)
+        free_s = start_s + factor * max(alone_s, len(batch) / per_s)
+        for at_s, user in batch:
+            end_s = free_s + 0.0005 * dice.random()
+            rows.append((at_s, start_s, end_s))
+            heapq.heappush(waiting, (end_s + 0.0005, user))
+    rows = sorted(row for row in rows if row[0] < DURATION_S)
+    samples = [_request(i, at, start + 0.6 * (end - start), end) for i, (at, start, end) in enumerate(rows)]
+    return measurement(step, samples, list(_readings(rows)))
+
+
+def _limits(name: str) -> list[Objective]:
+    limit_ms = {"concurrency-10": 5000, "concurrency-25": 20000}.get(name, 2000)
+    return [Objective("error_rate", 0), Objective("ttft_p50_ms", limit_ms)]
+
+
+def _not_passed(make: Callable[[random.Random], Measurement]) -> list[str]:
+    found = []
+    for seed in range(RUNS):
+        made = make(random.Random(seed))
+        found.append(judge(made, _limits(made.step.name), gates=GATES)[1])
+    return [verdict.why for verdict in found if verdict.outcome is not Outcome.PASS]
+
+
+@pytest.mark.parametrize("start", [1, 3], ids=["even", "slow-start"])
+@pytest.mark.parametrize("slower", [1, 2])
+@pytest.mark.parametrize(("rate", "ttft_s", "e2e_s"), [(1, 0.095, 0.21), (5, 0.088, 0.19), (10, 0.110, 0.32)])
+def test_healthy_open_loops_pass(rate: float, ttft_s: float, e2e_s: float, start: int, slower: int) -> None:
+    not_passed = _not_passed(lambda dice: open_loop(rate, slower * ttft_s, slower * e2e_s, dice, start))
+    assert not not_passed, f"{len(not_passed)} of {RUNS}, for example: {not_passed[0]}"
+
+
+@pytest.mark.parametrize(("rate", "ttft_s", "e2e_s"), [(1, 0.095, 0.21), (5, 0.088, 0.19), (10, 0.110, 0.32)])
+def test_open_loops_of_a_machine_four_times_slower_pass(rate: float, ttft_s: float, e2e_s: float) -> None:
+    not_passed = _not_passed(lambda dice: open_loop(rate, 4 * ttft_s, 4 * e2e_s, dice, 1))
+    assert not not_passed, f"{len(not_passed)} of {RUNS}, for example: {not_passed[0]}"
+
+
+@pytest.mark.parametrize("start", [1, 3], ids=["even", "slow-start"])
+@pytest.mark.parametrize(
+    ("users", "per_s", "slower"),
+    [(users, per_s, slower) for users in (1, 5, 10, 25) for per_s in (7.0, 14.0) for slower in (1, 2)]
+    + [(1, 7.0, 4), (1, 14.0, 4), (25, 7.0, 4), (25, 14.0, 4)],
+)
+def test_healthy_closed_loops_pass(users: int, per_s: float, slower: int, start: int) -> None:
+    """Waves of answers that end together depend on each other, and no queue can grow."""
+    not_passed = _not_passed(lambda dice: closed_loop(users, per_s / slower, slower * 0.2, dice, start))
+    assert not not_passed, f"{len(not_passed)} of {RUNS}, for example: {not_passed[0]}"
