@@ -22,6 +22,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import mul
 
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.statistics import nearest_rank
@@ -71,7 +73,7 @@ def _initial_sequence(values: Sequence[float]) -> float:
         return 1.0
 
     def correlation(lag: int) -> float:
-        return sum(a * b for a, b in zip(rest, rest[lag:], strict=False)) / variance
+        return math.fsum(map(mul, rest, islice(rest, lag, None))) / variance
 
     total, last = -1.0, math.inf
     for lag in range(0, n // 2, 2):

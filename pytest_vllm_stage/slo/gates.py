@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pytest_vllm_stage.measurement.metrics import gaps_s, latency_s
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import LoadStep
-from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, smallest_pass
+from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, p_values, smallest_pass
 from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
 from pytest_vllm_stage.slo.margin import MOST_OF_LIMIT, is_kept_by_margin
 from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective
@@ -17,7 +17,7 @@ from pytest_vllm_stage.slo.sequential import boundaries, spent
 from pytest_vllm_stage.slo.throughput import judge_floor
 
 #: A decision that the effective sample size does not support yet is checked again after this share of the plan.
-_LOOK_AGAIN_SHARE = 0.02
+_LOOK_AGAIN_SHARE = 0.05
 #: No pass before this share of the plan: a queue that grows slowly looks healthy at first.
 PASS_NOT_BEFORE = 0.5
 #: No early pass where requests depend on each other more than this: each look is another chance to meet a quiet time.
@@ -168,16 +168,12 @@ class SequentialGate:
         effects = tied.design_effects(self._values, self._misses, allowed)
         if crossed is Outcome.PASS and n < self.planned and effects[0] > _MOST_EFFECT_EARLY:
             return
-        confirmed = decide(
-            n,
-            self._total,
-            allowed,
-            alpha_pass=spent(share, risks.broken_passes),
-            alpha_fail=spent(share, risks.kept_fails),
-            design_effects=effects,
-            least_n=tied.least_n,
-        )
-        if confirmed.outcome is crossed:
+        p_kept, p_broken = p_values(n, self._total, allowed, effects)
+        if crossed is Outcome.PASS:
+            confirmed = p_kept <= spent(share, risks.broken_passes) and n >= tied.least_n
+        else:
+            confirmed = p_broken <= spent(share, risks.kept_fails)
+        if confirmed:
             self.outcome, self.decided_after = crossed, n
 
 

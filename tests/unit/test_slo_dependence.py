@@ -8,6 +8,7 @@ import pytest
 
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import POISSON
+from pytest_vllm_stage.slo import gates
 from pytest_vllm_stage.slo.decision import Outcome, decide
 from pytest_vllm_stage.slo.dependence import (
     LEAST_TIMES,
@@ -121,3 +122,22 @@ def test_correlated_requests_never_pass_a_step_early() -> None:
         made = queued(step, 16, lambda _dice: 1.0, seed=seed)
         decision = EarlyDecision(step, [Objective("e2e_latency_p50_s", 60)])
         assert {decision(one) for one in made.samples[:-1]} == {None}
+
+
+def test_a_step_under_way_measures_its_dependence_at_most_once_in_a_twentieth_of_the_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes tens of milliseconds while tokens are being timed on the same machine."""
+    looks = []
+
+    def counted(samples: list[Sample], *, open_loop: bool) -> Dependence:
+        looks.append(len(samples))
+        return find_dependence(samples, open_loop=open_loop)
+
+    monkeypatch.setattr(gates, "find_dependence", counted)
+    step = open_step(15.5, 1000 / 15.5, arrivals=POISSON, seed=1, decide_early=True)
+    made = queued(step, 16, lambda dice: dice.expovariate(1.0))
+    decision = EarlyDecision(step, [Objective("ttft_p99_ms", 60_000)])
+    for one in made.samples:
+        decision(one)
+    assert 2 <= len(looks) <= 20
