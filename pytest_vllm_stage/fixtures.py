@@ -47,7 +47,7 @@ def stage_run(pytestconfig: pytest.Config) -> Run:
 
 @pytest.fixture(scope="session")
 def stage_profile(stage_run: Run) -> Profile:
-    """The profile; roles and load steps, which make tests, are those of --stage-profile in any case."""
+    """The profile; tests are parametrized with the roles and load steps of --stage-profile in any case."""
     return stage_run.config.profile
 
 
@@ -59,11 +59,11 @@ def stage_config(stage_run: Run, stage_profile: Profile) -> StageConfig:
 
 @pytest.fixture(scope="session")
 def cluster(stage_run: Run, stage_config: StageConfig) -> ClusterFacts:
-    """The cluster that carries the stage, created or attached to on first use; skips with --stage-endpoint."""
+    """The stage's cluster, created or attached to on first use; skips with --stage-endpoint."""
     if stage_config.endpoint:
-        pytest.skip("needs a cluster, and --stage-endpoint validates a server alone")
+        pytest.skip("needs a cluster, and --stage-endpoint validates only a server")
     if stage_config.results:
-        pytest.skip("needs a stage, and --stage-results judges saved samples alone")
+        pytest.skip("needs a stage, and --stage-results judges only saved samples")
     from pytest_vllm_stage.session.lifecycle import cluster_of
 
     return cluster_of(stage_run)
@@ -93,7 +93,7 @@ def kube(cluster: ClusterFacts, stage_config: StageConfig) -> Iterator[DynamicCl
 
 @pytest.fixture(scope="session")
 def declared(cluster: ClusterFacts, stage_config: StageConfig) -> list[dict[str, Any]]:
-    """The manifests that the profile's overlay renders to: what the stage is declared to be."""
+    """The declared stage: the manifests that the profile's overlay renders to."""
     from pytest_vllm_stage.stage.deploy.render import render
 
     return render(stage_config.profile.overlay, cluster.kubectl)
@@ -111,7 +111,7 @@ def targets(stage_run: Run, request: pytest.FixtureRequest) -> dict[str, Target]
 
 @pytest.fixture(scope="session")
 def _clients(targets: dict[str, Target]) -> Iterator[dict[str, EndpointClient]]:
-    """One HTTP client a target, so that its connections are kept alive over the session."""
+    """One HTTP client per target, so that its connections are kept alive over the session."""
     from pytest_vllm_stage.serving.client import EndpointClient
 
     clients = {role: EndpointClient(target) for role, target in targets.items()}
@@ -122,7 +122,7 @@ def _clients(targets: dict[str, Target]) -> Iterator[dict[str, EndpointClient]]:
 
 @pytest.fixture
 def endpoint(model_role: str, _clients: dict[str, EndpointClient]) -> EndpointClient:
-    """The client of one target model; a test that asks for it runs once a model."""
+    """The client of one target model; a test that uses it runs once per model."""
     return _clients[model_role]
 
 
@@ -130,7 +130,7 @@ def endpoint(model_role: str, _clients: dict[str, EndpointClient]) -> EndpointCl
 def object_store(
     stage: StageFacts, cluster: ClusterFacts, kube: DynamicClient, stage_config: StageConfig
 ) -> ObjectStore:
-    """Where the stage's S3 API is, and the credentials of its Secret."""
+    """The address of the stage's S3 API and the credentials of its Secret."""
     from pytest_vllm_stage.stage.object_store import find_object_store
 
     # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
@@ -140,7 +140,7 @@ def object_store(
 
 @pytest.fixture(scope="session")
 def minio(object_store: ObjectStore) -> Iterator[S3Client]:
-    """A boto3 S3 client of the stage's object store: MinIO, or whatever S3 API its Secret names."""
+    """A boto3 S3 client of the stage's object store: MinIO, or the S3 API that its Secret names."""
     client = object_store.client()
     yield client
     client.close()
@@ -148,7 +148,7 @@ def minio(object_store: ObjectStore) -> Iterator[S3Client]:
 
 @pytest.fixture(scope="session")
 def _prompt_maker(request: pytest.FixtureRequest) -> Callable[[str, str], PromptMaker]:
-    """Role and API to a prompt maker: what a tokenizer makes of words is found out once for all steps of a target."""
+    """Role and API to a prompt maker: the tokenizer is measured once for all steps of a target."""
     from pytest_vllm_stage.load.prepare import create_prompt_maker
 
     clients = request.getfixturevalue("_clients")
@@ -157,7 +157,7 @@ def _prompt_maker(request: pytest.FixtureRequest) -> Callable[[str, str], Prompt
 
 @pytest.fixture
 def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[PlannedStep], StepResult]:
-    """Carries out a load step and judges it; with --stage-results it judges the saved samples instead."""
+    """Runs a load step and judges it; with --stage-results it judges the saved samples instead."""
     from pytest_vllm_stage.benchmark import steps
 
     if stage_run.config.results:
@@ -174,7 +174,7 @@ def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[Pl
 
 @pytest.fixture
 def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[StepResult], Comparison | None]:
-    """Judges a measured step beside the runs of --stage-baselines; None where the option names no folder."""
+    """Compares a measured step with the runs of --stage-baselines; returns None where the option names no folder."""
     if stage_run.config.baselines is None:
         return lambda _result: None
     from pytest_vllm_stage.benchmark import regressions, steps
@@ -198,7 +198,7 @@ def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Ca
 
 @pytest.fixture
 def find_capacity(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[str], FoundCapacity]:
-    """Searches the highest request rate at which a role's model keeps its objectives."""
+    """Searches for the highest request rate at which a role's model meets its objectives."""
     from pytest_vllm_stage.benchmark import find_capacity, plans
 
     clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
@@ -252,7 +252,7 @@ def results_bucket(stage_config: StageConfig, object_store: ObjectStore) -> Buck
 def publication(
     stage_run: Run, cluster: ClusterFacts, stage: StageFacts, registry_client: RegistryClient, model_role: str
 ) -> Publication:
-    """What this run published of one model; published by the first test that asks, after the load steps."""
+    """This run's publication of one model; the first test that uses it publishes, after the load steps."""
     from pytest_vllm_stage.publication.publish_run import publication_of
 
     return publication_of(stage_run, cluster, stage, model_role)
@@ -267,7 +267,7 @@ def benchmark_job(
     kube: DynamicClient,
     minio: S3Client,
 ) -> BenchmarkJob:
-    """The stage's benchmark Job of one model, carried out once a run, or looked up where the stage is only read.
+    """The stage's benchmark Job of one model, run once per run; in read-only mode the existing Job is used.
 
     Skips where there is none.
     """

@@ -1,4 +1,4 @@
-"""The plugin's hooks. Nothing heavy is imported here: whatever needs a cluster is imported when a test asks for one."""
+"""The plugin's hooks. Nothing heavy is imported here: modules for a cluster are imported when a test uses one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 pytest_plugins = ("pytest_vllm_stage.fixtures",)
 
 MARKERS = (
-    "smoke: the fast checks: is the endpoint alive and sane",
-    "load: puts load on an endpoint, so it runs exclusively, after all other tests",
-    "after_load: reads what the load steps measured, so it runs after all of them",
+    "smoke: fast checks of whether the endpoint is alive and gives plausible answers",
+    "load: puts load on an endpoint; runs exclusively, after all other tests",
+    "after_load: reads the results of the load steps; runs after all of them",
     "real: needs the local cluster or the real engine (tests of this project)",
 )
 
@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
         identity = Identity(run_id, _run_dir(config, run_id), os.getpid())
         run = config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
         config.pluginmanager.register(Controller(config, run), "vllm-stage-controller")
-        # A variable that only switches reports off is set for a whole environment, tests of other things included.
+        # A variable that only switches reports off may be set for a whole environment, including unrelated tests.
         if any(_given(config, option) for option in OPTIONS if option.name != "report"):
             _ = run.config
         _check_run_dir(run)
@@ -134,7 +134,7 @@ def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add what the check says it proves, for reports; as an attribute it travels from a worker."""
+    """Add the docstring's statement of what the check proves; an attribute of the report is sent by xdist workers."""
     report = yield
     docstring = getattr(getattr(item, "function", None), "__doc__", None) or ""
     vars(report)["proves"] = " ".join(docstring.strip().split("\n\n")[0].split())
@@ -146,7 +146,7 @@ def _given(config: pytest.Config, option: Option) -> bool:
 
 
 def _check_run_dir(run: Run) -> None:
-    """Refuse a run directory that cannot become this run's own."""
+    """Refuse a run directory that this run cannot use."""
     occupied = next((path for path in (run.directory, *run.directory.parents) if path.exists()), run.directory)
     if not occupied.is_dir():
         raise pytest.UsageError(f"--stage-run-dir: {occupied} is not a folder")

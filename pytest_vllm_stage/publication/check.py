@@ -1,4 +1,4 @@
-"""Compares what is published with what was measured: pure functions. Each returns one line per fault."""
+"""Compares published results with the measured ones: pure functions that return one line per fault."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pytest_vllm_stage.publication.document import DOCUMENT, OBSERVED, Results, 
 from pytest_vllm_stage.publication.registry.values import INT, Raw, Value, difference, show, show_raw, text_of
 from pytest_vllm_stage.slo.decision import Outcome
 
-#: The samples' file keeps microseconds; a step's own file may have been written from finer times.
+#: The samples file stores microseconds; a step's result file may have been written from finer times.
 _TOLERANCE = 1e-4
 
 
 def compare_properties(results: Results, properties: Mapping[str, Raw]) -> list[str]:
-    """Published properties against the artifact's document: value, type, run, and what is missing or too much."""
+    """Compare published properties with the artifact's document: value, type, run, missing and additional names."""
     lines = []
     for name, raw in names.ours(properties).items():
         if name not in results.values:
@@ -35,7 +35,7 @@ def compare_properties(results: Results, properties: Mapping[str, Raw]) -> list[
 
 
 def find_unreadable(properties: Mapping[str, Raw]) -> list[str]:
-    """Properties of any writer that make the official client fail on the whole version, one line each."""
+    """Properties of any client that make the official client fail on the whole version, one line each."""
     return [
         f"{name} is the whole number {show_raw(raw)}: notebooks cannot read the version, since the official client "
         f"accepts at most 9 digits"
@@ -45,12 +45,12 @@ def find_unreadable(properties: Mapping[str, Raw]) -> list[str]:
 
 
 def compare_official_client(results: Results, properties: Mapping[str, Raw], seen: Mapping[str, Any]) -> list[str]:
-    """What the official client gives of each published property, against the artifact's document.
+    """Compare the published properties, as the official client returns them, with the artifact's document.
 
     Args:
         results: The artifact's document.
-        properties: The version's, as the REST API gives them: what is published.
-        seen: The version's, as the official client gives them.
+        properties: The version's properties as the REST API returns them.
+        seen: The version's properties as the official client returns them.
     """
     lines = []
     for name in names.ours(properties):
@@ -59,33 +59,35 @@ def compare_official_client(results: Results, properties: Mapping[str, Raw], see
             continue
         kind = str if isinstance(expected, str) else (int, float)
         if name not in seen:
-            lines.append(f"{name}: expected {show(expected)}, and the official client gives nothing")
+            lines.append(f"{name}: expected {show(expected)}, the official client returns nothing")
         elif isinstance(got, bool) or not isinstance(got, kind):
-            lines.append(f"{name}: expected {show(expected)}, the official client gives {got!r} ({type(got).__name__})")
+            lines.append(
+                f"{name}: expected {show(expected)}, the official client returns {got!r} ({type(got).__name__})"
+            )
         elif got != expected:
-            lines.append(f"{name}: expected {show(expected)}, the official client gives {show(got)}")
+            lines.append(f"{name}: expected {show(expected)}, the official client returns {show(got)}")
     return lines
 
 
 def compare_document(results: Results, stored: StoredRun) -> list[str]:
-    """The artifact's document compared with what its own samples and verdicts give."""
+    """Compare the artifact's document with the numbers derived from its own samples and verdicts."""
     try:
         steps, lines = read_stored_steps(stored, results)
         made = documents.make(steps, results.source)
     except StageError as error:
         return [error.message]
-    due = made.values
+    derived = made.values
     lines += [
         f"{name} is {show(results.values[name]) if name in results.values else 'absent'} in {DOCUMENT}, the samples "
-        f"give {show(due[name]) if name in due else 'none'}"
-        for name in sorted({*due, *results.values})
-        if due.get(name) != results.values.get(name)
+        f"give {show(derived[name]) if name in derived else 'none'}"
+        for name in sorted({*derived, *results.values})
+        if derived.get(name) != results.values.get(name)
     ]
     return lines
 
 
 def read_stored_steps(stored: StoredRun, results: Results) -> tuple[list[Step], list[str]]:
-    """The steps of an artifact, and a line for each number of a step's own file that its samples do not give."""
+    """The steps of an artifact, and a line for each number in a step's result file that its samples do not give."""
 
     def outcome_of(step: StepArtifact) -> str:
         observed = step.step.id in results.observations and step.outcome is not Outcome.INVALID
@@ -107,9 +109,9 @@ def _of_step_file(folder: Path, step: Step) -> list[str]:
     if step.verdict == Outcome.INVALID:
         return []
     return [
-        f"{name}: {metric} is {there}, the samples give {due}"
-        for metric, due, there in pairs
-        if not _close(due, there if isinstance(there, int | float) else None)
+        f"{name}: {metric} is {stored}, the samples give {derived}"
+        for metric, derived, stored in pairs
+        if not _close(derived, stored if isinstance(stored, int | float) else None)
     ]
 
 
@@ -120,7 +122,7 @@ def _close(one: Value | None, other: float | None) -> bool:
 
 
 def compare_source(results: Results, model: str, version: str, namespace: str, service: str) -> list[str]:
-    """Results that were found under another model, version or service than the one that they are of."""
+    """Results that are published for another model, version or service than the measured one."""
     source = results.source
     pairs = {
         "model": (source.model, model),
@@ -136,17 +138,17 @@ def compare_source(results: Results, model: str, version: str, namespace: str, s
 
 
 def find_stale(properties: Mapping[str, Raw], revision: str, created_at: str) -> list[str]:
-    """Results of another revision than the one that runs, or measured before it was there.
+    """Results of another revision than the running one, or measured before it was created.
 
     Args:
-        properties: The version's.
+        properties: The version's properties.
         revision: The running revision's name.
-        created_at: When it was made, in UTC as Kubernetes writes it; empty where that is not known.
+        created_at: When it was created, in UTC as Kubernetes writes it; empty where that is unknown.
     """
     run, measured = text_of(properties, names.RUN), text_of(properties, names.TIMESTAMP)
     published = text_of(properties, names.REVISION)
     if published != revision:
         return [f"stale: the results of run {run} ({measured}) are of revision {published!r}, {revision!r} runs now"]
     if created_at and measured < created_at:
-        return [f"stale: the results of run {run} are of {measured}, revision {revision} was made at {created_at}"]
+        return [f"stale: the results of run {run} are of {measured}, revision {revision} was created at {created_at}"]
     return []

@@ -1,4 +1,4 @@
-"""What a run publishes of a model: values by their properties' names, derived from the samples, by priority."""
+"""The results that a run publishes of a model: values by property name, derived from the samples, by priority."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from pytest_vllm_stage.publication.registry.values import Value
 from pytest_vllm_stage.serving.target import SIMULATED_ENGINE
 from pytest_vllm_stage.slo.decision import Outcome
 
-#: Raised when a field changes its meaning or goes; adding one does not raise it.
+#: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
 SCHEMA = "vllm-stage/publication"
 DOCUMENT = "publication.json"
-#: What the verdict of a load beyond the promised one is called.
+#: The verdict on a load beyond the promised one.
 OBSERVED = "observed"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A measured step and what was said of it.
+    """A measured step and its verdict.
 
     Attributes:
-        artifact: What was stored of it.
+        artifact: Its stored files.
         verdict: ``pass``, ``fail``, ``inconclusive``, ``invalid`` or ``observed``.
     """
 
@@ -48,22 +48,22 @@ class Step:
 
     @property
     def load(self) -> tuple[str, float]:
-        """``rate`` with requests a second, or ``concurrency`` with users."""
+        """``rate`` with requests per second, or ``concurrency`` with users."""
         return self.artifact.step.kind.value, self.artifact.step.level
 
 
 @dataclass(frozen=True)
 class ResultsSource:
-    """What was measured, and under which names it is published.
+    """The source of the results, and the names under which they are published.
 
     Attributes:
         model: The registered model.
         version: Its version.
         run: The run that measured.
-        namespace: Of the stage.
+        namespace: The stage's namespace.
         service: The InferenceService.
         revision: Its revision while it was measured.
-        uri: Where the samples lie.
+        uri: Where the samples are stored.
     """
 
     model: str
@@ -80,8 +80,8 @@ class Results:
     """A run's results of one model.
 
     Attributes:
-        source: What was measured.
-        timestamp: When, in UTC: the start of the first step.
+        source: Their source.
+        timestamp: The start of the first step, in UTC.
         values: Property to value: provenance first, then numbers and verdicts by priority.
         observations: Ids of the steps beyond the promised load.
     """
@@ -93,11 +93,11 @@ class Results:
 
     @property
     def age_key(self) -> tuple[str, str]:
-        """Later measured is greater; the run decides between equals."""
+        """Orders results by time; the run decides between equal times."""
         return self.timestamp, self.source.run
 
     def to_bytes(self) -> bytes:
-        """The artifact's document, with everything that the registry may have no room for."""
+        """The artifact's document, including values for which the registry may have no room."""
         data = {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
@@ -114,18 +114,18 @@ def parse(content: bytes, where: str) -> Results:
     """The inverse of `Results.to_bytes`.
 
     Raises:
-        StageFailure: it is corrupt, or of another schema; names the place and the field.
+        StageFailure: it is corrupt or of another schema; the message names the place and the field.
     """
     try:
         data: Any = json.loads(content)
     except ValueError as error:
         raise StageFailure(f"{where}: is corrupt: {error}") from None
     if not isinstance(data, dict) or (data.get("schema"), data.get("schema_version")) != (SCHEMA, SCHEMA_VERSION):
-        raise StageFailure(f"{where}: schema: must be {SCHEMA}, version {SCHEMA_VERSION}")
+        raise StageFailure(f"{where}: schema: expected {SCHEMA}, version {SCHEMA_VERSION}")
     texts = (*ResultsSource.__dataclass_fields__, "timestamp")
     for name in texts:
         if not isinstance(data.get(name), str):
-            raise StageFailure(f"{where}: {name}: must be a text")
+            raise StageFailure(f"{where}: {name}: expected a string, got {data.get(name)!r}")
     try:
         values = {str(entry["name"]): _value(entry["value"]) for entry in data["properties"]}
     except (KeyError, TypeError) as error:
@@ -136,7 +136,7 @@ def parse(content: bytes, where: str) -> Results:
 
 def _value(value: Any) -> Value:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError(f"{value!r} is neither text nor number")
+        raise TypeError(f"expected a string or a number, got {value!r}")
     return value
 
 
@@ -149,16 +149,16 @@ def read_steps(folder: Path, service: str, outcome_of: Callable[[StepArtifact], 
         outcome_of: Names a step's outcome: `OBSERVED` where nothing was promised.
 
     Raises:
-        ConfigError: a file is wrong.
+        ConfigError: a file is invalid.
     """
     return [Step(one, outcome_of(one)) for one in read_artifacts(folder) if _is_of(one.step, service)]
 
 
 def derive_steps(folder: Path, service: str, outcome_of: Callable[[StepArtifact], str]) -> list[Step]:
-    """The same with every number derived from the samples once more: the witness of what was stored.
+    """The same steps with every number derived again from the samples, to check the stored numbers.
 
     Raises:
-        ConfigError: a file is wrong.
+        ConfigError: a file is invalid.
     """
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -178,21 +178,21 @@ def derive_steps(folder: Path, service: str, outcome_of: Callable[[StepArtifact]
 
 
 def _is_of(step: LoadStep, service: str) -> bool:
-    """A planned step of the model: searches of the capacity and reruns are not published."""
+    """Whether it is a planned step of the model: steps of a capacity search and reruns are not published."""
     return step.model == service and not step.variant
 
 
 def refusals(steps: Sequence[Step], run: str) -> list[str]:
-    """Why steps must not be published as a model's, a line each."""
+    """Why steps must not be published as a model's results, one line each."""
     return [f"{step.artifact.step.id} {line}" for step in steps for line in _refusals(step.artifact, run)]
 
 
 def _refusals(artifact: StepArtifact, run: str) -> Iterator[str]:
     facts = artifact.facts
     if facts.get("simulated") or SIMULATED_ENGINE in str(facts.get("engine_version")):
-        yield "is simulated: its numbers are no model's"
+        yield "is simulated: its numbers are not a model's"
     elif facts.get("simulated") is not False:
-        yield "does not say whether a simulated engine answered (facts.simulated)"
+        yield "does not record whether a simulated engine answered (facts.simulated)"
     if facts.get("run_id") != run:
         yield f"was measured by run {facts.get('run_id')!r}, not by {run}"
     if artifact.vacuous:
@@ -216,18 +216,18 @@ def make(steps: Sequence[Step], source: ResultsSource) -> Results:
 
 
 def utc(at: float) -> str:
-    """Seconds since the epoch as Kubernetes writes times, so that they compare as texts."""
+    """Seconds since the epoch in the format of Kubernetes, so that times compare as strings."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 def provenance(source: ResultsSource, timestamp: str) -> dict[str, Value]:
-    """Where numbers come from."""
+    """The properties that name the source of the numbers."""
     values = (source.run, timestamp, source.namespace, source.service, source.revision, source.uri)
     return dict(zip(names.PROVENANCE, values, strict=True))
 
 
 def numbers(steps: Sequence[Step]) -> dict[str, Value]:
-    """Every number and verdict by its property's name, most important first: promised rates, rates beyond, users.
+    """Every number and verdict by property name, most important first: promised rates, higher rates, concurrencies.
 
     Raises:
         StageFailure: two steps have the same load.
@@ -256,7 +256,7 @@ def _groups(steps: Sequence[Step]) -> list[list[Step]]:
 
 
 def values_of(step: Step) -> dict[str, Value]:
-    """A step's verdict, and its numbers where they mean something; an unknown or infinite one is absent."""
+    """A step's verdict, and its numbers if it is valid; an unknown or infinite number is absent."""
     values: dict[str, Value] = {names.VERDICT: step.verdict}
     if step.verdict == Outcome.INVALID:
         return values

@@ -1,4 +1,4 @@
-"""Under which model and version an InferenceService's results are filed, and whether all that says so agrees."""
+"""The model and version under which an InferenceService's results are filed, and whether labels and ids agree."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class RegistryNames:
 
 
 def resolve_names(service: Object, model: str = "", version: str = "") -> RegistryNames:
-    """The names by the service's labels, which must be those of the profile where that says any.
+    """The names in the service's labels, which must agree with the profile's where it sets any.
 
     Args:
         service: The InferenceService.
-        model: What the profile says; empty where it says nothing.
-        version: The same.
+        model: The model's name in the profile; empty where it sets none.
+        version: The version's name in the profile; empty where it sets none.
 
     Raises:
-        ConfigError: neither says a name, or the name cannot be registered.
-        StageFailure: they say different ones.
+        ConfigError: neither sets a name, or the name cannot be registered.
+        StageFailure: they differ.
     """
     labels = service["metadata"].get("labels") or {}
     found = []
@@ -56,7 +56,7 @@ def resolve_names(service: Object, model: str = "", version: str = "") -> Regist
         if said and labelled and said != labelled:
             raise StageFailure(
                 f"{where} is labelled {label}={labelled}, and the profile says that its {what} is {said!r} in the "
-                "registry: numbers would land on the wrong one"
+                "registry: the numbers would be published for the wrong one"
             )
         if not said and not labelled:
             raise ConfigError(f"{where} has no label {label}, and the profile's [registry.models] names no {what}")
@@ -77,7 +77,7 @@ def find_disagreements(service: Object, model: Entity, version: Entity) -> list[
 
 
 def find_duplicate_results(versions: Sequence[Entity], own: str, service: str, revision: str) -> list[str]:
-    """Other versions that hold results of this very revision of the service, a line each."""
+    """Other versions that hold results of the same revision of the service, one line each."""
     return [
         f"version {version['name']!r} of the model holds results of inferenceservice/{service} revision {revision} "
         f"(run {text_of(properties, names.RUN)}), and the service's version is {own!r}"

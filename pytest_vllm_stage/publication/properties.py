@@ -1,7 +1,7 @@
-"""Which properties a run publishes, in the order of their priority, and how they share the page with those of others.
+"""The properties that a run publishes, by priority, and how they share the page with those of other clients.
 
-The registry's page shows 24 properties of a version. What was there from others stays; of a run's own, those of lower
-priority are left out, and stand in the artifact alone.
+The registry's page shows 24 properties of a version. Properties of other clients stay; a run's own properties of lower
+priority are left out and are only in the artifact.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ NAMESPACE = "benchmark_namespace"
 SERVICE = "benchmark_inference_service"
 REVISION = "benchmark_revision"
 URI = "benchmark_artifact_uri"
-#: Where numbers come from: without these no number is published.
+#: The source of the numbers: without these no number is published.
 PROVENANCE = (RUN, TIMESTAMP, NAMESPACE, SERVICE, REVISION, URI)
 VERDICT = "verdict"
-#: What is published of a step, most important first, with the metric that it is; the verdict is none.
+#: The properties of a step, most important first, with their metrics; the verdict has none.
 PER_STEP = {
     "throughput": "output_tokens_per_s",
     "ttft_p99": "ttft_p99_ms",
@@ -47,7 +47,7 @@ def step_property(load: str, level: float, name: str) -> str:
 
 
 def is_ours(name: str) -> bool:
-    """A property that publications of results own, and replace as a whole."""
+    """Whether publications own the property and replace it."""
     return name in PROVENANCE or _OURS.fullmatch(name) is not None
 
 
@@ -57,12 +57,12 @@ def others(properties: Mapping[str, Raw]) -> dict[str, Raw]:
 
 
 def ours(properties: Mapping[str, Raw]) -> dict[str, Raw]:
-    """The properties that are."""
+    """The properties that are ours."""
     return {name: raw for name, raw in properties.items() if is_ours(name)}
 
 
 def within_budget(wanted: Mapping[str, Value], foreign: Iterable[str], where: str) -> dict[str, Value]:
-    """As many of a run's properties as the budget leaves room for, by their order.
+    """The first of a run's properties, as many as the budget leaves room for.
 
     Args:
         wanted: Provenance first, then numbers by priority.
@@ -70,7 +70,7 @@ def within_budget(wanted: Mapping[str, Value], foreign: Iterable[str], where: st
         where: The version, for the error.
 
     Raises:
-        StageFailure: not even the provenance and one number fit, or a name differs from one of ours in case only.
+        StageFailure: the provenance and one number do not fit, or a name differs from one of ours only in case.
     """
     names = sorted(foreign)
     folded = {name.strip().casefold(): name for name in names}
@@ -91,7 +91,7 @@ def within_budget(wanted: Mapping[str, Value], foreign: Iterable[str], where: st
 
 
 def merged(properties: Mapping[str, Raw], wanted: Mapping[str, Value]) -> dict[str, Any]:
-    """What to send, since a PATCH replaces all properties: those of others unchanged, and this run's."""
+    """The properties to send, since a PATCH replaces all: those of others unchanged, and this run's."""
     return {name: to_send(raw) for name, raw in others(properties).items()} | {
         name: encode(value) for name, value in wanted.items()
     }

@@ -1,4 +1,4 @@
-"""A run's part in publishing: which results it has, whether it may publish them, and where to. Once a run and model."""
+"""Publishes a run's results, once per run and model: which results it has, whether it may publish them, and where."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from pytest_vllm_stage.stage.observe.reader import StageReader
 
 @dataclass(frozen=True)
 class Publication:
-    """What this run published of a model.
+    """The results that this run published of a model.
 
     Attributes:
         role: The model's role.
         own: This run's results; None where it published none.
         skipped: Why it published none; empty otherwise.
-        completed: Earlier runs' publications that were cut short, and what became of them.
+        completed: Earlier runs' unfinished publications, as this run completed them.
     """
 
     role: str
@@ -59,17 +59,17 @@ class Publication:
 
 
 def publication_of(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> Publication:
-    """What the run published of a model; the first process that asks publishes.
+    """The run's publication of a model; the first process that needs it publishes.
 
     Raises:
-        StageError: it could not be published.
+        StageError: the results could not be published.
     """
     name = f"publication-{role}"
     return Publication.from_json(run.shared.ensure(name, lambda: _publish(run, cluster, stage, role).to_json()))
 
 
 def registry_url(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> str | None:
-    """Root of the Model Registry; None where the stage has none that is reached from here."""
+    """Root of the Model Registry; None where the stage has none that is reachable from here."""
     return run.config.registry_url or addresses.find_registry_url(kube, cluster, run.config.namespace)
 
 
@@ -77,12 +77,12 @@ def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Re
     """A connection to the Model Registry; the caller closes it.
 
     Raises:
-        EnvironmentUnusable: there is none that is reached from here.
+        EnvironmentUnusable: there is none that is reachable from here.
     """
     url = registry_url(run, kube, cluster)
     if url is None:
         raise EnvironmentUnusable(
-            f"namespace {run.config.namespace} has no Model Registry that is reached from here",
+            f"namespace {run.config.namespace} has no Model Registry that is reachable from here",
             hint=f"name it: --stage-registry-url; or: kubectl -n {run.config.namespace} get service model-registry",
         )
     return RegistryClient(
@@ -99,7 +99,7 @@ def connect_bucket(run: Run, kube: DynamicClient, cluster: ClusterFacts, stage: 
     """The bucket of results, with the stage's credentials.
 
     Raises:
-        StageError: the stage has no object store that is reached from here, or its Secret does not exist.
+        StageError: the stage has no object store that is reachable from here, or its Secret does not exist.
     """
     store = find_object_store(stage, kube, ca_file=run.config.ca_file, use_proxies=cluster.kind != "local")
     return Bucket(store, run.config.profile.registry.bucket)
@@ -117,7 +117,9 @@ def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> P
         reason = f"this run publishes nothing: --stage-publish={setting.value} ({setting.source})"
         return Publication(role, skipped=reason)
     if stage.simulated:
-        return Publication(role, skipped="the stage is simulated: its numbers are no model's, and are never published")
+        return Publication(
+            role, skipped="the stage is simulated: its numbers are not a model's and are never published"
+        )
     with _place(run, cluster, stage, role) as (view, place):
         completed = tuple(publishing.complete_earlier(place, run.run_id, lambda one: _left_by(run, one, role, place)))
         measured = _steps(run, place.service)
@@ -153,7 +155,7 @@ def _place(
 
 
 def _steps(run: Run, service: Object) -> list[Step]:
-    """What this run measured of a service, with the verdicts that hold for the run as a whole."""
+    """The load steps that this run measured of a service, with the verdicts of the whole run."""
     run.shared.ensure("judged", lambda: json.dumps(steps.finish(run)))
 
     def outcome_of(step: StepArtifact) -> str:
@@ -167,7 +169,7 @@ def _document(directory: Path, role: str) -> Path:
 
 
 def _left_by(run: Run, earlier: str, role: str, place: PublicationTarget) -> Mapping[str, Path] | None:
-    """What an earlier run was to upload, if its directory still exists next to this run's; otherwise None."""
+    """The files that an earlier run had to upload, if its directory still exists next to this run's; otherwise None."""
     directory = run.directory.parent / earlier
     document = _document(directory, role)
     if not document.is_file():
@@ -178,16 +180,16 @@ def _left_by(run: Run, earlier: str, role: str, place: PublicationTarget) -> Map
 
 
 def _source(run: Run, view: StageReader, place: PublicationTarget, measured: list[Step]) -> ResultsSource:
-    """Where the numbers come from, once it is seen that the revision is older than they are.
+    """The source of the numbers, after checking that the running revision is older than they are.
 
     Raises:
-        StageFailure: what runs now was made after the measurement began.
+        StageFailure: the running revision was created after the measurement began.
     """
     running = revision.running(view, place.service)
     began = utc(min(step.artifact.started_at for step in measured))
     if running.created_at and running.created_at > began:
         raise StageFailure(
-            f"inferenceservice/{objects.name_of(place.service)}: revision {running.name} was made at "
+            f"inferenceservice/{objects.name_of(place.service)}: revision {running.name} was created at "
             f"{running.created_at}, after the measurement began ({began}): the results are of another revision"
         )
     names = place.names

@@ -1,7 +1,7 @@
-"""Publishes a model's results: bucket first, then the registry, then the mark that says so.
+"""Publishes a model's results: first to the bucket, then to the registry, then it writes the mark of completion.
 
-Whatever ends it in between, the bucket shows how far it came: files without a manifest are a partial upload; a manifest
-without the mark is a publication that the next run completes, from any machine.
+If it is interrupted, the bucket shows how far it got: files without a manifest are a partial upload; a manifest without
+the mark is a publication that the next run completes, from any machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PublicationTarget:
         bucket: The bucket of results.
         names: Model and version.
         service: The InferenceService that was measured.
-        journal: Learns of every write before it happens.
+        journal: Records every write before it happens.
     """
 
     registry: RegistryClient
@@ -55,17 +55,17 @@ class PublicationTarget:
 
     @property
     def where(self) -> str:
-        """For people."""
+        """Version and model, for messages."""
         return f"version {self.names.version} of model {self.names.model}"
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a publication did.
+    """The result of a publication.
 
     Attributes:
         run: The run whose results they are.
-        uri: Where its samples lie.
+        uri: Where its samples are stored.
         state: `WRITTEN`, `UNCHANGED`, `SUPERSEDED`, or `BROKEN` for an earlier run's that cannot be completed.
         note: The run that supersedes it, or what is broken; empty otherwise.
         model_id: The registered model.
@@ -83,15 +83,15 @@ class Published:
 
 
 def publish(place: PublicationTarget, results: Results, files: Mapping[str, Path]) -> Published:
-    """Publish a run's results; doing it again changes nothing.
+    """Publish a run's results; repeating it changes nothing.
 
     Args:
-        place: Where.
-        results: What; its document is among the files.
+        place: Where to publish.
+        results: The results; their document is one of the files.
         files: Name to local file.
 
     Raises:
-        StageFailure: it could not be done; what was uploaded waits for the next run.
+        StageFailure: publishing failed; the next run completes what was uploaded.
     """
     source = results.source
     uri = upload.upload_run(place.bucket, source.model, source.version, source.run, files, place.journal)
@@ -104,7 +104,7 @@ def publish_to_registry(place: PublicationTarget, results: Results) -> Published
     """Register what is missing, write the properties, and mark the run as published.
 
     Raises:
-        StageError: it could not be done; it names what was and says where the results wait.
+        StageError: publishing failed; the message names what was done and where the results are.
     """
     uri = results.source.uri
     with place.journal.phase(f"publish: registry {place.where}", run=results.source.run, uri=uri) as facts:
@@ -118,7 +118,7 @@ def publish_to_registry(place: PublicationTarget, results: Results) -> Published
                 f"  its results are complete in {uri}",
             ]
             kind = EnvironmentUnusable if isinstance(error, EnvironmentUnusable) else StageFailure
-            raise kind("\n".join(lines), hint=error.hint or "run again: it goes on from there") from None
+            raise kind("\n".join(lines), hint=error.hint or "run again: it continues from there") from None
         facts["state"] = published.state
         _mark(place, published)
     return published
@@ -138,7 +138,7 @@ def _register_and_write(place: PublicationTarget, results: Results) -> Published
 
 
 def register(place: PublicationTarget, results: Results) -> tuple[Entity, Entity]:
-    """The model and the version with its artifact, made where they are missing.
+    """The model and the version with its artifact, created where they are missing.
 
     Raises:
         StageFailure: labels, names or weights do not agree with what is registered.
@@ -159,7 +159,7 @@ def register(place: PublicationTarget, results: Results) -> tuple[Entity, Entity
 
 
 def find_archived(model: Entity, version: Entity) -> list[str]:
-    """A model or version that is out of use, a line each."""
+    """A model or version that is archived, one line each."""
     kinds = {"model": model, "version": version}
     return [
         f"{kind} {entity['name']} is {entity['state']} in the registry"
@@ -169,7 +169,7 @@ def find_archived(model: Entity, version: Entity) -> list[str]:
 
 
 def weights_uri(service: Object) -> str:
-    """Where a service loads its model from."""
+    """The URI from which a service loads its model; empty where its weights are in the image."""
     return str(service["spec"]["predictor"].get("model", {}).get("storageUri") or "")
 
 
@@ -179,7 +179,7 @@ def _refuse(place: PublicationTarget, lines: list[str]) -> None:
 
 
 def _mark(place: PublicationTarget, published: Published) -> None:
-    """Say in the bucket that the registry has it; kept as it is where it is there already."""
+    """Write the mark of completion to the bucket, unless it exists already."""
     key = published.uri.removeprefix(build_uri(place.bucket.name, "")) + PUBLISHED
     if place.bucket.get(key) is None:
         data = {"run": published.run, "state": published.state, "by": published.note, "version": published.version_id}
@@ -190,15 +190,15 @@ def _mark(place: PublicationTarget, published: Published) -> None:
 def complete_earlier(
     place: PublicationTarget, own_run: str, left_by: Callable[[str], Mapping[str, Path] | None] = lambda run: None
 ) -> list[Published]:
-    """Finish what earlier runs did not come to publish; only the latest of them is seen in the registry.
+    """Complete the unfinished publications of earlier runs; the registry shows only the latest of them.
 
     Args:
-        place: Where.
+        place: Where to publish.
         own_run: The present run, which is not completed here.
-        left_by: What an earlier run meant to upload, name to local file; None where that is not known here.
+        left_by: The files that an earlier run had to upload, name to local file; None where they are unknown here.
 
     Returns:
-        One entry for each run that was not finished, broken ones included: those are left as they are.
+        One entry for each unfinished run, including broken ones, which are left unchanged.
     """
     done: list[Published] = []
     pending = []
@@ -227,7 +227,7 @@ def complete_earlier(
 
 
 def _completed(place: PublicationTarget, results: Results) -> Published:
-    """An earlier run's publication, now; what keeps it from being one does not keep this run from its own."""
+    """Complete an earlier run's publication; a failure does not stop this run's own one."""
     try:
         return publish_to_registry(place, results)
     except StageFailure as error:
@@ -236,10 +236,10 @@ def _completed(place: PublicationTarget, results: Results) -> Published:
 
 
 def _whole(place: PublicationTarget, uri: str) -> Results:
-    """The results under a URI, if they are whole, what their samples say, and this service's.
+    """The results under a URI, if they are complete, agree with their samples and belong to this service.
 
     Raises:
-        StageFailure: naming what is wrong.
+        StageFailure: they do not; the message names the differences.
     """
     found = stored.read_run(place.bucket, uri).require()
     results = read_document(found)
@@ -254,10 +254,10 @@ def _whole(place: PublicationTarget, uri: str) -> Results:
 
 
 def read_document(found: stored.StoredRun) -> Results:
-    """The results' document of what was read.
+    """The results' document among a run's stored files.
 
     Raises:
-        StageFailure: it is not there, or is wrong.
+        StageFailure: it is missing or invalid.
     """
     content = found.contents.get(DOCUMENT)
     if content is None:
@@ -266,12 +266,12 @@ def read_document(found: stored.StoredRun) -> Results:
 
 
 def write_document(results: Results, path: Path) -> None:
-    """Write the document, whole or not at all, before anything is uploaded: it says what is to be."""
+    """Write the document atomically before the upload, which it describes."""
     write_atomically(path, results.to_bytes())
 
 
 def list_files(folder: Path, steps: Sequence[documents.Step], document: Path) -> dict[str, Path]:
-    """What is uploaded: the document, the files of each step, and the table of the run."""
+    """The files to upload: the document, the files of each step, and the table of the run."""
     found = {DOCUMENT: document}
     for step in steps:
         for ending in (SUFFIX, ".json"):

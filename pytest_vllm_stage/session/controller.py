@@ -1,4 +1,4 @@
-"""The controller's hooks: identify the run to workers, record outcomes, end the stage, write the record, summarise."""
+"""The controller's hooks: give workers the run's identity, record outcomes, end the stage, write record and summary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ABORTED = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
 
 
 class Controller:
-    """Registered in the process that a person started; workers have no counterpart because they end nothing."""
+    """Registered in the main process only; xdist workers have no counterpart, since they end nothing."""
 
     def __init__(self, config: pytest.Config, run: Run) -> None:
         self._config = config
@@ -26,16 +26,16 @@ class Controller:
         self._collected = False
 
     def pytest_report_header(self) -> str | None:
-        """Show the chosen settings and their sources, where any was given."""
+        """Show the settings and their sources, if any was given."""
         return self._run.config.header() if "config" in vars(self._run) else None
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
-        """Name the load steps that the plan makes too short for any verdict, before they take their time."""
+        """Name the load steps that are planned too short for a verdict, before they run."""
         return self._undecidable([item.nodeid for item in items])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
-        """The same under xdist, whose controller collects nothing itself; once, since all workers collect the same."""
+        """The same under xdist, whose controller does not collect; once, since all workers collect the same tests."""
         reporter = node.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and not self._collected:
             self._collected = True
@@ -44,7 +44,7 @@ class Controller:
 
     def _undecidable(self, ids: list[str]) -> list[str]:
         if not (any("::test_objectives[" in each for each in ids) or "config" in vars(self._run)):
-            return []  # not our tests: nothing is read for them
+            return []  # no test of this plugin: the settings are not resolved
         if self._run.config.get("results"):
             return []
         from pytest_vllm_stage.benchmark import plans
@@ -76,12 +76,12 @@ class Controller:
             self._pending.clear()
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Tell Ctrl-C from xdist's own interrupt, which ends a run with ``-x``."""
+        """Distinguish Ctrl-C from xdist's own interrupt, which ends a run with ``-x``."""
         self._interrupted_by_hand = excinfo.type is KeyboardInterrupt
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """End what the run made, then write the record; a leftover fails the run."""
+        """End what the run created, then write the record; a leftover fails the run."""
         if not self._run.active:
             if self._environment_unusable and exitstatus == pytest.ExitCode.TESTS_FAILED:
                 session.exitstatus = ENVIRONMENT_EXIT_CODE
@@ -90,7 +90,7 @@ class Controller:
         from pytest_vllm_stage.session import finish
 
         self._flush()
-        # First, since a stage is kept for a step that only the run as a whole shows to be broken.
+        # First, since a stage is also kept for a step that fails only by the rule over the whole run.
         broken = finish.judge_load(self._run)
         leftovers = finish.release(self._run, failed=exitstatus != 0 or bool(broken))
         session.exitstatus = self._exit_status(int(exitstatus), failed=bool(leftovers or broken))
@@ -98,7 +98,7 @@ class Controller:
         self._summary = finish.write_record(self._run, int(session.exitstatus), leftovers, allure_dir)
 
     def _exit_status(self, status: int, *, failed: bool) -> int:
-        """The environment's own exit code where any part of the run reported it, whatever else failed; see README."""
+        """The exit code of an unusable environment if any part of the run reported one, whatever else failed."""
         from pytest_vllm_stage.session import finish
 
         aborted = status in _ABORTED or (status == pytest.ExitCode.INTERRUPTED and self._interrupted_by_hand)

@@ -1,7 +1,7 @@
-"""Serialises load tests: each has the endpoints to itself, all other tests may run concurrently.
+"""Serialises load tests: each has exclusive access to the endpoints, all other tests may run concurrently.
 
-A readers/writer lock of the machine is held around each test that reaches the stage, in whichever xdist worker: shared
-by ordinary tests, exclusive for load tests. Who held it, and when, goes into the journal, so that the record can prove
+A readers/writer lock of the machine is held around each test that uses the stage, in any xdist worker: shared by
+ordinary tests, exclusive for load tests. The journal records each access with its time, so that the record can prove
 that no other test ran during a load step.
 """
 
@@ -27,14 +27,14 @@ LOAD = "load"
 AFTER_LOAD = "after_load"
 #: The longest that a test may wait for the lock.
 WAIT_S = 4 * 3600.0
-#: A run whose journal has been silent for so long has no load tests to come: a worker was stopped (``-x``) or died.
+#: After so long without an event in the journal no load test will follow: a worker was stopped (``-x``) or died.
 IDLE_S = 1800.0
 _POLL_S = 0.05
 _REPORT_EVERY_S = 30.0
 
 
 class ExclusiveAccess:
-    """Registered in controller and workers alike."""
+    """Registered in the controller and in the workers."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -43,7 +43,7 @@ class ExclusiveAccess:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Put load tests after all others, and what reads their results after them."""
+        """Put load tests after all others, and the tests that read their results after them."""
         items.sort(key=_place)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -52,7 +52,7 @@ class ExclusiveAccess:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Hold the lock while a test that reaches the stage is set up, called and torn down."""
+        """Hold the lock during set-up, call and teardown of a test that uses the stage."""
         place = _place(item)
         if self._denied or "stage_run" not in getattr(item, "fixturenames", ()):
             return (yield)
@@ -131,7 +131,7 @@ class ExclusiveAccess:
 
 
 def _place(item: pytest.Item) -> int:
-    """0 ordinary, 1 load test, 2 what reads their results."""
+    """0 for an ordinary test, 1 for a load test, 2 for a test that reads their results."""
     if item.get_closest_marker(AFTER_LOAD):
         return 2
     return 1 if item.get_closest_marker(LOAD) else 0
@@ -146,7 +146,7 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 
 def _lock_path(run: Run) -> Path:
-    """One file for all runs of this user that reach the same endpoints: a second run on a stage waits for the first."""
+    """One file for all runs of this user with the same endpoints: a second run on a stage waits for the first."""
     name = hashlib.sha256(_endpoints_of(run).encode()).hexdigest()[:16]
     return cache_dir() / "access" / f"{name}.lock"
 
@@ -162,5 +162,5 @@ def _endpoints_of(run: Run) -> str:
             return kept.find(config.reuse).run_id
         except ConfigError:
             return run.run_id  # the fixture `stage` raises it
-    # A local cluster is the run's own.
+    # A local cluster belongs to one run.
     return run.run_id if config.cluster_kind == "local" else f"{config.context}/{config.namespace}"

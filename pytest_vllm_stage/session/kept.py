@@ -25,10 +25,10 @@ class Kept:
     """A kept stage.
 
     Attributes:
-        run_id: The run that made it.
+        run_id: The run that created it.
         cluster: Where it runs.
-        stage: What it is; without targets where its deployment failed.
-        fingerprint: Field to value of what was deployed.
+        stage: The stage; without targets where its deployment failed.
+        fingerprint: Field to value of the deployed configuration.
     """
 
     run_id: str
@@ -38,7 +38,7 @@ class Kept:
 
     @property
     def reusable(self) -> bool:
-        """It was deployed; otherwise it can only be looked at and removed."""
+        """Whether its deployment succeeded; otherwise it can only be inspected and removed."""
         return bool(self.stage.targets)
 
 
@@ -68,10 +68,10 @@ def _load(path: Path) -> Kept:
 
 
 def find(run_id: str) -> Kept:
-    """The kept stage of a run, or the newest that can be reused for ``latest``; forgets clusters that have ended.
+    """The kept stage of a run, or for ``latest`` the newest reusable one; forgets clusters that have ended.
 
     Raises:
-        ConfigError: nothing of that name is kept, or its deployment failed; the message names what is kept.
+        ConfigError: there is no such kept stage, or its deployment failed; the message names the kept ones.
     """
     forget_ended()
     notes = {path.stem: _load(path) for path in sorted(_folder().glob("*.json"))}
@@ -121,7 +121,7 @@ def reuse_options(config: StageConfig, run_id: str) -> str:
 
 
 def removal_command(kept: Kept) -> str:
-    """What a person runs to remove it, from any folder and without the environment activated."""
+    """The command that removes it, from any folder and without an activated environment."""
     if kept.cluster.state_dir:
         cluster_id = Path(kept.cluster.state_dir).name
         return shlex.join([sys.executable, "-m", "pytest_vllm_stage.cluster.local", "stop", cluster_id])
@@ -129,7 +129,7 @@ def removal_command(kept: Kept) -> str:
 
 
 def inspection_command(kept: Kept) -> str:
-    """What a person runs to look at it."""
+    """The command that shows its pods and events."""
     return shlex.join([*_kubectl(kept.cluster), "-n", kept.stage.namespace, "get", "pods,events"])
 
 
@@ -138,7 +138,7 @@ def _kubectl(cluster: ClusterFacts) -> list[str]:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str], *, most: int = 12) -> list[str]:
-    """The fields in which two fingerprints differ, one line each, ``most`` at most."""
+    """The fields in which two fingerprints differ, one line each, at most ``most``."""
     lines = [
         f"{key}: kept {before.get(key, '(absent)')}, wanted {now.get(key, '(absent)')}"
         for key in sorted({*before, *now})

@@ -17,7 +17,7 @@ from pytest_vllm_stage.stage.facts import StageFacts
 if TYPE_CHECKING:
     from pytest_vllm_stage.engine.environment import EngineEnvironment
 
-#: A machine carries one local cluster at a time: a second run reports who holds it, and waits so long for it.
+#: A machine runs one local cluster at a time: a second run reports which run uses it, and waits so long for it.
 BUSY_WAIT_S = 600.0
 
 
@@ -28,7 +28,7 @@ def cluster_of(run: Run) -> ClusterFacts:
 
 def stage_of(run: Run, cluster: ClusterFacts) -> StageFacts:
     """The run's stage on ``cluster``, deployed or attached to by the first process that uses it."""
-    # The controller removes the stage by these, whichever fixture provided the cluster and the profile.
+    # The controller removes the stage with these facts, whichever fixture provided the cluster and the profile.
     run.shared.ensure("cluster", cluster.to_json)
     run.shared.ensure("namespace", lambda: run.config.namespace)
     return StageFacts.from_json(_ensure(run, "stage", lambda: make_stage(run, cluster).to_json()))
@@ -45,7 +45,7 @@ def deploys_to(run: Run, cluster: ClusterFacts) -> bool:
 
 
 def lasting_hint(run: Run, hint: str) -> str:
-    """A hint that still works when it is read: the cluster of a kubectl command may be removed by then."""
+    """A hint that still works when it is read: a kubectl command does not once the cluster is removed."""
     removed = run.config.deploys and not run.config.reuse and run.config.text("keep") == "never"
     if "kubectl" not in hint or not removed:
         return hint
@@ -57,7 +57,7 @@ def lasting_hint(run: Run, hint: str) -> str:
 
 
 def _ensure(run: Run, name: str, make: Callable[[], str]) -> str:
-    """A shared fact; a failure is printed at once, since pytest shows errors only at the end."""
+    """A shared fact; a failure is printed immediately, since pytest shows errors only at the end."""
 
     def make_and_report() -> str:
         try:
@@ -90,7 +90,7 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
         local.ensure_packages(journal)
     for line in local.sweep(journal):
         journal.event("swept", line)
-        journal.say(f"removed what a dead run left: {line}")
+        journal.say(f"removed the leftovers of a killed run: {line}")
     with journal.phase("step: components"):
         local.components.ensure(journal)
     with journal.phase("step: engine"):
@@ -110,7 +110,7 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
 
 
 def _engine(run: Run) -> tuple[EngineEnvironment, Path]:
-    """The engine that the run's pods start, and the folder with a folder of weights for each model."""
+    """The engine that the run's pods start, and the folder with one folder of weights per model."""
     if run.config.simulated:
         from pytest_vllm_stage.engine import simulated
 
@@ -153,7 +153,7 @@ def _deploy_or_attach(run: Run, cluster: ClusterFacts) -> StageFacts:
 
 
 def _attach_kept(run: Run) -> StageFacts:
-    """The stage that an earlier run kept, if it is what this run's profile would deploy."""
+    """The stage that an earlier run kept, if this run's profile would deploy the same."""
     found = kept.find(run.config.reuse or "latest")
     kept_engine, wanted = found.fingerprint.get("engine", "vllm"), run.config.engine
     if kept_engine != wanted:
@@ -173,7 +173,7 @@ def _attach_kept(run: Run) -> StageFacts:
 
 
 def fingerprint(config: StageConfig, kubectl: str) -> dict[str, str]:
-    """What two stages must share to be the same: engine, profile, and every rendered manifest, field by field."""
+    """The configuration of a stage, field by field: engine, profile, and every rendered manifest."""
     from pytest_vllm_stage.stage.deploy import render
 
     facts = {f"profile.{key}": str(value) for key, value in config.profile.facts().items()}

@@ -1,4 +1,4 @@
-"""Which model endpoints a run validates."""
+"""The model endpoints that a run validates."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
 
 
 def of_endpoint(run: Run) -> dict[str, Target]:
-    """The one target of ``--stage-endpoint``; its model is asked for unless ``--stage-model`` names it.
+    """The target of ``--stage-endpoint``; the server is asked for its model unless ``--stage-model`` names it.
 
     Raises:
         EnvironmentUnusable: the server does not answer ``GET /v1/models``.
-        ConfigError: it serves several models and none was named, or not the one that was.
+        ConfigError: it serves several models and none was named, or it does not serve the named one.
     """
     url = run.config.endpoint or ""
     run.journal.event("endpoint", url, model=run.config.model)
@@ -42,7 +42,7 @@ def of_endpoint(run: Run) -> dict[str, Target]:
 
 
 def _model_at(target: Target, run: Run) -> str:
-    """The model to check at a server that may serve several; a simulator, which says what it is, is noted."""
+    """The model to check at a server that may serve several; a simulated engine is recorded in the journal."""
     wanted, client = run.config.model, EndpointClient(target)
     try:
         models = client.models()

@@ -1,4 +1,4 @@
-"""What is registered and stored of one model, read again for each test: a check judges the present state."""
+"""A model's entries in the registry and the bucket, read again for each test: a check judges the present state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the checks of this run's own publication where it publishes nothing."""
+    """Do not collect the checks of this run's own publication where it publishes nothing."""
     if collection_path.name != "test_publishing.py":
         return None
     return not config.stash[RUN].config.publishes or None
@@ -104,7 +104,7 @@ def results_run(filed: Filed, publication: Publication) -> str:
 
 @pytest.fixture
 def stored(filed: Filed, results_run: str, results_bucket: Bucket) -> StoredRun:
-    """What is stored under the artifact URI of the version's results."""
+    """The files under the artifact URI of the version's results."""
     from pytest_vllm_stage.publication import properties
     from pytest_vllm_stage.publication.bucket.stored import read_run
     from pytest_vllm_stage.publication.registry.values import text_of

@@ -1,4 +1,4 @@
-"""Are model, version and artifact registered, and do they belong to the service that was measured?"""
+"""Model, version and artifact are registered and belong to the measured service."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.after_load
 
 
 def test_model_and_version_are_registered(filed: Filed) -> None:
-    """Model and version exist under exactly the names that the service's labels say, and are in use.
+    """Model and version exist under exactly the names in the service's labels, and are not archived.
 
-    Found by name one at a time and compared: the registry's lists ignore names, and its finds take them as patterns.
+    Each is looked up by name and compared: the registry's lists ignore names, and its searches treat them as patterns.
     """
     lines = publishing.find_archived(filed.model, filed.version)
     if filed.version["registeredModelId"] != filed.model["id"]:
@@ -31,18 +31,18 @@ def test_model_and_version_are_registered(filed: Filed) -> None:
 
 
 def test_labels_and_ids_agree(filed: Filed, service: Object) -> None:
-    """Every label of the service that names a model, a version or an id of the registry names the ones found there.
+    """Every label of the service with a model, version or id of the registry names the registered ones.
 
-    Where they differ, what reads by label and what reads by id speak of different models.
+    Where they differ, clients that read by label and clients that read by id see different models.
     """
     lines = links.find_disagreements(service, filed.model, filed.version)
     assert not lines, health.message("the service and the registry do not agree", lines, "kubectl get isvc -o yaml")
 
 
-def test_artifact_is_the_weights_that_are_served(
+def test_artifact_uri_is_the_one_the_service_loads(
     filed: Filed, service: Object, registry_client: RegistryClient
 ) -> None:
-    """The version has a model artifact in use, and its URI is where the service loads the model from."""
+    """The version has a live model artifact with the URI from which the service loads the model."""
     uri = publishing.weights_uri(service)
     if not uri:
         pytest.skip(f"inferenceservice/{service['metadata']['name']} has no storageUri: its weights are in the image")
@@ -50,17 +50,17 @@ def test_artifact_is_the_weights_that_are_served(
     seen = ", ".join(f"{item.get('name')}: {item.get('uri')} ({item.get('state', 'no state')})" for item in found)
     live = [item for item in found if item.get("uri") == uri and item.get("state", "LIVE") in ("LIVE", "UNKNOWN")]
     assert live, (
-        f"version {filed.version['name']} has no model artifact in use with the URI {uri}, which the service loads; "
-        f"it has {seen or 'none'}"
+        f"version {filed.version['name']}: expected a live model artifact with the URI {uri}, which the service "
+        f"loads; got {seen or 'none'}"
     )
 
 
 def test_no_other_version_claims_this_revision(
     filed: Filed, registry_client: RegistryClient, service: Object, running: Any
 ) -> None:
-    """Results of the running revision are on the service's version alone.
+    """Only the service's version has results of the running revision.
 
-    One revision under two version names is how the numbers of a quantized model end up with the full one.
+    With one revision under two version names the numbers of a quantized model could be read as the full model's.
     """
     name = service["metadata"]["name"]
     versions = entities.list_versions(registry_client, filed.model)

@@ -1,4 +1,4 @@
-"""Did this run's publication do what it should, and nothing else? Only where the run publishes (--stage-publish)."""
+"""This run's publication wrote its results and changed nothing else; collected only with --stage-publish."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.after_load
 
 
 def test_results_of_this_run_are_published(publication: Publication, filed: Filed) -> None:
-    """What this run measured is what the version shows, unless a later run's results are there."""
+    """The version shows this run's results, unless a later run has replaced them."""
     if publication.own is None:
         pytest.skip(publication.skipped)
     run = text_of(filed.properties, properties.RUN)
     if publication.own.state == SUPERSEDED:
-        pytest.skip(f"run {publication.own.note} measured later, and its results are there")
+        pytest.skip(f"run {publication.own.note} measured later and replaced them")
     assert run == publication.own.run, (
-        f"version {filed.version['name']} shows the results of run {run or '(none)'}, this is {publication.own.run}"
+        f"version {filed.version['name']}: expected results of run {publication.own.run}, got {run or 'none'}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Is every published number the measured one, and is it of the running revision?"""
+"""Every published number is the measured one and of the running revision."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.after_load
 
-#: How long a publication that is under way may take, once its first file is there.
+#: How long a running publication may take after its first file exists.
 FINISH_S = 5.0
 
 
@@ -37,11 +37,11 @@ class StillUnfinished(StageError):
 
 
 def test_published_numbers_equal_the_artifact(document: Results, filed: Filed, results_run: str) -> None:
-    """Every published number and text, its type and its run id are those of the artifact; none is missing."""
+    """Every published number and string equals the artifact's, with its type and run id; none is missing."""
     assert document.values, f"the artifact of run {results_run} holds no number: nothing was compared"
     lines = check.compare_properties(document, filed.properties)
     assert not lines, health.message(
-        f"version {filed.version['name']} of model {filed.model['name']} does not show what was measured",
+        f"version {filed.version['name']} of model {filed.model['name']} does not show the measured results",
         lines,
         f"run the publication again, or look at {document.source.uri}",
     )
@@ -50,9 +50,9 @@ def test_published_numbers_equal_the_artifact(document: Results, filed: Filed, r
 def test_official_client_reads_the_published_numbers(
     document: Results, filed: Filed, model_registry: ModelRegistry, registry_client: RegistryClient
 ) -> None:
-    """The official client, which users' notebooks use, gives every published number and text as the artifact has it.
+    """The official client, which users' notebooks use, returns every published number and string of the artifact.
 
-    It is an independent witness: it has its own HTTP client and schema, and shares nothing with the publication.
+    It is independent: it has its own HTTP client and schema, and shares no code with the publication.
     """
     from pytest_vllm_stage.publication.registry.official import read_properties
 
@@ -62,10 +62,10 @@ def test_official_client_reads_the_published_numbers(
     remedy = "publish such a number as a double or a string"
     assert not unreadable, health.message(f"the official client fails on {where}", unreadable, remedy)
     seen = read_properties(model_registry, model, version, registry_client.url)
-    assert seen, f"the official client gives no property of {where}: nothing was compared"
+    assert seen, f"the official client returns no property of {where}: nothing was compared"
     lines = check.compare_official_client(document, filed.properties, seen)
     assert not lines, health.message(
-        f"notebooks see other numbers of {where} than were measured", lines, f"compare with {document.source.uri}"
+        f"notebooks do not see the measured numbers of {where}", lines, f"compare with {document.source.uri}"
     )
 
 
@@ -76,20 +76,20 @@ def test_published_numbers_equal_the_samples(document: Results, stored: StoredRu
 
 
 def test_results_belong_here(document: Results, names: RegistryNames, stage: StageFacts, service: Object) -> None:
-    """The results under this version were measured on this version's service, not on another model's."""
+    """The results under this version were measured on this version's service."""
     lines = check.compare_source(document, names.model, names.version, stage.namespace, service["metadata"]["name"])
     assert not lines, "\n".join(lines)
 
 
 def test_results_are_of_what_runs_now(filed: Filed, results_run: str, running: Revision) -> None:
-    """The results are of the running revision: numbers of an earlier image or earlier arguments do not apply to it."""
+    """The results are of the running revision, not of an earlier image or earlier arguments."""
     lines = check.find_stale(filed.properties, running.name, running.created_at)
     assert results_run
     assert not lines, "\n".join(lines)
 
 
 def test_properties_fit_the_page(filed: Filed, results_run: str) -> None:
-    """The version has no more custom properties than its page shows; the rest is in the artifact."""
+    """The version has at most as many custom properties as its page shows; all others are in the artifact."""
     found = sorted(filed.properties)
     assert results_run
     assert len(found) <= properties.BUDGET, (

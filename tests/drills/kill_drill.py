@@ -116,7 +116,7 @@ def main(names: list[str]) -> int:
         status, output = recovery()
         # Objects that have disappeared belonged to another process.
         left = [line for line in listing.difference(before, listing.snapshot()) if line.startswith("+")]
-        swept = re.findall("removed what a dead run left: (.*)", output)
+        swept = re.findall("removed the leftovers of a killed run: (.*)", output)
         good = status == 0 and not left
         failed += not good
         print(  # noqa: T201

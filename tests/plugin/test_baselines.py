@@ -38,12 +38,12 @@ KEY_FIELDS = {
     "api", "arrivals", "decide_early", "duration_s", "output_tokens", "prompt_tokens", "request_rate",
     "request_timeout_s", "shared_prefix_tokens", "warmup_requests",
 }  # fmt: skip
-#: The slow engine takes six times as long as the normal one: no load of this machine hides or imitates that.
+#: The slow engine takes six times as long as the fast one: no load of this machine hides or causes that.
 WORSE = 3
 
 
 @pytest.fixture(scope="module")
-def normal() -> Iterator[Sim]:
+def fast() -> Iterator[Sim]:
     with running_sim("--ttft-ms", "50", "--itl-ms", "3") as engine:
         yield engine
 
@@ -92,10 +92,8 @@ def regressions(place: pytest.Pytester, folder: str) -> dict[str, dict[str, Any]
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
-def test_the_first_run_has_nothing_to_compare_with_and_is_kept(
-    place: pytest.Pytester, normal: Sim, workers: str
-) -> None:
-    result = run(place, normal, workers)
+def test_first_run_has_no_baseline_and_is_accepted(place: pytest.Pytester, fast: Sim, workers: str) -> None:
+    result = run(place, fast, workers)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
         ["compared with earlier runs: 2 of 2 steps have no baseline yet: 0 accepted comparable runs at most"]
@@ -111,11 +109,11 @@ def test_the_first_run_has_nothing_to_compare_with_and_is_kept(
     assert kept["endpoint-rate-20"]["key"]["image_digest"] == "simulated"
 
 
-def test_what_became_slower_is_measured_again_and_fails(place: pytest.Pytester, normal: Sim, slow: Sim) -> None:
-    run(place, normal).assert_outcomes(passed=2)
+def test_slower_step_is_measured_again_and_fails(place: pytest.Pytester, fast: Sim, slow: Sim) -> None:
+    run(place, fast).assert_outcomes(passed=2)
     repeat(place, 4)
 
-    run(place, normal, folder="same").assert_outcomes(passed=2)
+    run(place, fast, folder="same").assert_outcomes(passed=2)
     assert {one["state"] for one in regressions(place, "same").values()} == {"ok"}
 
     result = run(place, slow, folder="slower")
@@ -131,15 +129,15 @@ def test_what_became_slower_is_measured_again_and_fails(place: pytest.Pytester, 
     benchmarks = json.loads((place.path / "slower" / "run.json").read_text())["benchmarks"]
     assert [one["name"] for one in benchmarks] == STEPS, "reruns are not steps of the run"
 
-    run(place, normal, folder="after").assert_outcomes(passed=2)
+    run(place, fast, folder="after").assert_outcomes(passed=2)
     assert {one["runs"] for one in regressions(place, "after").values()} == {5}, (
-        "the slow run is not part of the baseline"
+        "later runs are not compared with the slow one"
     )
     assert [line["accepted"] for line in lines(place)[-4:]] == [False, False, True, True]
 
 
-def test_runs_on_something_else_are_not_compared_with(place: pytest.Pytester, normal: Sim, slow: Sim) -> None:
-    run(place, normal).assert_outcomes(passed=2)
+def test_runs_with_another_key_are_not_compared(place: pytest.Pytester, fast: Sim, slow: Sim) -> None:
+    run(place, fast).assert_outcomes(passed=2)
     repeat(place, 4, gpu="NVIDIA-L4")
     result = run(place, slow, folder="other")
     result.assert_outcomes(passed=2)
@@ -148,19 +146,19 @@ def test_runs_on_something_else_are_not_compared_with(place: pytest.Pytester, no
     )
 
 
-def test_a_broken_line_is_named_before_anything_is_measured(place: pytest.Pytester, normal: Sim) -> None:
+def test_invalid_line_is_a_usage_error_before_any_request(place: pytest.Pytester, fast: Sim) -> None:
     file(place).parent.mkdir()
     file(place).write_text('{"schema_version": 1, "run_id": 7}\n')
-    normal.call("/sim/requests", method="DELETE")
-    result = run(place, normal)
+    fast.call("/sim/requests", method="DELETE")
+    result = run(place, fast)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*small.jsonl:1: run_id: must be str, not 7"])
-    assert not normal.truth()
+    result.stderr.fnmatch_lines(["*small.jsonl:1: run_id: expected str, got 7"])
+    assert not fast.truth()
 
 
-def test_a_file_in_the_folders_place_is_named(place: pytest.Pytester, normal: Sim) -> None:
+def test_baselines_option_that_is_a_file_is_a_usage_error(place: pytest.Pytester, fast: Sim) -> None:
     (place.path / "baselines").write_text("")
-    result = run(place, normal)
+    result = run(place, fast)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--stage-baselines: '*' is not a folder"])
 
@@ -174,20 +172,20 @@ def test_a_file_in_the_folders_place_is_named(place: pytest.Pytester, normal: Si
         ("factor = 2", "regression.factor: unknown key; valid: metrics, worse"),
     ],
 )
-def test_a_wrong_rule_is_refused_before_anything_is_measured(
-    place: pytest.Pytester, normal: Sim, rule: str, says: str
+def test_invalid_rule_is_a_usage_error_before_any_request(
+    place: pytest.Pytester, fast: Sim, rule: str, says: str
 ) -> None:
     text = PROFILE.split("[regression]")[0] + f"[regression]\n{rule}\n"
     (place.path / "small.toml").write_text(text)
-    normal.call("/sim/requests", method="DELETE")
-    result = run(place, normal)
+    fast.call("/sim/requests", method="DELETE")
+    result = run(place, fast)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*profile small.toml: {says}"])
-    assert not normal.truth()
+    assert not fast.truth()
 
 
-def test_saved_results_are_not_compared(place: pytest.Pytester, normal: Sim) -> None:
-    run(place, normal).assert_outcomes(passed=2)
+def test_saved_results_are_not_compared(place: pytest.Pytester, fast: Sim) -> None:
+    run(place, fast).assert_outcomes(passed=2)
     result = place.runpytest_subprocess(
         SUITES / "slo", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml", "--stage-baselines=b",
         f"--stage-results={place.path / 'run'}", timeout=300,

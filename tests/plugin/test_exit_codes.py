@@ -19,7 +19,7 @@ def broken_teardown(stage):
     {RAISE}
 """
 
-#: Where the error is raised -> the test that meets it; ``end`` is the run's own teardown.
+#: Where the error is raised -> the test that gets it; ``end`` is the run's own teardown.
 PLACES = {
     "fixture": "def test_it(broken_connection): pass",
     "test": f"def test_it(stage):\n    from pytest_vllm_stage.core import errors\n    {RAISE}",
@@ -38,14 +38,14 @@ def broken_place(place: pytest.Pytester) -> pytest.Pytester:
     return place
 
 
-@pytest.mark.parametrize("beside", ["", "def test_other(): assert False"], ids=["alone", "with a failed test"])
+@pytest.mark.parametrize("other_test", ["", "def test_other(): assert False"], ids=["alone", "with a failed test"])
 @pytest.mark.parametrize("raised_in", PLACES)
-def test_an_unusable_environment_ends_with_69(
-    broken_place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, raised_in: str, beside: str
+def test_unusable_environment_ends_with_69(
+    broken_place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, raised_in: str, other_test: str
 ) -> None:
     if raised_in == "end":
         monkeypatch.setenv("FAKE_UNUSABLE_END", "1")
-    broken_place.makepyfile(f"import pytest\n{PLACES[raised_in]}\n{beside}\n")
+    broken_place.makepyfile(f"import pytest\n{PLACES[raised_in]}\n{other_test}\n")
     result = broken_place.runpytest_subprocess("--stage-run-dir=here")
     assert result.ret == 69, result.stdout.str()
     record = json.loads((broken_place.path / "here" / "run.json").read_text())
@@ -59,14 +59,16 @@ def test_an_unusable_environment_ends_with_69(
 
 @pytest.mark.parametrize("raised_in", ["fixture", "test", "fixture teardown"])
 @pytest.mark.parametrize("options", [[], ["-x"]], ids=["", "-x"])
-def test_it_does_so_with_two_workers(broken_place: pytest.Pytester, raised_in: str, options: list[str]) -> None:
+def test_unusable_environment_ends_with_69_under_two_workers(
+    broken_place: pytest.Pytester, raised_in: str, options: list[str]
+) -> None:
     broken_place.makepyfile(
         f"import pytest\n{PLACES[raised_in]}\n@pytest.mark.parametrize('n', range(4))\ndef test_other(n): assert n != 1"
     )
     assert broken_place.runpytest_subprocess("-n2", *options).ret == 69
 
 
-def test_a_broken_stage_beside_it_does_not_change_that(broken_place: pytest.Pytester) -> None:
+def test_unusable_environment_ends_with_69_although_a_stage_failure_is_reported(broken_place: pytest.Pytester) -> None:
     broken_place.makepyfile(
         f"{PLACES['test']}\ndef test_other(stage):\n    from pytest_vllm_stage.core import errors\n"
         "    raise errors.StageFailure('wrong answer')"
@@ -76,9 +78,7 @@ def test_a_broken_stage_beside_it_does_not_change_that(broken_place: pytest.Pyte
     result.stdout.fnmatch_lines(["E *StageFailure: wrong answer"])
 
 
-def test_one_word_in_the_live_line_the_report_and_the_record(
-    place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_live_line_report_and_record_use_the_same_word(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_UNUSABLE", "1")
     place.makepyfile("def test_it(stage): pass")
     result = place.runpytest_subprocess("--stage-run-dir=here")
@@ -88,6 +88,6 @@ def test_one_word_in_the_live_line_the_report_and_the_record(
     assert test["reason"].startswith("environment unusable: no containerd here")
 
 
-def test_a_plain_failure_stays_1(broken_place: pytest.Pytester) -> None:
+def test_plain_failure_ends_with_1(broken_place: pytest.Pytester) -> None:
     broken_place.makepyfile("def test_it(stage): assert False")
     assert broken_place.runpytest_subprocess().ret == 1

@@ -166,7 +166,7 @@ def test_what_needs_a_cluster_is_skipped_with_the_reason_for_an_endpoint(place: 
     place.makepyfile("def test_it(cluster): pass")
     result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9", "-rs")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*needs a cluster, and --stage-endpoint validates a server alone"])
+    result.stdout.fnmatch_lines(["*needs a cluster, and --stage-endpoint validates only a server"])
 
 
 def test_strict_fails_a_run_that_skipped(place: pytest.Pytester) -> None:

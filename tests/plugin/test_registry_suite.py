@@ -16,7 +16,7 @@ def test_a_server_without_a_cluster_has_no_registry(place: pytest.Pytester) -> N
     )  # fmt: skip
     assert result.ret == 0
     assert set(result.parseoutcomes()) == {"skipped"}
-    result.stdout.fnmatch_lines(["*needs a cluster, and --stage-endpoint validates a server alone"])
+    result.stdout.fnmatch_lines(["*needs a cluster, and --stage-endpoint validates only a server"])
 
 
 @pytest.mark.usefixtures("kubeconfig")

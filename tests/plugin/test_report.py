@@ -53,7 +53,7 @@ def test_job_summary_is_appended_to(place: pytest.Pytester, monkeypatch: pytest.
     assert summary.read_text() == "before\n" + (place.path / "run" / "report.md").read_text()
 
 
-def test_report_that_cannot_be_made_is_a_note(place: pytest.Pytester) -> None:
+def test_failed_report_is_a_note_and_not_a_failure(place: pytest.Pytester) -> None:
     place.makepyfile(
         broken="from pytest_vllm_stage.report import run_end\nrun_end.report_run.__kwdefaults__ = {'timeout_s': 0.001}"
     )
@@ -65,7 +65,7 @@ def test_report_that_cannot_be_made_is_a_note(place: pytest.Pytester) -> None:
     assert Path(place.path / "run" / "run.json").exists()
 
 
-def test_index_covers_the_runs_in_their_usual_place_and_keeps_so_many(place: pytest.Pytester) -> None:
+def test_index_lists_the_runs_in_the_default_place_and_keeps_the_given_number(place: pytest.Pytester) -> None:
     place.makepyfile(TEST)
     for _ in range(2):
         place.runpytest_subprocess("--stage-keep-reports=1", timeout=300).assert_outcomes(passed=1)
@@ -91,7 +91,7 @@ def test_index_covers_the_runs_in_their_usual_place_and_keeps_so_many(place: pyt
         ),
     ],
 )
-def test_retention_that_makes_no_sense_is_refused(place: pytest.Pytester, options: list[str], says: str) -> None:
+def test_invalid_retention_is_refused(place: pytest.Pytester, options: list[str], says: str) -> None:
     result = place.runpytest_subprocess(*options, timeout=300)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert says in result.stderr.str()

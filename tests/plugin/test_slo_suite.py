@@ -236,7 +236,7 @@ def test_saved_results_are_judged_again_without_any_endpoint(place: pytest.Pytes
     run(place, f"--stage-results={place.path / 'run'}", folder="stricter").assert_outcomes(failed=2)
     other = run(place, f"--stage-results={place.path / 'run'}", "-rs", suite="inference", folder="other")
     assert other.parseoutcomes().keys() == {"skipped"}
-    other.stdout.fnmatch_lines(["*needs a stage, and --stage-results judges saved samples alone*"])
+    other.stdout.fnmatch_lines(["*needs a stage, and --stage-results judges only saved samples*"])
 
 
 def test_folder_without_results_is_refused(place: pytest.Pytester) -> None:

@@ -85,22 +85,22 @@ class Standin:
         httpx.post(f"{self.url}/standin/reset", trust_env=False).raise_for_status()
 
     def faults(self, *script: Any) -> None:
-        """Exchange its faults."""
+        """Replace its faults."""
         httpx.put(f"{self.url}/standin/faults", json=list(script), trust_env=False).raise_for_status()
 
     def writes(self) -> list[str]:
-        """The POSTs and PATCHes that it has seen, as ``PATCH model_versions/2``."""
+        """The POSTs and PATCHes that it received, as ``PATCH model_versions/2``."""
         log = httpx.get(f"{self.url}/standin/requests", trust_env=False).json()
         return [f"{one['method']} {one['path'].split('/', 4)[4]}" for one in log if one["method"] in ("POST", "PATCH")]
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """A request of another client."""
+        """Send a request as another client."""
         answer = httpx.request(method, f"{self.url}/api/model_registry/v1alpha3/{path}", json=body, trust_env=False)
         answer.raise_for_status()
         return answer.json()
 
     def set_properties(self, version_id: str, changes: dict[str, Any]) -> None:
-        """Change some properties and keep the rest; None takes one away."""
+        """Change some properties and keep the rest; None removes one."""
         there = self.call("GET", f"model_versions/{version_id}")["customProperties"] | changes
         kept = {name: raw for name, raw in there.items() if raw is not None}
         self.call("PATCH", f"model_versions/{version_id}", {"customProperties": kept})

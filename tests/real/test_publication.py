@@ -133,7 +133,7 @@ def test_servers_of_either_version_are_published_to(
     assert [event["model registry API"] for event in versions] == [api]
 
 
-def test_a_server_that_is_no_registry_is_named(standin: servers.Standin, journal: Journal) -> None:
+def test_server_that_is_not_a_registry_is_reported(standin: servers.Standin, journal: Journal) -> None:
     standin.faults({"fault": "unavailable", "status": 404})
     registry = RegistryClient(standin.url, journal, patience_s=0.5)
     with pytest.raises(
@@ -241,7 +241,7 @@ def test_other_weights_under_one_version_are_refused(place: PublicationTarget, t
 # --- the registry fails -----------------------------------------------------------------------------------------------
 
 
-def test_a_registry_that_goes_away_in_mid_publication_is_named_and_the_next_run_completes_it(
+def test_publication_interrupted_by_the_registry_is_reported_and_completed_by_the_next_run(
     place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     standin.faults({"fault": "unavailable", "method": "PATCH"})
@@ -269,7 +269,7 @@ def test_a_registry_that_goes_away_in_mid_publication_is_named_and_the_next_run_
     ],
     ids=str,
 )
-def test_a_registry_that_stumbles_once_is_asked_again(
+def test_registry_that_fails_once_is_retried(
     place: PublicationTarget, tmp_path: Path, standin: servers.Standin, fault: Any
 ) -> None:
     _ = place.registry.api
@@ -280,7 +280,7 @@ def test_a_registry_that_stumbles_once_is_asked_again(
     assert [item["name"] for item in models] == [SERVICE]
 
 
-def test_a_patch_that_is_answered_and_not_carried_out_is_noticed(
+def test_patch_that_is_answered_but_not_applied_is_detected(
     place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     standin.faults({"fault": "drop-patches"})
@@ -288,7 +288,7 @@ def test_a_patch_that_is_answered_and_not_carried_out_is_noticed(
         publish_run(place, tmp_path)
 
 
-def test_a_refused_token_is_the_environments(standin: servers.Standin, journal: Journal) -> None:
+def test_refused_token_makes_the_environment_unusable(standin: servers.Standin, journal: Journal) -> None:
     standin.faults({"fault": "unavailable", "status": 401})
     for token, hint in (
         (None, "set VLLM_STAGE_REGISTRY_TOKEN, for example"),
@@ -302,11 +302,11 @@ def test_a_refused_token_is_the_environments(standin: servers.Standin, journal: 
     standin.faults()
 
 
-# --- others write at the same moment ----------------------------------------------------------------------------------
+# --- concurrent writes of other clients -------------------------------------------------------------------------------
 
 
 class Meddled(RegistryClient):
-    """A registry where somebody else acts right before or after the n-th PATCH."""
+    """A registry where another client acts right before or after the n-th PATCH."""
 
     def meddle(self, when: str, at: int, act: Callable[[], None]) -> None:
         self._when, self._at, self._act = when, at, act
@@ -322,7 +322,7 @@ class Meddled(RegistryClient):
         return answer
 
 
-def test_a_blind_write_over_ours_is_seen_and_both_are_kept(
+def test_blind_write_over_our_properties_is_detected_and_both_are_kept(
     place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     registry = Meddled(standin.url, place.journal)
@@ -340,7 +340,7 @@ def test_a_blind_write_over_ours_is_seen_and_both_are_kept(
 
 
 class HeldUp(RegistryClient):
-    """A registry whose answers, once ``act`` is set, arrive late the first time: somebody acts meanwhile."""
+    """A registry whose answers, once ``act`` is set, arrive late the first time: another client acts meanwhile."""
 
     act: Callable[[], Any] | None = None
 
@@ -353,7 +353,7 @@ class HeldUp(RegistryClient):
         return answer
 
 
-def test_a_publisher_that_was_held_up_reads_again_before_it_writes(
+def test_delayed_publisher_reads_again_before_it_writes(
     place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     """What was read may be old by then: sent back, it would undo what others wrote meanwhile."""
@@ -366,15 +366,15 @@ def test_a_publisher_that_was_held_up_reads_again_before_it_writes(
     registry.close()
 
 
-def test_two_publishers_at_once_leave_the_later_run_whole_and_lose_nothing(
+def test_concurrent_publishers_keep_the_latest_run_complete_and_lose_nothing(
     place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
-    """Three publish at once, six times; a fourth writes a property of its own in the same careful way."""
+    """Three clients publish at once, six times; a fourth writes a property of its own with the same checks."""
     for i in range(6):
         standin.reset()
         runs = [(f"20261124-1{j}0000-{i}{j}{i}{j}", 3600.0 * j) for j in range(3)]
         errors = _at_once(
-            [partial(_publish_anew, place, tmp_path / f"{i}", run, at) for run, at in runs]
+            [partial(_publish_separately, place, tmp_path / f"{i}", run, at) for run, at in runs]
             + [partial(_write_carefully, standin, "colour", "blue")]
         )
         there = properties_of(place)
@@ -392,8 +392,8 @@ class Slow(RegistryClient):
         return super().patch(path, body)
 
 
-def _publish_anew(place: PublicationTarget, folder: Path, run: str, later_s: float) -> None:
-    """Publish through a connection of its own."""
+def _publish_separately(place: PublicationTarget, folder: Path, run: str, later_s: float) -> None:
+    """Publish through a separate connection."""
     registry = Slow(place.registry.url, Journal(), patience_s=5.0)
     publish_run(replace(place, registry=registry, journal=Journal()), folder, run, later_s)
     registry.close()
@@ -489,9 +489,9 @@ def test_a_large_file_goes_up_in_parts(place: PublicationTarget, tmp_path: Path)
         (lambda b, p: b.put(f"{p}manifest.json", b'{"schema"', "application/json"), "the manifest is corrupt"),
         (lambda b, p: [b.delete(key) for key in b.list_keys(p)], "it is empty"),
     ],
-    ids=["deleted", "truncated", "altered", "added", "partial", "torn", "gone"],
+    ids=["deleted", "truncated", "altered", "added", "partial", "corrupt", "empty"],
 )
-def test_a_spoilt_artifact_is_named_on_reading(
+def test_damaged_artifact_is_reported_on_reading(
     place: PublicationTarget, tmp_path: Path, spoil: Callable[[Bucket, str], Any], line: str
 ) -> None:
     publish_run(place, tmp_path)
@@ -570,7 +570,7 @@ def test_a_killed_publication_is_completed_by_the_next_run(
     assert findings(place) == []
 
 
-def test_of_several_unfinished_runs_the_latest_is_seen(place: PublicationTarget, tmp_path: Path) -> None:
+def test_latest_of_several_unfinished_runs_is_shown(place: PublicationTarget, tmp_path: Path) -> None:
     for run, at in ((RUN, 0.0), (LATER, 3600.0)):
         results = results_of(place, run, at)
         upload.upload_run(place.bucket, SERVICE, "w4a16", run, files(tmp_path, results, at), place.journal)
@@ -580,7 +580,7 @@ def test_of_several_unfinished_runs_the_latest_is_seen(place: PublicationTarget,
     assert stored.find_unfinished(place.bucket, SERVICE, "w4a16") == []
 
 
-def test_an_unfinished_run_that_cannot_be_published_does_not_hold_up_the_next(
+def test_unfinished_run_that_cannot_be_published_does_not_block_the_next(
     place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     """Another version claims the revision of the earlier run; the next run measured another revision."""

@@ -38,7 +38,7 @@ P99 = "benchmark_rate_5_ttft_p99"
 
 REGISTERED = "test_model_and_version_are_registered"
 LABELLED = "test_labels_and_ids_agree"
-WEIGHTS = "test_artifact_is_the_weights_that_are_served"
+WEIGHTS = "test_artifact_uri_is_the_one_the_service_loads"
 CLAIMED = "test_no_other_version_claims_this_revision"
 OWN = "test_results_of_this_run_are_published"
 EQUAL_ARTIFACT = "test_published_numbers_equal_the_artifact"
@@ -104,7 +104,7 @@ def make_stage(run, cluster):
     target = TargetFacts("quantized", NAME, "http://127.0.0.1:9")
     return StageFacts("vllm-stage", run.run_id, WORLD["owned"], (target,), WORLD["minio_url"])
 
-class Nobody:
+class NoCluster:
     class client:
         @staticmethod
         def close():
@@ -113,7 +113,7 @@ class Nobody:
 lifecycle.make_cluster = lambda run: ClusterFacts("local", "/k", "c", "v1.34.4", "kubectl", True, True, "/state")
 lifecycle.make_stage = make_stage
 finish.end, finish.diagnose = lambda run, cluster: [], lambda run, cluster: []
-client.connect = lambda cluster, namespace: Nobody()
+client.connect = lambda cluster, namespace: NoCluster()
 objects.get = lambda kube, kind, name, namespace=None: OBJECTS.get((kind, name))
 objects.listed = lambda kube, kind, namespace=None, labels=None, fields=None: [POD] if kind == "Pod" else []
 render.render = lambda overlay, kubectl: []
@@ -407,7 +407,7 @@ FAULTS: dict[str, Fault] = {
     "other weights": Fault(
         change_world(model={"storageUri": "pvc://elsewhere"}),
         {WEIGHTS},
-        "no model artifact in use with the URI pvc://else",
+        "expected a live model artifact with the URI pvc://else",
     ),
     "revision claimed by a second version": Fault(
         second_version, {CLAIMED}, "version 'quant-w4a16' of the model holds results of inferenceservice/"
@@ -418,7 +418,7 @@ FAULTS: dict[str, Fault] = {
         f"are of revision '{REVISION}', 'new-7f' runs now",
     ),
     "stale: older than the revision": Fault(
-        change_world(created_at="2026-11-24T12:00:00Z"), {FRESH}, "was made at 2026-11-24T12:00:00Z"
+        change_world(created_at="2026-11-24T12:00:00Z"), {FRESH}, "was created at 2026-11-24T12:00:00Z"
     ),
     "partial upload of another run": Fault(
         partial_upload, {FINISHED}, f"run {LATER}: a partial upload: it was cut off"
@@ -434,7 +434,7 @@ def test_sound_results_pass(world: World) -> None:
     assert outcomes == {"passed": len(ALL)}, output
 
 
-def test_a_list_that_gives_another_model_first_misleads_nothing(world: World) -> None:
+def test_list_that_returns_another_model_first_misleads_no_check(world: World) -> None:
     for name in ("another-model", "x"):
         world.standin.call("POST", "registered_models", {"name": name})
     world.standin.faults({"fault": "other-first", "avoid": SERVICE})
@@ -475,7 +475,7 @@ def test_the_official_client_does_not_apply_to_a_registry_without_v1(world: Worl
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_caught_by_its_checks_and_no_other(world: World, name: str) -> None:
+def test_planted_fault_is_reported_by_its_checks_and_no_other(world: World, name: str) -> None:
     fault = FAULTS[name]
     publish_run(world.place, world.pytester.path / "first")
     fault.plant(world)
@@ -487,7 +487,7 @@ def test_a_planted_fault_is_caught_by_its_checks_and_no_other(world: World, name
     assert world.minio.secret not in output
 
 
-def test_a_run_publishes_what_it_measured_and_passes(world: World) -> None:
+def test_run_publishes_its_results_and_passes(world: World) -> None:
     world.options, world.changes = [], {"measures": True}
     failed, output, outcomes = world.run()
     assert not failed, output
@@ -503,12 +503,12 @@ def test_a_run_publishes_what_it_measured_and_passes(world: World) -> None:
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
-        ({"simulated": True}, "quantized-rate-1 is simulated: its numbers are no model's"),
+        ({"simulated": True}, "quantized-rate-1 is simulated: its numbers are not a model's"),
         ({"failures": 200}, "quantized-rate-5 is vacuous: not one token came from 200 requests"),
     ],
     ids=["simulated", "vacuous"],
 )
-def test_results_that_are_no_models_are_refused_and_nothing_is_written(
+def test_simulated_and_vacuous_results_are_refused_and_nothing_is_written(
     world: World, facts: dict[str, Any], says: str
 ) -> None:
     world.options, world.changes = [], {"measures": True, "facts": facts}
@@ -574,7 +574,7 @@ def test_a_change_to_another_version_during_the_publication_is_named(world: Worl
     assert "version w8a8: owner changed during this run's publication" in output
 
 
-def test_nothing_published_is_a_skip_on_the_runs_own_stage_and_a_failure_on_one_that_was_there(world: World) -> None:
+def test_missing_publication_skips_on_the_runs_own_stage_and_fails_on_an_existing_one(world: World) -> None:
     world.options = []
     failed, output, outcomes = world.run()
     assert not failed, output

@@ -75,7 +75,7 @@ def measure(role: str, folder: Path) -> None:
 
 
 def measure_step(sim: Sim, step: LoadStep, model: str, name: str) -> tuple[Measurement, Metrics, StepVerdict]:
-    """One step, measured anew where this machine was too busy to send it in time: that is none of the notebook's."""
+    """One step, measured again where this machine was too busy to send it in time."""
     sim.faults(*([FAULTS[name]] if name in FAULTS else []))
     facts = {"run_id": RUN, "profile": "local", "engine_version": "sim", "simulated": True}
     for _ in range(5):
@@ -103,7 +103,7 @@ def result_of(folder: Path, step: str) -> dict[str, Any]:
 
 @dataclass
 class Workbench:
-    """A stage's MinIO and registry with a run in them, and the notebook beside.
+    """A stage's MinIO and registry with a run in them, and the notebook.
 
     Attributes:
         python: The workbench's interpreter.
@@ -196,7 +196,7 @@ def workbench(
     return made
 
 
-def test_the_notebook_runs_from_top_to_bottom_and_compares_both_models(workbench: Workbench, benchmarks: Path) -> None:
+def test_notebook_runs_from_top_to_bottom_and_compares_both_models(workbench: Workbench, benchmarks: Path) -> None:
     page = workbench.run(**COSTS, QUANTIZED_PRECISION="W4A16", QUANTIZED_SIZE_GB="13", QUANTIZED_MEMORY_GB="24")
     assert page.errors == {}
     assert page.warnings == []
@@ -221,13 +221,13 @@ def test_the_notebook_runs_from_top_to_bottom_and_compares_both_models(workbench
         assert float(page.row("comparison", "... per USD/h")[1 + list(MODELS).index(role)].split(" ")[0]) > 0
 
 
-def test_a_load_beyond_the_promise_is_observed_and_what_was_never_answered_is_inf(
+def test_load_beyond_the_promise_is_observed_and_unanswered_latencies_are_inf(
     workbench: Workbench, benchmarks: Path
 ) -> None:
     page = workbench.run()
     for role in MODELS:
         metrics = result_of(benchmarks, f"{role}-rate-150")["metrics"]["metrics"]
-        assert metrics["ttft_p99_ms"] == "inf", "the planted failures did not come"
+        assert metrics["ttft_p99_ms"] == "inf", "the planted failures are missing"
         row = page.row("table", "150/s", role)
         assert row[2] == "observed"
         assert int(row[4]) == metrics["failed"] > 0
@@ -235,8 +235,8 @@ def test_a_load_beyond_the_promise_is_observed_and_what_was_never_answered_is_in
     assert page.errors == {}
 
 
-def test_simulated_results_are_called_so_beside_the_numbers(workbench: Workbench) -> None:
-    workbench.set_property("full", "benchmark_owner", 7.0)  # somebody else's: it is not compared
+def test_simulated_results_are_marked_next_to_the_numbers(workbench: Workbench) -> None:
+    workbench.set_property("full", "benchmark_owner", 7.0)  # another client's: it is not compared
     page = workbench.run()
     assert page.errors == {}
     assert "48 properties compared, 0 differ" in page.text("checks")
@@ -246,7 +246,7 @@ def test_simulated_results_are_called_so_beside_the_numbers(workbench: Workbench
     assert page.row("comparison", "simulated") == ["simulated", "YES", "YES"]
 
 
-def test_without_a_cost_nothing_is_priced(workbench: Workbench) -> None:
+def test_without_a_cost_no_price_is_shown(workbench: Workbench) -> None:
     page = workbench.run(FULL_COST_PER_HOUR_USD="5")
     assert page.row("comparison", "cost per hour") == ["cost per hour", "no cost in the profile", "5 USD"]
     assert page.row("table", "10/s", "quantized")[-1] == "-"
@@ -310,14 +310,14 @@ PLANTED: dict[str, tuple[Callable[[Workbench], None], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_what_is_not_as_it_must_be_is_listed_and_fails_the_last_cell_only(workbench: Workbench, name: str) -> None:
+def test_planted_fault_is_listed_and_fails_only_the_last_cell(workbench: Workbench, name: str) -> None:
     plant, says = PLANTED[name]
     plant(workbench)
     page = workbench.run(**COSTS)
     assert list(page.errors) == ["end"], page.errors
     for text in says:
         assert text in page.errors["end"]
-    assert page.rows("checks"), "the findings are listed beside the numbers too"
+    assert page.rows("checks"), "the findings are listed next to the numbers too"
     if name in ("altered file", "truncated file", "deleted file"):
         assert [row[1] for row in page.rows("table") if row[0] == "10/s"] == ["full"], "a broken file is not drawn"
 
@@ -328,7 +328,7 @@ def test_credentials_that_minio_refuses_are_named(workbench: Workbench) -> None:
     assert page.errors["end"].count("cannot be read: An error occurred (SignatureDoesNotMatch)") == len(MODELS)
 
 
-def test_a_number_that_is_not_known_is_shown_as_missing_and_not_as_0_and_other_lengths_are_told(
+def test_unknown_number_is_shown_as_missing_instead_of_0_and_other_lengths_are_reported(
     python: Path, minio: servers.MinioServer, standin: servers.Standin, benchmarks: Path, tmp_path: Path
 ) -> None:
     standin.reset()

@@ -1,4 +1,4 @@
-"""README tells what there is: its commands, and every option, fixture, marker and support row."""
+"""README lists the commands and every option, fixture, marker and support row."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def raw(**changes: Any) -> dict[str, Any]:
     return {name: encode(value) for name, value in (dict(made().values) | changes).items()}
 
 
-def test_results_of_now_are_not_stale() -> None:
+def test_results_of_the_running_revision_are_not_stale() -> None:
     revision = made().source.revision
     assert check.find_stale(raw(), revision, "2026-11-24T09:59:59Z") == []
     assert check.find_stale(raw(), revision, "") == []
@@ -93,10 +93,10 @@ def test_stale_results_are_named_with_run_and_revision() -> None:
         f"stale: the results of run {RUN} (2026-11-24T10:00:00Z) are of revision '{SERVICE}-predictor"
     )
     (line,) = check.find_stale(raw(), made().source.revision, "2026-11-24T10:00:01Z")
-    assert line.endswith("was made at 2026-11-24T10:00:01Z")
+    assert line.endswith("was created at 2026-11-24T10:00:01Z")
 
 
-def test_what_was_cut_by_the_budget_is_not_missed_and_what_had_room_is() -> None:
+def test_properties_cut_by_the_budget_are_not_reported_as_missing_and_others_are() -> None:
     results = made(1.0, 5.0, 10.0)
     foreign = {f"build-{i}": encode("x") for i in range(4)}
     wanted = properties.within_budget(results.values, foreign, "v")
@@ -108,7 +108,7 @@ def test_what_was_cut_by_the_budget_is_not_missed_and_what_had_room_is() -> None
     assert all("is not published" in line for line in lines)
 
 
-def test_provenance_is_missed_whether_there_is_room_or_not() -> None:
+def test_missing_provenance_is_reported_whether_there_is_room_or_not() -> None:
     results = made()
     crowded = {f"build-{i}": encode("x") for i in range(30)} | raw()
     del crowded[properties.RUN]
@@ -117,7 +117,7 @@ def test_provenance_is_missed_whether_there_is_room_or_not() -> None:
     ]
 
 
-def test_results_of_elsewhere_are_named_field_by_field() -> None:
+def test_results_of_another_service_are_reported_field_by_field() -> None:
     results = made()
     assert check.compare_source(results, SERVICE, "w4a16", "vllm-stage", SERVICE) == []
     assert len(check.compare_source(results, "n", "v", "other", "s")) == 4
@@ -128,7 +128,7 @@ def test_a_document_without_its_samples_does_not_pass() -> None:
     assert lines == [f"results of {SERVICE} by run {RUN} are not published: there is no step"]
 
 
-def test_what_is_archived_is_named() -> None:
+def test_archived_entities_are_reported() -> None:
     lines = publishing.find_archived(MODEL | {"state": "ARCHIVED"}, VERSION | {"state": "LIVE"})
     assert lines == ["model m is ARCHIVED in the registry"]
 

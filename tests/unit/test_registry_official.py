@@ -61,11 +61,11 @@ def test_published_values_are_read_as_they_were_measured(
 @pytest.mark.parametrize(
     ("raw", "line"),
     [
-        (encode(1.0), f"{P99}: expected 119.7, the official client gives 1"),
-        (encode("119.7"), f"{P99}: expected 119.7, the official client gives '119.7' (str)"),
+        (encode(1.0), f"{P99}: expected 119.7, the official client returns 1"),
+        (encode("119.7"), f"{P99}: expected 119.7, the official client returns '119.7' (str)"),
         (
             {"metadataType": "MetadataBoolValue", "bool_value": True},
-            f"{P99}: expected 119.7, the official client gives True (bool)",
+            f"{P99}: expected 119.7, the official client returns True (bool)",
         ),
     ],
     ids=["altered", "text", "boolean"],
@@ -79,7 +79,7 @@ def test_a_number_that_differs_is_named(
 
 def test_a_number_that_the_client_leaves_out_is_named() -> None:
     (line,) = check.compare_official_client(RESULTS, {P99: encode(119.7)}, {})
-    assert line == f"{P99}: expected 119.7, and the official client gives nothing"
+    assert line == f"{P99}: expected 119.7, the official client returns nothing"
 
 
 def test_a_whole_number_of_ten_digits_is_named_by_property_and_by_the_client(

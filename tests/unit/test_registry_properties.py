@@ -29,7 +29,7 @@ FOREIGN = st.dictionaries(
 
 
 @given(value=st.one_of(TEXT, NUMBER))
-def test_a_value_that_was_sent_and_read_is_no_difference(value: values.Value) -> None:
+def test_value_that_was_sent_and_read_back_does_not_differ(value: values.Value) -> None:
     read = json.loads(json.dumps(values.encode(value)))
     assert values.difference(read, value) == ""
     other = value + "x" if isinstance(value, str) else "x"
@@ -53,7 +53,7 @@ def test_a_value_that_was_sent_and_read_is_no_difference(value: values.Value) ->
         ({"metadataType": "MetadataDoubleValue"}, "is None: expected 12.5"),
     ],
 )
-def test_a_property_that_is_not_the_number_is_named(raw: Any, line: str) -> None:
+def test_property_that_differs_from_the_number_is_reported(raw: Any, line: str) -> None:
     assert values.difference(raw, 12.5).startswith(line)
 
 
@@ -62,7 +62,7 @@ def test_a_whole_number_comes_back_without_its_point_and_is_equal() -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "mlmd-struct::x", "a\0b"])
-def test_what_the_server_chokes_on_is_never_sent(value: values.Value) -> None:
+def test_values_that_break_the_server_are_never_sent(value: values.Value) -> None:
     with pytest.raises(ValueError, match="cannot be a property"):
         values.encode(value)
 
@@ -76,7 +76,7 @@ def test_a_struct_that_was_read_is_sent_as_base64() -> None:
 
 
 @given(foreign=FOREIGN)
-def test_merging_keeps_what_others_have_and_replaces_what_is_ours(foreign: dict[str, Any]) -> None:
+def test_merging_keeps_properties_of_others_and_replaces_ours(foreign: dict[str, Any]) -> None:
     """Whatever is there: others' stay as they are, ours are the run's, and what is ours of another run goes."""
     results = made(1.0)
     stale = properties.step_property("rate", 99.0, "ttft_p99")
@@ -128,5 +128,5 @@ def test_ours_are_known_by_their_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["benchmark_rate_5_colour", "benchmark_suite", "my_benchmark_test_run", "accuracy"])
-def test_names_that_only_look_alike_are_not_ours(name: str) -> None:
+def test_similar_names_are_not_ours(name: str) -> None:
     assert not properties.is_ours(name)

@@ -26,7 +26,7 @@ from tests.unit.made_results import (
 )
 
 
-def test_the_references_names_come_with_the_metrics_of_the_samples() -> None:
+def test_published_names_have_the_metrics_of_the_samples() -> None:
     found = made(5.0)
     flat = summarise(measured(rate_step(5.0)).samples, rate_step(5.0)).flat()
     assert dict(found.values) == {
@@ -86,12 +86,12 @@ def test_promised_rates_come_first_then_observations_then_users() -> None:
     [
         ({"simulated": True}, "quantized-rate-5 is simulated"),
         ({"engine_version": "0.0.0+vllm-stage-sim"}, "quantized-rate-5 is simulated"),
-        ({"simulated": None}, "quantized-rate-5 does not say whether a simulated engine answered"),
+        ({"simulated": None}, "quantized-rate-5 does not record whether a simulated engine answered"),
         ({"run_id": "another"}, f"was measured by run 'another', not by {RUN}"),
         ({"failures": 200}, "quantized-rate-5 is vacuous: not one token came from 200 requests"),
     ],
 )
-def test_results_that_are_no_models_are_refused(changes: dict[str, Any], line: str) -> None:
+def test_simulated_and_vacuous_results_are_refused(changes: dict[str, Any], line: str) -> None:
     good = step(measured(rate_step(1.0)), "pass")
     with pytest.raises(StageFailure) as caught:
         document.make([good, step(measured(rate_step(5.0), **changes), "fail")], source())
@@ -128,12 +128,12 @@ def test_the_document_is_read_as_it_was_written() -> None:
     ("content", "message"),
     [
         (b"{", "here: is corrupt"),
-        (b"[]", "here: schema: must be vllm-stage/publication"),
-        (made().to_bytes().replace(b'"run": ', b'"walk": '), "here: run: must be a text"),
-        (made().to_bytes().replace(b'"pass"', b"true"), "here: properties: True is neither text nor number"),
+        (b"[]", "here: schema: expected vllm-stage/publication"),
+        (made().to_bytes().replace(b'"run": ', b'"walk": '), "here: run: expected a string, got None"),
+        (made().to_bytes().replace(b'"pass"', b"true"), "here: properties: expected a string or a number, got True"),
     ],
 )
-def test_a_wrong_document_is_refused_by_its_field(content: bytes, message: str) -> None:
+def test_invalid_document_is_refused_with_its_field(content: bytes, message: str) -> None:
     with pytest.raises(StageFailure) as caught:
         document.parse(content, "here")
     assert message in caught.value.message

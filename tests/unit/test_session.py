@@ -48,7 +48,7 @@ def test_a_wait_ends_when_the_condition_holds_and_records_it(tmp_path: Path) -> 
     assert (event["kind"], event["name"], event["outcome"], event["state"]) == ("wait", "pod/x Ready", "done", "up")
 
 
-def test_a_wait_fails_at_once_on_what_cannot_heal() -> None:
+def test_wait_fails_immediately_on_a_permanent_failure() -> None:
     looks = iter([Observation(False, "creating"), Observation(False, "ErrImagePull", fatal="image x cannot be pulled")])
     with pytest.raises(WaitFailed) as caught:
         wait_until("pod/x Ready", lambda: next(looks), timeout_s=3600, journal=Journal(), interval_s=0.001, hint="look")
@@ -116,12 +116,12 @@ def outcome(name: str, outcome: str, reason: str = "", **properties: Any) -> dic
     }
 
 
-def test_counts_take_the_worst_outcome_of_a_test() -> None:
+def test_counts_use_the_worst_outcome_of_a_test() -> None:
     tests = [outcome("a", "passed"), outcome("a", "error"), outcome("b", "passed"), outcome("c", "skipped")]
     assert record.counts({"tests": tests}) == {"passed": 1, "skipped": 1, "error": 1}
 
 
-def test_junit_says_what_is_wrong_in_the_message(tmp_path: Path) -> None:
+def test_junit_message_is_the_error(tmp_path: Path) -> None:
     data = {
         "run_id": "r",
         "simulated": True,

@@ -174,7 +174,7 @@ def measured(role: str, rate: float, slow: int, requests: int = 18) -> Measureme
     return with_ttfts([0.9] * slow + [0.1] * (requests - slow), rate, role=role)
 
 
-def test_what_one_step_alone_cannot_show_the_run_as_a_whole_does(tmp_path: Path) -> None:
+def test_run_fails_a_step_that_its_own_verdict_leaves_undecided(tmp_path: Path) -> None:
     """13 misses of 18 have p = 0.048: undecided at half of 5 %, a fail once the other step has failed by itself."""
     text = PROFILE.split("[models.quantized]")[0] + (
         '[models.full]\ninference_service = "f"\n[slo]\nttft_p50_ms = 500\n'
@@ -222,7 +222,7 @@ def test_a_steps_metrics_are_computed_once_however_often_they_are_read(
     assert counted == [result.planned.step.id] * 2, "only the witness derives the numbers once more"
 
 
-def test_a_run_without_load_has_nothing_to_say_of_it(tmp_path: Path, config: StageConfig) -> None:
+def test_run_without_load_reports_nothing_about_load(tmp_path: Path, config: StageConfig) -> None:
     assert steps.finish(run_of(config, tmp_path)) == []
 
 

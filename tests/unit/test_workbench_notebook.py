@@ -41,7 +41,7 @@ def settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def test_no_cell_has_an_output_or_was_run() -> None:
+def test_no_cell_has_an_output_or_execution_count() -> None:
     cells = [cell for cell in notebook()["cells"] if cell["cell_type"] == "code"]
     assert cells
     assert [cell["id"] for cell in cells if cell["outputs"] or cell["execution_count"] is not None] == []
@@ -59,11 +59,11 @@ def test_every_code_cell_follows_a_text_and_compiles() -> None:
         compile(source, name, "exec")
 
 
-def test_no_path_of_a_machine_is_in_it() -> None:
+def test_notebook_contains_no_machine_path() -> None:
     assert re.findall(r"(?<![\w.:}])/(?:home|root|tmp|work|opt|usr|mnt|var|Users)\b", NOTEBOOK.read_text()) == []
 
 
-def test_it_imports_only_what_a_workbenchs_image_has() -> None:
+def test_notebook_imports_only_packages_of_the_workbench_image() -> None:
     found = set()
     for source in sources("code").values():
         for node in ast.walk(ast.parse(source)):
@@ -83,7 +83,7 @@ def asked_for() -> set[str]:
     return plain | {f"{prefix}_{name}" for prefix in ROLES.values() for name in each}
 
 
-def test_every_setting_of_the_overlay_is_read_and_every_one_that_is_read_is_given() -> None:
+def test_notebook_reads_exactly_the_settings_of_the_overlay() -> None:
     (resource,) = [
         item
         for item in yaml.safe_load_all((OPENSHIFT / "workbench" / "notebook.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Are the weights on a model's volume what its manifest says? Hashed in the cluster, from the volume's bytes."""
+"""Compares the weights on a model's volume with its manifest; a Job in the cluster hashes the volume's bytes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ REPORT = "REPORT "
 
 @dataclass(frozen=True)
 class Report:
-    """What the verification Job saw.
+    """The report of the verification Job.
 
     Attributes:
         files: Path to size in bytes and SHA-256 of the bytes on the volume.
         manifest: The same from the manifest that the download wrote last; None where it wrote none.
-        source: The same from the manifest at the source; None where the source is not in the cluster's reach.
+        source: The same from the manifest at the source; None where the cluster cannot reach the source.
     """
 
     files: Mapping[str, tuple[int, str]]
@@ -35,11 +35,11 @@ class Report:
 
 
 def verification_job(download: Object, node: str | None) -> Object:
-    """The Job that hashes what a download Job put on its volume, which it mounts read-only.
+    """The Job that hashes the files on a download Job's volume, which it mounts read-only.
 
     Args:
         download: The declared download Job.
-        node: The node whose pod has the volume mounted now: a ReadWriteOnce volume mounts nowhere else.
+        node: The node of the pod that mounts the volume: a ReadWriteOnce volume can be mounted only there.
     """
     job = copy.deepcopy(download)
     job["metadata"] = {
@@ -54,7 +54,7 @@ def verification_job(download: Object, node: str | None) -> Object:
             volume["persistentVolumeClaim"]["readOnly"] = True
     container = spec["containers"][0]
     container["args"] = ["verify"]
-    # It needs no token.
+    # The verification needs no token.
     container["env"] = [entry for entry in container["env"] if "value" in entry]
     for mount in container["volumeMounts"]:
         mount["readOnly"] = mount["name"] in claims or mount.get("readOnly", False)
@@ -106,7 +106,7 @@ def _by_path(entries: list[Object]) -> dict[str, tuple[int, str]]:
 
 
 def problems(report: Report) -> list[str]:
-    """Where volume, manifest and source do not agree; a line for each file."""
+    """The differences between volume, manifest and source, one line per file."""
     if not report.manifest:
         return ["weights unverified: the volume has no manifest, or an empty one: the download did not finish"]
     lines = []

@@ -1,7 +1,7 @@
-"""An environment with what a workbench's image has, made once by uv from hash-checked pins, beside the engine's.
+"""An environment with the packages of a workbench's image, created once by uv from hash-checked pins.
 
 It is not part of the extra `test`: 300 MB of Jupyter, pandas and matplotlib are needed by one module of tests, and the
-plugin's own dependencies must not decide which versions the notebook meets. The pins are made by, in this folder::
+plugin's own dependencies must not decide the notebook's versions. This command in this folder creates the pins::
 
     uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_31 --only-binary :all: \
         --generate-hashes --no-annotate --no-header requirements.in -o requirements.txt
