@@ -51,7 +51,9 @@ def test_unusable_environment_ends_with_69(
     record = json.loads((broken_place.path / "here" / "run.json").read_text())
     assert record["exit_status"] == 69
     if raised_in != "end":
-        result.stdout.fnmatch_lines(["environment unusable: the API server does not answer", "  next: journalctl -u kubelet"])
+        result.stdout.fnmatch_lines(
+            ["environment unusable: the API server does not answer", "  next: journalctl -u kubelet"]
+        )
         assert [test["error_kind"] for test in record["tests"] if test["name"].endswith("test_it")][-1:] == [
             "environment unusable"
         ]
