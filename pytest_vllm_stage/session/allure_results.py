@@ -83,7 +83,8 @@ def _attach_exchange(client: Any) -> None:
     request, response = client.last_request, client.last_response
     if request is None:
         return
-    body = request.content.decode("utf-8", "replace")
+    # A body that was sent in chunks is not kept.
+    body = request.content.decode("utf-8", "replace") if hasattr(request, "_content") else "(sent in chunks)"
     allure.attach("last request", f"{request.method} {request.url}\n\n{body}")
     if response is not None:
         kept = response.text if response.is_closed and hasattr(response, "_content") else "(streamed)"

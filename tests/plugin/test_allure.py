@@ -151,3 +151,23 @@ def test_without_allure_pytest_the_run_is_the_same(place: pytest.Pytester) -> No
     result = place.runpytest_subprocess("-p", "no:allure_pytest", "--stage-run-dir=here")
     result.assert_outcomes(passed=1)
     assert not (place.path / "here" / "allure-results").exists()
+
+
+def test_a_body_that_was_sent_in_chunks_does_not_end_the_session(place: pytest.Pytester) -> None:
+    """Its bytes are gone once they are sent; httpx's own mock transport would keep them."""
+    sending = """
+    class Transport(httpx.BaseTransport):
+        def handle_request(self, request):
+            return answer(request)
+    return EndpointClient("""
+    in_chunks = SUITE.replace("\n    return EndpointClient(", sending).replace(
+        "httpx.MockTransport(answer)", "Transport()"
+    )
+    place.makepyfile(
+        test_it=in_chunks.replace("client.models()", 'client.raw("POST", "/v1/models", content=iter([b"{}"]))')
+    )
+    result = place.runpytest_subprocess("-n", "0", "--stage-run-dir=here")
+    result.assert_outcomes(passed=2, failed=1)
+    folder = place.path / "here" / "allure-results"
+    attached = {one["name"]: one["source"] for one in results(folder)["test_fails"]["attachments"]}
+    assert "(sent in chunks)" in (folder / attached["last request"]).read_text()
