@@ -13,12 +13,14 @@ from pytest_vllm_stage.checks.inference.relations.asking import Asker, RelationB
 from pytest_vllm_stage.checks.inference.relations.covering import Choice, cover_pairs, pairs_to_cover
 from pytest_vllm_stage.checks.inference.relations.features import FACTORS, MATRIX, Case, exclusion
 from pytest_vllm_stage.checks.inference.relations.reading import (
+    Reading,
     describe_change,
     find_difference,
     read_answer,
     read_chunks,
 )
 from pytest_vllm_stage.serving.client import EndpointClient, Target
+from pytest_vllm_stage.serving.failures import RequestFailed
 
 #: Values are unique across factors, as in the matrix.
 factors_ = st.lists(st.integers(1, 5), min_size=2, max_size=5).map(
@@ -121,7 +123,11 @@ def test_a_stream_and_a_whole_answer_are_read_alike() -> None:
         ({"content": "abc"}, "the stream lost 'c' after 'ab'"),
         ({"tool_calls": []}, "the stream has the tool calls [('f', '{\"a\": 1}')], expected []"),
         ({"finish_reason": "length"}, "the stream ends with finish_reason 'stop', expected 'length'"),
-        ({"logprobs": None}, "the stream has logprobs of ['a'], expected []"),
+        ({"logprobs": None}, "the stream has logprobs of 1 tokens, expected 0: it added 'a'"),
+        (
+            {"logprobs": {"content": [{"token": token, "logprob": -0.1} for token in "ba"]}},
+            "the stream has logprobs of 1 tokens, expected 2: it lost 'b'",
+        ),
         ({"logprobs": {"content": [{"token": "a", "logprob": -1.0}]}}, "the stream has logprobs that differ by 0.90"),
     ],
 )
@@ -176,3 +182,78 @@ def test_white_space_in_json_is_free_and_its_values_are_not() -> None:
     for wrong in ('{"a": 2}', '{"a": 1'):
         with pytest.raises(RelationBroken, match="the stream has the tool calls"):
             asker.compare("streamed != plain", case, expected, answer(wrong), "the stream")
+
+
+def scored(*tokens: str, completion_tokens: int) -> Reading:
+    answer = whole(content="amber", logprobs={"content": [{"token": one, "logprob": -0.1} for one in tokens]})
+    counts = {"completion_tokens": completion_tokens, "total_tokens": 3 + completion_tokens}
+    return read_answer(answer | {"usage": USAGE | counts})
+
+
+def test_a_guided_text_may_have_other_tokens_and_none_may_be_lost() -> None:
+    """A near tie decides between "a" + "mber" and "amber" where a grammar allows both."""
+    expected = scored("a", "mber", completion_tokens=3)
+    for one_text in (scored("amber", completion_tokens=2), scored("am", "b", "er", completion_tokens=4)):
+        assert find_difference(expected, one_text, "the answer", free_tokens=True) == ""
+        assert "has logprobs of" in find_difference(expected, one_text, "the answer")
+    lost = find_difference(expected, scored("mber", completion_tokens=3), "the stream", free_tokens=True)
+    assert lost == "the stream has logprobs of 1 tokens, expected 2: it lost 'a'"
+    for count in (0, 1, 7):
+        wrong = scored("a", "mber", completion_tokens=count)
+        assert "the stream counts" in find_difference(expected, wrong, "the stream", free_tokens=True)
+    unlike = (
+        read_answer(whole(content="amber")),
+        read_answer(whole(content="amber") | {"usage": USAGE | {"total_tokens": 9}}),
+    )
+    assert "counts" in find_difference(*unlike, "the stream", free_tokens=True)
+
+
+def test_tokens_of_a_guided_answer_are_free_and_those_of_a_text_are_not() -> None:
+    fewer, more = scored("amber", completion_tokens=2), scored("a", "mber", completion_tokens=3)
+    for case in MATRIX:
+        if case.row["answer"] not in ("text", "no tool call"):
+            Scripted(3.0).compare("streamed != plain", case, fewer, more, "the stream")
+            continue
+        with pytest.raises(RelationBroken, match="has logprobs of 2 tokens, expected 1"):
+            Scripted(3.0).compare("streamed != plain", case, fewer, more, "the stream")
+
+
+class Refusing(Asker):
+    """An asker whose server fails where the request has each of these values."""
+
+    def __init__(self, *values: str) -> None:
+        super().__init__(EndpointClient(Target("full", "m", "http://127.0.0.1:9")))
+        self.values = set(values)
+
+    def _unused_token(self) -> int:
+        return 1
+
+    def ask(self, case: Case, body: dict[str, Any], *, stream: bool = False, way: str = "") -> Reading:
+        if self.values <= set(case.row.values()):
+            raise RequestFailed("answered 500", status=500)
+        return read_answer(whole())
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (["several tool calls"], "no plain answer for several tool calls on chat: answered 500"),
+        (["chat", "n"], "no plain answer for n on chat: answered 500"),
+        (["regex", "logprobs"], "no plain answer for regex x logprobs on chat: answered 500"),
+        (["chat"], "no plain answer for plain text on chat: answered 500"),
+    ],
+)
+def test_one_cause_of_missing_answers_is_one_failure(values: list[str], named: str) -> None:
+    """It is named by the fewest features that it needs; every other case with them is known to have no answer."""
+    asker, failures = Refusing(*values), []
+    for case in (case for case in MATRIX if case.row["api"] == "chat"):
+        known = asker.explain_unanswered(case)
+        if known:
+            assert set(values) <= set(case.row.values())
+            assert known == named
+            continue
+        try:
+            asker.alone(case)
+        except RelationBroken as error:
+            failures.append(str(error))
+    assert failures == [named]

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, Case
+from pytest_vllm_stage.checks.inference.relations.covering import Choice
+from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, GUIDED, NEUTRAL, Case
 from pytest_vllm_stage.checks.inference.relations.reading import (
     ReadChoice,
     Reading,
@@ -36,10 +37,12 @@ class Asker:
     Attributes:
         endpoint: The client.
         known: The plain answer to each request that was asked alone, by its body.
+        unanswered: The fewest features with which no plain answer comes, with what came instead.
     """
 
     endpoint: EndpointClient
     known: dict[str, Reading] = field(default_factory=dict)
+    unanswered: dict[frozenset[Choice], str] = field(default_factory=dict)
     _unused: list[int] = field(default_factory=list, repr=False)
 
     def body(self, case: Case) -> dict[str, Any]:
@@ -50,6 +53,8 @@ class Asker:
         if case.row["end"] != "stop text":
             return body
         text = self.alone(case.without("end")).choices[0].text
+        if case.row["answer"] in FREE_SPACE:
+            text = max(text.split(), key=len, default="")
         middle = len(text) // 2
         return body | {"stop": [text[middle : middle + STOP_LENGTH] or "absent"]}
 
@@ -63,7 +68,7 @@ class Asker:
         """The plain answer, asked alone over the ordinary connection; asked once.
 
         Raises:
-            RelationBroken: there is none.
+            RelationBroken: there is none; `explain_unanswered` gives the reason from then on.
         """
         __tracebackhide__ = True
         body = self.body(case)
@@ -72,8 +77,32 @@ class Asker:
             try:
                 self.known[key] = self.ask(case, body)
             except RequestFailed as error:
-                raise RelationBroken(f"no plain answer for {describe(case)}: {error}") from None
+                cause = self._find_cause(case, error)
+                said = f"no plain answer for {describe(cause)}: {error}"
+                self.unanswered[_features(cause)] = said
+                raise RelationBroken(said) from None
         return self.known[key]
+
+    def explain_unanswered(self, case: Case) -> str:
+        """Why the case has no plain answer, where `alone` has reported it for features of the case; else empty."""
+        return next((said for features, said in self.unanswered.items() if features <= set(case.row.items())), "")
+
+    def _find_cause(self, case: Case, error: RequestFailed) -> Case:
+        """The case without the features that the failure does not need."""
+        for factor in ("prompt", "extra", "end", "answer"):
+            simpler = case.without(factor)
+            if simpler != case and self._fails_alike(simpler, error):
+                case = simpler
+        return case
+
+    def _fails_alike(self, case: Case, error: RequestFailed) -> bool:
+        try:
+            self.ask(case, self.body(case))
+        except RequestFailed as other:
+            return other.status == error.status
+        except RelationBroken:
+            pass
+        return False
 
     def ask(self, case: Case, body: dict[str, Any], *, stream: bool = False, way: str = ORDINARY) -> Reading:
         """One request, now.
@@ -112,7 +141,7 @@ class Asker:
             RelationBroken: they differ, and not by a token that was as likely as the expected one.
         """
         __tracebackhide__ = True
-        difference = find_difference(expected, got, what)
+        difference = find_difference(expected, got, what, free_tokens=case.row["answer"] in GUIDED)
         if difference and not self._is_near_tie(case, expected, got) and not _differ_by_json_space(case, expected, got):
             raise RelationBroken(f"{name(relation, case, way)}: {difference}")
 
@@ -146,6 +175,10 @@ class Asker:
                 best = sorted(likeliest, reverse=True)
                 return best[0] - best[1] if len(best) > 1 else float("inf")
         return float("inf")
+
+
+def _features(case: Case) -> frozenset[Choice]:
+    return frozenset((factor, value) for factor, value in case.row.items() if factor != "way" and value not in NEUTRAL)
 
 
 def _differ_by_json_space(case: Case, expected: Reading, got: Reading) -> bool:
