@@ -31,6 +31,7 @@ from pytest_vllm_stage.serving.target import is_simulated
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
+from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
 from pytest_vllm_stage.slo.run_verdict import judge_run
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 
@@ -142,11 +143,13 @@ def facts_of(run: Run, client: EndpointClient) -> dict[str, Any]:
         version = client.version()
     except RequestFailed:
         version = ""  # a gateway need not show it
+    limit = client.target.max_num_seqs
     return {
         "run_id": run.run_id,
         "profile": run.config.profile.name,
         "engine_version": version,
         "simulated": is_simulated(client.models()),
+        **({MAX_NUM_SEQS: limit} if limit is not None else {}),
     }
 
 
@@ -177,7 +180,11 @@ def judge_saved(run: Run, path: Path) -> StepResult:
 def conclude(run: Run, planned: PlannedStep, measurement: Measurement, gates: int) -> StepResult:
     """Summarise and judge a measurement, once; write its files, and put the result into the journal."""
     metrics, verdict = judge(
-        measurement, planned.objectives, gates=gates, horizon_s=plans.horizon_of(run.config, planned.role)
+        measurement,
+        planned.objectives,
+        gates=gates,
+        horizon_s=plans.horizon_of(run.config, planned.role),
+        promised_rate=plans.limit_of(run.config, planned.role),
     )
     artifact = artifact_of(measurement, metrics, verdict)
     folder = folder_of(run)

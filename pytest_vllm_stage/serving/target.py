@@ -23,6 +23,7 @@ class Target:
         api_key: Sent as bearer token; None where the server asks for none.
         unreachable: Why no request is sent to it; empty where one can be.
         ca_file: PEM file of the authorities trusted to sign the server's certificate; None trusts the system's.
+        max_num_seqs: Requests that the engine runs at once, as declared; None where nothing declares it.
     """
 
     role: str
@@ -32,6 +33,7 @@ class Target:
     api_key: Secret | None = None
     ca_file: str | None = None
     unreachable: str = ""
+    max_num_seqs: int | None = None
 
 
 def is_simulated(models: list[dict[str, Any]]) -> bool:

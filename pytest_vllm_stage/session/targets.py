@@ -22,6 +22,7 @@ def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
             api_key=run.config.api_key,
             ca_file=run.config.ca_file,
             unreachable=target.unreachable,
+            max_num_seqs=target.max_num_seqs,
         )
         for target in stage.targets
     }

@@ -87,6 +87,7 @@ def judge(
     alpha: float = ALPHA,
     gates: int | None = None,
     horizon_s: float = HORIZON_S,
+    promised_rate: float | None = None,
 ) -> tuple[Metrics, StepVerdict]:
     """Derive the metrics and judge the step; a pure function, so saved samples are judged like live ones.
 
@@ -97,6 +98,7 @@ def judge(
         gates: Objectives over all steps of the run, which share the risk of a false fail; default: this step's.
         horizon_s: How long the objectives have to hold; a latency that rises beyond its limit within this time does not
             pass.
+        promised_rate: Requests per second that the profile promises of the model; None where it promises none.
 
     Returns:
         The metrics and the verdict.
@@ -115,7 +117,7 @@ def judge(
     judged = tuple(_gate(measurement, metrics, objective, limits_s, risks, tied, calm) for objective in objectives)
     growth = judge_growth(measurement, objectives, steadiness, load, horizon_s)
     state = saturation(measurement, load, steadiness)
-    found = (*findings(measurement, metrics, objectives), *_load_remarks(measurement, load, state))
+    found = (*findings(measurement, metrics, objectives), *_load_remarks(measurement, load, state, promised_rate))
     outcome, why = _overall(metrics, judged, found, state, growth)
     saved_s = measurement.early_stop.saved_s if measurement.early_stop else 0.0
     return metrics, StepVerdict(measurement.step.id, outcome, why, judged, found, state, saved_s, alpha)
@@ -161,14 +163,21 @@ def _overall(
     return Outcome.PASS, f"{len(gates)} of {len(gates)} objectives kept{remarks}"
 
 
-def _load_remarks(measurement: Measurement, load: EngineLoad, state: Saturation) -> list[Finding]:
+def _load_remarks(
+    measurement: Measurement, load: EngineLoad, state: Saturation, promised_rate: float | None
+) -> list[Finding]:
     """How the engine's batch limit affects the step: requests that wait, or a rate above the limit."""
-    if not measurement.step.open_loop:
-        return [Finding("waiting", state.message, False)] if state.message else []
-    ceiling, rate = load.ceiling_requests_per_s, measurement.step.request_rate
-    if ceiling is None or rate is None or rate <= ceiling:
-        return []
-    return [Finding("ceiling", f"{rate:g} requests/s is above the batch limit: {load.ceiling_text()}", False)]
+    step, ceiling = measurement.step, load.ceiling_requests_per_s
+    waiting = [Finding("waiting", state.message, False)] if state.message and not step.open_loop else []
+    if ceiling is None:
+        return waiting
+    rates = {step.request_rate: "", promised_rate: "the promised "}
+    above = [f"{text}{rate:g} requests/s" for rate, text in rates.items() if rate is not None and rate > ceiling]
+    if not above:
+        return waiting
+    verb = "is" if len(above) == 1 else "are"
+    text = f"{' and '.join(above)} {verb} above the batch limit: {load.ceiling_text()}"
+    return [*waiting, Finding("ceiling", text, False)]
 
 
 def _failures_text(metrics: Metrics) -> str:

@@ -20,6 +20,7 @@ class TargetFacts:
         base_url: Root of its server, without ``/v1``; empty where it is not reachable.
         max_model_len: Context length in tokens as the manifests declare it; None where they do not declare it.
         unreachable: Why no request can be sent to it; empty where one can.
+        max_num_seqs: Requests that its engine runs at once, as the manifests declare it; None where they do not say.
     """
 
     role: str
@@ -27,6 +28,7 @@ class TargetFacts:
     base_url: str
     max_model_len: int | None = None
     unreachable: str = ""
+    max_num_seqs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pytest_vllm_stage.measurement.samples_file import read_measurement
 from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
+from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.steadiness import find_trends
 from pytest_vllm_stage.slo.verdict import judge
@@ -53,7 +54,7 @@ def test_limit_exceeded_only_after_the_horizon_is_ignored(ramp: Measurement) -> 
 def test_without_the_engines_readings_a_rise_is_not_certain(ramp: Measurement) -> None:
     found = judge(replace(ramp, server=()), [Objective("ttft_p90_ms", 2000)])[1]
     assert found.outcome is Outcome.INCONCLUSIVE
-    assert found.why.startswith("not steady: the requests in the engine grow by 0.2 per second; TTFT P90 would pass")
+    assert found.why.startswith("not steady: the requests in the engine grow by 0.2 per second; TTFT P90 would exceed")
 
 
 def test_closed_loop_reports_requests_that_wait_for_a_small_batch() -> None:
@@ -106,3 +107,20 @@ def test_stationary_queues_are_rarely_called_not_steady(load: float) -> None:
 def test_too_few_requests_show_no_trend() -> None:
     assert find_trends([sample(i, i / 10, ttft_s=0.1 + i) for i in range(20)]).trends == ()
     assert find_trends([]).trends == ()
+
+
+def test_a_promised_rate_above_the_batch_limit_is_reported_by_a_step_below_it(ramp: Measurement) -> None:
+    slow = queued(open_step(2, 60), 10, lambda _dice: 1.0)
+    declared = replace(slow, facts={MAX_NUM_SEQS: 4})
+
+    def ceilings(made: Measurement, promised_rate: float | None) -> list[str]:
+        found = judge(made, [GENEROUS], promised_rate=promised_rate)[1]
+        return [finding.text for finding in found.findings if finding.name == "ceiling"]
+
+    (text,) = ceilings(declared, 10)
+    assert text.startswith("the promised 10 requests/s is above the batch limit: a batch of 4 with 1 s per answer")
+    assert text in judge(declared, [GENEROUS], promised_rate=10)[1].why
+    assert ceilings(declared, 3) == ceilings(declared, None) == []
+    assert ceilings(slow, 100) == []
+    assert ceilings(ramp, 10)[0].startswith("5 requests/s and the promised 10 requests/s are above the batch limit")
+    assert ceilings(ramp, 5)[0].startswith("the promised 5 requests/s is above the batch limit")

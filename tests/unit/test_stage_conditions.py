@@ -139,3 +139,9 @@ def test_each_kind_is_waited_for_in_its_own_time() -> None:
 )
 def test_the_context_length_is_read_from_the_arguments(args: list[str], length: int | None) -> None:
     assert waves.max_model_len(args) == length
+
+
+def test_the_batch_limit_is_read_from_the_arguments() -> None:
+    assert waves.max_num_seqs(["--max-num-seqs=8", "--max-num-seqs", "16"]) == 16
+    assert waves.max_num_seqs(["--x--max-num-seqs=8"]) is None
+    assert waves.max_num_seqs([]) is None

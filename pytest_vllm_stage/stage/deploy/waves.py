@@ -178,14 +178,23 @@ def _reachable_targets(
 
 def _target(kube: DynamicClient, cluster: ClusterFacts, namespace: str, role: str, service: Object) -> TargetFacts:
     runtime = objects.get(kube, "ServingRuntime", drift.runtime_name(service), namespace)
-    length = max_model_len(drift.demand(service, runtime).args) if runtime else None
+    args = drift.demand(service, runtime).args if runtime else ()
     url = addresses.find_model_url(kube, cluster, namespace, service)
-    return TargetFacts(role, objects.name_of(service), url, length)
+    return TargetFacts(role, objects.name_of(service), url, max_model_len(args), max_num_seqs=max_num_seqs(args))
 
 
 def max_model_len(args: Sequence[str]) -> int | None:
     """The context length that serving arguments declare; the last one where it is given twice."""
-    match = re.findall(r"--max-model-len[= ](\d+)", " ".join(args))
+    return _find_number("--max-model-len", args)
+
+
+def max_num_seqs(args: Sequence[str]) -> int | None:
+    """The batch limit that serving arguments declare; the last one where it is given twice."""
+    return _find_number("--max-num-seqs", args)
+
+
+def _find_number(option: str, args: Sequence[str]) -> int | None:
+    match = re.findall(rf"(?:^| ){option}[= ](\d+)", " ".join(args))
     return int(match[-1]) if match else None
 
 
