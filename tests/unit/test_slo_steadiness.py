@@ -30,7 +30,7 @@ def growing(rate: float = 10.5, duration_s: float = 60, **changes: object) -> Me
 
 @pytest.fixture(scope="module")
 def ramp() -> Measurement:
-    """A real step: an H100, a batch of 24, 4 % past its capacity."""
+    """A real step: an H100, a batch of 24, 4 % past its capacity; every sixteenth token's time is kept."""
     return read_measurement(DATA / "queue-grows.samples.jsonl.gz")
 
 
@@ -64,6 +64,17 @@ def test_closed_loop_reports_requests_that_wait_for_a_small_batch() -> None:
     assert found.outcome is Outcome.FAIL
     assert "ttft_p90_ms <= 2000: 2400, 600 misses of 600 requests" in found.why
     assert "9 requests always waited: the engine runs 16 at a time" in found.why
+
+
+def test_a_real_closed_loop_names_the_batch_that_is_smaller_than_its_concurrency() -> None:
+    """An H100 with a batch of 16 and 25 users; every sixteenth token's time is kept."""
+    closed = read_measurement(DATA / "closed-25.samples.jsonl.gz")
+    found = judge(closed, [Objective("error_rate", 0), Objective("ttft_p90_ms", 2000)])[1]
+    assert found.outcome is Outcome.FAIL
+    assert found.why.startswith(
+        "ttft_p90_ms <= 2000: 2434, 243 misses of 441 requests; "
+        "9 requests always waited: the engine runs 16 at a time (concurrency 25)"
+    )
 
 
 def test_a_queue_that_grows_does_not_end_the_step_early() -> None:
