@@ -20,7 +20,6 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "reports/RE
 PENDING: tuple[str, ...] = (
     "CHANGELOG.md",
     "README.md",
-    "docs/profiles.md",
     "pytest_vllm_stage/checks/inference/patterns.py",
     "pytest_vllm_stage/checks/inference/reference.py",
     "pytest_vllm_stage/checks/inference/relations/asking.py",
