@@ -31,7 +31,8 @@ def measured(
     rows: Sequence[Sample] = [
         failed(i, i / rate, step=step.id)
         if i >= n - failures
-        else sample(i, i / rate, ttft_s=ttft_s + i / 10000, step=step.id)
+        # In no order of time: a TTFT that only rises is a queue that grows.
+        else sample(i, i / rate, ttft_s=ttft_s + i * 37 % n / 10000, step=step.id)
         for i in range(n)
     ]
     known = {"run_id": run, "engine_version": "0.32.0", "profile": "local", "simulated": False}
