@@ -218,7 +218,8 @@ def test_a_second_run_at_the_same_endpoint_waits_for_the_first(place: pytest.Pyt
     with ThreadPoolExecutor() as pool:
         results = [pool.submit(run, place, *options, folder=folder) for folder in ("one", "two")]
     for result in results:
-        result.result().assert_outcomes(passed=1)
+        # Not a pass: on a busy machine a step of 2 s may be inconclusive.
+        assert result.result().ret == pytest.ExitCode.OK
     (one,), (two,) = record(place, "one")["load_access"], record(place, "two")["load_access"]
     assert one["ended_at"] <= two["began_at"] or two["ended_at"] <= one["began_at"]
 
