@@ -39,8 +39,10 @@ FREE_SPACE = ("json schema", "named tool", "required tool")
 #: Values that no message names, as they add nothing to a plain request.
 NEUTRAL = ("text", "token limit", "nothing", "short")
 
+#: Lines of a long prompt, which takes several blocks of the prefix cache.
+LONG = 40
 COUNT = "Write the numbers from 1 to 100, separated by commas."
-LABEL = "white, amber and black"
+LABEL = "amber, black"
 TOOL_SCHEMA = {
     "type": "object",
     "properties": {"z": {"type": "string", "enum": ["A"]}},
@@ -122,11 +124,11 @@ class Case:
         """The request's body, without its way and its stop text."""
         chat = self.row["api"] == "chat"
         prompt = {"messages": _messages(self.row["prompt"])} if chat else {"prompt": self._completion_prompt()}
-        body = {"model": model, "temperature": 0, "max_tokens": 12, **prompt}
+        body = {"model": model, "temperature": 0, "max_tokens": 8, **prompt}
         return body | _answer(self.row["answer"]) | _end(self.row["end"]) | self._extra()
 
     def _completion_prompt(self) -> str:
-        return pattern(100 + self.place).prompt(60 if self.row["prompt"] == "long" else 3)
+        return pattern(100 + self.place).prompt(LONG if self.row["prompt"] == "long" else 3)
 
     def _extra(self) -> dict[str, Any]:
         logprobs = {"logprobs": True, "top_logprobs": 2} if self.row["api"] == "chat" else {"logprobs": 2}
@@ -135,7 +137,8 @@ class Case:
             # vLLM refuses several answers at temperature 0.
             "n": {"n": 2, "temperature": 1.0, "top_k": 1},
             "seed": {"temperature": 0.1, "seed": 7},
-            "penalties": {"frequency_penalty": 0.1, "presence_penalty": 0.1},
+            # Larger ones make near ties of the commas.
+            "penalties": {"frequency_penalty": 0.02, "presence_penalty": 0.02},
             "echo": {"echo": True},
         }
         return extras.get(self.row["extra"], {})
@@ -144,7 +147,7 @@ class Case:
 def _messages(prompt: str) -> list[dict[str, str]]:
     question = {"role": "user", "content": COUNT}
     if prompt == "long":
-        return [{"role": "user", "content": pattern(99).lines(60) + COUNT}]
+        return [{"role": "user", "content": pattern(99).lines(LONG) + COUNT}]
     if prompt == "system":
         return [{"role": "system", "content": "You count correctly."}, question]
     if prompt == "turns":
@@ -157,7 +160,7 @@ def _messages(prompt: str) -> list[dict[str, str]]:
 
 
 def _hermes(calls: list[dict[str, Any]]) -> dict[str, Any]:
-    text = "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
+    text = "\n".join(f"<tool_call>\n{json.dumps(call, separators=(',', ':'))}\n</tool_call>" for call in calls)
     return {
         "tools": [_loose_tool()],
         "tool_choice": "auto",
@@ -180,7 +183,7 @@ def _answer(answer: str) -> dict[str, Any]:
     }
     answers: dict[str, dict[str, Any]] = {
         "choice": {"structured_outputs": {"choice": [LABEL]}, "max_tokens": 40},
-        "regex": {"structured_outputs": {"regex": "(white, ){3}amber"}, "max_tokens": 40},
+        "regex": {"structured_outputs": {"regex": "(amber, ){2}black"}, "max_tokens": 40},
         "json schema": {"response_format": wanted, "max_tokens": 60},
         "named tool": {"tools": [TOOL], "tool_choice": named, "max_tokens": 60},
         "required tool": {"tools": [TOOL], "tool_choice": "required", "max_tokens": 80},
@@ -193,7 +196,7 @@ def _answer(answer: str) -> dict[str, Any]:
 def _end(end: str) -> dict[str, Any]:
     ends: dict[str, dict[str, Any]] = {
         "absent stop text": {"stop": ["@@@@@@", "no answer has this"]},
-        "min tokens": {"min_tokens": 8},
+        "min tokens": {"min_tokens": 4},
         "ignored end": {"ignore_eos": True},
     }
     return ends.get(end, {})
