@@ -95,6 +95,8 @@ def test_answer_among_others_equals_answer_alone(asker: Asker, needs: Needs, bat
     A grammar, a limit or a stop text of one request must not reach another one.
     """
     cases = [case for case in batch if _can(needs, case) and not asker.explain_unanswered(case)]
+    if not cases:
+        pytest.skip("no request of this batch has a plain answer, as other checks report")
     expected = [asker.alone(case) for case in cases]
     bodies = [asker.body(case) for case in cases]
     got = together(lambda place: asker.ask(cases[place], bodies[place]), range(len(cases)), at_once=AT_ONCE)
@@ -177,7 +179,7 @@ def test_stop_text_cuts_the_answer_where_it_begins(asker: Asker, needs: Needs, c
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completions"])
 def test_explicit_default_equals_absent_parameter(endpoint: EndpointClient, counting: str, path: str) -> None:
     """Each documented default, given explicitly, gives the answer that comes without it."""
-    body: dict[str, Any] = {"model": endpoint.target.model, "temperature": 0, "max_tokens": 12}
+    body: dict[str, Any] = {"model": endpoint.target.model, "temperature": 0, "max_tokens": 4}
     body |= {"messages": [{"role": "user", "content": counting}]} if path == CHAT else {"prompt": "1, 2, 3, 4, 5, 6,"}
     expected = read_answer(endpoint.raw("POST", path, json=body).json())
     changed = {}

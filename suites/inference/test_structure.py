@@ -201,7 +201,7 @@ def test_automatic_tool_call_is_parsed(
     calls, reason = asked_for_calls(endpoint, stream, question="What time is it in CET? Use a tool.", **asked)
     if model_profile is None and not calls:
         pytest.skip(f"{endpoint.target.model} called no tool by itself, and no profile says how it can be made to")
-    found = valid(calls, "tool_choice auto")
+    found = valid(calls, f"tool_choice auto, finish_reason {reason!r}")
     said = (found.name, json.loads(found.arguments))
     assert said == ("get_time", {"zone": "CET"}), f"the time in the zone CET became {found}"
     assert reason == "tool_calls", f"after a tool call the finish reason is {reason!r}"

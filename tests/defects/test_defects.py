@@ -68,6 +68,15 @@ def test_what_a_defect_does_not_touch_stays_green(name: str) -> None:
     assert defect.by <= failed <= defect.by | defect.also | checks.relations, f"{failed ^ defect.by}\n{outcome.output}"
 
 
+def test_one_cause_of_missing_answers_fails_one_relation_per_api_and_skips_the_others() -> None:
+    with simulator("server_error") as url:
+        outcome = run_suite(url, "-k", f"{checks.STREAM_IS_PLAIN} or {checks.AMONG_OTHERS}")
+    assert set(outcome.failed) == {checks.STREAM_IS_PLAIN}, outcome.output
+    for api in ("chat", "completions"):
+        assert outcome.output.count(f"Broken: no plain answer for plain text on {api}: POST") == 1, outcome.output
+    assert outcome.passed == 0 < outcome.skipped, outcome.output
+
+
 def test_a_healthy_engine_raises_no_alarm_and_answers_the_oracle() -> None:
     with simulator() as url:
         assert says_something(url)

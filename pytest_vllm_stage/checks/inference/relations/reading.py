@@ -139,13 +139,12 @@ def _choice_difference(expected: ReadChoice, got: ReadChoice, what: str, *, free
 
 
 def _tokens_difference(expected: Sequence[str], got: Sequence[str], what: str, *, free_tokens: bool) -> str:
-    texts = ["".join("".join(tokens).split()) if free_tokens else "".join(tokens) for tokens in (expected, got)]
-    if texts[0] == texts[1] and free_tokens:
+    texts = ["".join(tokens) for tokens in (expected, got)]
+    if free_tokens and "".join(texts[0].split()) == "".join(texts[1].split()):
         return ""
-    if not got:
-        return f"{what} has no logprobs, expected those of {len(expected)} tokens"
-    change = describe_change(*texts) if texts[0] != texts[1] else f"has {list(got)}, expected {list(expected)}"
-    return f"{what} has logprobs of {len(got)} tokens, expected {len(expected)}: it {change}"
+    if texts[0] == texts[1]:
+        return f"{what} has logprobs of the tokens {list(got)}, expected {list(expected)}"
+    return f"{what} has logprobs of {len(got)} tokens, {texts[1]!r}, expected {len(expected)}, {texts[0]!r}"
 
 
 def describe_change(expected: str, got: str) -> str:
