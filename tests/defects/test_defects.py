@@ -99,8 +99,8 @@ def test_the_catalogue_knows_every_fault_and_every_check() -> None:
     assert names() == written
 
 
-def test_readme_tells_the_catalogue_as_it_is() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_documented_scoreboard_equals_the_catalogue() -> None:
+    text = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
     table = text.partition("<!-- scoreboard -->")[2].partition("<!-- end of scoreboard -->")[0]
     rows = re.findall(r"^\| (.+?) \| (\d+) \| (\d+) \| \d+ \|$", table, re.MULTILINE)
     planted = Counter(defect.kind for defect in DEFECTS)

@@ -19,7 +19,6 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "reports/RE
 #: Folders and files that are still to be revised.
 PENDING: tuple[str, ...] = (
     "CHANGELOG.md",
-    "README.md",
     "pytest_vllm_stage/checks/inference/patterns.py",
     "pytest_vllm_stage/checks/inference/reference.py",
     "pytest_vllm_stage/checks/inference/relations/asking.py",
