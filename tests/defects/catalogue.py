@@ -389,7 +389,7 @@ DEFECTS = (
     ),
     Defect("confused_by_aborts", {GIVEN_UP}, "was shown, and went on with '######'"),
     # Two other checks ask several things at a time too, and meet it or not.
-    Defect("cross_talk", {AT_ONCE}, "answers are mixed up", also={GOLDEN, PENALTY}),
+    Defect("cross_talk", {AT_ONCE, AMONG_OTHERS}, "answers are mixed up", also={GOLDEN, PENALTY}),
     Defect("one_at_a_time", {ALL_MOVE}, "of four streams asked for together, kiwi, lamp, river, stone ran alone"),
     Defect("prefix_cache_garbles", {CACHED}, "was shown, and went on with '######'"),
     Defect("prefix_cache_mixes_prompts", {CACHED}, "answers are mixed up"),

@@ -21,6 +21,7 @@ def _copy(generated: Generated) -> Generated:
 def _become(generated: Generated, other: Generated) -> None:
     generated.pieces, generated.texts = list(other.pieces), list(other.texts)
     generated.finish_reason, generated.stop_reason = other.finish_reason, other.stop_reason
+    generated.calls, generated.call_indexes = list(other.calls), list(other.call_indexes)
 
 
 @fault("cross_talk")
