@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage import EndpointClient
-from pytest_vllm_stage.checks.inference.relations.asking import ORDINARY, Asker, name
+from pytest_vllm_stage.checks.inference.relations.asking import ORDINARY, Asker, RelationBroken, name
 from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, LABEL, MATRIX, Case
-from pytest_vllm_stage.checks.inference.relations.reading import find_difference, read_answer
+from pytest_vllm_stage.checks.inference.relations.reading import Reading, find_difference, read_answer
 from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
+from pytest_vllm_stage.serving.failures import RequestFailed
 
 Needs = Callable[..., None]
 
@@ -99,9 +100,17 @@ def test_answer_among_others_equals_answer_alone(asker: Asker, needs: Needs, bat
         pytest.skip("no request of this batch has a plain answer, as other checks report")
     expected = [asker.alone(case) for case in cases]
     bodies = [asker.body(case) for case in cases]
-    got = together(lambda place: asker.ask(cases[place], bodies[place]), range(len(cases)), at_once=AT_ONCE)
+    relation = "among others of other kinds != alone"
+
+    def ask(place: int) -> Reading:
+        try:
+            return asker.ask(cases[place], bodies[place])
+        except RequestFailed as error:
+            raise RelationBroken(f"{name(relation, cases[place])}: {error}") from None
+
+    got = together(ask, range(len(cases)), at_once=AT_ONCE)
     for case, alone, among in zip(cases, expected, got, strict=True):
-        asker.compare("among others of other kinds != alone", case, alone, among, "the answer among others")
+        asker.compare(relation, case, alone, among, "the answer among others")
 
 
 def _can(needs: Needs, case: Case) -> bool:
