@@ -34,8 +34,8 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 TOOLS = ("named tool", "required tool", "several tool calls", "no tool call")
 GUIDED = ("choice", "regex", "json schema", "named tool", "required tool", "several tool calls")
-#: Answers whose grammar leaves the white space of JSON to the model.
-FREE_SPACE = ("json schema", "named tool", "required tool")
+#: Answers in which the white space of JSON is free: a grammar leaves it to the model, or a tool parser writes its own.
+FREE_SPACE = ("json schema", "named tool", "required tool", "several tool calls")
 #: Values that no message names, as they add nothing to a plain request.
 NEUTRAL = ("text", "token limit", "nothing", "short")
 
@@ -160,7 +160,7 @@ def _messages(prompt: str) -> list[dict[str, str]]:
 
 
 def _hermes(calls: list[dict[str, Any]]) -> dict[str, Any]:
-    text = "\n".join(f"<tool_call>\n{json.dumps(call, separators=(',', ':'))}\n</tool_call>" for call in calls)
+    text = "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
     return {
         "tools": [_loose_tool()],
         "tool_choice": "auto",
