@@ -173,7 +173,7 @@ def test_a_text_that_is_cut_is_never_a_near_tie() -> None:
 
 @pytest.mark.parametrize("kind", ["named tool", "several tool calls"])
 def test_white_space_in_json_is_free_and_its_values_are_not(kind: str) -> None:
-    """vLLM's parser writes the arguments of a plain answer again, and streams them as they were generated."""
+    """The parser of vLLM writes the arguments of a plain answer again, and streams them as they were generated."""
     (case, *_) = (case for case in MATRIX if case.row["answer"] == kind)
     expected, asker = read_answer(whole()), Scripted(0.0)
 
