@@ -27,7 +27,7 @@ class Usage:
         """The ``usage`` of an answer or of a stream's usage chunk.
 
         Raises:
-            RequestFailed: there is none, or a count is not an integer.
+            RequestFailed: the field is missing, or a count is not an integer.
         """
         usage = body.get("usage")
         counts = [usage.get(name) for name in cls.__dataclass_fields__] if isinstance(usage, dict) else [None]
@@ -38,7 +38,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer of chat or plain completions: its first choice, and the body.
+    """A complete answer of chat or plain completions: its first choice, and the body.
 
     Attributes:
         text: The generated text.
@@ -66,7 +66,7 @@ class Answer:
         """Read a response of ``/v1/chat/completions`` or ``/v1/completions``.
 
         Raises:
-            RequestFailed: it has no choice with a text.
+            RequestFailed: it has no choice with text.
         """
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -89,16 +89,16 @@ class Delta:
 
 @dataclass(frozen=True)
 class StreamedAnswer:
-    """A stream that was read to its end; times are ``time.perf_counter()``.
+    """A stream that was read to the end; times are ``time.perf_counter()``.
 
     Attributes:
         events: Every event, ``[DONE]`` included.
-        chunks: The JSON of every event but ``[DONE]``.
-        deltas: The pieces of text that are not empty.
-        finish_reasons: Every ``finish_reason`` that came, in order.
-        sent_at: The request left.
-        ended_at: The response's end was read.
-        unfinished: What came after the last complete event.
+        chunks: The JSON of every event except ``[DONE]``.
+        deltas: The non-empty pieces of text.
+        finish_reasons: Every ``finish_reason`` received, in order.
+        sent_at: When the request was sent.
+        ended_at: When the end of the response was read.
+        unfinished: What was received after the last complete event.
     """
 
     events: Sequence[Event] = field(repr=False)
@@ -111,7 +111,7 @@ class StreamedAnswer:
 
     @property
     def text(self) -> str:
-        """The text, put together."""
+        """The concatenated text."""
         return "".join(delta.text for delta in self.deltas)
 
     @property
@@ -121,7 +121,7 @@ class StreamedAnswer:
 
     @classmethod
     def of(cls, events: Sequence[Event], *, sent_at: float, ended_at: float, unfinished: str = "") -> StreamedAnswer:
-        """Put a stream's events together.
+        """Assemble an answer from the events of a stream.
 
         Raises:
             StreamBroken: an event is not a JSON object.
@@ -145,7 +145,7 @@ def chunk_of(event: Event) -> dict[str, Any]:
     """The JSON object that an event carries.
 
     Raises:
-        StreamBroken: it is none.
+        StreamBroken: the event carries something else.
     """
     try:
         chunk = json.loads(event.data)
@@ -165,7 +165,7 @@ class Tokens:
     Attributes:
         ids: Token ids.
         count: The server's count of them.
-        max_model_len: The context length that the tokenizer endpoint states.
+        max_model_len: The context length that the tokenizer endpoint reports.
     """
 
     ids: Sequence[int]

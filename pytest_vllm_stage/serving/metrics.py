@@ -1,4 +1,4 @@
-"""What a server measures of itself: the Prometheus text format, read strictly, and the questions that checks ask."""
+"""The server's own metrics: a strict parser for the Prometheus text format, and the queries that checks need."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Histogram:
     """A histogram summed over its series.
 
     Attributes:
-        buckets: Upper bound to cumulative count, in rising order, ending with infinity.
+        buckets: Upper bound to cumulative count, in ascending order, ending with infinity.
         sum: Sum of the observed values.
         count: Number of observed values.
     """
@@ -56,7 +56,7 @@ class EngineMetrics:
         return {sample.name for sample in self.samples}
 
     def series(self, name: str, **labels: str) -> list[SeriesValue]:
-        """The samples of that name that carry all these labels; empty where there are none."""
+        """The samples of that name that carry all these labels; empty if there are none."""
         wanted = labels.items()
         return [sample for sample in self.samples if sample.name == name and wanted <= sample.labels.items()]
 
@@ -64,7 +64,7 @@ class EngineMetrics:
         """The sum over the matching samples; a counter is found without its ``_total``.
 
         Raises:
-            NoSuchSeries: there is no such sample; absence is never 0.
+            NoSuchSeries: there is no such sample; a missing series is never read as 0.
         """
         found = self.series(name, **labels) or self.series(f"{name}_total", **labels)
         if not found:
@@ -76,7 +76,7 @@ class EngineMetrics:
         """A histogram by its base name.
 
         Raises:
-            NoSuchSeries: it is not there.
+            NoSuchSeries: there is no such histogram.
         """
         buckets: dict[float, float] = {}
         for sample in self.series(f"{name}_bucket", **labels):
@@ -88,10 +88,10 @@ class EngineMetrics:
 
 
 def parse(text: str) -> EngineMetrics:
-    """Read an exposition.
+    """Parse an exposition.
 
     Raises:
-        BadExposition: naming the line.
+        BadExposition: a line is malformed; the message names it.
     """
     lines = enumerate(text.split("\n"), start=1)
     return EngineMetrics([_sample(line, number) for number, line in lines if line.strip() and not line.startswith("#")])

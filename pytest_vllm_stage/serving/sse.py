@@ -1,7 +1,7 @@
 """Server-sent events as the WHATWG specification reads them, fed in pieces of any size, each with its arrival time.
 
-Two things are stricter than in a browser, since a check must see what a browser forgives: bytes that are not UTF-8
-raise, and what a stream leaves unfinished at its end stays visible.
+Two things are stricter than in a browser, since a check must see what a browser tolerates: bytes that are not UTF-8
+raise, and an incomplete event at the end of the stream stays visible.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class NotUtf8(ValueError):
-    """A line of the stream is not UTF-8: some hop cut or recoded the text."""
+    """A line of the stream is not UTF-8: a hop truncated or re-encoded the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Event:
         data: The data lines, joined by newlines.
         type: The event's type, ``message`` unless the stream names one.
         id: The last event id so far.
-        raw: The event's lines as they came, comments included, without the blank line that ends it.
+        raw: The event's lines as received, comments included, without the terminating blank line.
         arrived_at: ``time.perf_counter()`` when the piece that completed the event was read.
     """
 
@@ -37,7 +37,7 @@ class Event:
 
 
 class Parser:
-    """Turns pieces of a stream into events; pieces may end anywhere, inside a character or a CRLF too."""
+    """Parses pieces of a stream into events; a piece may end anywhere, even inside a character or a CRLF."""
 
     def __init__(self) -> None:
         self._pending = b""
@@ -50,14 +50,14 @@ class Parser:
 
     @property
     def unfinished(self) -> str:
-        """What came after the last complete event; a browser would drop it silently."""
+        """What was received after the last complete event; a browser would drop it silently."""
         return "\n".join([*self._lines, self._pending.decode(errors="replace")]).strip("\n")
 
     def feed(self, piece: bytes, arrived_at: float) -> list[Event]:
         """The events that this piece completes.
 
         Raises:
-            NotUtf8: naming the line's bytes.
+            NotUtf8: a line is not UTF-8; the message shows its bytes.
         """
         if self._after_cr and piece:
             piece = piece.removeprefix(b"\n")

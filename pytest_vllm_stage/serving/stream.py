@@ -1,4 +1,4 @@
-"""A streamed response while it comes: an iterator of timed events that raises where the stream breaks."""
+"""A streamed response as it arrives: an iterator of timed events that raises when the stream breaks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Give the connection up; before the stream's end this is a client that went away."""
+        """Close the connection; before the end of the stream, the server sees a client that disconnected."""
         self.response.close()
 
     def __iter__(self) -> Iterator[Event]:
@@ -57,10 +57,10 @@ class Stream:
         self.ended_at = time.perf_counter()
 
     def read(self) -> StreamedAnswer:
-        """Read to the end, close, and put the answer together.
+        """Read to the end, close, and assemble the answer.
 
         Raises:
-            StreamBroken: as iterating does, and where an event is not JSON.
+            StreamBroken: as for iteration, or an event is not JSON.
         """
         __tracebackhide__ = True
         with self:
@@ -82,7 +82,7 @@ class Stream:
             raise self._broken(f"carries text that is not UTF-8: {error}") from None
 
     def _check(self, event: Event) -> None:
-        """An error sent as an event is a failure, whatever the status said."""
+        """An error sent as an event is a failure, whatever the status was."""
         if event.data == DONE or '"error"' not in event.data:
             return
         chunk = chunk_of(event)

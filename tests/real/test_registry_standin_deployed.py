@@ -1,4 +1,4 @@
-"""The registry stand-in in a pod of the local cluster: it gets ready, answers, keeps its entries and ends as told."""
+"""The registry stand-in in a pod of the local cluster: it becomes ready, answers, keeps entries and stops."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def registry(view: StageReader) -> Iterator[httpx.Client]:
 
 
 def wait_for_answer(registry: httpx.Client) -> None:
-    """Ready is told before every Service rule is in place."""
+    """Readiness is reported before every Service rule is in place."""
 
     def look() -> Observation:
         try:

@@ -96,7 +96,7 @@ def test_a_whole_double_is_written_without_a_fraction(standin: Standin) -> None:
         {"metadataType": "MetadataBoolValue", "bool_value": 1},
     ],
 )
-def test_what_is_no_property_is_400_and_leaves_nothing(standin: Standin, property_: Any) -> None:
+def test_an_invalid_property_is_400_and_stores_nothing(standin: Standin, property_: Any) -> None:
     assert given_properties(standin, {"p": property_}).status == 400
     assert standin.get("registered_models").names == []
 
@@ -146,7 +146,7 @@ def test_a_poisoned_property_is_stored_and_spoils_every_list(standin: Standin) -
     assert standin.get("registered_models/3").status == 400
 
 
-def test_bytes_that_are_no_text_become_replacement_characters(standin: Standin) -> None:
+def test_bytes_that_are_not_utf8_become_replacement_characters(standin: Standin) -> None:
     assert standin.send("POST", "registered_models", b'{"name": "a\xff"}').json["name"] == "a\ufffd"
     assert standin.send("POST", "registered_models", b'{"name": "b\\ud800"}').json["name"] == "b\ufffd"
     assert standin.send("POST", "registered_models", b'{"name": "c\\ud83d\\ude00"}').json["name"] == "c\U0001f600"

@@ -223,7 +223,7 @@ def test_connections_stay_and_bodies_may_be_chunked(process_url: str, client: ht
         b"GET / HTTP/1.1\r\nlong: " + b"x" * 70_000 + b"\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_400_and_ends_the_connection(process_url: str, content: bytes) -> None:
+def test_bytes_that_are_not_http_get_400_and_end_the_connection(process_url: str, content: bytes) -> None:
     assert exchange(process_url, content).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
@@ -310,7 +310,7 @@ def test_a_signal_ends_it_cleanly_with_connections_open(number: signal.Signals) 
 
 
 def test_an_answer_on_its_way_is_let_out() -> None:
-    """The server is told to stop while a request waits; its answer still comes, and the connection is closed."""
+    """The server is stopped while a request waits; it is still answered, and the connection is closed."""
 
     async def stop_amid_a_request() -> bytes:
         standin = Standin()
@@ -341,7 +341,7 @@ def test_an_answer_on_its_way_is_let_out() -> None:
         (("--faults", "/nowhere/faults.json"), 2, "--faults /nowhere/faults.json: "),
     ],
 )
-def test_a_wrong_command_line_is_told(arguments: tuple[str, ...], code: int, message: str) -> None:
+def test_a_wrong_command_line_is_reported(arguments: tuple[str, ...], code: int, message: str) -> None:
     with start(*arguments) as process:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == code

@@ -97,7 +97,7 @@ def test_the_key_is_never_shown() -> None:
     assert "bad key ***" in str(failure.value)
 
 
-def test_a_long_body_is_cut_in_the_message_and_whole_beside_it() -> None:
+def test_a_long_body_is_cut_in_the_message_and_whole_in_the_attribute() -> None:
     with pytest.raises(RequestFailed) as failure:
         always(500, b"x" * 5000).health()
     assert len(str(failure.value)) < 600
@@ -182,7 +182,7 @@ def test_an_error_inside_a_200_stream_is_a_failure(event: bytes) -> None:
     assert failure.value.status == 200
 
 
-def test_text_about_an_error_is_no_error() -> None:
+def test_text_about_an_error_is_not_an_error() -> None:
     answer = always(200, chunk('"error" is a word') + b"data: [DONE]\n\n").stream_chat("x").read()
     assert answer.text == '"error" is a word'
 
@@ -222,7 +222,7 @@ class _Healthy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def tls_server(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The URL of a server with a certificate that nobody signed, and that certificate's file."""
+    """The URL of a server with a self-signed certificate, and the certificate's file."""
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",

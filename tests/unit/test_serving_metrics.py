@@ -47,7 +47,7 @@ def test_a_histogram_is_put_together() -> None:
     assert (histogram.sum, histogram.count) == (3.25, 4.0)
 
 
-def test_a_missing_series_is_no_zero() -> None:
+def test_a_missing_series_is_not_zero() -> None:
     with pytest.raises(NoSuchSeries, match=r"no series vllm:num_requests_runing .*near: vllm:num_requests_running"):
         parse(TEXT).value("vllm:num_requests_runing")
     with pytest.raises(NoSuchSeries):
@@ -58,6 +58,6 @@ def test_a_missing_series_is_no_zero() -> None:
     "line",
     ["<html>", "name", "name{a=b} 1", 'name{a="b} 1', "name 1 2 3", "name one", '1name{a="b"} 1', 'n{a="\\x"} 1'],
 )
-def test_a_line_that_is_no_sample_is_refused(line: str) -> None:
+def test_a_line_that_is_not_a_sample_is_refused(line: str) -> None:
     with pytest.raises(BadExposition, match="line 2"):
         parse(f"good 1\n{line}\n")

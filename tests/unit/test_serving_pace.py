@@ -36,21 +36,21 @@ def test_the_symptom_is_named() -> None:
     assert pace.symptom == "the stream was buffered: all 40 deltas arrived within 2 ms after 3.1 s"
 
 
-def test_blocks_are_told_from_a_stream() -> None:
+def test_a_stream_sent_in_blocks_is_recognised() -> None:
     blocks = [block + place * 1e-4 for block in (1.0, 2.0, 3.0) for place in range(16)]
     assert "48 deltas arrived in 3 bursts over 2 s" in pace_of(streamed(blocks)).symptom
 
 
-def test_a_reader_that_was_held_up_now_and_then_is_no_buffer() -> None:
+def test_occasional_pauses_of_the_reader_are_not_buffering() -> None:
     """Two of three tokens arrive with the next one, as when another process had the CPU."""
     arrivals = [1.0 + 0.1 * (place // 3 * 3 + 2) + 1e-4 * (place % 3) for place in range(60)]
     assert pace_of(streamed(arrivals)).incremental
 
 
 @pytest.mark.parametrize("arrivals", [[1.0], [1.0, 2.0, 3.0]])
-def test_an_answer_of_a_few_pieces_is_no_stream(arrivals: list[float]) -> None:
+def test_an_answer_of_a_few_pieces_is_not_a_stream(arrivals: list[float]) -> None:
     assert f"its text came in {len(arrivals)} pieces" in pace_of(streamed(arrivals)).symptom
 
 
-def test_an_answer_without_text_is_no_stream() -> None:
+def test_an_answer_without_text_is_not_a_stream() -> None:
     assert "in 0 pieces" in pace_of(streamed([], ended_at=2.0)).symptom

@@ -83,7 +83,7 @@ def test_an_interval_is_as_wide_as_it_says() -> None:
     assert outside <= 6, f"{outside} of 60 intervals of 98 % miss the true mean"
 
 
-def test_a_worse_model_is_told_from_an_equal_one() -> None:
+def test_a_worse_model_is_distinguished_from_an_equal_one() -> None:
     dice = random.Random(2)
     full = {"t": Scores([-dice.random() for _ in range(400)], list(range(400)))}
     worse = {"t": Scores([value - 0.5 * dice.random() * 2 for value in full["t"].logprobs], [7, *range(1, 400)])}
@@ -96,7 +96,7 @@ def test_a_worse_model_is_told_from_an_equal_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "m", "golden": {}, "scores": {}}'])
-def test_a_file_that_is_no_reference_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_reference_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"r\.json is not a recorded reference"):

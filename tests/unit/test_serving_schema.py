@@ -1,4 +1,4 @@
-"""Values are held to their schemas, and what does not fit is named."""
+"""Values are checked against their schemas, and the first violation is named."""
 
 from __future__ import annotations
 

@@ -82,6 +82,6 @@ def test_what_is_left_unfinished_is_seen(rest: bytes, unfinished: str) -> None:
     assert parser.unfinished == unfinished
 
 
-def test_bytes_that_are_no_utf8_are_not_forgiven() -> None:
+def test_bytes_that_are_not_utf8_raise() -> None:
     with pytest.raises(NotUtf8, match="byte 6 of the line"):
         parsed(["data: ö\n\n".encode("latin-1")])

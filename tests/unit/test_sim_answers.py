@@ -18,7 +18,7 @@ from pytest_vllm_stage.standins.engine.parameters import Parameters
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
-def parameters(question: str = "Tell me something.", limit: int = 16, **more: object) -> Parameters:
+def parameters(question: str = "Say something.", limit: int = 16, **more: object) -> Parameters:
     prompt = tokenizer.render([{"role": "user", "content": question}])
     return replace(Parameters("chat", prompt, question, limit, temperature=0.0), **more)  # type: ignore[arg-type]
 
@@ -41,7 +41,7 @@ def test_different_pieces_have_different_ids(pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 0, 3, 255, 256 * 2, tokenizer.MAX_ID, 2**70])
-def test_a_number_that_is_no_token_is_refused(number: int) -> None:
+def test_a_number_that_is_not_a_token_id_is_refused(number: int) -> None:
     with pytest.raises(tokenizer.UnknownToken, match=str(number)):
         tokenizer.piece_of(number)
 
@@ -73,7 +73,7 @@ def test_the_same_prompt_gets_the_same_answer_in_every_process() -> None:
 
 def test_answers_follow_from_prompt_seed_and_temperature() -> None:
     base = text_of(generate(parameters(), 0, 1))
-    assert base != text_of(generate(parameters("Tell me more."), 0, 1)), "the prompt does not matter"
+    assert base != text_of(generate(parameters("Say more."), 0, 1)), "the prompt does not matter"
     assert base != text_of(generate(parameters(), 1, 1)), "the engine's seed does not matter"
     warm = parameters(temperature=1.0)
     assert text_of(generate(warm, 0, 1)) != text_of(generate(warm, 0, 2)), "sampled answers are all the same"
@@ -102,7 +102,7 @@ def test_a_lower_limit_gives_the_beginning(one: int, other: int, question: str) 
     assert short.finish_reason == long.finish_reason == "length"
 
 
-def test_an_answer_ends_by_itself_unless_told_not_to() -> None:
+def test_an_answer_ends_by_itself_unless_the_request_forbids_it() -> None:
     ended = generate(parameters(limit=200), 0, 1)
     assert (ended.finish_reason, ended.texts[-1]) == ("stop", "")
     assert len(ended.pieces) < 200
@@ -112,7 +112,7 @@ def test_an_answer_ends_by_itself_unless_told_not_to() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60))
-def test_no_character_is_let_out_in_parts(seed: int, limit: int) -> None:
+def test_no_character_is_released_in_parts(seed: int, limit: int) -> None:
     generated = generate(parameters("größer als ich", limit, ignore_eos=True), seed, 1)
     whole = b"".join(generated.pieces).decode(errors="ignore")
     assert text_of(generated) == whole

@@ -119,7 +119,7 @@ def test_a_client_that_goes_away_frees_its_slot_or_its_place() -> None:
     run(work())
 
 
-def test_a_pause_moves_everything_that_is_due() -> None:
+def test_a_pause_shifts_everything_that_is_scheduled() -> None:
     async def work() -> None:
         client = Client(Settings(ttft_ms=5, itl_ms=5, itl_growth=0.0, prefill_tokens_per_s=1e9))
         before = client.submit("before", tokens=2)

@@ -41,7 +41,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def asked(kind: Kind = "chat", text: str = "Tell me something.", **body: Any) -> Parameters:
+def asked(kind: Kind = "chat", text: str = "Say something.", **body: Any) -> Parameters:
     what = {"messages": [{"role": "user", "content": text}]} if kind == "chat" else {"prompt": text}
     return parameters_of({"temperature": 0, "max_tokens": 256, **what, **body}, kind, 2048)
 

@@ -220,7 +220,7 @@ def test_bad_requests_are_refused_as_vllm_does(
     assert error["type"]
 
 
-def test_paths_and_methods_are_told_apart(client: EndpointClient) -> None:
+def test_unknown_path_and_wrong_method_are_distinguished(client: EndpointClient) -> None:
     assert client.raw("GET", "/v1/nothing").status_code == 404
     assert client.raw("GET", CHAT).status_code == 405
     assert client.raw("POST", CHAT, content=b"{}", headers={"content-type": "text/plain"}).status_code == 400
@@ -261,7 +261,7 @@ def test_a_chunked_body_is_taken_and_100_continue_is_sent(url: str) -> None:
         b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
     ],
 )
-def test_bytes_that_are_no_request_end_the_connection(url: str, sent: bytes) -> None:
+def test_bytes_that_are_not_a_request_end_the_connection(url: str, sent: bytes) -> None:
     assert exchange(url, sent).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 

@@ -1,7 +1,7 @@
-"""Prompts whose greedy answer is certain for any language model: it goes on with a line that it has just seen thrice.
+"""Prompts with a certain greedy answer for any language model: it continues a line that it has just seen three times.
 
-No knowledge and no obedience is asked for, only attention to the prompt; so a small model answers as surely as a large
-one, alone or in any batch, and each pattern's answer shows which prompt it belongs to.
+Neither knowledge nor instruction following is needed, only attention to the prompt: a small model answers as surely
+as a large one, alone or in any batch, and each pattern's answer shows which prompt it belongs to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _WORDS = ("kiwi", "lamp", "river", "stone", "cloud", "table", "horse", "paper", 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A word with its number."""
+    """A word and its number."""
 
     word: str
     number: int
@@ -25,18 +25,18 @@ class Pattern:
 
     @property
     def answer(self) -> str:
-        """How the text after the word goes on."""
+        """The expected continuation after the word."""
         return f" {self.number}"
 
     def lines(self, times: int = 3) -> str:
-        """The line, so many times."""
+        """The line, repeated."""
         return f"{self.line}\n" * times
 
     def prompt(self, times: int = 3) -> str:
-        """A prompt for plain completion, ending with the word whose number should follow."""
+        """A prompt for plain completion, ending with the word that its number should follow."""
         return self.lines(times) + self.word
 
 
 def pattern(place: int) -> Pattern:
-    """The pattern of a place; each of the first 9000 has a number of its own."""
+    """The pattern at an index; each of the first 9000 has its own number."""
     return Pattern(_WORDS[place % len(_WORDS)], 1000 + (place * 2741 + 2201) % 9000)

@@ -1,4 +1,4 @@
-"""What a model answered and scored when its reference was recorded, and how far a server is from it now."""
+"""Recorded references of models (answers and scores), and how far a server deviates from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
 from pytest_vllm_stage.core.paths import fixtures_dir
 
-#: Neighbouring tokens are alike: a confidence interval resamples runs of so many.
+#: Neighbouring tokens are alike: a confidence interval resamples blocks of this many.
 BLOCK_TOKENS = 16
 RESAMPLES = 2000
 #: Two-sided confidence of the intervals.
@@ -25,18 +25,18 @@ CONFIDENCE = 0.98
 
 @dataclass(frozen=True)
 class Reference:
-    """A recorded model; the file says how it was made.
+    """A recorded model; the file documents how it was recorded.
 
     Attributes:
         model: Served name of the recorded model.
-        golden: Prompt to every answer that it gave at temperature 0, over repeated runs alone and in batches.
+        golden: Prompt to every answer given at temperature 0, over repeated runs alone and in batches.
         golden_tokens: ``max_tokens`` of those answers.
-        least_agreement: Mean agreement with the golden answers below which the model is another one.
+        least_agreement: Mean agreement with the golden answers below which it is not the same model.
         scores: Text name to its recorded scores.
         tolerance_nats: How far the mean log probability of a text may be from the recorded one.
-        full: File of the reference of the full model that this one is a quantisation of; None where it is none.
-        most_gap_nats: What the quantisation may cost a token on average, against the full model.
-        least_same_token: The part of the places where both hold the same token likeliest.
+        full: File of the reference of the full model that this one quantises; None if it is not quantised.
+        most_gap_nats: Allowed mean loss per token against the full model, in nats.
+        least_same_token: Minimum share of positions where both models rank the same token first.
         simulated: It was recorded from the simulated engine, for its own tests.
     """
 
@@ -56,7 +56,7 @@ class Reference:
         """Read a recorded reference.
 
         Raises:
-            ConfigError: the file is none.
+            ConfigError: the file is not a reference.
         """
         try:
             data: dict[str, Any] = json.loads(read_text(path, "reference"))
@@ -78,14 +78,14 @@ class Reference:
 
 
 def texts() -> dict[str, str]:
-    """The texts that are scored, by name."""
+    """The texts to score, by name."""
     path = fixtures_dir() / "prompts" / "texts.json"
     found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
 def agreement(said: str, recorded: Sequence[str]) -> float:
-    """How far an answer goes as a recorded one does: the common beginning, as a part of the recorded answer."""
+    """The common prefix of an answer and a recorded one, as a share of the recorded answer."""
     return max(_common(said, one) / max(len(one), 1) for one in recorded)
 
 
@@ -108,10 +108,10 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of values that come in the order of their tokens; the interval is a bootstrap over blocks."""
+    """The mean of values in token order, with a block bootstrap interval."""
     starts = range(max(len(values) - BLOCK_TOKENS, 0) + 1)
     blocks = math.ceil(len(values) / BLOCK_TOKENS)
-    dice = random.Random(len(values))  # noqa: S311 - a repeatable draw, no secret
+    dice = random.Random(len(values))  # noqa: S311 - a repeatable draw, not a secret
 
     def draw() -> float:
         return fmean(value for at in dice.choices(starts, k=blocks) for value in values[at : at + BLOCK_TOKENS])
@@ -126,8 +126,8 @@ class Quantisation:
     """A quantised model against the full one, over the same tokens.
 
     Attributes:
-        gap_nats: What it loses of each token's log probability.
-        same_token: 1 where both hold the same token likeliest, 0 elsewhere.
+        gap_nats: Loss of log probability per token, in nats.
+        same_token: 1 where both models rank the same token first, 0 elsewhere.
     """
 
     gap_nats: Estimate

@@ -1,4 +1,4 @@
-"""What a model thinks of a text: the log probability of each token, read from an answer's ``prompt_logprobs``."""
+"""How likely a text is to a model: the log probability of each token, read from ``prompt_logprobs``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pytest_vllm_stage.serving.failures import RequestFailed
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one text, a value a token after the first.
+    """The scores of one text: one value per token after the first.
 
     Attributes:
         logprobs: Log probability of each token, given those before it.
-        likeliest: Id of the token that the model held likeliest in its place.
+        likeliest: Id of the token that the model ranked first at that position.
     """
 
     logprobs: Sequence[float]
@@ -24,15 +24,15 @@ class Scores:
 
     @property
     def perplexity(self) -> float:
-        """The usual number: the exponential of the mean negative log probability."""
+        """The exponential of the mean negative log probability."""
         return math.exp(-sum(self.logprobs) / len(self.logprobs))
 
 
 def score(endpoint: EndpointClient, text: str) -> Scores:
-    """Have the server score a text, as the prompt of a completion of one token.
+    """Have the server score a text, as the prompt of a one-token completion.
 
     Raises:
-        RequestFailed: it gives no score for a token.
+        RequestFailed: the score of a token is missing.
     """
     answer = endpoint.completion(text, max_tokens=1, temperature=0, prompt_logprobs=1, return_token_ids=True)
     entries, ids = answer.choice.get("prompt_logprobs"), answer.choice.get("prompt_token_ids")

@@ -1,4 +1,4 @@
-"""The paths of the simulated engine: OpenAI's, vLLM's own, and ``/sim/*`` for what only a simulator can tell."""
+"""The paths of the simulated engine: OpenAI's, vLLM's own, and ``/sim/*`` for what only a simulator knows."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Route = Callable[[Request, Reply], None]
 
 
 class Api:
-    """Answers requests; made inside the event loop that serves it."""
+    """Answers requests; created inside the event loop that serves them."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.engine = Engine(settings)
         self.faults: list[Fault] = []
-        self._dice = random.Random(settings.seed)  # noqa: S311 - which request a fault hits, no secret
+        self._dice = random.Random(settings.seed)  # noqa: S311 - which request a fault affects, not a secret
         self._served = 0
         #: vLLM's own variable for the key that clients must send.
         self._key = os.environ.get("VLLM_API_KEY", "")
@@ -67,7 +67,7 @@ class Api:
         self._paths = {path for _, path in self._routes}
 
     def handle(self, request: Request, reply: Reply) -> None:
-        """Answer one request, now or when the engine has done it."""
+        """Answer one request, at once or when the engine has finished it."""
         for fault in self.faults:
             fault.on_reply(reply)
         if self._key and request.path.startswith("/v1/") and not self._has_key(request):
@@ -92,7 +92,7 @@ class Api:
         return given == f"Bearer {self._key}" or any(fault.lets_pass(given) for fault in self.faults)
 
     def set_faults(self, faults: list[Fault]) -> None:
-        """Exchange the active faults."""
+        """Replace the active faults."""
         for fault in self.faults:
             fault.stop()
         self.faults = faults
@@ -129,7 +129,7 @@ class Api:
     def _start(
         self, who: wire.Identity, parameters: Parameters, faults: Sequence[Fault], received_at: float, reply: Reply
     ) -> None:
-        """Decide the whole answer, and hand the engine the job of letting it out in time."""
+        """Decide the whole answer, and submit the job that emits it on schedule."""
         for fault in faults:
             fault.on_parameters(parameters)
         choices = [self._generated(parameters, index, faults) for index in range(parameters.n)]
@@ -160,7 +160,7 @@ class Api:
         self.engine.submit(job)
 
     def _generated(self, parameters: Parameters, index: int, faults: Sequence[Fault]) -> Generated:
-        """One choice; each has a seed of its own."""
+        """One choice; each has its own seed."""
         seed = None if parameters.seed is None else parameters.seed + index
         own = dataclasses.replace(parameters, seed=seed) if index else parameters
         generated = generate(own, self.settings.seed, self._served + (index << 32))
@@ -169,12 +169,12 @@ class Api:
         return generated
 
     def _gone(self, job: Job, faults: Sequence[Fault]) -> None:
-        """The client went away; unless a fault keeps that from the engine, the request ends."""
+        """The client disconnected; the request ends unless a fault hides this from the engine."""
         if all(fault.on_disconnect() for fault in faults):
             self.engine.abort(job)
 
     def _streamer(self, job: Job, emissions: Sequence[bytes | None], reply: Reply) -> Callable[[int], None]:
-        """Sends each token's events when it leaves; nothing at all, which is None, is a cut."""
+        """Sends each token's events when it is emitted; None cuts the connection."""
         last = job.tokens - 1
 
         def send(place: int) -> None:
@@ -304,7 +304,7 @@ def _sender(answer: dict[str, Any], last: int, reply: Reply) -> Callable[[int], 
 
 
 def _changed(emissions: list[bytes], faults: Sequence[Fault]) -> list[bytes | None]:
-    """The emissions after the faults; None where the connection is cut."""
+    """The emissions after the faults; None cuts the connection."""
     events = [
         Event(place, "[DONE]" if part == b"data: [DONE]" else json.loads(part.removeprefix(b"data: ")))
         for place, data in enumerate(emissions)

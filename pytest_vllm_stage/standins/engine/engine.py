@@ -1,7 +1,7 @@
-"""The queue, the slots and the clock: when each token of each request should leave, and when it really left.
+"""The queue, the slots and the clock: when each token of each request should be emitted, and when it was.
 
-A request waits for a slot in order of arrival, is prefilled, and then gives its tokens at absolute deadlines: what is
-late once does not delay what follows. One timer serves all requests.
+A request waits for a slot in order of arrival, is prefilled, and then emits its tokens at absolute deadlines: one
+late token does not delay those after it. One timer serves all requests.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ KEPT_TRUTHS = 100_000
 
 
 class Job:
-    """One request in the engine, and afterwards the truth about it. Times are ``time.perf_counter()``.
+    """One request in the engine, and afterwards the record of its true times. Times are ``time.perf_counter()``.
 
     Args:
         request_id: The id in the response.
         prompt: The prompt's pieces.
         tokens: How many tokens will be generated.
-        on_token: Called with the place of each token when it leaves; the last place ends the request.
+        on_token: Called with the index of each token when it is emitted; the last index ends the request.
         finish_reason: Why the answer ends.
-        received_at: The request was read.
+        received_at: When the request was read.
         extra_s: Time added before the first token, by a fault.
     """
 
@@ -103,12 +103,12 @@ class Job:
         }
 
 
-def _nobody(_place: int) -> None:
-    """Nobody listens to a job that ended."""
+def _ignore_token(_place: int) -> None:
+    """Token callback of a job that has ended."""
 
 
 class Engine:
-    """Runs jobs; made and used inside one event loop."""
+    """Runs jobs; created and used inside one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -117,12 +117,12 @@ class Engine:
         self.lateness_max_s = 0.0
         self.running = 0
         self._waiting: deque[Job] = deque()
-        self._due: list[tuple[float, int, Job]] = []
+        self._scheduled: list[tuple[float, int, Job]] = []
         self._order = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._paused_until = 0.0
-        self._random = random.Random(settings.seed)  # noqa: S311 - service times, no secret
+        self._random = random.Random(settings.seed)  # noqa: S311 - service times, not a secret
         self._cache = PrefixCache(settings.block_size, settings.kv_cache_tokens)
 
     @property
@@ -132,8 +132,8 @@ class Engine:
 
     @property
     def kv_cache_usage(self) -> float:
-        """The part of the KV cache that running requests hold."""
-        held = sum(job.prompt_tokens + len(job.token_times) for _, _, job in self._due if job.running)
+        """The share of the KV cache that running requests hold."""
+        held = sum(job.prompt_tokens + len(job.token_times) for _, _, job in self._scheduled if job.running)
         return min(held / self.settings.kv_cache_tokens, 1.0)
 
     def submit(self, job: Job) -> None:
@@ -145,7 +145,7 @@ class Engine:
             self._waiting.append(job)
 
     def abort(self, job: Job) -> None:
-        """The client of a job went away: its slot is free at once."""
+        """The client of a job disconnected: its slot is free at once."""
         if not math.isnan(job.finished_at):
             return
         job.finish_reason = "abort"
@@ -158,10 +158,10 @@ class Engine:
             self._keep(job)
 
     def pause(self, seconds: float) -> None:
-        """Let no token leave for so long; what was due moves back by as much, as when an engine freezes."""
+        """Emit no token for this long, and shift everything scheduled by as much, as when an engine freezes."""
         self._paused_until = time.perf_counter() + seconds
-        self._due = [(deadline + seconds, order, job) for deadline, order, job in self._due]
-        for deadline, _, job in self._due:
+        self._scheduled = [(deadline + seconds, order, job) for deadline, order, job in self._scheduled]
+        for deadline, _, job in self._scheduled:
             job.deadline = deadline
         self._arm()
 
@@ -185,11 +185,11 @@ class Engine:
     def _push(self, job: Job, deadline: float) -> None:
         job.deadline = deadline
         self._order += 1
-        heapq.heappush(self._due, (deadline, self._order, job))
+        heapq.heappush(self._scheduled, (deadline, self._order, job))
 
     def _arm(self) -> None:
         """Set the one timer to the earliest deadline."""
-        first = self._due[0][0] if self._due else math.inf
+        first = self._scheduled[0][0] if self._scheduled else math.inf
         if first == self._timer_at:
             return
         if self._timer is not None:
@@ -199,14 +199,14 @@ class Engine:
         self._timer = None if first == math.inf else asyncio.get_running_loop().call_later(delay_s, self._fire)
 
     def _fire(self) -> None:
-        """Let every token leave whose deadline has passed."""
+        """Emit every token whose deadline has passed."""
         self._timer, self._timer_at = None, math.inf
-        due = self._due
+        scheduled = self._scheduled
         now = time.perf_counter()
-        if due:
-            self.lateness_max_s = max(self.lateness_max_s, now - due[0][0])
-        while due and due[0][0] <= now:
-            _, _, job = heapq.heappop(due)
+        if scheduled:
+            self.lateness_max_s = max(self.lateness_max_s, now - scheduled[0][0])
+        while scheduled and scheduled[0][0] <= now:
+            _, _, job = heapq.heappop(scheduled)
             if job.running:
                 self._emit(job)
         self._arm()
@@ -236,8 +236,8 @@ class Engine:
             self._admit(self._waiting.popleft())
 
     def _keep(self, job: Job) -> None:
-        """Remember the times alone: the prompt and what was sent would be kilobytes a request."""
+        """Keep only the times: the prompt and the response would take kilobytes per request."""
         self.stats.finish(job)
         job.prompt = ()
-        job.on_token = _nobody
+        job.on_token = _ignore_token
         self.truths.append(job)

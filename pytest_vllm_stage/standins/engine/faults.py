@@ -1,7 +1,7 @@
-"""Scripted faults: what a server, gateway or proxy can do wrong, each by name and with parameters.
+"""Scripted faults: what a server, gateway or proxy can do wrong, each with a name and parameters.
 
-A fault overrides the hooks of `Fault` where it interferes; `fault` registers it. The catalogues of faults live in the
-modules of `sim.catalogue`.
+A fault overrides the hooks of `Fault` where it interferes; `fault` registers it. The faults are defined in the
+modules of `standins.engine.catalogue`.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class Fault:
     """A fault that does nothing; its hooks are what a fault may change.
 
     Attributes:
-        share: The part of the requests that it hits.
+        share: The fraction of the requests that it affects.
     """
 
     name: ClassVar[str] = ""
     #: What ``/health`` answers while the fault is on.
     health_status: ClassVar[int] = 200
-    #: Whether paths that there are not are answered.
+    #: Whether unknown paths are answered.
     knows_every_path: ClassVar[bool] = False
 
     share: float = 1.0
 
     def hits(self, dice: random.Random) -> bool:
-        """Whether this request is hit."""
+        """Whether this request is affected."""
         return self.share >= 1.0 or dice.random() < self.share
 
     def start(self, engine: Engine) -> None:
@@ -72,13 +72,13 @@ class Fault:
         """The fault was switched off."""
 
     def on_request(self, request: Request) -> None:
-        """See the request as it came, or refuse it with a `Refusal`."""
+        """Inspect the request as received, or refuse it with a `Refusal`."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
         """Change the request before it is checked."""
 
     def refuse(self) -> Refusal | None:
-        """Refuse the request, however good it is."""
+        """Refuse a valid request."""
         return None
 
     def on_refusal(self, refusal: Refusal) -> tuple[int, bytes, str] | None:
@@ -86,7 +86,7 @@ class Fault:
         return None
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Change what was asked for after it was checked."""
+        """Change the checked request."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Change the tokens and their texts."""
@@ -104,7 +104,7 @@ class Fault:
         """Change how a response is sent: its connection, its headers."""
 
     def on_disconnect(self) -> bool:
-        """The client went away: whether the engine hears of it."""
+        """The client disconnected: whether the engine is notified."""
         return True
 
     def lets_pass(self, authorization: str) -> bool:
@@ -119,7 +119,7 @@ class Fault:
         return text
 
     def on_version(self, body: dict[str, Any]) -> None:
-        """Change what ``/version`` says."""
+        """Change the answer of ``/version``."""
 
     def extra_s(self) -> float:
         """Seconds added before the first token."""
@@ -129,7 +129,7 @@ class Fault:
         """Change the model list."""
 
 
-#: Data of an event that drops the connection where it stands.
+#: Data of an event that drops the connection at once.
 CUT = b""
 
 _REGISTRY: dict[str, type[Fault]] = {}
@@ -186,7 +186,7 @@ def _make(item: dict[str, Any]) -> Fault:
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """A value is of the default's type; an integer will do for a float."""
+    """Whether a value has the default's type; an integer is accepted for a float."""
     if isinstance(default, bool) or isinstance(value, bool):
         return type(value) is type(default)
     return isinstance(value, (int, float) if isinstance(default, float) else type(default))

@@ -1,4 +1,4 @@
-"""The tokens of one answer and the text that each of them lets out, decided before the first one is sent."""
+"""The tokens of one answer and the text that each of them releases, decided before the first one is sent."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Generated:
     """One answer.
 
     Attributes:
-        pieces: The tokens, the end token included where the answer ended by it.
-        texts: For each token the text that it lets out: nothing while a character or a stop text may be unfinished.
+        pieces: The tokens, including the end token if the answer ended with it.
+        texts: For each token the text that it releases: empty while a character or a stop text may be incomplete.
         finish_reason: ``stop``, ``length`` or ``tool_calls``.
-        stop_reason: The stop text, or the id of the stop token, that ended it.
-        calls: The names of the tools that are called; empty where the answer is text.
+        stop_reason: The stop text, or the id of the stop token, that ended the answer.
+        calls: The names of the called tools; empty if the answer is text.
         call_indexes: For each token the index of the call whose arguments it belongs to; -1 for content.
     """
 
@@ -53,9 +53,9 @@ def generate(parameters: Parameters, seed: int, salt: int) -> Generated:
     """The answer to a request.
 
     Args:
-        parameters: What is asked for.
+        parameters: The checked request.
         seed: The engine's seed.
-        salt: Makes answers differ where the temperature is above 0 and the request has no seed.
+        salt: Makes answers differ if the temperature is above 0 and the request has no seed.
     """
     if parameters.greedy or parameters.temperature == 0:
         salt = 0
@@ -80,7 +80,7 @@ def _generate(parameters: Parameters, key: int) -> Generated:
 
 
 def _source(parameters: Parameters, key: int) -> Iterator[bytes]:
-    """The tokens that come where nothing holds the answer back."""
+    """The tokens of an unconstrained answer."""
     copied = answers.copied(b"".join(parameters.prompt).decode(errors="replace"))
     source = answers.answer_to if parameters.kind == "chat" else answers.continuation_of
     natural = copied or source(parameters.question, key)
@@ -88,7 +88,7 @@ def _source(parameters: Parameters, key: int) -> Iterator[bytes]:
 
 
 def _biased(piece: bytes, parameters: Parameters) -> bytes:
-    """A token after the bias: another one where it is forbidden, and always the one that is forced."""
+    """A token after the bias: another one if it is forbidden, and always the forced one."""
     if not parameters.bias:
         return piece
     forced = max(parameters.bias, key=lambda one: parameters.bias[one])
@@ -98,8 +98,8 @@ def _biased(piece: bytes, parameters: Parameters) -> bytes:
 
 
 def _guided(guide: Guide, parameters: Parameters, key: int) -> Generated:
-    """An answer constrained to a structure: it ends by itself when that is complete, or is cut by its limit."""
-    dice = random.Random(key)  # noqa: S311 - decides an answer, no secret
+    """An answer constrained to a structure: it ends when that is complete, or is cut by its limit."""
+    dice = random.Random(key)  # noqa: S311 - decides an answer, not a secret
     text = guide.text(dice)
     content, calls = ("", [Call(guide.tool, text)]) if guide.tool else (text, [])
     if parameters.has_tools and not guide.tool:
@@ -140,7 +140,7 @@ def _pieces(natural: Iterator[bytes], parameters: Parameters, key: int) -> tuple
 
 
 def _texts(pieces: list[bytes]) -> list[str]:
-    """The text that each token completes; a character that the answer's end cuts in two is never let out."""
+    """The text that each token completes; a character split by the end of the answer is never released."""
     if b"".join(pieces).isascii():
         return ["" if piece is END else piece.decode() for piece in pieces]
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -148,7 +148,7 @@ def _texts(pieces: list[bytes]) -> list[str]:
 
 
 def _stopped(pieces: list[bytes], texts: list[str], parameters: Parameters, finish_reason: str) -> Generated:
-    """Cut at the first stop text, and hold back what may become one."""
+    """Cut at the first stop text, and hold back text that may become one."""
     held = max(map(len, parameters.stop)) - 1
     out: list[str] = []
     text, sent = "", 0

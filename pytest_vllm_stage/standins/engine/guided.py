@@ -1,4 +1,4 @@
-"""What a request constrains the answer to: a choice, an expression, a schema, or the call of a tool."""
+"""What a request constrains the answer to: a choice, a regular expression, a schema, or a tool call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from pytest_vllm_stage.standins.engine.refusal import impossible, malformed
 from pytest_vllm_stage.standins.engine.structure import Unsupported, fitting, json_text, matching
 
-#: How a call looks in the text of a model whose calls the ``hermes`` parser reads.
+#: A call in the text of a model, as the ``hermes`` parser reads it.
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 Maker = Callable[[random.Random], str]
@@ -28,12 +28,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """Makes the text that an answer is constrained to.
+    """Generates the text that an answer is constrained to.
 
     Attributes:
-        text: Makes the text from dice.
-        tool: The text is the arguments of this tool, whose call is the answer; None where it is text.
-        finish_reason: What a complete call says; vLLM says ``tool_calls`` for a required one, ``stop`` for a named one.
+        text: Generates the text from dice.
+        tool: The tool whose arguments the text is; None if the answer is plain text.
+        finish_reason: Of a complete call; in vLLM ``tool_calls`` for a required one, ``stop`` for a named one.
     """
 
     text: Maker
@@ -42,10 +42,10 @@ class Guide:
 
 
 def guide_of(body: Mapping[str, Any]) -> Guide | None:
-    """What the body asks for; None where the answer is free.
+    """The constraint in the body; None if the answer is unconstrained.
 
     Raises:
-        Refusal: naming the field.
+        Refusal: a field is invalid; the refusal names it.
     """
     guide = _tool_guide(body) or _structure(body)
     if guide is not None:
@@ -73,7 +73,7 @@ def has_tools(body: Mapping[str, Any]) -> bool:
 
 def _try(guide: Guide) -> None:
     try:
-        guide.text(random.Random(0))  # noqa: S311 - a trial, no secret
+        guide.text(random.Random(0))  # noqa: S311 - a trial, not a secret
     except Unsupported as error:
         raise impossible(f"Grammar error: {error}", "structured_outputs") from None
 

@@ -20,14 +20,14 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     """The body as a JSON object.
 
     Raises:
-        Refusal: it is none.
+        Refusal: the body is not a JSON object.
     """
     try:
         body = json.loads(raw)
     except json.JSONDecodeError as error:
         raise malformed("json_invalid", f"body.{error.pos}", "JSON decode error") from None
     except UnicodeDecodeError as error:
-        raise malformed("json_invalid", f"body.{error.start}", "JSON decode error: no UTF-8") from None
+        raise malformed("json_invalid", f"body.{error.start}", "JSON decode error: not UTF-8") from None
     if not isinstance(body, dict):
         raise malformed("model_attributes_type", "body", "Input should be a valid dictionary")
     return body
@@ -40,12 +40,12 @@ class Parameters:
     Attributes:
         prompt: The pieces of the whole prompt.
         question: The text that decides the answer: the last message, or the prompt.
-        limit: The most tokens that may be generated.
-        greedy: The likeliest token is taken every time: by the temperature, or since nothing else is left to draw.
-        penalised: Some penalty changes what is likely.
-        bias: Piece to what is added to its score; only what forbids or forces a token has an effect here.
+        limit: Maximum number of generated tokens.
+        greedy: The likeliest token is always taken: temperature 0, or filters that leave only one.
+        penalised: A penalty changes the scores.
+        bias: Piece to the value added to its score; only forbidding or forcing a token has an effect here.
         stop_pieces: Tokens that end the answer.
-        top_logprobs: How many alternatives are reported a token; None reports no logprobs.
+        top_logprobs: Number of alternatives reported per token; None reports no logprobs.
         prompt_logprobs: The same for the tokens of the prompt.
     """
 
@@ -111,7 +111,7 @@ _FIELDS: Mapping[str, str] = {
     "add_generation_prompt": _SWITCH,
     "continue_final_message": _SWITCH,
 }
-#: Field to its least value, whether that itself is allowed, and its greatest.
+#: Field to its minimum, whether the minimum itself is allowed, and its maximum.
 _RANGES: Mapping[str, tuple[float, bool, float]] = {
     "temperature": (0.0, True, 2.0),
     "top_p": (0.0, False, 1.0),
@@ -120,17 +120,17 @@ _RANGES: Mapping[str, tuple[float, bool, float]] = {
     "presence_penalty": (-2.0, True, 2.0),
     "repetition_penalty": (0.0, False, 2.0),
 }
-#: A score raised by so much wins, and one lowered by so much loses, against whatever the model prefers.
+#: A score raised by this much always wins, and one lowered by this much always loses.
 _DECIDING_BIAS = 50.0
-#: What vLLM can do and this engine refuses, so that its absence is never mistaken for an answer.
+#: Features of vLLM that this engine refuses, so that ignoring them is never mistaken for an answer.
 _UNSUPPORTED = ("suffix", "use_beam_search")
 
 
 def check_types(body: Mapping[str, Any]) -> None:
-    """Refuse fields of the wrong type; null is absence.
+    """Refuse fields of the wrong type; null counts as absent.
 
     Raises:
-        Refusal: naming the field.
+        Refusal: a field is invalid; the refusal names it.
     """
     for name, value in body.items():
         kind = _FIELDS.get(name)
@@ -144,7 +144,7 @@ def parameters_of(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Pa
     """Check a body whose types are right, and its prompt against the context length.
 
     Raises:
-        Refusal: naming the field.
+        Refusal: a field is invalid; the refusal names it.
     """
     for name in _UNSUPPORTED:
         if body.get(name):
@@ -197,10 +197,10 @@ def _chat_prompt(body: Mapping[str, Any]) -> tuple[list[bytes], str]:
 
 
 def rendered(body: Mapping[str, Any], messages: list[Mapping[str, Any]]) -> list[bytes]:
-    """The pieces of a conversation, up to where the body says that the model goes on.
+    """The pieces of a conversation, up to where the model continues, as the body specifies.
 
     Raises:
-        Refusal: it should go on in two places.
+        Refusal: the body names two places to continue from.
     """
     asks, goes_on = body.get("add_generation_prompt") is not False, bool(body.get("continue_final_message"))
     if asks and goes_on:
@@ -242,14 +242,14 @@ def _completion_prompt(body: Mapping[str, Any]) -> tuple[list[bytes], str]:
     if isinstance(prompt, list) and prompt and all(type(number) is int for number in prompt):
         pieces = pieces_of(prompt, "prompt")
         return pieces, b"".join(pieces).decode(errors="replace")
-    raise malformed("prompt_type", "body.prompt", "Input should be a text or a list of token ids")
+    raise malformed("prompt_type", "body.prompt", "Input should be a string or a list of token ids")
 
 
 def pieces_of(numbers: list[Any], name: str) -> list[bytes]:
     """The pieces of token ids.
 
     Raises:
-        Refusal: one is the id of no token.
+        Refusal: a number is not a token id.
     """
     if not all(type(number) is int for number in numbers):
         raise malformed("int_type", f"body.{name}", "Input should be a valid integer")
@@ -290,7 +290,7 @@ def _in_range(body: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _greedy(body: Mapping[str, Any]) -> bool:
-    """Only the likeliest token is left to be drawn."""
+    """Whether only the likeliest token is left to draw."""
     top_k = body.get("top_k") or 0
     if top_k < -1:
         raise impossible(f"top_k must be 0 (disable), or at least 1, got {top_k}.", "top_k", top_k)

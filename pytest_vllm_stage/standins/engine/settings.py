@@ -1,4 +1,4 @@
-"""The settings of a simulated engine."""
+"""Settings of a simulated engine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Settings:
         max_model_len: Context length in tokens.
         max_num_seqs: Requests that run at once; the others wait in order of arrival.
         ttft_ms: Time from the start of a request to its first token, before prefill.
-        prefill_tokens_per_s: Prompt tokens that are prefilled a second; those in the prefix cache take no time.
+        prefill_tokens_per_s: Prompt tokens prefilled per second; those in the prefix cache take no time.
         itl_ms: Time between two tokens of a request that runs alone.
-        itl_growth: What each further running request adds to that, as a part of it.
-        jitter: Sigma of the lognormal factor that each request's times are drawn with; 0 makes them exact.
-        block_size: Tokens of a block of the prefix cache.
+        itl_growth: Fraction of ``itl_ms`` added by each further running request.
+        jitter: Sigma of the lognormal factor on each request's times; 0 makes them exact.
+        block_size: Tokens per block of the prefix cache.
         kv_cache_tokens: Tokens that the KV cache holds.
         seed: Decides every answer and every drawn time.
     """

@@ -1,7 +1,7 @@
-"""Text that fits a regular expression or a JSON schema, drawn by a key: what guided output gives without a model.
+"""Text that fits a regular expression or a JSON schema, drawn by a key: guided output without a model.
 
-Only what checks ask for is known: literals, classes, groups, branches and repeats of expressions; objects, arrays,
-texts, numbers, enumerations and ``anyOf`` of schemas. Anything else is refused, never guessed.
+Only what the checks use is supported: literals, classes, groups, branches and repeats of expressions; objects, arrays,
+strings, numbers, enumerations and ``anyOf`` of schemas. Anything else is refused, never guessed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-#: Repeats without an upper bound end after so many more.
+#: Repeats without an upper bound end after at most this many more.
 _MORE = 3
 _PRINTABLE = [chr(code) for code in range(32, 127)]
 _CATEGORIES: Mapping[str, str] = {
@@ -23,14 +23,14 @@ _CATEGORIES: Mapping[str, str] = {
 
 
 class Unsupported(ValueError):
-    """A pattern or schema that cannot be, or that this engine does not know."""
+    """An invalid pattern or schema, or one that this engine does not support."""
 
 
 def matching(pattern: str, dice: random.Random) -> str:
-    """A text that the whole of ``pattern`` matches.
+    """A text that ``pattern`` matches as a whole.
 
     Raises:
-        Unsupported: it is not a pattern, or has a construct that is not known here.
+        Unsupported: it is not a pattern, or has a construct that is not supported here.
     """
     parse: Callable[[str], Iterable[Any]] = re._parser.parse  # type: ignore[attr-defined]
     try:
@@ -81,7 +81,7 @@ def fitting(schema: Any, dice: random.Random) -> Any:
     """A value that fits a JSON schema.
 
     Raises:
-        Unsupported: it is not a schema, or has a keyword's form that is not known here.
+        Unsupported: it is not a schema, or uses a keyword in an unsupported form.
     """
     if not isinstance(schema, dict):
         raise Unsupported(f"a schema is an object, not {schema!r}")
@@ -140,5 +140,5 @@ _MAKERS: Mapping[str, Callable[[dict[str, Any], random.Random], Any]] = {
 
 
 def json_text(value: Any) -> str:
-    """A value as the engine writes it."""
+    """The JSON of a value, formatted as the engine writes it."""
     return json.dumps(value, ensure_ascii=False)

@@ -1,7 +1,7 @@
 """A tokenizer without a vocabulary: a token is a short piece of UTF-8, its id is the piece's bytes read as a number.
 
-It is reversible for any text, needs no state, splits about as finely as a real one, and cuts four-byte characters in
-two as byte-level BPE does, so that clients meet tokens that are not a whole character.
+It is reversible for any text, needs no state, splits about as finely as a real one, and splits four-byte characters
+as byte-level BPE does, so that clients receive tokens that are not a whole character.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PIECE = re.compile(rb" ?[A-Za-z]{1,5}|[0-9]|[\x80-\xff]{1,3}|[\x00-\xff]", re.D
 
 START = b"<|im_start|>"
 END = b"<|im_end|>"
-#: Pieces are at most six bytes long, so that these longer ones cannot be meant by any text.
+#: Pieces are at most six bytes long, so that no text can produce these longer ones.
 _SPECIAL_IDS = {START: 1, END: 2}
 _SPECIAL_PIECES = {number: piece for piece, number in _SPECIAL_IDS.items()}
 #: The id of a piece is below this: a one, and at most six bytes.
@@ -23,7 +23,7 @@ MAX_ID = 2 << 48
 
 
 class UnknownToken(ValueError):
-    """A number that is the id of no token."""
+    """A number that is not a token id."""
 
 
 def split(text: str) -> list[bytes]:
@@ -40,7 +40,7 @@ def piece_of(number: int) -> bytes:
     """The piece of an id.
 
     Raises:
-        UnknownToken: it is the id of none.
+        UnknownToken: the number is not a token id.
     """
     special = _SPECIAL_PIECES.get(number)
     if special is not None:
@@ -48,7 +48,7 @@ def piece_of(number: int) -> bytes:
     digits = number.to_bytes(7) if 0 < number < MAX_ID else b""
     marked = digits.lstrip(b"\0")
     if len(marked) < 2 or marked[0] != 1:
-        raise UnknownToken(f"{number} is the id of no token")
+        raise UnknownToken(f"{number} is not a token id")
     return marked[1:]
 
 
@@ -61,7 +61,7 @@ def decode(numbers: Iterable[int]) -> str:
     """The text of token ids; what is not UTF-8 becomes U+FFFD.
 
     Raises:
-        UnknownToken: a number is the id of no token.
+        UnknownToken: a number is not a token id.
     """
     return b"".join(piece_of(number) for number in numbers).decode(errors="replace")
 
@@ -71,8 +71,8 @@ def render(messages: Sequence[Mapping[str, Any]], *, asks: bool = True, goes_on:
 
     Args:
         messages: The conversation.
-        asks: End where the assistant speaks next.
-        goes_on: Leave the last message open, so that the assistant goes on with it.
+        asks: End with the start of the assistant's next turn.
+        goes_on: Leave the last message open, so that the assistant continues it.
     """
     pieces: list[bytes] = []
     for message in messages:
@@ -83,7 +83,7 @@ def render(messages: Sequence[Mapping[str, Any]], *, asks: bool = True, goes_on:
 
 
 def content_of(message: Mapping[str, Any]) -> str:
-    """A message's text, given as such or in parts."""
+    """A message's text, given as a string or in parts."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content)

@@ -1,4 +1,4 @@
-"""Faults of what is said and counted: wrong answers, ignored limits, false token counts."""
+"""Faults of answers and counts: wrong answers, ignored limits, false token counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ class StaleCache(Fault):
     _first: Generated | None = field(default=None, init=False, repr=False)
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Say again what was said first."""
         if self._first is None:
             self._first = Generated(generated.pieces, generated.texts, generated.finish_reason, generated.stop_reason)
         generated.pieces, generated.texts = self._first.pieces, self._first.texts
@@ -36,19 +35,17 @@ class StaleCache(Fault):
 
 @fault("empty_answers")
 class EmptyAnswers(Fault):
-    """Answers have no text, and say that all is well."""
+    """Answers have no text, and report success."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Let no text out."""
         generated.texts = ["" for _ in generated.texts]
 
 
 @fault("dropped_turns")
 class DroppedTurns(Fault):
-    """A gateway passes on the last message only: system prompt and history are lost."""
+    """A gateway forwards only the last message: system prompt and history are lost."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Keep the last message."""
         if isinstance(body.get("messages"), list):
             body["messages"] = body["messages"][-1:]
 
@@ -58,7 +55,6 @@ class TrimmedPrompt(Fault):
     """A gateway trims white space around the messages' text."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Trim each message."""
         messages = body.get("messages")
         for message in messages if isinstance(messages, list) else []:
             if isinstance(message, dict) and isinstance(message.get("content"), str):
@@ -67,16 +63,15 @@ class TrimmedPrompt(Fault):
 
 @fault("ignored_max_tokens")
 class IgnoredMaxTokens(Fault):
-    """``max_tokens`` is not passed on, and the default is more."""
+    """``max_tokens`` is dropped, and the default is larger."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Allow 64 tokens."""
         parameters.limit = 64
 
 
 @fault("hidden_overrun")
 class HiddenOverrun(Fault):
-    """``max_tokens`` is ignored, but the usage and the finish reason claim that it was honoured."""
+    """``max_tokens`` is ignored, but the usage and the finish reason report that it was honoured."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
         """Let out the text of more tokens than are counted."""
@@ -86,10 +81,9 @@ class HiddenOverrun(Fault):
 
 @fault("ignored_stop")
 class IgnoredStop(Fault):
-    """Stop texts are not passed on."""
+    """Stop texts are dropped."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Forget them."""
         parameters.stop = ()
 
 
@@ -98,7 +92,6 @@ class LeakedStop(Fault):
     """The stop text is left in the answer."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Add it."""
         generated.texts[-1] += generated.stop_reason if isinstance(generated.stop_reason, str) else ""
 
 
@@ -107,7 +100,6 @@ class AlwaysStop(Fault):
     """``finish_reason`` is ``stop`` whatever ended the answer."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Say stop."""
         generated.finish_reason = "stop"
 
 
@@ -116,14 +108,13 @@ class AlwaysLength(Fault):
     """``finish_reason`` is ``length`` whatever ended the answer."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Say length."""
         generated.finish_reason = "length"
 
 
 @fault("off_by_one_usage")
 @dataclass
 class OffByOneUsage(Fault):
-    """A count of the usage is wrong by a little, and the total with it.
+    """A count of the usage is slightly wrong, and the total with it.
 
     Attributes:
         count: ``prompt_tokens``, ``completion_tokens`` or ``total_tokens``.
@@ -134,7 +125,6 @@ class OffByOneUsage(Fault):
     by: int = 1
 
     def on_usage(self, usage: dict[str, Any]) -> None:
-        """Add to it."""
         usage[self.count] += self.by
         if self.count != "total_tokens":
             usage["total_tokens"] += self.by
@@ -142,14 +132,12 @@ class OffByOneUsage(Fault):
 
 @fault("wrong_model_name")
 class WrongModelName(Fault):
-    """A router falls back to another model, and says so in ``model``."""
+    """A router falls back to another model, and reports it in ``model``."""
 
     def on_answer(self, body: dict[str, Any]) -> None:
-        """Name the other one."""
         body["model"] = "some-other-model"
 
     def on_stream(self, events: list[Event]) -> None:
-        """Name the other one."""
         for event in events:
             if isinstance(event.data, dict):
                 event.data["model"] = "some-other-model"
@@ -160,5 +148,4 @@ class ConstantId(Fault):
     """Every answer has the same id."""
 
     def on_answer(self, body: dict[str, Any]) -> None:
-        """Set it."""
         body["id"] = "chatcmpl-0"

@@ -1,4 +1,4 @@
-"""Faults of features that work alone: together with another one, in another way of asking, or after another request."""
+"""Faults of features that work alone: combined with another one, sent in another way, or after another request."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ def _replace_text(generated: Generated, text: str) -> None:
 
 @fault("held_back_text_lost")
 class HeldBackTextLost(Fault):
-    """What a stream holds back as the beginning of a stop text is lost when the stop text does not come."""
+    """Text held back as the beginning of a stop text is lost when the stop text does not follow."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Lose it."""
         if parameters.stream and parameters.stop and generated.stop_reason is None:
             last = max((place for place, text in enumerate(generated.texts) if text), default=0)
             generated.texts[last] = ""
@@ -31,10 +30,9 @@ class HeldBackTextLost(Fault):
 
 @fault("streamed_calls_share_an_index")
 class StreamedCallsShareAnIndex(Fault):
-    """Every call of a streamed answer has the index 0, so that clients put them together as one."""
+    """Every call of a streamed answer has index 0, so that clients merge them into one."""
 
     def on_stream(self, events: list[Any]) -> None:
-        """Give them that index."""
         for event in events:
             for choice in event.data["choices"] if isinstance(event.data, dict) else ():
                 for call in choice.get("delta", {}).get("tool_calls") or ():
@@ -44,12 +42,11 @@ class StreamedCallsShareAnIndex(Fault):
 @fault("large_bodies_refused")
 @dataclass
 class LargeBodiesRefused(Fault):
-    """A gateway has a limit for bodies that is far below the model's context."""
+    """A gateway limits bodies far below the model's context."""
 
     limit_bytes: int = 32 * 1024
 
     def on_request(self, request: Request) -> None:
-        """Refuse it."""
         if len(request.body) > self.limit_bytes:
             raise Refusal(413, "Request Entity Too Large", "RequestEntityTooLarge", None)
 
@@ -59,7 +56,6 @@ class ChunkedBodiesLost(Fault):
     """A gateway forwards bodies by their length, and a chunked one has none."""
 
     def on_request(self, request: Request) -> None:
-        """Lose it."""
         if "transfer-encoding" in request.headers:
             raise malformed("missing", "body", "Field required")
 
@@ -67,13 +63,12 @@ class ChunkedBodiesLost(Fault):
 @fault("grammar_reaches_others")
 @dataclass
 class GrammarReachesOthers(Fault):
-    """A request that runs beside one with a grammar is constrained to that grammar."""
+    """A request that runs concurrently with one that has a grammar is constrained to that grammar."""
 
     _engine: Engine | None = field(default=None, init=False, repr=False)
     _guide: Guide | None = field(default=None, init=False, repr=False)
 
     def start(self, engine: Engine) -> None:
-        """Know what runs."""
         self._engine = engine
 
     def on_parameters(self, parameters: Parameters) -> None:
@@ -89,7 +84,7 @@ class GrammarReachesOthers(Fault):
 @fault("abandoned_grammar_stays")
 @dataclass
 class AbandonedGrammarStays(Fault):
-    """After the client of a request with a grammar went away, the next grammar starts in the middle."""
+    """After the client of a request with a grammar disconnects, the next grammar starts in the middle."""
 
     _guided: bool = field(default=False, init=False, repr=False)
     _abandoned: bool = field(default=False, init=False, repr=False)
@@ -102,7 +97,6 @@ class AbandonedGrammarStays(Fault):
             generated.texts[0] = ""
 
     def on_disconnect(self) -> bool:
-        """Remember it."""
         self._abandoned = self._abandoned or self._guided
         return True
 
@@ -115,7 +109,6 @@ class GrammarForTheFirstChoiceOnly(Fault):
     _seen: Parameters | None = field(default=None, init=False, repr=False)
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Free the others."""
         if parameters.guide is not None and self._seen is parameters:
             _replace_text(generated, "anything")
         self._seen = parameters
@@ -126,7 +119,6 @@ class LogprobsFreeTheAnswer(Fault):
     """With logprobs, the grammar is not applied."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Free the answer."""
         if parameters.guide is not None and parameters.top_logprobs is not None:
             _replace_text(generated, "anything")
 
@@ -136,7 +128,6 @@ class StopIgnoredInGrammars(Fault):
     """A stop text does not end an answer that has a grammar."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Ignore it."""
         if parameters.guide is not None:
             parameters.stop = ()
 
@@ -146,7 +137,6 @@ class NullsRefused(Fault):
     """A gateway's schema refuses null for parameters that may be absent."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Refuse it."""
         for name, value in body.items():
             if value is None:
                 raise malformed("type_error", f"body.{name}", "Input should not be null")
@@ -155,20 +145,18 @@ class NullsRefused(Fault):
 @fault("small_default_limit")
 @dataclass
 class SmallDefaultLimit(Fault):
-    """A gateway fills in a limit where a chat has none."""
+    """A gateway adds a limit to chats that have none."""
 
     tokens: int = 16
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Fill it in."""
         if "messages" in body and "max_tokens" not in body:
             body["max_tokens"] = self.tokens
 
 
 @fault("invented_cached_tokens")
 class InventedCachedTokens(Fault):
-    """The usage says that a prompt was cached which was never sent before."""
+    """The usage reports cached tokens for a prompt that was never sent before."""
 
     def on_usage(self, usage: dict[str, Any]) -> None:
-        """Say it."""
         usage["prompt_tokens_details"] = {"cached_tokens": usage["prompt_tokens"] - 1}

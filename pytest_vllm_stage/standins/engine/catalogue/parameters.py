@@ -1,4 +1,4 @@
-"""Faults of parameters: what a gateway does not pass on, takes for another value, or reports for another token."""
+"""Faults of parameters: what a gateway drops, replaces with another value, or reports for another token."""
 
 from __future__ import annotations
 
@@ -17,68 +17,60 @@ class IgnoredTemperature(Fault):
     """Every answer is greedy, whatever the temperature."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Be greedy."""
         parameters.greedy = True
 
 
 @fault("always_drawn")
 class AlwaysDrawn(Fault):
-    """The temperature is not passed on, and the default draws."""
+    """The temperature is dropped, and the default samples."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Forget it."""
         body.pop("temperature", None)
 
 
 @fault("ignored_seed")
 class IgnoredSeed(Fault):
-    """The seed is not passed on."""
+    """The seed is dropped."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Forget it."""
         parameters.seed = None
 
 
 @fault("one_seed_for_all")
 class OneSeedForAll(Fault):
-    """Where no seed is given, everybody gets the same one."""
+    """Requests without a seed all get the same one."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Give it."""
         parameters.seed = 0 if parameters.seed is None else parameters.seed
 
 
 @fault("ignored_filters")
 class IgnoredFilters(Fault):
-    """``top_k``, ``top_p`` and ``min_p`` are not passed on."""
+    """``top_k``, ``top_p`` and ``min_p`` are dropped."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Draw from everything."""
         parameters.greedy = parameters.temperature == 0
 
 
 @fault("ignored_n")
 class IgnoredN(Fault):
-    """One choice comes, however many are asked for."""
+    """One choice is returned, whatever ``n`` is."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Ask for one."""
         parameters.n = 1
 
 
 @fault("first_choice_counted")
 @dataclass
 class FirstChoiceCounted(Fault):
-    """Of several choices only the first one's tokens are in the usage."""
+    """Only the first choice's tokens are counted in the usage."""
 
     _tokens: list[int] = field(default_factory=list, init=False, repr=False)
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Note each choice."""
         self._tokens.append(len(generated.pieces))
 
     def on_usage(self, usage: dict[str, Any]) -> None:
-        """Count the first one."""
         first, self._tokens = self._tokens[0], []
         usage["total_tokens"] += first - usage["completion_tokens"]
         usage["completion_tokens"] = first
@@ -89,7 +81,6 @@ class MergedChoices(Fault):
     """A relay streams all choices under the index of the first one."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Give all of them index 0."""
         for event in events:
             if isinstance(event.data, dict):
                 for choice in event.data["choices"]:
@@ -98,37 +89,33 @@ class MergedChoices(Fault):
 
 @fault("ignored_min_tokens")
 class IgnoredMinTokens(Fault):
-    """``min_tokens`` is not passed on."""
+    """``min_tokens`` is dropped."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Forget it."""
         parameters.min_tokens = 0
 
 
 @fault("ignored_bias")
 class IgnoredBias(Fault):
-    """``logit_bias`` is not passed on."""
+    """``logit_bias`` is dropped."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Forget it."""
         parameters.bias = {}
 
 
 @fault("ignored_penalties")
 class IgnoredPenalties(Fault):
-    """Penalties on repetition are not passed on."""
+    """Penalties on repetition are dropped."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Forget them."""
         parameters.penalised = False
 
 
 @fault("ignored_stop_tokens")
 class IgnoredStopTokens(Fault):
-    """``stop_token_ids`` is not passed on."""
+    """``stop_token_ids`` is dropped."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Forget them."""
         parameters.stop_pieces = frozenset()
 
 
@@ -146,14 +133,13 @@ class ContextOneTooShort(Fault):
     """The last token of the context cannot be used."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Refuse what needs it."""
         if parameters.limit == 1 and len(parameters.prompt) > 1000:
             raise impossible("This model's maximum context length is exceeded.", "input_tokens", len(parameters.prompt))
 
 
 @fault("context_overrun")
 class ContextOverrun(Fault):
-    """An answer goes on over the end of the context."""
+    """An answer continues past the end of the context."""
 
     def on_parameters(self, parameters: Parameters) -> None:
         """Let it have eight more tokens there."""
@@ -163,37 +149,33 @@ class ContextOverrun(Fault):
 
 @fault("missing_logprobs")
 class MissingLogprobs(Fault):
-    """Logprobs are asked for, and null comes."""
+    """Logprobs are requested, and null is returned."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Forget that they were asked for."""
         parameters.top_logprobs = None
 
 
 @fault("logprobs_unasked")
 class LogprobsUnasked(Fault):
-    """Logprobs come without having been requested."""
+    """Logprobs are returned without having been requested."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Ask for them."""
         if parameters.top_logprobs is None:
             parameters.top_logprobs = 1
 
 
 class _Scores(Fault):
-    """A fault that changes each token's scores, in every shape in which they come."""
+    """A fault that changes each token's scores, in every response shape."""
 
     def change(self, scores: dict[str, float]) -> dict[str, float]:
-        """The scores of one place after the fault, the chosen token first."""
+        """The scores at one position after the fault, the chosen token first."""
         return scores
 
     def on_answer(self, body: dict[str, Any]) -> None:
-        """Change a whole answer's."""
         for choice in body["choices"]:
             self._change(choice.get("logprobs"))
 
     def on_stream(self, events: list[Event]) -> None:
-        """Change a stream's."""
         for event in events:
             for choice in event.data["choices"] if isinstance(event.data, dict) else []:
                 self._change(choice.get("logprobs"))
@@ -213,25 +195,22 @@ class ProbabilitiesForLogprobs(_Scores):
     """Probabilities are sent instead of their logarithms."""
 
     def change(self, scores: dict[str, float]) -> dict[str, float]:
-        """Take the logarithm back."""
         return {token: math.exp(value) for token, value in scores.items()}
 
 
 @fault("unsorted_logprobs")
 class UnsortedLogprobs(_Scores):
-    """The likeliest alternatives come last."""
+    """The likeliest alternatives are last."""
 
     def change(self, scores: dict[str, float]) -> dict[str, float]:
-        """Turn them round."""
         return dict(reversed(scores.items()))
 
 
 @fault("foreign_logprobs")
 class ForeignLogprobs(_Scores):
-    """The alternatives are those of another place: the token that was said is not among them."""
+    """The alternatives are those of another position: the generated token is not among them."""
 
     def change(self, scores: dict[str, float]) -> dict[str, float]:
-        """Rename them."""
         return {f"{token}#": value for token, value in scores.items()}
 
 
@@ -240,7 +219,6 @@ class HalfOfTheLogprobs(Fault):
     """A relay drops the second half of the logprobs."""
 
     def on_answer(self, body: dict[str, Any]) -> None:
-        """Drop it."""
         for choice in body["choices"]:
             for name, entries in (choice.get("logprobs") or {}).items():
                 choice["logprobs"][name] = entries[: len(entries) // 2]

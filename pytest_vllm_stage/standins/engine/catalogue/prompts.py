@@ -1,4 +1,4 @@
-"""Faults on the way in: conversations cut, flattened and recoded, and tokenizers that are another model's."""
+"""Faults on the request path: conversations truncated, flattened and re-encoded, and the tokenizer of another model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pytest_vllm_stage.standins.engine.tokenizer import START
 
 
 def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages that are such; a malformed body is left to be refused."""
+    """The well-formed messages; a malformed body is refused later."""
     messages = body.get("messages")
     return [one for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
 
 
 def _texts(body: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each place of a text in a body: the object, and the key."""
+    """Each text in a body, as its object and key."""
     if isinstance(body.get("prompt"), str):
         yield body, "prompt"
     for message in _messages(body):
@@ -32,17 +32,15 @@ class DroppedSystemPrompt(Fault):
     """A gateway drops the system prompt."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Drop it."""
         if _messages(body):
             body["messages"] = [one for one in _messages(body) if one.get("role") != "system"]
 
 
 @fault("short_memory")
 class ShortMemory(Fault):
-    """A gateway passes on the last three messages only, and the system prompt."""
+    """A gateway forwards only the last three messages and the system prompt."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Drop the others."""
         messages = _messages(body)
         if len(messages) > 3:
             body["messages"] = [*(one for one in messages[:-3] if one.get("role") == "system"), *messages[-3:]]
@@ -53,7 +51,6 @@ class FlattenedRoles(Fault):
     """A gateway sends every message in the user's role."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Change the roles."""
         for message in _messages(body):
             message["role"] = "user"
 
@@ -63,36 +60,32 @@ class AsciiPrompts(Fault):
     """A gateway drops every character that is not ASCII from prompts."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Drop them."""
         for holder, key in _texts(body):
             holder[key] = holder[key].encode("ascii", "ignore").decode()
 
 
 @fault("four_bytes_break")
 class FourBytesBreak(Fault):
-    """A prompt with a character of four bytes is a 500, as where a log is kept in a narrower encoding."""
+    """A prompt with a four-byte character gives a 500, as with a log in a narrower encoding."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Fail on it."""
         if any(ord(character) > 0xFFFF for one, key in _texts(body) for character in one[key]):
             raise Refusal(500, "incorrect string value", "InternalServerError")
 
 
 @fault("twice_begun")
 class TwiceBegun(Fault):
-    """The start token is put before a prompt that has it already, as by a tokenizer after a template."""
+    """The start token is added to a prompt that already has it, as by a tokenizer after a template."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Put it there."""
         parameters.prompt = [START, *parameters.prompt]
 
 
 @fault("foreign_tokenizer")
 class ForeignTokenizer(Fault):
-    """``/tokenize`` has the tokenizer of another version: one token more for every text."""
+    """``/tokenize`` uses another tokenizer version: one more token for every text."""
 
     def on_tokens(self, body: dict[str, Any]) -> None:
-        """Add it."""
         if "tokens" in body:
             body["tokens"] = [*body["tokens"], 1]
             body["count"] += 1
@@ -100,27 +93,25 @@ class ForeignTokenizer(Fault):
 
 @fault("miscounted_tokens")
 class MiscountedTokens(Fault):
-    """``/tokenize`` counts one token more than it lists."""
+    """``/tokenize`` counts one more token than it lists."""
 
     def on_tokens(self, body: dict[str, Any]) -> None:
-        """Count it."""
         if "count" in body:
             body["count"] += 1
 
 
 @fault("lossy_detokenizer")
 class LossyDetokenizer(Fault):
-    """``/detokenize`` loses what is not Latin."""
+    """``/detokenize`` drops text that is not Latin."""
 
     def on_tokens(self, body: dict[str, Any]) -> None:
-        """Lose it."""
         if "prompt" in body:
             body["prompt"] = body["prompt"].encode("latin-1", "ignore").decode("latin-1")
 
 
 @fault("roles_not_rendered")
 class RolesNotRendered(Fault):
-    """The chat template is replaced by a plain one: turns are put together without their roles."""
+    """The chat template is replaced by a plain one: turns are concatenated without their roles."""
 
     def on_tokens(self, body: dict[str, Any]) -> None:
         """Leave the start of each turn out, its role with it."""
@@ -138,10 +129,9 @@ _NEWLINE = int.from_bytes(b"\x01\n")
 
 @fault("mangled_unicode")
 class MangledUnicode(Fault):
-    """A hop takes UTF-8 for Latin-1: everything but English is mangled."""
+    """A hop decodes UTF-8 as Latin-1: everything except English is mangled."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Mangle it."""
         generated.texts = [text.encode().decode("latin-1") for text in generated.texts]
 
 
@@ -150,7 +140,6 @@ class CharactersCutInStreams(Fault):
     """Streamed tokens are decoded one by one: characters of several tokens become replacement signs."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Decode them so."""
         if parameters.stream and not b"".join(generated.pieces).isascii():
             last = generated.texts[-1] and generated.pieces[-1].decode(errors="replace")
             generated.texts = [piece.decode(errors="replace") for piece in generated.pieces[:-1]] + [last]

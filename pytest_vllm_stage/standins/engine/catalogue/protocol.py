@@ -40,7 +40,6 @@ class UnknownModelAccepted(Fault):
     """Whatever model is asked for, the served one answers."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Ask for the served one."""
         body["model"] = model
 
 
@@ -49,7 +48,6 @@ class BadFieldsAccepted(Fault):
     """Fields that cannot be are dropped, and their defaults taken."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Drop them."""
         for name in ("max_tokens", "temperature"):
             value = body.get(name)
             if isinstance(value, str) or (isinstance(value, int | float) and value < 0):
@@ -68,7 +66,6 @@ class PromptCutToFit(Fault):
     characters: int = 4096
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Cut it."""
         if isinstance(body.get("prompt"), str):
             body["prompt"] = body["prompt"][: self.characters]
         messages = body.get("messages")
@@ -82,7 +79,6 @@ class ErrorsAre500(Fault):
     """Every refusal is a 500: the caller's mistakes look like outages."""
 
     def on_refusal(self, refusal: Refusal) -> tuple[int, bytes, str]:
-        """Answer 500."""
         body = {"error": {**refusal.body()["error"], "code": 500}}
         return 500, json.dumps(body).encode(), "application/json"
 
@@ -92,7 +88,6 @@ class ErrorsAre200(Fault):
     """A gateway passes error objects on with status 200."""
 
     def on_refusal(self, refusal: Refusal) -> tuple[int, bytes, str]:
-        """Answer 200."""
         return 200, json.dumps(refusal.body()).encode(), "application/json"
 
 
@@ -101,16 +96,14 @@ class ErrorsArePages(Fault):
     """A proxy replaces the body of errors with a page of its own."""
 
     def on_refusal(self, refusal: Refusal) -> tuple[int, bytes, str]:
-        """Send the page."""
         return refusal.status, _PAGE, "text/html"
 
 
 @fault("errors_say_nothing")
 class ErrorsSayNothing(Fault):
-    """Error objects are there, and do not tell what to change."""
+    """Error objects are present, and do not name what to change."""
 
     def on_refusal(self, refusal: Refusal) -> tuple[int, bytes, str]:
-        """Say nothing."""
         error = {"message": "Bad request.", "type": "BadRequestError", "param": None, "code": refusal.status}
         return refusal.status, json.dumps({"error": error}).encode(), "application/json"
 
@@ -127,7 +120,6 @@ class WrongContextLength(Fault):
     max_model_len: int = 131072
 
     def on_models(self, body: dict[str, Any]) -> None:
-        """State it."""
         for card in body["data"]:
             card["max_model_len"] = self.max_model_len
 
@@ -137,6 +129,5 @@ class WrongModelListed(Fault):
     """The model list names another model."""
 
     def on_models(self, body: dict[str, Any]) -> None:
-        """Name it."""
         for card in body["data"]:
             card["id"] = "some-other-model"

@@ -12,17 +12,16 @@ from pytest_vllm_stage.standins.http import Reply
 
 @fault("unhealthy")
 class Unhealthy(Fault):
-    """``/health`` is 503 while answers come."""
+    """``/health`` is 503 although requests are answered."""
 
     health_status: ClassVar[int] = 503
 
 
 @fault("no_version")
 class NoVersion(Fault):
-    """``/version`` says nothing."""
+    """``/version`` does not name a version."""
 
     def on_version(self, body: dict[str, Any]) -> None:
-        """Say nothing."""
         body["version"] = "unknown"
 
 
@@ -31,7 +30,6 @@ class StreamsCalledJson(Fault):
     """Streams have the content type of whole answers."""
 
     def on_reply(self, reply: Reply) -> None:
-        """Set it."""
         reply.stream_type = "application/json"
 
 
@@ -40,34 +38,30 @@ class AnswersCalledText(Fault):
     """Answers and errors have the content type of plain text."""
 
     def on_reply(self, reply: Reply) -> None:
-        """Set it."""
         reply.json_type = "text/plain; charset=utf-8"
 
 
 @fault("closed_connections")
 class ClosedConnections(Fault):
-    """The connection ends with each response."""
+    """The connection is closed after each response."""
 
     def on_reply(self, reply: Reply) -> None:
-        """End it."""
         reply.closes = True
 
 
 @fault("key_not_asked_for")
 class KeyNotAskedFor(Fault):
-    """Everybody is served, with the key, another one or none."""
+    """Every client is served, with the key, another one or none."""
 
     def lets_pass(self, authorization: str) -> bool:
-        """Let everybody pass."""
         return True
 
 
 @fault("any_key_will_do")
 class AnyKeyWillDo(Fault):
-    """A key must be sent, and is not compared."""
+    """A key is required, but not compared."""
 
     def lets_pass(self, authorization: str) -> bool:
-        """Let everybody pass who has one."""
         return bool(authorization)
 
 
@@ -78,11 +72,9 @@ class _Bodies(Fault):
         """Change one."""
 
     def on_answer(self, body: dict[str, Any]) -> None:
-        """Change a whole answer."""
         self.change(body)
 
     def on_stream(self, events: list[Event]) -> None:
-        """Change each chunk."""
         for event in events:
             if isinstance(event.data, dict):
                 self.change(event.data)
@@ -93,19 +85,17 @@ class CreatedInMilliseconds(_Bodies):
     """``created`` is in milliseconds."""
 
     def change(self, body: dict[str, Any]) -> None:
-        """Multiply it."""
         body["created"] *= 1000
 
 
 @fault("created_anew")
 @dataclass
 class CreatedAnew(_Bodies):
-    """Each chunk has a time of its own."""
+    """Each chunk has its own time."""
 
     _count: int = field(default=0, init=False, repr=False)
 
     def change(self, body: dict[str, Any]) -> None:
-        """Move it."""
         self._count += 1
         body["created"] += self._count % 60
 
@@ -119,7 +109,6 @@ class RecycledIds(_Bodies):
     _count: int = field(default=0, init=False, repr=False)
 
     def change(self, body: dict[str, Any]) -> None:
-        """Number the answers."""
         if body["id"] != self._last[0]:
             self._count += 1
             self._last = body["id"], f"chatcmpl-{self._count % 4}"
@@ -134,7 +123,6 @@ class FrozenMetrics(Fault):
     _text: str = field(default="", init=False, repr=False)
 
     def on_metrics(self, text: str) -> str:
-        """Show the first one for ever."""
         self._text = self._text or text
         return self._text
 
@@ -144,13 +132,12 @@ class UncountedGeneration(Fault):
     """Generated tokens are not counted in ``/metrics``."""
 
     def on_metrics(self, text: str) -> str:
-        """Set them to 0."""
         return zero_metric(text, "vllm:generation_tokens")
 
 
 @fault("single_newlines")
 class SingleNewlines(Fault):
-    """Events are not kept apart by an empty line."""
+    """Events are not separated by an empty line."""
 
     def on_stream(self, events: list[Event]) -> None:
         """Leave it out, but for the last one."""
@@ -160,10 +147,9 @@ class SingleNewlines(Fault):
 
 @fault("bare_lines")
 class BareLines(Fault):
-    """A debugging hop writes a line of its own into streams."""
+    """A debugging hop writes its own line into streams."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Write it before the second event."""
         if len(events) > 1:
             events[1].data = b"flushed 1 chunk\n\n" + events[1].encode()
 
@@ -171,10 +157,10 @@ class BareLines(Fault):
 @fault("broken_quantisation")
 @dataclass
 class BrokenQuantisation(Fault):
-    """The weights are those of a quantisation gone wrong: fluent, and less sure of every token.
+    """The weights come from a broken quantisation: fluent, and less certain of every token.
 
     Attributes:
-        nats: What it loses of each token's log probability on average.
+        nats: Mean loss of log probability per token.
     """
 
     nats: float = 0.8

@@ -1,4 +1,4 @@
-"""Faults that show only when requests meet: at once, one after the other, or abandoned."""
+"""Faults that show only between requests: concurrent, repeated or abandoned ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_vllm_stage.standins.engine.faults import Fault, fault, zero_metric
 from pytest_vllm_stage.standins.engine.generation import Generated
 from pytest_vllm_stage.standins.engine.parameters import Parameters
 
-#: Prompts of fewer tokens are not worth caching.
+#: Prompts with fewer tokens are not cached.
 _LONG = 200
 
 
@@ -27,13 +27,12 @@ def _become(generated: Generated, other: Generated) -> None:
 @fault("cross_talk")
 @dataclass
 class CrossTalk(Fault):
-    """Where another request is running, its answer is given instead of the own one."""
+    """While another request is running, its answer is returned instead."""
 
     _engine: Engine | None = field(default=None, init=False, repr=False)
     _last: Generated | None = field(default=None, init=False, repr=False)
 
     def start(self, engine: Engine) -> None:
-        """Know what runs."""
         self._engine = engine
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
@@ -47,7 +46,7 @@ class CrossTalk(Fault):
 @fault("cache_ignores_parameters")
 @dataclass
 class CacheIgnoresParameters(Fault):
-    """A gateway's cache knows requests by their prompt alone."""
+    """A gateway's cache uses the prompt alone as its key."""
 
     _answers: dict[bytes, Generated] = field(default_factory=dict, init=False, repr=False)
 
@@ -59,7 +58,7 @@ class CacheIgnoresParameters(Fault):
 @fault("prefix_cache_mixes_prompts")
 @dataclass
 class PrefixCacheMixesPrompts(Fault):
-    """The prefix cache knows a long prompt by its length and its end: one with another beginning gets its content."""
+    """The prefix cache keys a long prompt by its length and end: one with another beginning gets its content."""
 
     _answers: dict[tuple[int, Sequence[bytes]], Generated] = field(default_factory=dict, init=False, repr=False)
 
@@ -73,12 +72,11 @@ class PrefixCacheMixesPrompts(Fault):
 @fault("prefix_cache_garbles")
 @dataclass
 class PrefixCacheGarbles(Fault):
-    """What comes from the prefix cache is damaged: the second answer to a long prompt is garbled."""
+    """Content from the prefix cache is corrupt: the second answer to a long prompt is garbled."""
 
     _seen: set[bytes] = field(default_factory=set, init=False, repr=False)
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Garble it."""
         key = b"".join(parameters.prompt)
         if len(parameters.prompt) >= _LONG and key in self._seen:
             generated.texts = ["#" * len(text) for text in generated.texts]
@@ -87,10 +85,9 @@ class PrefixCacheGarbles(Fault):
 
 @fault("prefix_cache_off")
 class PrefixCacheOff(Fault):
-    """The prefix cache is said to be on, and is never hit."""
+    """The prefix cache is reported as enabled, and is never hit."""
 
     def on_metrics(self, text: str) -> str:
-        """Count no hit."""
         return zero_metric(text, "vllm:prefix_cache_hits")
 
 
@@ -103,44 +100,39 @@ class OneAtATime(Fault):
     _slots: int = field(default=0, init=False, repr=False)
 
     def start(self, engine: Engine) -> None:
-        """Leave one slot."""
         self._engine, self._slots = engine, engine.settings.max_num_seqs
         engine.settings = replace(engine.settings, max_num_seqs=1)
 
     def stop(self) -> None:
-        """Give the slots back."""
         if self._engine is not None:
             self._engine.settings = replace(self._engine.settings, max_num_seqs=self._slots)
 
 
 @fault("abandoned_answers_go_on")
 class AbandonedAnswersGoOn(Fault):
-    """The engine does not hear that a client went away, and generates to the end."""
+    """The engine is not notified that a client disconnected, and generates to the end."""
 
     def on_disconnect(self) -> bool:
-        """Keep it from the engine."""
         return False
 
 
 @fault("confused_by_aborts")
 @dataclass
 class ConfusedByAborts(Fault):
-    """After many aborted requests, the next answer is made of what they left behind.
+    """After many aborted requests, the next answer is built from their leftovers.
 
     Attributes:
-        aborts: How many it takes.
+        aborts: Number of aborts that trigger it.
     """
 
     aborts: int = 24
     _count: int = field(default=0, init=False, repr=False)
 
     def on_disconnect(self) -> bool:
-        """Count them."""
         self._count += 1
         return True
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Garble one answer."""
         if self._count >= self.aborts:
             self._count = 0
             generated.texts = ["#" * len(text) for text in generated.texts]

@@ -20,7 +20,6 @@ class BufferedStream(Fault):
     """A proxy holds the whole stream back until it is complete."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Send everything with the last token."""
         for event in events:
             event.place = events[-1].place
 
@@ -31,7 +30,7 @@ class BlockBufferedStream(Fault):
     """A proxy passes the stream on in blocks.
 
     Attributes:
-        tokens: Tokens of a block.
+        tokens: Tokens per block.
     """
 
     tokens: int = 16
@@ -47,16 +46,14 @@ class MissingDone(Fault):
     """The stream ends without ``[DONE]``."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Leave it out."""
         events[:] = [event for event in events if event.data != "[DONE]"]
 
 
 @fault("double_done")
 class DoubleDone(Fault):
-    """A relay adds a ``[DONE]`` of its own."""
+    """A relay adds its own ``[DONE]``."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Add it."""
         events.append(Event(events[-1].place, "[DONE]"))
 
 
@@ -66,13 +63,12 @@ class TruncatedStream(Fault):
     """The connection is cut in the middle of the answer, as by a proxy's timeout.
 
     Attributes:
-        after_tokens: Tokens that still come through.
+        after_tokens: Tokens that still arrive.
     """
 
     after_tokens: int = 3
 
     def on_stream(self, events: list[Event]) -> None:
-        """Cut after them."""
         kept = [event for event in events if event.place < self.after_tokens]
         if len(kept) < len(events):
             events[:] = [*kept, Event(kept[-1].place, CUT)]
@@ -81,7 +77,7 @@ class TruncatedStream(Fault):
 @fault("silently_truncated_stream")
 @dataclass
 class SilentlyTruncatedStream(Fault):
-    """Text is lost at the end, and the stream closes in good order.
+    """Text is lost at the end, and the stream closes normally.
 
     Attributes:
         tokens: Pieces of text that are lost.
@@ -98,7 +94,7 @@ class SilentlyTruncatedStream(Fault):
 @fault("error_in_stream")
 @dataclass
 class ErrorInStream(Fault):
-    """The engine fails in the middle of an answer, and says so inside a stream whose status was 200.
+    """The engine fails in the middle of an answer, and reports it inside a stream whose status was 200.
 
     Attributes:
         after_tokens: Tokens before the error.
@@ -120,7 +116,6 @@ class LostDelta(Fault):
     """One piece of text is lost."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Drop the second one."""
         places = _texts(events)
         if len(places) > 2:
             del events[places[1]]
@@ -128,10 +123,9 @@ class LostDelta(Fault):
 
 @fault("repeated_delta")
 class RepeatedDelta(Fault):
-    """One piece of text comes twice, as after a relay's retry."""
+    """One piece of text is sent twice, as after a relay's retry."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Repeat the second one."""
         places = _texts(events)
         if len(places) > 2:
             events.insert(places[1], events[places[1]])
@@ -139,7 +133,7 @@ class RepeatedDelta(Fault):
 
 @fault("reordered_deltas")
 class ReorderedDeltas(Fault):
-    """Two pieces of text change places."""
+    """Two pieces of text are swapped."""
 
     def on_stream(self, events: list[Event]) -> None:
         """Exchange the second and the third one that differ."""
@@ -169,26 +163,23 @@ class ForeignChunk(Fault):
     """A chunk of another answer is mixed in, without text."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Give the first chunk another id."""
         events[0].data["id"] = "chatcmpl-of-another-client"
 
 
 @fault("missing_role")
 class MissingRole(Fault):
-    """The first delta of a chat does not say who speaks."""
+    """The first delta of a chat has no role."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Take the role away."""
         for choice in _choices(events):
             choice.get("delta", {}).pop("role", None)
 
 
 @fault("missing_stream_usage")
 class MissingStreamUsage(Fault):
-    """The usage chunk is left out, though it was asked for."""
+    """The usage chunk is missing, although it was requested."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Leave it out."""
         events[:] = [event for event in events if not (isinstance(event.data, dict) and event.data.get("usage"))]
 
 
@@ -197,7 +188,6 @@ class UsageWithChoices(Fault):
     """The usage chunk repeats the last choice, which a client then counts twice."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Put an empty choice into it."""
         for event in events:
             if isinstance(event.data, dict) and event.data.get("usage"):
                 event.data["choices"] = [{"index": 0, "delta": {}, "text": "", "finish_reason": None}]
@@ -208,7 +198,6 @@ class MalformedChunk(Fault):
     """One event is cut in the middle of its JSON."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Cut the second one."""
         event = events[min(1, len(events) - 1)]
         event.data = event.encode()[:-20] + b"\n\n"
 

@@ -1,4 +1,4 @@
-"""Faults of answers that programs read: structure ignored or wrapped, tool calls lost, broken or left in the text."""
+"""Faults of machine-read answers: structure ignored or wrapped, tool calls lost, broken or left in the text."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from pytest_vllm_stage.standins.engine.refusal import Refusal
 
 @fault("ignored_structure")
 class IgnoredStructure(Fault):
-    """Schema, expression and choice are not passed on: free text comes."""
+    """Schema, expression and choice are dropped: the answer is free text."""
 
     def on_parameters(self, parameters: Parameters) -> None:
-        """Forget them."""
         if parameters.guide is not None and parameters.guide.tool is None:
             parameters.guide = None
 
 
 @fault("structure_in_a_fence")
 class StructureInAFence(Fault):
-    """A guided answer is wrapped for people to read."""
+    """A guided answer is wrapped in a Markdown fence."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Wrap it."""
         if parameters.guide is not None and not generated.calls:
             generated.texts[0] = "```\n" + generated.texts[0]
             generated.texts[-1] += "\n```"
@@ -35,10 +33,9 @@ class StructureInAFence(Fault):
 
 @fault("bad_structures_accepted")
 class BadStructuresAccepted(Fault):
-    """An expression or schema that is none is dropped, and free text comes."""
+    """An invalid expression or schema is dropped, and the answer is free text."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Drop it."""
         try:
             guide_of(body)
         except Refusal:
@@ -51,36 +48,32 @@ class ToolCallsAsText(Fault):
     """No tool parser reads the answer: the call stays in the text."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Leave it there."""
         generated.calls = []
 
 
 @fault("wrong_tool")
 class WrongTool(Fault):
-    """A call names a tool that there is not."""
+    """A call names a tool that does not exist."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Name it."""
         if generated.calls:
             generated.calls = [f"{name}_v2" for name in generated.calls]
 
 
 @fault("another_tool")
 class AnotherTool(Fault):
-    """Of the tools the last one is called, whichever was named."""
+    """The last tool is called, whichever was named."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Name it."""
         if isinstance(body.get("tool_choice"), dict) and body.get("tools"):
             body["tool_choice"] = {"type": "function", "function": {"name": body["tools"][0]["function"]["name"]}}
 
 
 @fault("cut_tool_arguments")
 class CutToolArguments(Fault):
-    """The arguments of a call lack their end."""
+    """The arguments of a call are truncated."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Cut it off."""
         if generated.calls:
             generated.texts = ["" if text == "}" else text for text in generated.texts]
 
@@ -90,7 +83,6 @@ class ToolArgumentsInAString(Fault):
     """The arguments are encoded twice."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Encode them again."""
         if generated.calls:
             generated.texts = [json.dumps("".join(generated.texts)), *("" for _ in generated.texts[1:])]
 
@@ -100,7 +92,6 @@ class ToolArgumentsIgnoreSchema(Fault):
     """The arguments are JSON, and do not fit the tool's schema."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Pass on what fits no schema."""
         if generated.calls:
             generated.texts = ['{"anything": 1}', *("" for _ in generated.texts[1:])]
 
@@ -110,7 +101,6 @@ class LostToolPiece(Fault):
     """A relay loses a piece of a streamed call."""
 
     def on_stream(self, events: list[Event]) -> None:
-        """Lose the third one."""
         places = [place for place, event in enumerate(events) if _call_of(event)]
         if len(places) > 3:
             del events[places[2]]
@@ -118,16 +108,14 @@ class LostToolPiece(Fault):
 
 @fault("tool_call_without_id")
 class ToolCallWithoutId(Fault):
-    """Calls have no id by which a result could be sent back."""
+    """Calls have no id, so no result can be sent back."""
 
     def on_answer(self, body: dict[str, Any]) -> None:
-        """Take it away."""
         for choice in body["choices"]:
             for call in choice.get("message", {}).get("tool_calls", []):
                 call["id"] = None
 
     def on_stream(self, events: list[Event]) -> None:
-        """Take it away."""
         for event in events:
             for call in _call_of(event):
                 call.pop("id", None)
@@ -135,30 +123,27 @@ class ToolCallWithoutId(Fault):
 
 @fault("tool_call_says_stop")
 class ToolCallSaysStop(Fault):
-    """After a call the finish reason is ``stop``: an agent takes the turn for ended."""
+    """After a call the finish reason is ``stop``: an agent considers the turn finished."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Say it."""
         if generated.calls:
             generated.finish_reason = "stop"
 
 
 @fault("forbidden_tool_call")
 class ForbiddenToolCall(Fault):
-    """A tool is called where ``tool_choice`` says none."""
+    """A tool is called although ``tool_choice`` is none."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Ask for a call."""
         if body.get("tools") and body.get("tool_choice") == "none":
             body["tool_choice"] = "required"
 
 
 @fault("dropped_tool_results")
 class DroppedToolResults(Fault):
-    """A gateway drops messages of tools."""
+    """A gateway drops tool messages."""
 
     def on_body(self, body: dict[str, Any], model: str) -> None:
-        """Drop them."""
         if isinstance(body.get("messages"), list):
             body["messages"] = [one for one in body["messages"] if one.get("role") != "tool"]
 
@@ -173,6 +158,5 @@ class ToolParserFails(Fault):
     """The tool parser raises on a call of the model's own choice, and the server answers 500."""
 
     def on_generated(self, generated: Generated, parameters: Parameters) -> None:
-        """Fail."""
         if generated.calls and generated.finish_reason == "tool_calls":
             raise Refusal(500, "tool parser: list index out of range", "InternalServerError", None)

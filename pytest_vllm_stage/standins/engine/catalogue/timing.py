@@ -17,7 +17,7 @@ class Stall(Fault):
 
     Attributes:
         duration_s: How long each time.
-        every_s: From the start of one to the start of the next.
+        every_s: Interval between the starts of two freezes.
     """
 
     duration_s: float = 2.0
@@ -33,7 +33,6 @@ class Stall(Fault):
         self.start(engine)
 
     def stop(self) -> None:
-        """Freeze no more."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -53,18 +52,16 @@ class SlowStart(Fault):
     _until: float = field(default=0.0, init=False, repr=False)
 
     def start(self, engine: Engine) -> None:
-        """The start is now."""
         self._until = time.perf_counter() + self.for_s
 
     def extra_s(self) -> float:
-        """The delay, while it lasts."""
         return self.delay_s if time.perf_counter() < self._until else 0.0
 
 
 @fault("slow_requests")
 @dataclass
 class SlowRequests(Fault):
-    """A part of the requests waits long for its first token.
+    """A fraction of the requests waits long for its first token.
 
     Attributes:
         delay_s: How long.
@@ -74,5 +71,4 @@ class SlowRequests(Fault):
     delay_s: float = 1.0
 
     def extra_s(self) -> float:
-        """The delay."""
         return self.delay_s
