@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_vllm_stage.measurement.samples import Measurement, ServerReading
-from pytest_vllm_stage.measurement.statistics import nearest_rank
 
 #: A batch is full from this share of the largest batch observed.
 _FULL = 0.9
 #: This share of the readings counts as "always": a reading may fall between two batches.
 ALWAYS_SHARE = 0.75
+#: Both the ceiling and the capacity are measured to about this factor.
+_MEASURED_WITHIN = 1.05
 #: The engine's own limit, where the run knows it.
 MAX_NUM_SEQS = "max_num_seqs"
 
@@ -30,8 +31,9 @@ class EngineLoad:
         queue_growth_per_s: Slope of the queue's length; None without readings.
         capacity_requests_per_s: The rate that the server reached in the second half; its capacity if it was full.
         ceiling_requests_per_s: The rate that the batch limit allows, `most_running` divided by the time per answer;
-            None where the limit is unknown: no request waited, and no configuration names it.
-        answer_s: Median time per answer without its wait.
+            None where the limit is unknown: no request waited, and no configuration names it; or where the server
+            reached more, so that the readings missed the full batch.
+        answer_s: Median time per answer in the batch: the quickest first token, and the rest of the answer.
     """
 
     running: float | None = None
@@ -85,13 +87,16 @@ def find_engine_load(measurement: Measurement) -> EngineLoad:
         always_full=min(full, waited) >= ALWAYS_SHARE,
         queue_growth_per_s=_slope(seen),
         capacity_requests_per_s=capacity,
-        ceiling_requests_per_s=most / answer_s if limited and answer_s else None,
+        ceiling_requests_per_s=_ceiling(most / answer_s, capacity) if limited and answer_s else None,
         answer_s=answer_s,
     )
 
 
 def _answer_s(measurement: Measurement) -> float | None:
-    """The time per answer without its wait: the wait is the part of its TTFT above the P10 of all."""
+    """The time per answer in the batch.
+
+    Of a first token only the quickest of the step counts: past capacity nearly every other one has waited.
+    """
     rows = [
         (sample.first_token_s - sample.scheduled_s, sample.end_s - sample.scheduled_s)
         for sample in measurement.samples
@@ -99,8 +104,14 @@ def _answer_s(measurement: Measurement) -> float | None:
     ]
     if not rows:
         return None
-    quick_s = nearest_rank(sorted(ttft for ttft, _ in rows), 10)
-    return statistics.median(e2e - max(0.0, ttft - quick_s) for ttft, e2e in rows)
+    return min(ttft for ttft, _ in rows) + statistics.median(e2e - ttft for ttft, e2e in rows)
+
+
+def _ceiling(allowed: float, reached: float | None) -> float | None:
+    """The rate that the batch allows, never below the rate that the server reached."""
+    if reached is None or reached <= allowed:
+        return allowed
+    return reached if reached <= _MEASURED_WITHIN * allowed else None
 
 
 def _slope(seen: Sequence[ServerReading]) -> float | None:

@@ -13,7 +13,7 @@ from pytest_vllm_stage.measurement.samples_file import read_measurement
 from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
-from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
+from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS, find_engine_load
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.steadiness import find_trends
 from pytest_vllm_stage.slo.verdict import judge
@@ -113,6 +113,23 @@ def test_stationary_queues_are_rarely_called_not_steady(load: float) -> None:
         found = judge(made, [Objective("ttft_p90_ms", 3000)])[1]
         called += "not steady" in found.why or "past capacity" in found.why
     assert called <= 2
+
+
+@pytest.mark.parametrize("rate", [11, 20, 40])
+def test_the_batch_limit_does_not_count_time_in_the_queue(rate: float) -> None:
+    """A batch of ten with answers of one second allows ten requests a second, however long the queue is."""
+    load = find_engine_load(queued(open_step(rate, 60), 10, lambda _dice: 1.0))
+    assert load.capacity_requests_per_s is not None
+    assert load.ceiling_requests_per_s is not None
+    assert load.ceiling_requests_per_s == pytest.approx(10, rel=0.03)
+    assert load.ceiling_requests_per_s >= load.capacity_requests_per_s
+    assert load.answer_s == pytest.approx(1, rel=0.03)
+
+
+def test_a_server_that_reaches_more_than_its_seeming_batch_allows_has_no_ceiling() -> None:
+    made = queued(open_step(20, 60), 10, lambda _dice: 1.0)
+    missed = [replace(one, running=min(one.running or 0.0, 5.0)) for one in made.server]
+    assert find_engine_load(replace(made, server=tuple(missed))).ceiling_requests_per_s is None
 
 
 def test_too_few_requests_show_no_trend() -> None:
