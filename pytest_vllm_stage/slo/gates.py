@@ -11,7 +11,7 @@ from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, p_values, smallest_pass
 from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
-from pytest_vllm_stage.slo.margin import MOST_OF_LIMIT, is_kept_by_margin
+from pytest_vllm_stage.slo.margin import Quiet, margin_reason
 from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective
 from pytest_vllm_stage.slo.sequential import boundaries, spent
 from pytest_vllm_stage.slo.throughput import judge_floor
@@ -185,7 +185,7 @@ def judge_gate(
     risks: Risks,
     tied: Dependence,
     *,
-    calm: bool = False,
+    quiet: Quiet = Quiet.NOT,
 ) -> GateVerdict:
     """Judge an objective on a latency or on the error rate.
 
@@ -196,7 +196,7 @@ def judge_gate(
         observed: The metric's value.
         risks: The accepted risks.
         tied: The correlation between the requests.
-        calm: Hardly any request waits and nothing rises, so that a large margin counts.
+        quiet: How little the requests disturb each other; a large margin counts where they hardly do.
     """
     misses, values = misses_of(objective, samples), values_of(objective, samples)
     fixed = decide(
@@ -214,20 +214,17 @@ def judge_gate(
         for sample in samples:
             gate.take(sample)
         outcome, after = gate.outcome, gate.decided_after
-    by_margin = calm and outcome is Outcome.INCONCLUSIVE and _kept_by_margin(objective, values, fixed, risks)
-    if by_margin:
+    margin = ""
+    if outcome is Outcome.INCONCLUSIVE:
+        effect, alpha = fixed.design_effect, risks.broken_passes
+        margin = margin_reason(objective, values, quiet, effect, alpha, least_n=tied.least_n)
+    if margin:
         outcome = Outcome.PASS
-    why = _why(step, objective, outcome, observed, fixed, after)
-    if by_margin:
-        why = f"{why}, none above {100 * MOST_OF_LIMIT:g} % of the limit"
+    why = ", ".join(filter(None, (_why(step, objective, outcome, observed, fixed, after), margin)))
     effective = fixed.effective_n
     return GateVerdict(
         objective, outcome, observed, fixed.n, effective, fixed.misses, fixed.p_broken, fixed.needs, after, why
     )
-
-
-def _kept_by_margin(objective: Objective, values: Sequence[float], fixed: Decision, risks: Risks) -> bool:
-    return is_kept_by_margin(objective, values, fixed.design_effect, risks.broken_passes)
 
 
 def _why(

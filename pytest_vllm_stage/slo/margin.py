@@ -11,13 +11,22 @@ independent requests: 2 for a P50, 4 for a P90, 8 for a P99. The tail of rare sl
 the ordinary rule for independent requests finds, which has to be satisfied too, and none may take more than half of the
 limit. Near capacity the past says little about what follows, so the rule applies only where hardly any request waits
 and nothing rises.
+
+Where no request waited at all, a latency is the engine's own time and a small variation, which answers that overlap
+share: a slow moment of half a millisecond makes the slowest tenth of them neighbours, whatever the limit is. There the
+same question is asked of the variation, the time beyond the median, and the limit's distance from the median. It needs
+the ordinary number of correlation times as well, and arrivals at a constant rate: with random arrivals a short step may
+only have met no burst that finds the batch full.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
+from enum import IntEnum
 
 from pytest_vllm_stage.measurement.statistics import binomial_at_most, binomial_at_most_effective
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.slo.dependence import BUSY_SHARE
 from pytest_vllm_stage.slo.engine_load import EngineLoad
 from pytest_vllm_stage.slo.objectives import Objective
@@ -30,19 +39,34 @@ MARGIN = 4.0
 MOST_OF_LIMIT = 0.5
 
 
-def is_calm(load: EngineLoad, steadiness: Steadiness, waited_share: float) -> bool:
-    """Hardly any request waits, and neither a latency nor the number of requests in the engine rises.
+class Quiet(IntEnum):
+    """How little the requests of a step disturb each other."""
+
+    NOT = 0
+    #: Hardly any request waits and nothing rises.
+    CALM = 1
+    #: Calm, requests arrive at a constant rate, and none waited at all.
+    UNQUEUED = 2
+
+
+def find_quiet(step: LoadStep, load: EngineLoad, steadiness: Steadiness, waited_share: float) -> Quiet:
+    """Whether requests wait, and whether a latency or the number of requests in the engine rises.
 
     Args:
+        step: The plan; in a closed loop no queue can grow, and no margin is needed.
         load: The engine's readings.
         steadiness: The step's trends.
         waited_share: Share of the requests that seem to have waited; counts where the engine has no readings.
     """
     waiting = waited_share if load.running is None else load.waiting_share
-    return waiting <= BUSY_SHARE and not any(trend.p < TREND for trend in steadiness.trends)
+    if not step.open_loop or waiting > BUSY_SHARE or any(trend.p < TREND for trend in steadiness.trends):
+        return Quiet.NOT
+    return Quiet.UNQUEUED if waiting == 0 and step.arrivals == CONSTANT else Quiet.CALM
 
 
-def is_kept_by_margin(objective: Objective, values: Sequence[float], design_effect: float, alpha: float) -> bool:
+def is_kept_by_margin(
+    objective: Objective, values: Sequence[float], design_effect: float, alpha: float, *, base_s: float = 0.0
+) -> bool:
     """No request comes near the limit, and enough independent ones stay within the mark.
 
     Args:
@@ -50,10 +74,43 @@ def is_kept_by_margin(objective: Objective, values: Sequence[float], design_effe
         values: The latency of each request; infinite where it failed.
         design_effect: How many requests count as one.
         alpha: Highest probability of calling a broken objective kept.
+        base_s: Latencies and the limit are measured from here.
     """
-    n, share = len(values), objective.allowed_share
-    if objective.latency is None or not n or max(values) > MOST_OF_LIMIT * objective.limit_s:
+    n, share, room_s = len(values), objective.allowed_share, objective.limit_s - base_s
+    if objective.latency is None or not n or max(values) - base_s > MOST_OF_LIMIT * room_s:
         return False
-    above = sum(value > objective.limit_s / MARGIN for value in values)
+    above = sum(value - base_s > room_s / MARGIN for value in values)
     at_mark = binomial_at_most_effective(n / design_effect, above / design_effect, share ** (1 / MARGIN))
     return binomial_at_most(n, 0, share) <= alpha and at_mark <= alpha
+
+
+def margin_reason(
+    objective: Objective,
+    values: Sequence[float],
+    quiet: Quiet,
+    design_effect: float,
+    alpha: float,
+    *,
+    least_n: int = 1,
+) -> str:
+    """Why the objective is kept by its margin, as a clause of a message; empty where it is not.
+
+    Args:
+        objective: Any objective except a floor.
+        values: The latency of each request; infinite where it failed.
+        quiet: How little the requests disturb each other.
+        design_effect: How many requests count as one.
+        alpha: Highest probability of calling a broken objective kept.
+        least_n: Requests that the correlation time of the number in the engine asks for.
+    """
+    if quiet is Quiet.NOT or objective.latency is None or not values:
+        return ""
+    if is_kept_by_margin(objective, values, design_effect, alpha):
+        return f"none above {100 * MOST_OF_LIMIT:g} % of the limit"
+    base_s = statistics.median(values)
+    if quiet is not Quiet.UNQUEUED or len(values) < least_n or base_s >= objective.limit_s:
+        return ""
+    if not is_kept_by_margin(objective, values, design_effect, alpha, base_s=base_s):
+        return ""
+    highest = max(values) * objective.limit / objective.limit_s
+    return f"no request waited, none above {highest:.4g}"

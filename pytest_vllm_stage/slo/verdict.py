@@ -15,7 +15,7 @@ from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
 from pytest_vllm_stage.slo.engine_load import EngineLoad, find_engine_load
 from pytest_vllm_stage.slo.gates import GateVerdict, Risks, judge_floor_gate, judge_gate
 from pytest_vllm_stage.slo.growth import HORIZON_S, Growth, judge_growth
-from pytest_vllm_stage.slo.margin import is_calm
+from pytest_vllm_stage.slo.margin import Quiet, find_quiet
 from pytest_vllm_stage.slo.objectives import Objective, goodput_limits_s
 from pytest_vllm_stage.slo.saturation import Saturation, saturation
 from pytest_vllm_stage.slo.steadiness import Steadiness, find_trends
@@ -113,8 +113,8 @@ def judge(
     open_loop = measurement.step.open_loop
     tied = find_dependence(measurement.samples, open_loop=open_loop, waiting_share=load.waiting_share)
     steadiness = find_trends(measurement.samples) if open_loop else Steadiness()
-    calm = open_loop and is_calm(load, steadiness, tied.waiting_share)
-    judged = tuple(_gate(measurement, metrics, objective, limits_s, risks, tied, calm) for objective in objectives)
+    quiet = find_quiet(measurement.step, load, steadiness, tied.waiting_share)
+    judged = tuple(_gate(measurement, metrics, objective, limits_s, risks, tied, quiet) for objective in objectives)
     growth = judge_growth(measurement, objectives, steadiness, load, horizon_s)
     state = saturation(measurement, load, steadiness)
     found = (*findings(measurement, metrics, objectives), *_load_remarks(measurement, load, state, promised_rate))
@@ -191,9 +191,9 @@ def _gate(
     limits_s: dict[str, float],
     risks: Risks,
     tied: Dependence,
-    calm: bool,
+    quiet: Quiet,
 ) -> GateVerdict:
     observed = metrics.flat().get(objective.metric)
     if objective.is_floor:
         return judge_floor_gate(measurement.samples, objective, observed or 0.0, limits_s, risks)
-    return judge_gate(measurement.step, measurement.samples, objective, observed, risks, tied, calm=calm)
+    return judge_gate(measurement.step, measurement.samples, objective, observed, risks, tied, quiet=quiet)

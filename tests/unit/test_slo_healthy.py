@@ -9,15 +9,19 @@ import heapq
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples_file import read_measurement
+from pytest_vllm_stage.measurement.step import CLOSED, POISSON
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
 from tests.unit.made_samples import closed_step, measurement, open_step, sample
 
+DATA = Path(__file__).parents[1] / "data"
 DURATION_S = 15.0
 BATCH = 16
 RUNS = 200
@@ -115,3 +119,73 @@ def test_healthy_closed_loops_pass(users: int, per_s: float, slower: int, start:
     """Waves of answers that end together depend on each other, and no queue can grow."""
     not_passed = _not_passed(lambda dice: closed_loop(users, per_s / slower, slower * 0.2, dice, start))
     assert not not_passed, f"{len(not_passed)} of {RUNS}, for example: {not_passed[0]}"
+
+
+def _tpot_limits(limit_ms: float) -> list[Objective]:
+    return [Objective("error_rate", 0), Objective("tpot_p90_ms", limit_ms), Objective("ttft_p90_ms", 2000)]
+
+
+@pytest.fixture(scope="module")
+def idle_server() -> Measurement:
+    """A real step: an H100, 1 request/s, 5 of 24 running, none waits; every sixteenth token's time is kept."""
+    return read_measurement(DATA / "idle-server.samples.jsonl.gz")
+
+
+@pytest.mark.parametrize("limit_ms", [100, 30, 20])
+@pytest.mark.parametrize("readings", [True, False], ids=["readings", "no-readings"])
+def test_a_real_idle_server_passes(idle_server: Measurement, limit_ms: float, *, readings: bool) -> None:
+    """Answers that overlap share slow moments of 0.1 ms, which say nothing about a limit 2 ms away."""
+    made = idle_server if readings else replace(idle_server, server=())
+    found = judge(made, _tpot_limits(limit_ms), gates=GATES)[1]
+    assert (found.outcome, found.why) == (Outcome.PASS, "3 of 3 objectives kept")
+
+
+def test_a_limit_within_the_variation_stays_inconclusive(idle_server: Measurement) -> None:
+    found = judge(idle_server, _tpot_limits(18.05), gates=GATES)[1]
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "tpot_p90_ms <= 18.05: 17.95, 0 misses of 60 requests; effective sample size about 16 of 60" in found.why
+
+
+def test_one_waiting_reading_takes_the_near_margin_away(idle_server: Measurement) -> None:
+    *before, last = (one for one in idle_server.server if one.at_s < 59)
+    waited = replace(idle_server, server=(*before, replace(last, waiting=1.0)))
+    assert judge(waited, _tpot_limits(30), gates=GATES)[1].outcome is Outcome.INCONCLUSIVE
+
+
+def test_the_idle_server_passes_in_a_closed_loop(idle_server: Measurement) -> None:
+    """The same answers, to five users that send again when answered."""
+    step = replace(idle_server.step, arrivals=CLOSED, request_rate=None, concurrency=5, decide_early=False)
+    ready = [0.01 * user for user in range(5)]
+    samples: list[Sample] = []
+    while min(ready) < step.duration_s:
+        at_s = heapq.heappop(ready)
+        answer = idle_server.samples[len(samples) % len(idle_server.samples)]
+        samples.append(_moved(answer, len(samples), at_s - answer.scheduled_s))
+        heapq.heappush(ready, samples[-1].end_s)
+    samples = [replace(one, step=step.id) for one in samples]
+    found = judge(replace(idle_server, step=step, samples=tuple(samples)), _tpot_limits(30), gates=GATES)[1]
+    assert (found.outcome, found.why) == (Outcome.PASS, "3 of 3 objectives kept")
+
+
+def _moved(answer: Sample, index: int, by_s: float) -> Sample:
+    """The same answer at another time."""
+    times = tuple(round(at + by_s, 6) for at in answer.token_times_s)
+    return replace(
+        answer,
+        index=index,
+        scheduled_s=answer.scheduled_s + by_s,
+        sent_s=(answer.sent_s or 0.0) + by_s,
+        token_times_s=times,
+        end_s=times[-1],
+        response_id=f"id-{index}",
+        prompt_digest=f"prompt-{index}",
+    )
+
+
+def test_random_arrivals_take_the_near_margin_away(idle_server: Measurement) -> None:
+    """A short step may only have met no burst."""
+    step = replace(idle_server.step, arrivals=POISSON)
+    samples = tuple(replace(one, step=step.id) for one in idle_server.samples)
+    made = replace(idle_server, step=step, samples=samples)
+    assert judge(made, _tpot_limits(30), gates=GATES)[1].outcome is Outcome.INCONCLUSIVE
+    assert judge(made, _tpot_limits(100), gates=GATES)[1].outcome is Outcome.PASS
