@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+#: Columns of a terminal that the summary may take.
+WIDTH = 100
 _PERCENTS = (50, 90, 99)
 #: The state of a step whose metrics did not change.
 _UNCHANGED = "ok"
 #: The state of a step with too few accepted comparable runs.
 _NO_HISTORY = "no-baseline"
-_HEADER = ("step", "n", *(f"ttft P{percent} ms" for percent in _PERCENTS), "e2e P90 s", "tokens/s", "verdict")
+#: Follows a percentile of too few requests for a confidence interval.
+_UNCERTAIN = "?"
+_HEADER = ("step", "n", "ttft P50 ms [95 % CI]", "P90 ms", "P99 ms", "e2e P90 s", "tok/s", "verdict")
 
 
 def lines(data: dict[str, Any]) -> list[str]:
     """The table of a record, then a line for each objective's verdict; empty where no load step was measured.
 
-    A percentile is followed by its two-sided 95 % confidence interval, or by the number of requests needed for one.
+    The P50 is followed by its two-sided 95 % confidence interval; a question mark follows what has too few requests for
+    one. The interval of every percentile is in the artifacts and in the report.
     """
     benchmarks = data["benchmarks"]
     found = [capacity["text"] for capacity in data["capacities"]]
@@ -45,32 +51,35 @@ def _history(regressions: Sequence[dict[str, Any]]) -> Iterator[str]:
         notes = dict.fromkeys(note for one in alike[_NO_HISTORY] for note in one["notes"])
         details = "; ".join([f"{few} accepted comparable run{'' if few == 1 else 's'} at most", *notes])
         yield f"{where}: {len(alike[_NO_HISTORY])} of {len(regressions)} steps have no baseline yet: {details}"
-    yield from (f"{where}: {one['text']}" for one in regressions if one["state"] not in alike)
+    for one in regressions:
+        if one["state"] not in alike:
+            yield from _wrapped(f"{where}: {one['text']}")
 
 
 def _row(benchmark: dict[str, Any]) -> tuple[str, ...]:
     result = benchmark["result"]
     percentiles, metrics = result["percentiles"], result["metrics"]
-    ttft = [_percentile(percentiles.get(f"ttft_p{percent}_ms")) for percent in _PERCENTS]
-    e2e = percentiles.get("e2e_latency_p90_s")
+    ttft = [_percentile(percentiles.get(f"ttft_p{percent}_ms"), interval=percent == 50) for percent in _PERCENTS]
+    e2e = _percentile(percentiles.get("e2e_latency_p90_s"), interval=False)
     tokens_per_s = _number(metrics.get("output_tokens_per_s"))
     count = f"{metrics['requests']}"
     return (
         benchmark["name"],
         count,
         *ttft,
-        _number(e2e["value"]) if e2e else "-",
+        e2e,
         tokens_per_s,
         benchmark["outcome"].upper() if benchmark["outcome"] == "fail" else benchmark["outcome"],
     )
 
 
-def _percentile(found: dict[str, Any] | None) -> str:
+def _percentile(found: dict[str, Any] | None, *, interval: bool) -> str:
     if found is None:
         return "-"
-    interval = found["ci95"]
-    confidence = f"{_number(interval[0])}-{_number(interval[1])}" if interval else f"needs {found['needs']}"
-    return f"{_number(found['value'])} [{confidence}]"
+    value, bounds = _number(found["value"]), found["ci95"]
+    if bounds is None:
+        return f"{value}{_UNCERTAIN}"
+    return f"{value} [{_number(bounds[0])}-{_number(bounds[1])}]" if interval else value
 
 
 def _number(value: float | str | None) -> str:
@@ -81,13 +90,13 @@ def _number(value: float | str | None) -> str:
 
 #: The metrics of the engine and the GPUs: a column's head, its metrics, and the factor to its unit.
 _SERVER_COLUMNS = (
-    ("running mean/max", ("running_mean", "running_max"), 1.0),
-    ("waiting mean/max", ("waiting_mean", "waiting_max"), 1.0),
-    ("KV cache mean/max %", ("kv_cache_usage_mean", "kv_cache_usage_max"), 100.0),
-    ("prefix hits %", ("prefix_cache_hit_rate",), 100.0),
+    ("running", ("running_mean", "running_max"), 1.0),
+    ("waiting", ("waiting_mean", "waiting_max"), 1.0),
+    ("KV %", ("kv_cache_usage_mean", "kv_cache_usage_max"), 100.0),
+    ("prefix %", ("prefix_cache_hit_rate",), 100.0),
     ("preempted", ("preemptions",), 1.0),
-    ("GPU peak GiB", ("gpu_memory_peak_bytes",), 1 / 1024**3),
-    ("GPU util mean/P90 %", ("gpu_utilization_mean", "gpu_utilization_p90"), 100.0),
+    ("GPU GiB", ("gpu_memory_peak_bytes",), 1 / 1024**3),
+    ("GPU %", ("gpu_utilization_mean", "gpu_utilization_p90"), 100.0),
 )
 
 
@@ -101,7 +110,7 @@ def _server_table(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
         (one["name"], *("/".join(_scaled(metrics.get(name), factor) for name in names) for _, names, factor in columns))
         for one, metrics in zip(benchmarks, found, strict=True)
     ]
-    yield from _aligned([("server", *(head for head, _, _ in columns)), *rows])
+    yield from _aligned([("server, mean/max", *(head for head, _, _ in columns)), *rows])
 
 
 def _scaled(value: float | str | None, factor: float) -> str:
@@ -126,11 +135,17 @@ def _reasons(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"promised  {promised.pop()}"
     for one in benchmarks:
         if one["outcome"] != "pass":
-            yield f"{one['name']}: {one['why']}"
+            yield from _wrapped(f"{one['name']}: {one['why']}")
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _remarks(data: dict[str, Any]) -> Iterator[str]:
     benchmarks, accesses = data["benchmarks"], data["load_access"]
+    if any(_UNCERTAIN in cell for one in benchmarks for cell in _row(one)[2:-1]):
+        yield f"{_UNCERTAIN} too few requests for a 95 % confidence interval"
     saved_s = sum(one["saved_s"] for one in benchmarks)
     if saved_s:
         yield f"decided early: {saved_s:.0f} s of load saved"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnus
 from pytest_vllm_stage.report import slo_table
 from pytest_vllm_stage.report.record import counts
 from pytest_vllm_stage.settings.config import SIMULATED_NOTICE
+
+_MOST_CAUSES = 10
 
 
 def summary(data: dict[str, Any], directory: Path) -> list[str]:
@@ -21,12 +25,45 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
     rows += [("published", f"{one['name']}: {one['uri']} ({one['state']})") for one in data["publications"]]
     rows += [("swept", line) for line in data["swept"]]
     rows += [("LEFT OVER", line) for line in data["leftovers"]]
+    diagnostics = directory / "diagnostics"
+    rows += [("diagnosed", str(diagnostics))] if diagnostics.is_dir() else []
     rows.append(("record", str(directory / "run.json")))
     if data["kept"]:
         reuse = data["kept"].get("reuse")
         rows += [("reuse", f"pytest suites/ {reuse}" if reuse else "")]
         rows += [("inspect", data["kept"]["inspect"]), ("remove", data["kept"]["remove"])]
-    return [*slo_table.lines(data), *(f"{name:<9} {text}" for name, text in rows if text)]
+    return [*slo_table.lines(data), *_failures(data), *(line for row in rows for line in _lines(*row))]
+
+
+def _lines(name: str, text: str) -> list[str]:
+    """A row of the summary; a path or a command is never broken."""
+    indent = " " * 10
+    return (
+        textwrap.wrap(
+            f"{name:<9} {text}",
+            slo_table.WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+        if text
+        else []
+    )
+
+
+def _failures(data: dict[str, Any]) -> Iterator[str]:
+    """One line per cause: how many tests failed for it, the cause, and the first of the tests."""
+    by_cause: dict[str, list[str]] = {}
+    for test in data["tests"]:
+        if test["outcome"] in ("failed", "error"):
+            cause = (test.get("reason") or "no reason recorded").strip().splitlines()[0]
+            by_cause.setdefault(cause, []).append(test["name"])
+    for cause, names in list(by_cause.items())[:_MOST_CAUSES]:
+        yield from _lines("FAILED", cause if len(names) == 1 else f"{len(names)} tests: {cause}")
+        yield f"{'':<10}{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    if len(by_cause) > _MOST_CAUSES:
+        yield f"{'':<10}and {len(by_cause) - _MOST_CAUSES} more causes, in the record"
 
 
 def _where(data: dict[str, Any]) -> str:

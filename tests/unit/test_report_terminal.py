@@ -1,0 +1,97 @@
+"""The summary fits a terminal, and one cause of many failures is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_stage.report import slo_table, terminal
+
+
+def percentile(value: float, *, interval: bool) -> dict[str, Any]:
+    return {
+        "value": value,
+        "ci95": [value * 0.9, value * 1.1] if interval else None,
+        "needs": None if interval else 368,
+    }
+
+
+def benchmark(name: str, why: str = "", outcome: str = "pass") -> dict[str, Any]:
+    percentiles = {f"ttft_p{percent}_ms": percentile(30413.0, interval=percent == 50) for percent in (50, 90, 99)}
+    percentiles["e2e_latency_p90_s"] = percentile(119.0, interval=True)
+    metrics = {"requests": 1200, "output_tokens_per_s": 1768.2, "running_mean": 23.4, "running_max": 24.0}
+    return {
+        "name": name,
+        "outcome": outcome,
+        "why": why,
+        "objectives": ["ttft_p90_ms <= 2000", "tpot_p90_ms <= 100", "error_rate <= 0"],
+        "saved_s": 0.0,
+        "gpu_metrics": True,
+        "engine_metrics": True,
+        "result": {"percentiles": percentiles, "metrics": metrics},
+    }
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "simulated": False,
+        "settings": {"endpoint": {"value": None}},
+        "profile": {"name": "local", "namespace": "vllm-stage"},
+        "reused": None,
+        "versions": {"kubernetes": "v1.34.4", "kserve": "v0.20.0"},
+        "tests": [],
+        "steps": {f"step {n}": 100.0 for n in range(12)},
+        "started_at": 0.0,
+        "ended_at": 10.0,
+        "exit_status": 1,
+        "publications": [],
+        "swept": [],
+        "leftovers": [],
+        "kept": None,
+        "benchmarks": [],
+        "capacities": [],
+        "regressions": [],
+        "load_access": [],
+    }
+    return data | changes
+
+
+def failed(name: str, reason: str) -> dict[str, Any]:
+    return {"name": name, "outcome": "failed", "reason": reason, "when": "call", "duration_s": 1.0}
+
+
+def test_no_line_is_wider_than_the_terminal() -> None:
+    why = "25 requests/s is past capacity, about 1.1 at this length (48/4 tokens): " * 4
+    steps = [benchmark("quantized-concurrency-25"), benchmark("full-rate-10", why, "fail")]
+    data = record(benchmarks=steps, tests=[failed(f"test_{n}", why) for n in range(3)])
+    shown = terminal.summary(data, Path("reports/run"))
+    assert len(shown) > 15
+    assert max(map(len, shown)) <= slo_table.WIDTH
+
+
+def test_percentile_of_too_few_requests_is_marked_and_explained() -> None:
+    shown = slo_table.lines(record(benchmarks=[benchmark("full-rate-10")]))
+    assert "30413 [27372-33454]  30413?" in shown[1]
+    assert "? too few requests for a 95 % confidence interval" in shown
+
+
+def test_failures_of_one_cause_are_one_line() -> None:
+    cause = "stage failed: PVC m is Pending\n  next: kubectl get pvc"
+    tests = [failed("test_a", cause), failed("test_b", cause), failed("test_c", "expected 1, got 2")]
+    shown = [
+        line
+        for line in terminal.summary(record(tests=tests), Path("reports/run"))
+        if "test_" in line or "FAILED" in line
+    ]
+    assert shown == [
+        "FAILED    2 tests: stage failed: PVC m is Pending",
+        "          test_a and 1 more",
+        "FAILED    expected 1, got 2",
+        "          test_c",
+    ]
+
+
+def test_folder_of_diagnostics_is_named_where_there_is_one(tmp_path: Path) -> None:
+    assert not any("diagnosed" in line for line in terminal.summary(record(), tmp_path))
+    (tmp_path / "diagnostics").mkdir()
+    assert any(line.startswith("diagnosed") for line in terminal.summary(record(), tmp_path))
