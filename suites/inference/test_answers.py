@@ -9,19 +9,19 @@ from pytest_vllm_stage import EndpointClient
 
 @pytest.mark.smoke
 def test_chat_answer_knows_a_fact(endpoint: EndpointClient) -> None:
-    """A question that even a small model answers is answered right.
+    """A question that even a small model answers is answered correctly.
 
     Wrong weights, a broken quantisation or a wrong chat template still give fluent text, with status 200 and in time;
     a fact distinguishes them from a model that works.
     """
     answer = endpoint.chat("What is the capital of France?", temperature=0, max_tokens=48)
-    assert "paris" in answer.text.lower(), f"asked for the capital of France, the model said {answer.text!r}"
+    assert "paris" in answer.text.lower(), f"expected Paris as the capital of France, got {answer.text!r}"
 
 
 def test_answers_depend_on_the_question(endpoint: EndpointClient) -> None:
     """Two questions asked one after the other get two answers, each its own.
 
-    A gateway that caches by path, or hands one client's answer to another, passes a check that asks once. Whether
+    A gateway that caches by path, or returns one client's answer to another, passes a check that asks once. Whether
     the model knows the capital is not asked here: naming the country is enough.
     """
     words = {"Japan": ("japan", "tokyo"), "Italy": ("italy", "rome")}
@@ -31,23 +31,23 @@ def test_answers_depend_on_the_question(endpoint: EndpointClient) -> None:
     }
     for country, other in (("Japan", "Italy"), ("Italy", "Japan")):
         text = said[country].lower()
-        assert any(word in text for word in words[country]), f"asked about {country}, the model said {said[country]!r}"
-        assert not any(word in text for word in words[other]), f"asked about {country}, it said {said[country]!r}"
+        assert any(word in text for word in words[country]), f"asked about {country}, got {said[country]!r}"
+        assert not any(word in text for word in words[other]), f"asked about {country}, got {said[country]!r}"
 
 
 def test_chat_answer_names_its_model_and_object(endpoint: EndpointClient) -> None:
-    """A chat answer says which model spoke, in which role, and carries an id of its own.
+    """A chat answer names the model and the role, and carries its own id.
 
     Clients route, bill and trace by these fields; a router that falls back to another model shows in ``model``.
     """
     bodies = [endpoint.chat("Say hello.", temperature=0, max_tokens=2).body for _ in range(2)]
     for body in bodies:
         assert body.get("model") == endpoint.target.model, f"asked {endpoint.target.model}, got {body.get('model')!r}"
-        assert body.get("object") == "chat.completion", f"a chat answer calls itself {body.get('object')!r}"
-        assert len(body["choices"]) == 1, f"one choice was asked for, {len(body['choices'])} came"
+        assert body.get("object") == "chat.completion", f"expected object 'chat.completion', got {body.get('object')!r}"
+        assert len(body["choices"]) == 1, f"expected 1 choice, got {len(body['choices'])}"
         assert body["choices"][0].get("index") == 0, f"the only choice has index {body['choices'][0].get('index')!r}"
         role = body["choices"][0]["message"].get("role")
-        assert role == "assistant", f"the answer was given in the role of {role!r}"
+        assert role == "assistant", f"expected role 'assistant', got {role!r}"
     ids = [body.get("id") for body in bodies]
     assert all(isinstance(id_, str) and id_ for id_ in ids), f"answers without an id: {ids}"
     assert ids[0] != ids[1], f"two answers have the same id {ids[0]}: one of them is not this server's own"
@@ -56,9 +56,11 @@ def test_chat_answer_names_its_model_and_object(endpoint: EndpointClient) -> Non
 def test_completion_continues_its_prompt(endpoint: EndpointClient) -> None:
     """``/v1/completions`` continues the text, without a chat template around it.
 
-    Benchmarks and evaluation harnesses drive this path; the end of text is switched off here, since a model may rightly
-    find nothing to add.
+    Benchmarks and evaluation harnesses drive this path; the end token is disabled here, since a model may rightly
+    have nothing to add.
     """
     answer = endpoint.completion("The capital of France is", temperature=0, max_tokens=12, ignore_eos=True)
-    assert answer.body.get("object") == "text_completion", f"a completion calls itself {answer.body.get('object')!r}"
+    assert answer.body.get("object") == "text_completion", (
+        f"expected object 'text_completion', got {answer.body.get('object')!r}"
+    )
     assert "paris" in answer.text.lower(), f"'The capital of France is' was continued with {answer.text!r}"

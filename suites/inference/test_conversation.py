@@ -1,7 +1,7 @@
-"""The model sees the conversation: every turn of it, the system prompt too, and whatever a user may write.
+"""The model sees the conversation: every turn, the system prompt, and any text that a user may write.
 
-That it was seen is proven by what any model does, however small: going on with a pattern that stands in the turn. A
-pattern that was dropped on the way cannot be gone on with.
+The proof needs only what any model does, however small: continue a pattern that appears in the turn. A pattern that
+was dropped on the way cannot be continued.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Needs = Callable[..., None]
 
 PLACES = ("system", "first-question", "earlier-answer", "last-question")
 ROLES = ("system", "user", "assistant", "user")
-#: How often the pattern is shown, and how the answer begins that must go on with it.
+#: How often the pattern is shown, and the beginning of the answer that must continue it.
 TIMES = 6
 BEGUN = "The list says:\n"
 FILLER = ("You answer briefly.", "Name a colour.", "Blue.", "Name another one.")
 
 
 def goes_on(endpoint: EndpointClient, shown: Pattern, place: int) -> str:
-    """What the model says after a pattern's word, in a dialogue whose turn at ``place`` shows the pattern."""
+    """The model's continuation of a pattern's word, in a dialogue whose turn at ``place`` shows the pattern."""
     texts = [*FILLER[:place], shown.lines(TIMES).strip(), *FILLER[place + 1 :]]
     messages = [{"role": role, "content": text} for role, text in zip(ROLES, texts, strict=True)]
     messages.append({"role": "assistant", "content": BEGUN + shown.word})
@@ -37,7 +37,7 @@ def goes_on(endpoint: EndpointClient, shown: Pattern, place: int) -> str:
 
 @pytest.mark.parametrize("place", range(len(PLACES)), ids=PLACES)
 def test_every_turn_reaches_the_model(endpoint: EndpointClient, needs: Needs, place: int) -> None:
-    """The answer goes on with the pattern that stands in this turn, and with another one when another one stands there.
+    """The answer continues the pattern in this turn, and another one when the turn shows another one.
 
     A dropped system prompt, a history cut to its last turn, or an answer cached by the last message alone give fluent
     answers to another conversation.
@@ -47,15 +47,15 @@ def test_every_turn_reaches_the_model(endpoint: EndpointClient, needs: Needs, pl
         said = goes_on(endpoint, shown, place)
         assert said.startswith(shown.answer), (
             f"the {PLACES[place]} says {shown.line!r} {TIMES} times; "
-            f"{shown.word!r} went on with {said!r}: it was not seen"
+            f"{shown.word!r} was continued with {said!r}: the model did not see it"
         )
 
 
 def test_growing_conversation_is_counted_and_seen_whole(endpoint: EndpointClient, needs: Needs) -> None:
     """However a conversation grows, with any text in any turn, the engine sees it as the template renders it.
 
-    Turns are added and answers asked for in every order; each time the engine's own prompt is the template's rendering,
-    the usage counts it, the answer keeps within its limit, and nothing that was said is lost.
+    Turns are added in every order; each time the engine's prompt equals the template's rendering, the usage counts it,
+    the answer respects its limit, and no turn is lost.
     """
     needs("token_ids")
 
@@ -74,11 +74,15 @@ def test_growing_conversation_is_counted_and_seen_whole(endpoint: EndpointClient
         def asks(self, text: str, limit: int) -> None:
             self.messages.append({"role": "user", "content": text})
             answer = endpoint.chat(self.messages, temperature=0, max_tokens=limit, return_token_ids=True)
-            due = endpoint.tokenize(messages=self.messages)
+            expected = endpoint.tokenize(messages=self.messages)
             seen = answer.body.get("prompt_token_ids")
-            assert seen == list(due.ids), f"the engine did not see {self.messages} as the template renders it: {seen}"
+            assert seen == list(expected.ids), (
+                f"the engine did not see {self.messages} as the template renders it: {seen}"
+            )
             usage = answer.usage
-            assert usage.prompt_tokens == due.count, f"usage says {usage.prompt_tokens} prompt tokens of {due.count}"
+            assert usage.prompt_tokens == expected.count, (
+                f"usage reports {usage.prompt_tokens} prompt tokens of {expected.count}"
+            )
             made = usage.completion_tokens
             assert 1 <= made <= limit, f"max_tokens={limit} gave {made} tokens: {answer.text!r}"
             rendered = endpoint.detokenize(seen)

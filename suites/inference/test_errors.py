@@ -1,4 +1,4 @@
-"""What cannot be answered is refused at once, by a status and an error object that tell the caller what to change."""
+"""Invalid requests are refused at once, with a status and an error object that names what to change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refused(response: httpx.Response, *statuses: int) -> str:
     except (ValueError, TypeError, KeyError):
         pytest.fail(f"{response.status_code} without an error object: {response.text[:300]!r}")
     assert isinstance(message, str), f"the error's message is not a string: {error}"
-    assert message.strip(), f"the error says nothing: {error}"
+    assert message.strip(), f"the error's message is empty: {error}"
     assert isinstance(kind, str), f"the error has no type: {error}"
     assert kind, f"the error has no type: {error}"
     assert code in (None, response.status_code) or isinstance(code, str), f"{response.status_code} says code {code!r}"
@@ -40,7 +40,7 @@ def refused(response: httpx.Response, *statuses: int) -> str:
 def test_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
     """A model that is not served gives 404 and is named, for streams too, before any event.
 
-    A server that answers with another model instead makes every comparison of models worthless, and no client notices.
+    A server that answers with another model instead invalidates every comparison of models, and no client notices.
     """
     what = {"messages": [{"role": "user", "content": "Say hello."}]} if path == CHAT else {"prompt": "Hello"}
     body = {"model": UNKNOWN, **what, "max_tokens": 2, "stream": stream}
@@ -49,12 +49,16 @@ def test_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream: b
 
 
 def test_unknown_path_or_method_is_refused(endpoint: EndpointClient) -> None:
-    """A path that there is not gives 404, and the wrong method on one that there is 405 (or 404).
+    """An unknown path gives 404, and the wrong method on a known path 405 (or 404).
 
-    A gateway that answers everything with 200, a page for people as a rule, hides every misspelt path from its callers.
+    A gateway that answers everything with 200, often an HTML page, hides every misspelt path from its callers.
     """
-    due = {("GET", "/v1/no-such-path"): (404,), ("POST", "/v1/no-such-path"): (404, 405), ("GET", CHAT): (405, 404)}
-    for (method, path), statuses in due.items():
+    expected = {
+        ("GET", "/v1/no-such-path"): (404,),
+        ("POST", "/v1/no-such-path"): (404, 405),
+        ("GET", CHAT): (405, 404),
+    }
+    for (method, path), statuses in expected.items():
         status = endpoint.raw(method, path, json={} if method == "POST" else None).status_code
         assert status in statuses, f"{method} {path} answered {status}, expected {statuses[0]}"
 
@@ -96,7 +100,7 @@ def test_body_that_is_not_json_is_refused(endpoint: EndpointClient, path: str) -
 def test_invalid_field_is_refused_by_name(endpoint: EndpointClient, field: str, change: dict[str, Any]) -> None:
     """A missing, mistyped or impossible field gives 400 (or 422), and the error names the field.
 
-    Silently taking a default instead gives an answer to a question that was not asked.
+    Silently using a default instead answers another request than the one sent.
     """
     body = {**endpoint.chat_body("Say hello.", max_tokens=2), **change}
     body = {key: value for key, value in body.items() if value is not None}
@@ -111,10 +115,10 @@ def test_invalid_field_is_refused_by_name(endpoint: EndpointClient, field: str, 
 def test_prompt_over_the_context_length_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
     """A prompt longer than ``max_model_len`` gives 400 (or 413, 422), and the error names the limit.
 
-    A server that cuts the prompt instead answers from half of the document, with status 200.
+    A server that truncates the prompt instead answers from half of the document, with status 200.
     """
     limit = endpoint.tokenize("x").max_model_len
-    assert limit, "/tokenize states no max_model_len"
+    assert limit, "/tokenize reports no max_model_len"
     text = "word " * (limit + 16)
     assert endpoint.tokenize(text).count > limit, f"{limit + 16} words are at most {limit} tokens: no over-long prompt"
     parameters = {"max_tokens": 2, "stream": stream}
@@ -135,18 +139,18 @@ def test_prompt_over_the_context_length_is_refused(endpoint: EndpointClient, pat
 def test_invalid_structure_is_refused(
     endpoint: EndpointClient, needs: Callable[..., None], wanted: dict[str, Any]
 ) -> None:
-    """An expression, schema or format that is none gives 400 (or 422), at once.
+    """An invalid expression, schema or format gives 400 (or 422), at once.
 
-    Dropped silently, free text comes where a program waits for data; compiled too late, the engine itself may fall.
+    Dropped silently, a program receives free text instead of data; compiled too late, it may crash the engine.
     """
     needs("structured_outputs")
     refused(endpoint.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=4, **wanted)), 400, 422)
 
 
 def test_server_answers_after_refusing(endpoint: EndpointClient) -> None:
-    """On one connection, a good request right after a refused one is answered.
+    """On one connection, a valid request right after a refused one is answered.
 
-    An engine that a bad request kills, or a connection left in a broken state, makes one user's mistake everybody's.
+    An engine that a bad request kills, or a connection left broken, turns one user's mistake into an outage for all.
     """
     refused(endpoint.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=-1)), 400, 422)
     answer = endpoint.chat("Say hello.", temperature=0, max_tokens=4, ignore_eos=True)

@@ -1,4 +1,4 @@
-"""Users do not affect each other: concurrent, repeated and abandoned requests leave each answer what it is alone."""
+"""Users do not affect each other: concurrent, repeated and abandoned requests do not change an answer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pytest_vllm_stage.checks.inference.together import settled, together
 
 Needs = Callable[..., None]
 
-#: Requests sent at a time; more wait in the server's queue, which is part of the matter.
+#: Requests sent at a time; more wait in the server's queue, which is part of the check.
 AT_ONCE = 12
-#: Lines of a prompt that is longer than two blocks of any usual prefix cache: 128 tokens each in vLLM on a CPU.
+#: Lines of a prompt that is longer than two blocks of any common prefix cache: 128 tokens each in vLLM on a CPU.
 MANY_LINES = 50
 FAIRNESS_ATTEMPTS = 3
 #: Seconds until all slots are seen free; others may use the server meanwhile, and then it takes a gap between them.
@@ -22,12 +22,12 @@ FREE_TIMEOUT_S = 30.0
 
 
 def check(asked: Pattern, said: str, others: list[Pattern]) -> None:
-    """The answer is the pattern's own; where it is another one's, say whose."""
+    """Fail unless the answer is the pattern's own; name the pattern that it belongs to."""
     if said.startswith(asked.answer):
         return
     whose = [other.line for other in others if said.startswith(other.answer)]
     cause = f", which is the answer to {whose[0]!r}: answers are mixed up" if whose else ""
-    pytest.fail(f"{asked.line!r} was shown, and went on with {said!r}{cause}")
+    pytest.fail(f"{asked.line!r} was shown, and continued with {said!r}{cause}")
 
 
 def test_concurrent_answers_are_not_mixed_up(endpoint: EndpointClient) -> None:
@@ -51,7 +51,7 @@ def test_concurrent_answers_are_not_mixed_up(endpoint: EndpointClient) -> None:
 def test_answer_belongs_to_its_parameters(endpoint: EndpointClient) -> None:
     """The same prompt with other parameters is another request: the limit, the stop text and the draw are its own.
 
-    A cache that knows requests by their prompt alone gives the second user the first one's settings.
+    A cache keyed by the prompt alone gives the second user the first one's settings.
     """
     shown = pattern(3)
     prompt, number = shown.prompt(), shown.answer
@@ -61,7 +61,7 @@ def test_answer_belongs_to_its_parameters(endpoint: EndpointClient) -> None:
     assert short.usage.completion_tokens == 2, f"max_tokens=2 after max_tokens=6 gave {short.usage.completion_tokens}"
     stopped = endpoint.completion(prompt, temperature=0, max_tokens=6, stop=number[-1])
     assert stopped.text == number.partition(number[-1])[0], f"with stop={number[-1]!r} it said {stopped.text!r}"
-    story = "Here is a story that nobody has heard yet:"
+    story = "Here is a story that no one has heard yet:"
     endpoint.completion(story, temperature=0, max_tokens=8)
     drawn = {endpoint.completion(story, temperature=2.0, max_tokens=8, seed=seed).text for seed in range(3)}
     assert len(drawn) > 1, f"three seeds at temperature 2 after a greedy answer all gave {drawn.pop()!r}"
@@ -70,7 +70,7 @@ def test_answer_belongs_to_its_parameters(endpoint: EndpointClient) -> None:
 def test_cached_prefix_changes_no_answer(endpoint: EndpointClient) -> None:
     """A long prompt is answered the same cold and from the prefix cache, and another beginning is not mixed up.
 
-    The cache hands one user's computed prompt to the next: keyed wrongly, it hands over the content too.
+    The cache reuses one user's computed prompt for the next: keyed wrongly, it leaks the content too.
     """
     first, other, another = pattern(7), pattern(8), pattern(11)
     same_word = Pattern(first.word, other.number)
@@ -84,7 +84,7 @@ def test_cached_prefix_changes_no_answer(endpoint: EndpointClient) -> None:
 
 
 def test_enabled_prefix_cache_is_hit(endpoint: EndpointClient, needs: Needs) -> None:
-    """Where the server says that prefix caching is on, a long prompt that comes again hits it.
+    """If the server reports prefix caching as enabled, a repeated long prompt hits the cache.
 
     Without hits every turn of a long conversation is computed again: right, slow and expensive. They also prove that
     the check of cached answers looks at cached answers.
@@ -92,7 +92,7 @@ def test_enabled_prefix_cache_is_hit(endpoint: EndpointClient, needs: Needs) -> 
     needs("metrics")
     metrics, model = endpoint.metrics(), endpoint.target.model
     if not metrics.series("vllm:cache_config_info", enable_prefix_caching="True"):
-        does_not_apply("the server says that prefix caching is off")
+        does_not_apply("the server reports prefix caching as disabled")
     before = metrics.value("vllm:prefix_cache_hits", model_name=model)
     prompt = pattern(10).prompt(MANY_LINES)
     for _ in range(2):
@@ -127,9 +127,9 @@ def test_abandoned_requests_leave_no_trace(endpoint: EndpointClient, needs: Need
 
 
 def test_concurrent_streams_all_progress(endpoint: EndpointClient) -> None:
-    """Of four streams asked for together, each gives its first piece while another one is still being given.
+    """Of four streams requested together, each sends its first piece while another one is still running.
 
-    A server that serves one user after the other, or lets one starve, makes everybody but one wait for whole answers.
+    A server that serves one user after the other, or starves one, makes all others wait for whole answers.
     What is asked is only that each overlaps with one other, so that any limit of two or more slots will do.
     """
 

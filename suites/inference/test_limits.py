@@ -39,7 +39,7 @@ def test_answer_cut_by_its_limit_has_finish_reason_length(endpoint: EndpointClie
     """
     parameters = {"temperature": 0, "max_tokens": 4}
     plain = endpoint.chat(counting, **parameters)
-    assert plain.finish_reason == "length", f"cut after 4 tokens, the answer says {plain.finish_reason!r}"
+    assert plain.finish_reason == "length", f"cut after 4 tokens, the finish reason is {plain.finish_reason!r}"
     streamed = endpoint.stream_chat(counting, **parameters).read()
     assert list(streamed.finish_reasons) == ["length"], f"cut after 4 tokens, the stream says {streamed.finish_reasons}"
 
@@ -53,7 +53,9 @@ def test_answer_that_ends_by_itself_has_finish_reason_stop(endpoint: EndpointCli
     answer = endpoint.chat("What is the capital of France?", temperature=0, max_tokens=256)
     made = answer.usage.completion_tokens
     assert made < 256, f"a one-sentence answer ran into its limit of 256 tokens: {answer.text[-200:]!r}"
-    assert answer.finish_reason == "stop", f"ended after {made} of 256 tokens, the answer says {answer.finish_reason!r}"
+    assert answer.finish_reason == "stop", (
+        f"ended after {made} of 256 tokens, the finish reason is {answer.finish_reason!r}"
+    )
 
 
 def test_answer_ends_before_the_stop_text(endpoint: EndpointClient, counting: str) -> None:
@@ -69,7 +71,7 @@ def test_answer_ends_before_the_stop_text(endpoint: EndpointClient, counting: st
     plain = endpoint.chat(counting, temperature=0, max_tokens=20, stop=[stop])
     assert stop not in plain.text, f"the stop text {stop!r} was ignored or leaked: {plain.text!r}"
     assert plain.text == expected, f"with stop={stop!r}: {plain.text!r}\nuntil there: {expected!r}"
-    assert plain.finish_reason == "stop", f"ended by its stop text, the answer says {plain.finish_reason!r}"
+    assert plain.finish_reason == "stop", f"ended by its stop text, the finish reason is {plain.finish_reason!r}"
     streamed = endpoint.stream_chat(counting, temperature=0, max_tokens=20, stop=[stop]).read()
     assert streamed.text == expected, f"streamed with stop={stop!r}: {streamed.text!r}\nuntil there: {expected!r}"
     assert list(streamed.finish_reasons) == ["stop"], f"ended by its stop text, it says {streamed.finish_reasons}"
@@ -84,7 +86,7 @@ def test_stop_text_is_found_across_tokens(endpoint: EndpointClient, counting: st
     parameters = {"temperature": 0, "max_tokens": 16}
     free = endpoint.chat(counting, **parameters, logprobs=True, top_logprobs=1)
     scores = free.choice.get("logprobs")
-    assert scores, f"logprobs were asked for, and are {scores!r}"
+    assert scores, f"logprobs were requested, got {scores!r}"
     tokens = [entry["token"] for entry in scores["content"]]
     ends = [len("".join(tokens[:place])) for place in range(1, len(tokens))]
     borders = [end for end in ends if end > 2 and free.text.find(free.text[end - 1 : end + 1]) == end - 1]
@@ -109,7 +111,7 @@ def test_stop_token_ends_the_answer(endpoint: EndpointClient, counting: str, nee
     answer = endpoint.chat(counting, **parameters, stop_token_ids=[stop])
     said = answer.usage.completion_tokens
     assert said == made, f"stop token {stop} is token {made} of the answer, which went on to {said}: {answer.text!r}"
-    assert answer.finish_reason == "stop", f"ended by its stop token, the answer says {answer.finish_reason!r}"
+    assert answer.finish_reason == "stop", f"ended by its stop token, the finish reason is {answer.finish_reason!r}"
     assert answer.choice.get("stop_reason") == stop, f"stopped by {stop}, it says {answer.choice.get('stop_reason')!r}"
 
 
@@ -120,7 +122,7 @@ def test_the_whole_context_can_be_used(endpoint: EndpointClient) -> None:
     never runs over the end either: it is cut there, or the request is refused.
     """
     limit = endpoint.tokenize("x").max_model_len
-    assert limit, "/tokenize states no max_model_len"
+    assert limit, "/tokenize reports no max_model_len"
     (token, *_) = endpoint.tokenize(" word", add_special_tokens=False).ids
     full = endpoint.completion([token] * (limit - 1), max_tokens=1, temperature=0).usage
     assert (full.prompt_tokens, full.completion_tokens) == (limit - 1, 1), f"{limit - 1} and 1 tokens gave {full}"

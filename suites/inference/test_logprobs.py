@@ -1,4 +1,4 @@
-"""Log probabilities are probabilities, of the tokens that were said."""
+"""Log probabilities are valid, and belong to the generated tokens."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ ROUNDING = 1e-3
 BATCH_ROUNDING_NATS = 0.25
 TOP = 5
 ASKED = {"temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": TOP}
-STORY = "Tell me a story."
+STORY = "Write a story."
 
 
 def checked(entries: Any) -> list[dict[str, Any]]:
-    """The entries of a chat's logprobs, each of which must be a proper one."""
-    assert isinstance(entries, dict), f"logprobs were asked for, and are {entries!r}"
+    """The entries of a chat's logprobs, each of which must be valid."""
+    assert isinstance(entries, dict), f"logprobs were requested, got {entries!r}"
     content: list[dict[str, Any]] = entries.get("content") or []
-    assert content, "logprobs were asked for, and none came"
+    assert content, "logprobs were requested, got none"
     for entry in content:
         top = entry["top_logprobs"]
         values = [one["logprob"] for one in top]
-        assert len(top) == TOP, f"{TOP} alternatives were asked for, {len(top)} came for {entry['token']!r}"
+        assert len(top) == TOP, f"{TOP} alternatives expected, got {len(top)} for {entry['token']!r}"
         assert values == sorted(values, reverse=True), f"the alternatives are not in order: {values}"
         total = sum(map(math.exp, values))
         assert total <= 1 + ROUNDING, f"the probabilities of {len(values)} alternatives sum to {total:.3f}"
@@ -57,7 +57,7 @@ def test_chat_logprobs_are_consistent(endpoint: EndpointClient, needs: Needs) ->
 def test_streamed_logprobs_equal_plain_logprobs(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """In a stream the same tokens come with the same logprobs, each with its piece of text.
 
-    Whoever shows how sure a model is while it speaks reads them here; a relay that drops or shifts them marks the wrong
+    Clients that show confidence while text arrives read them here; a relay that drops or shifts them marks the wrong
     words.
     """
     needs("logprobs")
@@ -72,14 +72,14 @@ def test_streamed_logprobs_equal_plain_logprobs(endpoint: EndpointClient, counti
 
 
 def test_completion_logprobs_are_consistent(endpoint: EndpointClient, needs: Needs) -> None:
-    """The same for ``/v1/completions``, whose logprobs have another shape: one list a field.
+    """The same for ``/v1/completions``, whose logprobs have another shape: one list per field.
 
     Evaluation harnesses compare these lists place by place: one that is a token short shifts every score behind it.
     """
     needs("logprobs")
     answer = endpoint.completion(pattern(2).prompt(), temperature=0, max_tokens=5, logprobs=3, ignore_eos=True)
     scores = answer.choice.get("logprobs")
-    assert isinstance(scores, dict), f"logprobs were asked for, and are {scores!r}"
+    assert isinstance(scores, dict), f"logprobs were requested, got {scores!r}"
     lengths = {field: len(scores[field]) for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
     assert set(lengths.values()) == {5}, f"5 tokens were made; the logprobs have {lengths}"
     said = "".join(scores["tokens"])
@@ -96,4 +96,4 @@ def test_logprobs_come_only_when_requested(endpoint: EndpointClient, path: str) 
     """Without ``logprobs`` there are none: they make an answer twenty times as large."""
     answer = endpoint.chat("Hello", max_tokens=2) if path == "chat" else endpoint.completion("Hello", max_tokens=2)
     scores = answer.choice.get("logprobs")
-    assert not scores, f"logprobs were not asked for, and came: {str(scores)[:200]}"
+    assert not scores, f"logprobs were not requested, but returned: {str(scores)[:200]}"

@@ -27,9 +27,9 @@ def test_context_length_is_the_declared_one(endpoint: EndpointClient) -> None:
     model = endpoint.target.model
     assert model in cards, f"{model} is not served here; served: {list(cards)}"
     listed = cards[model].get("max_model_len")
-    assert isinstance(listed, int), f"/v1/models states no max_model_len for {model}: {listed!r}"
-    assert listed > 0, f"/v1/models states max_model_len {listed}"
+    assert isinstance(listed, int), f"/v1/models reports no max_model_len for {model}: {listed!r}"
+    assert listed > 0, f"/v1/models reports max_model_len {listed}"
     tokenizers = endpoint.tokenize("x").max_model_len
-    assert tokenizers == listed, f"/tokenize says max_model_len {tokenizers}, /v1/models says {listed}"
+    assert tokenizers == listed, f"/tokenize reports max_model_len {tokenizers}, /v1/models reports {listed}"
     declared = endpoint.target.max_model_len
     assert declared in (None, listed), f"declared is max_model_len {declared}, served is {listed}"

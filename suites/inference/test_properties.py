@@ -54,7 +54,7 @@ def choices_of(endpoint: EndpointClient, text: str, asked: dict[str, Any], strea
     for chunk in streamed.chunks:
         for choice in chunk["choices"]:
             texts[choice["index"]] += choice["delta"].get("content") or ""
-    assert len(streamed.usage_chunks) == 1, f"usage was asked for, {len(streamed.usage_chunks)} chunks carry it"
+    assert len(streamed.usage_chunks) == 1, f"usage was requested, but {len(streamed.usage_chunks)} chunks carry it"
     return texts, list(streamed.finish_reasons), Usage.of(streamed.usage_chunks[0])
 
 

@@ -1,4 +1,4 @@
-"""The model is the one that it should be, and as good: its answers and scores are those that were recorded.
+"""The served model is the expected one, at the expected quality: answers and scores equal the recorded ones.
 
 Wrong weights, a broken quantisation or a kernel that computes badly give fluent text, with status 200 and in time.
 What a healthy server said is under ``fixtures/prompts/references``, with how it was recorded; the limits leave room for
@@ -37,7 +37,7 @@ def reference(endpoint: EndpointClient, model_profile: ModelProfile | None) -> R
 
 @functools.cache
 def scored(endpoint: EndpointClient) -> dict[str, Scores]:
-    """The texts as this server scores them; asked for once a run, as two checks look at them."""
+    """The texts as this server scores them; requested once per run, as two checks use them."""
     return {name: score(endpoint, text) for name, text in texts().items()}
 
 
@@ -56,7 +56,7 @@ def test_golden_answers_equal_the_recorded_ones(
     record_property("quality.golden_agreement", round(mean, 3))
     assert mean >= reference.least_agreement, (
         f"the golden answers agree by {mean:.2f} on average, expected at least {reference.least_agreement}; "
-        f"to {worst!r} it said {said[worst]!r}, recorded is {reference.golden[worst][0]!r}"
+        f"for {worst!r}, got {said[worst]!r}, recorded is {reference.golden[worst][0]!r}"
     )
 
 
@@ -71,12 +71,12 @@ def test_perplexity_of_fixed_texts_equals_the_recorded_one(
     for name, now in scored(endpoint).items():
         then = reference.scores[name]
         assert len(now.logprobs) == len(then.logprobs), (
-            f"text {name!r} has {len(now.logprobs) + 1} tokens, recorded are {len(then.logprobs) + 1}"
+            f"text {name!r} has {len(now.logprobs) + 1} tokens, expected {len(then.logprobs) + 1} as recorded"
         )
         moved = fmean(now.logprobs) - fmean(then.logprobs)
         assert abs(moved) <= reference.tolerance_nats, (
             f"the perplexity of text {name!r} is {now.perplexity:.2f}, recorded is {then.perplexity:.2f}: "
-            f"{moved:+.3f} nats a token, {reference.tolerance_nats} are allowed"
+            f"{moved:+.3f} nats per token, {reference.tolerance_nats} allowed"
         )
 
 
@@ -109,7 +109,7 @@ def test_the_quantised_model_agrees_with_the_full_one(
     record_property("quality.gap_nats", str(gap))
     record_property("quality.same_token", str(same))
     assert gap.low <= reference.most_gap_nats, (
-        f"quantisation costs {gap} nats a token, {reference.most_gap_nats} are allowed"
+        f"quantisation costs {gap} nats per token, {reference.most_gap_nats} allowed"
     )
     assert same.high >= reference.least_same_token, (
         f"the part of tokens that both models hold likeliest is {same}, expected at least {reference.least_same_token}"

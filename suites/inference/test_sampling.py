@@ -1,4 +1,4 @@
-"""Every parameter that steers an answer does so: what a gateway forgets to pass on shows here, one by one."""
+"""Every sampling parameter has its effect: parameters that a gateway drops show here, one by one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Needs = Callable[..., None]
 
 #: Drawn at temperature 2, eight tokens never come the same twice by chance, whatever the model.
 HOT = {"temperature": 2.0, "max_tokens": 8, "ignore_eos": True}
-STORY = "Tell me a story."
+STORY = "Write a story."
 #: A seed makes the same draws; where other users fill the batch, rounding may still tip one of them.
 SEED_ATTEMPTS = 3
 
@@ -23,7 +23,7 @@ SEED_ATTEMPTS = 3
 def test_temperature_0_repeats_its_answer(endpoint: EndpointClient, counting: str) -> None:
     """Asked twice at temperature 0, an answer without close calls is the same.
 
-    Tests, caches and evaluations rest on it. Close calls may tip with the batch; the question here has none.
+    Tests, caches and evaluations depend on it. Near ties may change with the batch; this prompt has none.
     """
     first, second = (endpoint.chat(counting, temperature=0, max_tokens=16).text for _ in range(2))
     assert first == second, f"at temperature 0, first: {first!r}\n then: {second!r}"
@@ -37,7 +37,7 @@ def test_temperature_0_selects_the_likeliest_token(endpoint: EndpointClient, nee
     needs("logprobs")
     answer = endpoint.chat(STORY, temperature=0, max_tokens=12, logprobs=True, top_logprobs=2)
     scores = answer.choice.get("logprobs")
-    assert scores, f"logprobs were asked for, and are {scores!r}"
+    assert scores, f"logprobs were requested, got {scores!r}"
     for entry in scores["content"]:
         best = max(entry["top_logprobs"], key=lambda one: one["logprob"])
         assert entry["logprob"] >= best["logprob"], (
@@ -98,7 +98,7 @@ def test_n_returns_that_many_choices(endpoint: EndpointClient) -> None:
     texts = {choice["message"]["content"] for choice in choices}
     assert len(texts) > 1, f"three choices drawn at temperature 2 are all {texts.pop()!r}"
     made = answer.usage.completion_tokens
-    assert made == 24, f"three answers of 8 tokens are {made} in the usage"
+    assert made == 24, f"expected 24 completion tokens for three answers of 8, got {made}"
 
 
 def test_streamed_choices_are_kept_apart(endpoint: EndpointClient) -> None:
@@ -119,7 +119,7 @@ def test_streamed_choices_are_kept_apart(endpoint: EndpointClient) -> None:
 def test_min_tokens_prolongs_the_answer(endpoint: EndpointClient) -> None:
     """With ``min_tokens``, an answer that would end sooner has at least so many tokens.
 
-    Load tests fix their output length by it; dropped, every throughput number is made from shorter answers.
+    Load tests fix their output length with it; dropped, throughput is measured on shorter answers.
     """
     question, parameters = "What is the capital of France?", {"temperature": 0, "max_tokens": 32}
     free = endpoint.chat(question, **parameters).usage.completion_tokens
@@ -131,7 +131,7 @@ def test_min_tokens_prolongs_the_answer(endpoint: EndpointClient) -> None:
 def test_bias_forbids_and_forces_tokens(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """``logit_bias`` of -100 keeps a token out of an answer, and 100 lets nothing else in.
 
-    It keeps words out of products; dropped, they come back unnoticed.
+    It keeps words out of products; dropped, they return unnoticed.
     """
     needs("token_ids")
     parameters = {"temperature": 0, "max_tokens": 6, "ignore_eos": True, "return_token_ids": True}
@@ -142,7 +142,7 @@ def test_bias_forbids_and_forces_tokens(endpoint: EndpointClient, counting: str,
 
     first = ids()[0]
     without = ids(logit_bias={str(first): -100})
-    assert first not in without, f"token {first} was forbidden by logit_bias -100, and came: {without}"
+    assert first not in without, f"token {first} was forbidden by logit_bias -100, but generated: {without}"
     forced = endpoint.tokenize(" river", add_special_tokens=False).ids[0]
     only = ids(logit_bias={str(forced): 100})
     assert set(only) == {forced}, f"token {forced} was forced by logit_bias 100; the answer has {only}"
@@ -154,7 +154,7 @@ def test_bias_forbids_and_forces_tokens(endpoint: EndpointClient, counting: str,
 def test_repetition_penalties_are_applied(endpoint: EndpointClient, counting: str, penalty: dict[str, float]) -> None:
     """The strongest penalty changes an answer that repeats a separator again and again.
 
-    Applications set it against answers that go round in circles; dropped, they do.
+    Applications set it against repetitive answers; dropped, answers repeat themselves.
     """
     parameters = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
 

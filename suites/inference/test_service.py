@@ -42,7 +42,7 @@ def test_health_and_version_are_reported(endpoint: EndpointClient) -> None:
     """
     endpoint.health()
     version = endpoint.version()
-    assert version[:1].isdigit(), f"/version says {version!r}, which is not a version"
+    assert version[:1].isdigit(), f"/version reports {version!r}, which is not a version"
 
 
 @pytest.mark.smoke
@@ -52,12 +52,12 @@ def test_responses_have_their_content_type(endpoint: EndpointClient) -> None:
     Clients choose their parser by it, proxies whether they may buffer, compress or cache.
     """
     body = endpoint.chat_body("Say hello.", max_tokens=1, temperature=0)
-    due = {
+    requests = {
         "an answer": (body, "application/json"),
         "a stream": ({**body, "stream": True}, "text/event-stream"),
         "an error": ({**body, "max_tokens": -1}, "application/json"),
     }
-    for what, (sent, expected) in due.items():
+    for what, (sent, expected) in requests.items():
         said = endpoint.raw("POST", CHAT, json=sent).headers.get("content-type", "")
         assert said.partition(";")[0].strip() == expected, f"{what} has content type {said!r}, expected {expected}"
 
@@ -72,7 +72,7 @@ def test_created_is_the_time_of_the_answer(endpoint: EndpointClient) -> None:
     said = {chunk.get("created") for chunk in chunks}
     assert len(said) == 1, f"the chunks of one stream were created at {sorted(map(str, said))}"
     for created in (body.get("created"), *said):
-        assert type(created) is int, f"created is {created!r}, no whole number"
+        assert type(created) is int, f"created is {created!r}, not an integer"
         off_s = abs(created - time.time())
         assert off_s < CLOCK_TOLERANCE_S, f"created is {created}: {off_s:.0f} s from now, which is {time.time():.0f}"
 
@@ -98,7 +98,7 @@ def test_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) ->
     needs("metrics")
     before = endpoint.metrics()
     usage = endpoint.completion(pattern(0).prompt(), temperature=0, max_tokens=5, ignore_eos=True).usage
-    due = {
+    expected = {
         "vllm:request_success": 1,
         "vllm:prompt_tokens": usage.prompt_tokens,
         "vllm:generation_tokens": usage.completion_tokens,
@@ -106,8 +106,10 @@ def test_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) ->
 
     def lacking() -> dict[str, str]:
         after, model = endpoint.metrics(), endpoint.target.model
-        counted = {name: after.value(name, model_name=model) - before.value(name, model_name=model) for name in due}
-        return {name: f"{counted[name]:g} of {due[name]}" for name in due if counted[name] < due[name]}
+        counted = {
+            name: after.value(name, model_name=model) - before.value(name, model_name=model) for name in expected
+        }
+        return {name: f"{counted[name]:g} of {expected[name]}" for name in expected if counted[name] < expected[name]}
 
     assert settled(lambda: not lacking(), COUNTING_TIMEOUT_S), f"served, but not counted in /metrics: {lacking()}"
 
@@ -115,7 +117,7 @@ def test_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) ->
 def test_request_without_the_key_is_refused(endpoint: EndpointClient) -> None:
     """Where a key is configured, a request without it or with another one gives 401, and with it an answer.
 
-    A gateway that lets everybody through looks healthy until the bill comes.
+    A gateway that accepts every client looks healthy until the bill arrives.
     """
     if endpoint.target.api_key is None:
         does_not_apply("no key is configured for this endpoint (VLLM_STAGE_API_KEY)")
@@ -147,7 +149,7 @@ def test_connection_is_kept_for_the_next_request(endpoint: EndpointClient) -> No
 
 
 def address(response: httpx.Response) -> Any:
-    """Our end of the connection that a response came by; None once it is closed."""
+    """The local address of the connection of a response; None once it is closed."""
     try:
         return response.extensions["network_stream"].get_extra_info("client_addr")
     except OSError:

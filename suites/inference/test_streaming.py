@@ -1,4 +1,4 @@
-"""A stream is the same answer, sooner: complete, in order, while it is generated, and with an end that shows."""
+"""A stream is the same text as without streaming, delivered incrementally: complete, in order, and properly ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACE_ATTEMPTS = 3
 
 
 def test_chat_stream_text_equals_plain_answer(endpoint: EndpointClient, counting: str) -> None:
-    """At temperature 0 the deltas of the stream, put together, are the plain answer.
+    """At temperature 0 the deltas of the stream, concatenated, are the plain answer.
 
     A hop that loses, repeats or reorders events, or cuts a character in two, changes the text that users read.
     """
@@ -47,8 +47,8 @@ def test_completion_stream_text_equals_plain_answer(endpoint: EndpointClient) ->
 def test_stream_arrives_incrementally(endpoint: EndpointClient, counting: str) -> None:
     """The pieces of a long answer arrive over a good part of the time that the answer takes.
 
-    A proxy that buffers makes a chat stand still and then jump: a stream in form only, whose time to first token is its
-    whole latency. What is fast is judged by the answer's own duration, so a slow machine does not fail this.
+    Behind a buffering proxy a chat pauses and then jumps: a stream in form only, whose time to first token is its whole
+    latency. The pace is judged relative to the answer's own duration, so a slow machine does not fail this.
     """
     for _ in range(PACE_ATTEMPTS):
         answer = endpoint.stream_chat(counting, temperature=0, max_tokens=40, ignore_eos=True).read()
@@ -69,7 +69,7 @@ def test_stream_ends_with_done(endpoint: EndpointClient) -> None:
     data = [event.data for event in answer.events]
     assert data, "the stream had no event at all"
     assert DONE in data, f"the stream ended without [DONE]; its last event was {data[-1][:200]}"
-    assert data.count(DONE) == 1, f"[DONE] came {data.count(DONE)} times"
+    assert data.count(DONE) == 1, f"expected [DONE] once, got it {data.count(DONE)} times"
     assert data[-1] == DONE, f"{len(data) - 1 - data.index(DONE)} events came after [DONE]"
     assert not answer.unfinished.strip(), f"an event was left unfinished after [DONE]: {answer.unfinished[:200]!r}"
 
@@ -102,19 +102,19 @@ def test_stream_carries_usage_when_requested(endpoint: EndpointClient) -> None:
     plain = endpoint.chat("Say hello.", **parameters).usage
     asked = endpoint.stream_chat("Say hello.", stream_options={"include_usage": True}, **parameters).read()
     unasked = endpoint.stream_chat("Say hello.", **parameters).read()
-    assert len(asked.usage_chunks) == 1, f"usage was asked for, {len(asked.usage_chunks)} chunks carry it"
+    assert len(asked.usage_chunks) == 1, f"usage was requested, but {len(asked.usage_chunks)} chunks carry it"
     (chunk,) = asked.usage_chunks
     assert chunk is asked.chunks[-1], "text chunks came after the usage chunk"
     assert chunk.get("choices") == [], f"the usage chunk must have no choices, it has {chunk.get('choices')}"
     streamed = plain.of(chunk)
     assert streamed == plain, f"streamed: {streamed}, plain: {plain}"
-    assert not unasked.usage_chunks, "usage was not asked for, and came"
+    assert not unasked.usage_chunks, "usage was not requested, but returned"
 
 
 def test_stream_is_framed_as_events(endpoint: EndpointClient) -> None:
     """Every line of the body is a field or a comment, every event ends with an empty line, and all of it is UTF-8.
 
-    Browsers and clients of other languages are less forgiving than ours: a line that is none is dropped with its text.
+    Browsers and clients in other languages are stricter than ours: an invalid line is dropped with its text.
     """
     body = endpoint.chat_body("Say hello.", temperature=0, max_tokens=6, stream=True)
     raw = endpoint.raw("POST", CHAT, json=body).content
@@ -130,21 +130,21 @@ def test_stream_is_framed_as_events(endpoint: EndpointClient) -> None:
 
 
 def test_characters_are_never_cut(endpoint: EndpointClient, needs: Needs) -> None:
-    """A text of characters of many bytes, to which the answer is held, comes whole, streamed or not.
+    """An answer constrained to multi-byte characters arrives intact, streamed or not.
 
-    Tokens end inside characters: a server or relay that decodes token by token puts replacement signs before everybody
-    who does not write English.
+    Tokens end inside characters: a server or relay that decodes token by token shows replacement characters to users
+    who do not write English.
     """
     needs("structured_outputs")
     parameters = {"temperature": 0, "max_tokens": 64, "structured_outputs": {"choice": [MANY_BYTES]}}
     plain = endpoint.chat("Say something.", **parameters).text
     assert plain == MANY_BYTES, f"constrained to {MANY_BYTES!r}, the answer is {plain!r}"
     streamed = endpoint.stream_chat("Say something.", **parameters).read()
-    assert streamed.text == MANY_BYTES, f"constrained to {MANY_BYTES!r}, the stream says {streamed.text!r}"
+    assert streamed.text == MANY_BYTES, f"constrained to {MANY_BYTES!r}, the streamed text is {streamed.text!r}"
 
 
 def test_client_that_disconnects_frees_its_slot(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
-    """When a client leaves a long stream, the server stops generating it, long before it would have ended.
+    """When a client disconnects from a long stream, the server stops generating it, long before it would have ended.
 
     Users close their windows: a server that goes on generating is full of answers that no client reads. How long it
     would have taken follows from the server's own pace; half of that is the deadline.

@@ -20,7 +20,7 @@ from pytest_vllm_stage.serving.failures import shown
 
 Needs = Callable[..., None]
 
-#: Small and closed, so that a model that knows nothing still comes to an end.
+#: Small and closed, so that even a random model completes them.
 VALUES = st.sampled_from(
     [
         {"type": "boolean"},
@@ -66,7 +66,7 @@ DRAW: dict[str, Any] = {"temperature": 0, "max_tokens": ROOM}
 def test_schema_constraint_yields_json_of_that_schema(endpoint: EndpointClient, needs: Needs) -> None:
     """For any of many small schemas, a complete answer is JSON that fits the schema.
 
-    Programs parse it without looking: one missing field is an exception in another program's code. An answer that its
+    Programs parse it unseen: one missing field is an exception in another program's code. An answer that its
     limit cuts says so; it need not be complete, but not all may be cut.
     """
     needs("structured_outputs")
@@ -88,7 +88,7 @@ def test_schema_constraint_yields_json_of_that_schema(endpoint: EndpointClient, 
 
 
 def tools(*, strict: bool = True) -> list[dict[str, Any]]:
-    """The two tools; vLLM holds the arguments of strict ones to their schema."""
+    """The two tools; vLLM constrains the arguments of strict ones to their schema."""
     return [
         {"type": "function", "function": {"name": name, "description": name, "strict": strict, "parameters": schema}}
         for name, schema in SCHEMAS.items()
@@ -125,7 +125,7 @@ def test_regex_constraint_yields_a_full_match(endpoint: EndpointClient, needs: N
 def test_choice_constraint_yields_exactly_one_choice(endpoint: EndpointClient, needs: Needs) -> None:
     """The answer is one of the choices, whole or streamed, in chats and plain completions.
 
-    Classifiers compare the answer letter by letter with their labels; a label with a word around it is no label.
+    Classifiers compare the answer letter by letter with their labels; a label with extra words is not a label.
     """
     needs("structured_outputs")
     choices = ["violet", "orange", "white and black"]
@@ -143,7 +143,7 @@ def valid(calls: list[Call], what: str) -> Call:
     """The one call, of a known tool, whose arguments fit its schema."""
     assert len(calls) == 1, f"{what}: expected one tool call, got {len(calls)}"
     (call,) = calls
-    assert call.name in SCHEMAS, f"{what}: the tool {call.name!r} was called; there are {sorted(SCHEMAS)}"
+    assert call.name in SCHEMAS, f"{what}: unknown tool {call.name!r} was called; known: {sorted(SCHEMAS)}"
     assert call.id, f"{what}: the call of {call.name} has no id to answer it by"
     arguments = read(call.arguments, f"{what}: the text of {call.name}'s arguments")
     problem = schema_violation(arguments, SCHEMAS[call.name], f"{what}: {call.name}'s arguments")
@@ -164,16 +164,16 @@ def test_requested_tool_call_comes_and_is_valid(
     choice = {"type": "function", "function": {"name": named}} if named else "required"
     calls, reason = asked_for_calls(endpoint, stream, tool_choice=choice, tools=tools())
     call = valid(calls, f"tool_choice {named or 'required'}")
-    assert named in (None, call.name), f"{named} was asked for by name, {call.name} was called"
+    assert named in (None, call.name), f"expected a call of {named}, got {call.name}"
     # vLLM says "stop" after a named call, as OpenAI does.
-    due = ("tool_calls", "stop") if named else ("tool_calls",)
-    assert reason in due, f"after a tool call the finish reason is {reason!r}"
+    expected = ("tool_calls", "stop") if named else ("tool_calls",)
+    assert reason in expected, f"after a tool call the finish reason is {reason!r}"
 
 
 def asked_for_calls(
     endpoint: EndpointClient, stream: bool, question: str = QUESTION, **asked: Any
 ) -> tuple[list[Call], str | None]:
-    """The calls that a question brings about, and the finish reason."""
+    """The calls in the answer to a question, and the finish reason."""
     if stream:
         streamed = endpoint.stream_chat(question, **{**DRAW, **asked}).read()
         return read_streamed_calls(streamed.chunks), streamed.finish_reasons[-1] if streamed.finish_reasons else None
@@ -208,7 +208,7 @@ def test_automatic_tool_call_is_parsed(
 
 
 def _skip_unless_it_may_call(endpoint: EndpointClient, asked: dict[str, Any]) -> None:
-    """Of a server that no profile describes, its own word on its flags is taken."""
+    """For a server without a profile, its own refusal decides."""
     probe = endpoint.raw("POST", CHAT, json=endpoint.chat_body(QUESTION, max_tokens=1, **asked))
     assert probe.status_code < 500, f"tool_choice auto is answered with {probe.status_code}: {shown(probe.text)}"
     if probe.status_code == 400 and "--enable-auto-tool-choice" in probe.text:
@@ -219,13 +219,13 @@ def test_tool_choice_none_yields_no_tool_call(endpoint: EndpointClient, needs: N
     """With ``tool_choice`` none, no call comes, however much the question asks for it."""
     needs("tools")
     calls, _ = asked_for_calls(endpoint, False, tools=tools(), tool_choice="none", max_tokens=24)
-    assert not calls, f"tool_choice none, and {calls[0].name} was called"
+    assert not calls, f"tool_choice is none, but {calls[0].name} was called"
 
 
 def test_tool_result_reaches_the_model(endpoint: EndpointClient, needs: Needs) -> None:
-    """A call's result, sent back as a ``tool`` message, stands in the prompt of the next answer.
+    """A call's result, sent back as a ``tool`` message, is in the prompt of the next answer.
 
-    The round trip is what tools are for: a result that is dropped makes the model invent one.
+    Tools exist for this round trip: if the result is dropped, the model invents one.
     """
     needs("tools", "token_ids")
     call = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": '{"zone": "UTC"}'}}

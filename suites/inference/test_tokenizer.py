@@ -25,7 +25,7 @@ def test_text_survives_the_tokenizer(endpoint: EndpointClient, needs: Needs) -> 
     """``/detokenize`` gives back what ``/tokenize`` was given, for any text, and the count is that of the ids.
 
     Prompts of an exact length, and every count by which users pay, are made through these two; a tokenizer that loses a
-    character belongs to another model or lies behind a hop that recodes text.
+    character belongs to another model or is behind a hop that re-encodes text.
     """
     needs("lossless_tokenizer")
 
@@ -52,9 +52,11 @@ def test_tokenizer_endpoint_equals_the_engines_tokenizer(endpoint: EndpointClien
     for what, prompt in (("the text", text), ("its token ids", ids)):
         answer = endpoint.completion(prompt, **parameters)
         used = answer.choice.get("prompt_token_ids")
-        assert used == ids, f"from {what} the engine made the prompt {used}, /tokenize says {ids}"
-        due = pattern(1).answer
-        assert answer.text.startswith(due), f"{what}: {pattern(1).prompt()!r} went on with {answer.text!r}, not {due!r}"
+        assert used == ids, f"from {what} the engine made the prompt {used}, /tokenize reports {ids}"
+        expected = pattern(1).answer
+        assert answer.text.startswith(expected), (
+            f"{what}: {pattern(1).prompt()!r} expected {expected!r}, got {answer.text!r}"
+        )
 
 
 @pytest.mark.parametrize("asks", [True, False], ids=["asking", "as-it-is"])
@@ -80,7 +82,7 @@ def test_engine_sees_the_conversation_as_rendered(endpoint: EndpointClient, need
     This is where a gateway that drops the system prompt, merges turns, trims text or flattens roles shows.
     """
     needs("token_ids")
-    due = list(endpoint.tokenize(messages=DIALOGUE).ids)
+    expected = list(endpoint.tokenize(messages=DIALOGUE).ids)
     parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in DIALOGUE]
     parameters = {"temperature": 0, "max_tokens": 1, "return_token_ids": True}
     seen = {
@@ -89,4 +91,4 @@ def test_engine_sees_the_conversation_as_rendered(endpoint: EndpointClient, need
     }
     for what, ids in seen.items():
         said = endpoint.detokenize(ids) if ids else None
-        assert ids == due, f"the engine did not see {what} as the template renders it, but {said!r}"
+        assert ids == expected, f"the engine did not see {what} as the template renders it, but {said!r}"

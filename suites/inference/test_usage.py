@@ -1,4 +1,4 @@
-"""The token counts are true: users pay by them, and every throughput number is made of them."""
+"""The token counts are correct: users are billed by them, and throughput is computed from them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_prompt_tokens_of_a_chat_equal_the_tokenizers_count(
     usage = endpoint.chat(messages, max_tokens=1, temperature=0).usage
     counted = endpoint.tokenize(messages=messages)
     assert counted.count == len(counted.ids), f"/tokenize counts {counted.count} tokens and lists {len(counted.ids)}"
-    assert usage.prompt_tokens == counted.count, f"usage says {usage.prompt_tokens}, /tokenize {counted.count}"
+    assert usage.prompt_tokens == counted.count, f"usage reports {usage.prompt_tokens}, /tokenize {counted.count}"
 
 
 def test_prompt_tokens_of_a_completion_equal_the_tokenizers_count(endpoint: EndpointClient) -> None:
@@ -43,7 +43,7 @@ def test_prompt_tokens_of_a_completion_equal_the_tokenizers_count(endpoint: Endp
     prompt = "The quick brown fox jumps over the lazy dog. Größe: 3 µm, 你好."
     usage = endpoint.completion(prompt, max_tokens=1, temperature=0).usage
     counted = endpoint.tokenize(prompt).count
-    assert usage.prompt_tokens == counted, f"usage says {usage.prompt_tokens} prompt tokens, /tokenize {counted}"
+    assert usage.prompt_tokens == counted, f"usage reports {usage.prompt_tokens} prompt tokens, /tokenize {counted}"
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,18 @@ def test_prompt_tokens_of_a_completion_equal_the_tokenizers_count(endpoint: Endp
 def test_completion_tokens_equal_the_tokens_generated(endpoint: EndpointClient, parameters: dict[str, Any]) -> None:
     """``usage.completion_tokens`` counts the tokens made, the end token included, and the total is the sum.
 
-    The count is held against two witnesses: the token ids, where the server gives them, and the limit, when the answer
-    ran into it. (Counting the text's tokens again would prove nothing: text can be split in more than one way.)
+    The count is compared with the token ids, where the server returns them, and with the limit, if the answer reached
+    it. (Counting the text's tokens again would prove nothing: text can be split in more than one way.)
     """
     answer = endpoint.chat("What is the capital of France?", temperature=0, return_token_ids=True, **parameters)
     usage, ids, limit = answer.usage, answer.choice.get("token_ids"), parameters["max_tokens"]
     counted = usage.completion_tokens
     if ids is not None:
-        assert counted == len(ids), f"usage says {counted} completion tokens, {len(ids)} were made"
+        assert counted == len(ids), f"usage reports {counted} completion tokens, expected {len(ids)}"
     if "ignore_eos" in parameters:
-        assert counted == limit, f"usage says {counted} completion tokens of an answer that its limit of {limit} ended"
-    assert 0 < counted <= limit, f"usage says {counted} completion tokens, with a limit of {limit}"
+        assert counted == limit, (
+            f"usage reports {counted} completion tokens of an answer that its limit of {limit} ended"
+        )
+    assert 0 < counted <= limit, f"usage reports {counted} completion tokens, with a limit of {limit}"
     total = usage.prompt_tokens + counted
-    assert usage.total_tokens == total, f"usage says {usage.total_tokens} tokens in all, its parts sum to {total}"
+    assert usage.total_tokens == total, f"usage reports {usage.total_tokens} tokens in all, its parts sum to {total}"

@@ -1,9 +1,9 @@
-"""The scoreboard: ``python -m tests.defects`` plants every defect of the catalogue and prints who caught it.
+"""The scoreboard: ``python -m tests.defects`` plants every defect of the catalogue and prints which checks caught it.
 
     python -m tests.defects                          every defect, then a summary
     python -m tests.defects --only buffered_stream   some of them, with the whole message
-    python -m tests.defects --clean 200              so many runs on a healthy simulated engine: false alarms
-    python -m tests.defects --clean 20 --url URL     the same on a server that is there
+    python -m tests.defects --clean 200              200 runs on a healthy simulated engine: false alarms
+    python -m tests.defects --clean 20 --url URL     the same on a running server
 
 Exit code 1: a defect was not caught as the catalogue says, or there was a false alarm.
 """
@@ -109,7 +109,7 @@ def clean_runs(count: int, url: str | None) -> int:
 
 
 def clean_run(url: str | None) -> Outcome:
-    """One run on the server that is there, or on a healthy engine of its own."""
+    """One run on the given server, or on a healthy engine of its own."""
     if url:
         return run_suite(url, profile=None, key="")
     with simulator() as own:
@@ -128,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.defects", description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="plant these defects alone")
     parser.add_argument("--clean", type=int, metavar="N", help="N runs on a healthy server instead")
-    parser.add_argument("--url", help="with --clean: a server that is there, whose model the profile local knows")
+    parser.add_argument("--url", help="with --clean: a running server, whose model the profile local knows")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="defects planted at a time")
     arguments = parser.parse_args()
     if arguments.clean:

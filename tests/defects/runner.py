@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 SUITE = ROOT / "suites" / "inference"
 PROFILE = Path(__file__).parent / "sim.toml"
 MODEL = "sim-model"
-#: The key that the simulated engine asks for; no secret.
+#: The key that the simulated engine requires; not a secret.
 KEY = "sim-key"
 #: What the plugin prints before the message of a failure that has no source to show.
 STAGE_FAILED = "stage failed: "
-#: As fast as still leaves time between two tokens.
+#: The fastest pace that still leaves time between two tokens.
 PACE = ("--max-model-len", "2048", "--ttft-ms", "2", "--itl-ms", "2")
 
 
@@ -52,7 +52,7 @@ class Outcome:
 
 @contextmanager
 def simulator(*faults: Any) -> Iterator[str]:
-    """A simulated engine of its own with these faults; gives its URL."""
+    """Run a new simulated engine with these faults; yields its URL."""
     command = [sys.executable, "-m", "pytest_vllm_stage.standins.engine", "--model", MODEL, *PACE]
     environ = os.environ | {"VLLM_API_KEY": KEY}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
@@ -66,7 +66,7 @@ def simulator(*faults: Any) -> Iterator[str]:
 
 
 def script(url: str, faults: Sequence[Any]) -> None:
-    """Exchange a simulator's faults."""
+    """Replace a simulator's faults."""
     request = urllib.request.Request(  # noqa: S310 - the simulator's own URL
         f"{url}/sim/faults", json.dumps(faults).encode(), {"content-type": "application/json"}, method="PUT"
     )
@@ -75,7 +75,7 @@ def script(url: str, faults: Sequence[Any]) -> None:
 
 
 def run_suite(url: str, *arguments: str, profile: Path | None = PROFILE, key: str = KEY) -> Outcome:
-    """Run the suite against a server, in a pytest and a folder of its own."""
+    """Run the suite against a server, in a separate pytest process and folder."""
     with tempfile.TemporaryDirectory(prefix="vllm-stage-defects-") as place:
         command = [
             sys.executable, "-m", "pytest", str(SUITE), f"--stage-endpoint={url}", f"--stage-run-dir={place}/run",

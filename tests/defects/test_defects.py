@@ -1,7 +1,7 @@
 """Every defect of the catalogue is caught by the checks meant for it; the whole board is ``python -m tests.defects``.
 
-Here each defect meets the checks that must catch it; whether any other check fails too is the scoreboard's matter, and
-is looked at here for a few defects.
+Here each defect is run against the checks that must catch it; whether any other check fails too is covered by the
+scoreboard, and here for a few defects.
 """
 
 from __future__ import annotations
