@@ -155,3 +155,8 @@ def deviation(values: Sequence[float]) -> float:
         return 0.0
     centre = mean(values)
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+def readable_number(value: float) -> str:
+    """The value with four significant digits; a large one whole, not in scientific notation."""
+    return f"{value:.0f}" if 9999.5 <= abs(value) < 1e15 else f"{value:.4g}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pytest_vllm_stage.measurement.metrics import gaps_s, latency_s
 from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.statistics import readable_number
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, p_values, smallest_pass
 from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
@@ -230,7 +231,7 @@ def judge_gate(
 def _why(
     step: LoadStep, objective: Objective, outcome: Outcome, observed: float | None, fixed: Decision, after: int | None
 ) -> str:
-    seen = "no value" if observed is None else f"{observed:.4g}"
+    seen = "no value" if observed is None else f"{readable_number(observed)}"
     early = f", certain after {after}" if after is not None and after < fixed.n else ""
     text = f"{objective.text()}: {seen}, {fixed.misses:g} misses of {fixed.n} requests{early}"
     if outcome is not Outcome.INCONCLUSIVE:
@@ -262,6 +263,6 @@ def judge_floor_gate(
     elif test.p_broken <= risks.kept_fails:
         outcome = Outcome.FAIL
     error = "too short for an error estimate" if test.error is None else f"standard error {test.error:.3g}"
-    why = f"{objective.text()}: {observed:.4g} ({error})"
+    why = f"{objective.text()}: {readable_number(observed)} ({error})"
     n = len(samples)
     return GateVerdict(objective, outcome, observed, n, n, 0.0, test.p_broken, None, None, why)

@@ -25,7 +25,7 @@ import statistics
 from collections.abc import Sequence
 from enum import IntEnum
 
-from pytest_vllm_stage.measurement.statistics import binomial_at_most, binomial_at_most_effective
+from pytest_vllm_stage.measurement.statistics import binomial_at_most, binomial_at_most_effective, readable_number
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.slo.dependence import BUSY_SHARE
 from pytest_vllm_stage.slo.engine_load import EngineLoad
@@ -113,4 +113,4 @@ def margin_reason(
     if not is_kept_by_margin(objective, values, design_effect, alpha, base_s=base_s):
         return ""
     highest = max(values) * objective.limit / objective.limit_s
-    return f"no request waited, none above {highest:.4g}"
+    return f"no request waited, none above {readable_number(highest)}"

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pytest_vllm_stage.measurement.statistics import readable_number
+
 WORSE = 1.10
 HISTORY = 10
 #: With fewer accepted runs the median is too uncertain.
@@ -89,14 +91,17 @@ def gate(
         return RegressionGate(metric, State.INVALID, True, None, None, f"{metric}: the gated metric is missing")
     last = list(history)[-HISTORY:]
     if len(last) < LEAST_HISTORY:
-        why = f"{metric}: {value:.4g}; {len(last)} of {LEAST_HISTORY} accepted comparable runs"
+        why = f"{metric}: {readable_number(value)}; {len(last)} of {LEAST_HISTORY} accepted comparable runs"
         return RegressionGate(metric, State.NO_BASELINE, False, value, None, why)
     baseline = statistics.median(last)
     judged = statistics.fmean(reruns) if len(reruns) >= RERUNS else value
     ratio = how_much_worse(metric, judged, baseline)
     state = _state(how_much_worse(metric, value, baseline), ratio, len(reruns) >= RERUNS, worse)
-    runs = f"the mean of {len(reruns)} reruns after {value:.4g}" if len(reruns) >= RERUNS else "this run"
-    why = f"{metric}: {judged:.4g} ({runs}), baseline {baseline:.4g} (median of {len(last)}): {ratio:.2f} times as bad"
+    runs = f"the mean of {len(reruns)} reruns after {readable_number(value)}" if len(reruns) >= RERUNS else "this run"
+    why = (
+        f"{metric}: {readable_number(judged)} ({runs}), "
+        f"baseline {readable_number(baseline)} (median of {len(last)}): {ratio:.2f} times as bad"
+    )
     return RegressionGate(metric, state, state is State.REGRESSION, judged, baseline, why)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pytest_vllm_stage.measurement.statistics import readable_number
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome, holm
 from pytest_vllm_stage.slo.gates import GateVerdict
 from pytest_vllm_stage.slo.verdict import StepVerdict
@@ -53,6 +54,10 @@ def _with_fails(verdict: StepVerdict, broken: Sequence[int]) -> StepVerdict:
 def _failed(gate: GateVerdict) -> GateVerdict:
     if gate.outcome is not Outcome.INCONCLUSIVE:
         return gate
-    numbers = f"{gate.objective.text()}: {gate.observed:.4g}" if gate.observed is not None else gate.objective.text()
+    numbers = (
+        f"{gate.objective.text()}: {readable_number(gate.observed)}"
+        if gate.observed is not None
+        else gate.objective.text()
+    )
     why = f"{numbers}, {gate.misses:g} misses of {gate.n} requests; broken by Holm's rule over the run"
     return replace(gate, outcome=Outcome.FAIL, needs=None, why=why)

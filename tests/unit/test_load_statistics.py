@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
-from math import comb, exp, isclose, log, log1p
+from math import comb, exp, inf, isclose, log, log1p
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +17,7 @@ from pytest_vllm_stage.measurement.statistics import (
     interval_needs,
     interval_ranks,
     nearest_rank,
+    readable_number,
     student_at_least,
 )
 
@@ -96,3 +97,10 @@ def test_deviation_is_the_samples() -> None:
     dice = random.Random(1)
     assert isclose(deviation([dice.gauss(10, 2) for _ in range(20_000)]), 2, rel_tol=0.02)
     assert deviation([3.0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(15674.2, "15674"), (0.08533, "0.08533"), (119.0, "119"), (9999.96, "10000"), (inf, "inf")]
+)
+def test_large_number_is_readable(value: float, text: str) -> None:
+    assert readable_number(value) == text
