@@ -52,13 +52,12 @@ ROOMS = (
 
 
 def options_table() -> str:
-    """One table of options per group."""
+    """The options, group by group."""
     by_name = {option.name: option for option in OPTIONS}
-    parts = []
+    rows = ["| option | meaning |", "|---|---|"]
     for group, names in GROUPS.items():
-        rows = [_option_row(by_name[name]) for name in names if name in by_name]
-        parts.append("\n".join([f"**{group}**", "", "| option | meaning |", "|---|---|", *rows]))
-    return "\n\n".join(parts)
+        rows += [f"| **{group}** | |", *(_option_row(by_name[name]) for name in names if name in by_name)]
+    return "\n".join(rows)
 
 
 def _option_row(option: Option) -> str:
