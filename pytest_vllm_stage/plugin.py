@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
-from pytest_vllm_stage.run.context import RUN, Identity, Run, new_run_id
+from pytest_vllm_stage.run.context import RUN, Run, RunIdentity, new_run_id
 from pytest_vllm_stage.run.progress import Progress
 from pytest_vllm_stage.session.allure_results import AllureResults
 from pytest_vllm_stage.session.exclusive import ExclusiveAccess
@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_vllm_stage.session.controller import Controller
 
         run_id = new_run_id()
-        identity = Identity(run_id, _run_dir(config, run_id), os.getpid())
+        identity = RunIdentity(run_id, _run_dir(config, run_id), os.getpid())
         run = config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
         config.pluginmanager.register(Controller(config, run), "vllm-stage-controller")
         # A variable that only switches reports off may be set for a whole environment, including unrelated tests.
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
             _ = run.config
         _check_run_dir(run)
     else:
-        identity = Identity(
+        identity = RunIdentity(
             worker_input["vllm_stage_run_id"],
             worker_input["vllm_stage_run_dir"],
             int(worker_input["vllm_stage_controller_pid"]),

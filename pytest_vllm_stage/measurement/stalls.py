@@ -18,7 +18,7 @@ TIMES_MEDIAN_TTFT = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stall:
+class LatencyStall:
     """One stall; gaps of several requests that overlap are the same one.
 
     Attributes:
@@ -35,7 +35,7 @@ class Stall:
         return self.end_s - self.start_s
 
 
-def find_stalls(samples: Sequence[Sample]) -> tuple[Stall, ...]:
+def find_stalls(samples: Sequence[Sample]) -> tuple[LatencyStall, ...]:
     """Every stall of a step, in order.
 
     There are two signs: a gap between two tokens of one answer, and a silence of all answers while requests wait. The
@@ -47,7 +47,7 @@ def find_stalls(samples: Sequence[Sample]) -> tuple[Stall, ...]:
     median_ttft_s = statistics.median(ttfts) if ttfts else 0.0
     long_gap_s = max(SHORTEST_STALL_S, TIMES_MEDIAN_GAP * median_gap_s)
     long_silence_s = max(long_gap_s, TIMES_MEDIAN_TTFT * median_ttft_s)
-    found = [Stall(start, end) for start, end in gaps if end - start > long_gap_s]
+    found = [LatencyStall(start, end) for start, end in gaps if end - start > long_gap_s]
     found += [silence for silence in _silences(samples) if silence.duration_s > long_silence_s]
     return _merged(found)
 
@@ -57,7 +57,7 @@ def _gaps(sample: Sample) -> list[tuple[float, float]]:
     return list(pairwise(times))
 
 
-def _silences(samples: Sequence[Sample]) -> Iterable[Stall]:
+def _silences(samples: Sequence[Sample]) -> Iterable[LatencyStall]:
     """Times without any token or end while at least one request was open."""
     marks: list[tuple[float, int]] = []
     for sample in samples:
@@ -68,17 +68,17 @@ def _silences(samples: Sequence[Sample]) -> Iterable[Stall]:
     open_requests, quiet_since = 0, 0.0
     for at, change in sorted(marks):
         if open_requests and change <= 0:
-            yield Stall(quiet_since, at)
+            yield LatencyStall(quiet_since, at)
         if change <= 0 or not open_requests:
             quiet_since = at
         open_requests += change
 
 
-def _merged(stalls: list[Stall]) -> tuple[Stall, ...]:
-    merged: list[Stall] = []
+def _merged(stalls: list[LatencyStall]) -> tuple[LatencyStall, ...]:
+    merged: list[LatencyStall] = []
     for stall in sorted(stalls, key=lambda stall: stall.start_s):
         if merged and stall.start_s <= merged[-1].end_s:
-            merged[-1] = Stall(merged[-1].start_s, max(merged[-1].end_s, stall.end_s))
+            merged[-1] = LatencyStall(merged[-1].start_s, max(merged[-1].end_s, stall.end_s))
         else:
             merged.append(stall)
     return tuple(merged)

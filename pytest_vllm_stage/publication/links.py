@@ -24,7 +24,7 @@ _LINKS = (
 
 
 @dataclass(frozen=True)
-class RegistryNames:
+class RegisteredNames:
     """Where results are filed.
 
     Attributes:
@@ -36,7 +36,7 @@ class RegistryNames:
     version: str
 
 
-def resolve_names(service: Object, model: str = "", version: str = "") -> RegistryNames:
+def resolve_names(service: Object, model: str = "", version: str = "") -> RegisteredNames:
     """The names in the service's labels, which must agree with the profile's where it sets any.
 
     Args:
@@ -61,7 +61,7 @@ def resolve_names(service: Object, model: str = "", version: str = "") -> Regist
         if not said and not labelled:
             raise ConfigError(f"{where} has no label {label}, and the profile's [registry.models] names no {what}")
         found.append(check_name(said or labelled, f"{what} name of {where}"))
-    return RegistryNames(*found)
+    return RegisteredNames(*found)
 
 
 def find_disagreements(service: Object, model: Entity, version: Entity) -> list[str]:

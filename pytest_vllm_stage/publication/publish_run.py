@@ -105,7 +105,7 @@ def connect_bucket(run: Run, kube: DynamicClient, cluster: ClusterFacts, stage: 
     return Bucket(store, run.config.profile.registry.bucket)
 
 
-def resolve_names(run: Run, role: str, service: Object) -> links.RegistryNames:
+def resolve_names(run: Run, role: str, service: Object) -> links.RegisteredNames:
     """Model and version under which a role's results are filed; see `links.resolve_names`."""
     said = run.config.profile.registry.models.get(role)
     return links.resolve_names(service, said.model if said else "", said.version if said else "")

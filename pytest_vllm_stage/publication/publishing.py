@@ -23,7 +23,7 @@ from pytest_vllm_stage.publication.bucket import stored, upload
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.publication.bucket.names import PUBLISHED, build_uri
 from pytest_vllm_stage.publication.document import DOCUMENT, Results
-from pytest_vllm_stage.publication.links import RegistryNames
+from pytest_vllm_stage.publication.links import RegisteredNames
 from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
 from pytest_vllm_stage.publication.registry.write import SUPERSEDED, WriteOutcome, write
@@ -49,7 +49,7 @@ class PublicationTarget:
 
     registry: RegistryClient
     bucket: Bucket
-    names: RegistryNames
+    names: RegisteredNames
     service: Object
     journal: Journal
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.settings.profile import Profile
 
 
-class Identity(NamedTuple):
+class RunIdentity(NamedTuple):
     """What the controller hands to its workers.
 
     Attributes:
@@ -49,7 +49,7 @@ class Run:
         step: Shows each phase of the journal elsewhere too; set by the report that wants it.
     """
 
-    def __init__(self, identity: Identity, resolve: Callable[[], StageConfig], say: Say) -> None:
+    def __init__(self, identity: RunIdentity, resolve: Callable[[], StageConfig], say: Say) -> None:
         self.identity = identity
         self._resolve = resolve
         self._say = say
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """See `Identity`."""
+        """See `RunIdentity`."""
         return self.identity.run_id
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vllm_stage.serving.failures import RequestFailed, StreamBroken, shown
-from pytest_vllm_stage.serving.sse import Event
+from pytest_vllm_stage.serving.sse import ServerSentEvent
 
 #: The data of the event that ends a stream.
 DONE = "[DONE]"
@@ -101,7 +101,7 @@ class StreamedAnswer:
         unfinished: What was received after the last complete event.
     """
 
-    events: Sequence[Event] = field(repr=False)
+    events: Sequence[ServerSentEvent] = field(repr=False)
     chunks: Sequence[dict[str, Any]] = field(repr=False)
     deltas: Sequence[Delta] = field(repr=False)
     finish_reasons: Sequence[str]
@@ -120,7 +120,9 @@ class StreamedAnswer:
         return [chunk for chunk in self.chunks if chunk.get("usage")]
 
     @classmethod
-    def of(cls, events: Sequence[Event], *, sent_at: float, ended_at: float, unfinished: str = "") -> StreamedAnswer:
+    def of(
+        cls, events: Sequence[ServerSentEvent], *, sent_at: float, ended_at: float, unfinished: str = ""
+    ) -> StreamedAnswer:
         """Assemble an answer from the events of a stream.
 
         Raises:
@@ -141,7 +143,7 @@ class StreamedAnswer:
         return cls(events, chunks, deltas, reasons, sent_at, ended_at, unfinished)
 
 
-def chunk_of(event: Event) -> dict[str, Any]:
+def chunk_of(event: ServerSentEvent) -> dict[str, Any]:
     """The JSON object that an event carries.
 
     Raises:

@@ -18,7 +18,7 @@ class NotUtf8(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ServerSentEvent:
     """One dispatched event.
 
     Attributes:
@@ -53,7 +53,7 @@ class Parser:
         """What was received after the last complete event; a browser would drop it silently."""
         return "\n".join([*self._lines, self._pending.decode(errors="replace")]).strip("\n")
 
-    def feed(self, piece: bytes, arrived_at: float) -> list[Event]:
+    def feed(self, piece: bytes, arrived_at: float) -> list[ServerSentEvent]:
         """The events that this piece completes.
 
         Raises:
@@ -79,7 +79,7 @@ class Parser:
             self._at_start = False
         return [_decode(line) for line in lines]
 
-    def _take(self, line: str, arrived_at: float) -> Event | None:
+    def _take(self, line: str, arrived_at: float) -> ServerSentEvent | None:
         if not line:
             return self._dispatch(arrived_at)
         self._lines.append(line)
@@ -93,12 +93,12 @@ class Parser:
             self._id = value
         return None
 
-    def _dispatch(self, arrived_at: float) -> Event | None:
+    def _dispatch(self, arrived_at: float) -> ServerSentEvent | None:
         lines, data, type_ = self._lines, self._data, self._type
         self._lines, self._data, self._type = [], [], ""
         if not data:
             return None
-        return Event("\n".join(data), type_ or "message", self._id, "\n".join(lines), arrived_at)
+        return ServerSentEvent("\n".join(data), type_ or "message", self._id, "\n".join(lines), arrived_at)
 
 
 def _decode(line: bytes) -> str:

@@ -9,7 +9,7 @@ import httpx
 
 from pytest_vllm_stage.serving.answers import DONE, StreamedAnswer, chunk_of
 from pytest_vllm_stage.serving.failures import StreamBroken, shown
-from pytest_vllm_stage.serving.sse import Event, NotUtf8, Parser
+from pytest_vllm_stage.serving.sse import NotUtf8, Parser, ServerSentEvent
 
 
 class Stream:
@@ -41,7 +41,7 @@ class Stream:
         """Close the connection; before the end of the stream, the server sees a client that disconnected."""
         self.response.close()
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[ServerSentEvent]:
         """Each event as it arrives, ``[DONE]`` included.
 
         Raises:
@@ -75,13 +75,13 @@ class Stream:
         except httpx.HTTPError as error:
             raise self._broken(f"was cut: {error or type(error).__name__}") from None
 
-    def _parse(self, piece: bytes) -> list[Event]:
+    def _parse(self, piece: bytes) -> list[ServerSentEvent]:
         try:
             return self._parser.feed(piece, time.perf_counter())
         except NotUtf8 as error:
             raise self._broken(f"carries text that is not UTF-8: {error}") from None
 
-    def _check(self, event: Event) -> None:
+    def _check(self, event: ServerSentEvent) -> None:
         """An error sent as an event is a failure, whatever the status was."""
         if event.data == DONE or '"error"' not in event.data:
             return

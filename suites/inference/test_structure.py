@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pytest_vllm_stage import Answer, EndpointClient, ModelProfile
 from pytest_vllm_stage.checks.inference.properties import examples
 from pytest_vllm_stage.checks.inference.schema import schema_violation
-from pytest_vllm_stage.checks.inference.tools import Call, read_calls, read_streamed_calls
+from pytest_vllm_stage.checks.inference.tools import ToolCall, read_calls, read_streamed_calls
 from pytest_vllm_stage.serving.client import CHAT
 from pytest_vllm_stage.serving.failures import shown
 
@@ -139,7 +139,7 @@ def test_choice_constraint_yields_exactly_one_choice(endpoint: EndpointClient, n
     assert not wrong, f"constrained to one of {choices}, the answers are {wrong}"
 
 
-def valid(calls: list[Call], what: str) -> Call:
+def valid(calls: list[ToolCall], what: str) -> ToolCall:
     """The one call, of a known tool, whose arguments fit its schema."""
     assert len(calls) == 1, f"{what}: expected one tool call, got {len(calls)}"
     (call,) = calls
@@ -172,7 +172,7 @@ def test_requested_tool_call_comes_and_is_valid(
 
 def asked_for_calls(
     endpoint: EndpointClient, stream: bool, question: str = QUESTION, **asked: Any
-) -> tuple[list[Call], str | None]:
+) -> tuple[list[ToolCall], str | None]:
     """The calls in the answer to a question, and the finish reason."""
     if stream:
         streamed = endpoint.stream_chat(question, **{**DRAW, **asked}).read()

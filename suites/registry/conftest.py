@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage import Bucket, ClusterFacts, Publication, RegistryClient, Run, StageConfig, StageFacts
     from pytest_vllm_stage.publication.bucket.stored import StoredRun
     from pytest_vllm_stage.publication.document import Results
-    from pytest_vllm_stage.publication.links import RegistryNames
+    from pytest_vllm_stage.publication.links import RegisteredNames
     from pytest_vllm_stage.publication.registry.client import Entity
     from pytest_vllm_stage.stage.revision import Revision
 
@@ -58,7 +58,7 @@ def service(kube: DynamicClient, stage: StageFacts, stage_config: StageConfig, m
 
 
 @pytest.fixture
-def names(stage_run: Run, service: Object, model_role: str) -> RegistryNames:
+def names(stage_run: Run, service: Object, model_role: str) -> RegisteredNames:
     """Model and version under which its results are filed."""
     from pytest_vllm_stage.publication.publish_run import resolve_names
 
@@ -66,7 +66,9 @@ def names(stage_run: Run, service: Object, model_role: str) -> RegistryNames:
 
 
 @pytest.fixture
-def filed(publication: Publication, registry_client: RegistryClient, names: RegistryNames, stage: StageFacts) -> Filed:
+def filed(
+    publication: Publication, registry_client: RegistryClient, names: RegisteredNames, stage: StageFacts
+) -> Filed:
     """Model and version by their exact names.
 
     Skips where the stage is this run's own and has neither, since nothing was measured: an existing one must have them.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage import Bucket, Publication, RegistryClient, Run, StageFacts
     from pytest_vllm_stage.publication.bucket.stored import StoredRun
     from pytest_vllm_stage.publication.document import Results
-    from pytest_vllm_stage.publication.links import RegistryNames
+    from pytest_vllm_stage.publication.links import RegisteredNames
     from pytest_vllm_stage.stage.revision import Revision
     from suites.registry.conftest import Filed
 
@@ -75,7 +75,7 @@ def test_published_numbers_equal_the_samples(document: Results, stored: StoredRu
     assert not lines, health.message("numbers do not follow from their samples", lines, f"look at {stored.uri}")
 
 
-def test_results_belong_here(document: Results, names: RegistryNames, stage: StageFacts, service: Object) -> None:
+def test_results_belong_here(document: Results, names: RegisteredNames, stage: StageFacts, service: Object) -> None:
     """The results under this version were measured on this version's service."""
     lines = check.compare_source(document, names.model, names.version, stage.namespace, service["metadata"]["name"])
     assert not lines, "\n".join(lines)
@@ -99,7 +99,7 @@ def test_properties_fit_the_page(filed: Filed, results_run: str) -> None:
 
 
 def test_no_publication_was_left_unfinished(
-    publication: Publication, names: RegistryNames, results_bucket: Bucket, results_run: str, stage_run: Run
+    publication: Publication, names: RegisteredNames, results_bucket: Bucket, results_run: str, stage_run: Run
 ) -> None:
     """Every run that uploaded results also published them.
 

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.run.context import Identity, Run
+from pytest_vllm_stage.run.context import Run, RunIdentity
 from pytest_vllm_stage.session import kept, lifecycle
 from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.stage.deploy import waves
@@ -58,7 +58,7 @@ def run_of(engine: str, folder: Path) -> Run:
     """A run that reuses the newest kept stage."""
     settings = {"profile": "small.toml", "engine": engine, "reuse": "latest"}
     unset: dict[str, str] = {}
-    identity = Identity("r", str(folder / engine), 1)
+    identity = RunIdentity("r", str(folder / engine), 1)
     return Run(identity, lambda: resolve_settings(settings.get, {}, unset.get, folder), lambda _line: None)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.publication.links import RegistryNames
+from pytest_vllm_stage.publication.links import RegisteredNames
 from pytest_vllm_stage.publication.publishing import PublicationTarget
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from tests.real import servers
@@ -39,6 +39,6 @@ def place(minio: servers.MinioServer, standin: servers.Standin, journal: Journal
     standin.reset()
     registry = RegistryClient(standin.url, journal, patience_s=1.0)
     yield PublicationTarget(
-        registry, minio.new_bucket(), RegistryNames(SERVICE, "w4a16"), made_service(SERVICE, labels=LABELS), journal
+        registry, minio.new_bucket(), RegisteredNames(SERVICE, "w4a16"), made_service(SERVICE, labels=LABELS), journal
     )
     registry.close()

@@ -25,7 +25,7 @@ from pytest_vllm_stage.publication.bucket import stored, upload
 from pytest_vllm_stage.publication.bucket.bucket import PART_BYTES, Bucket
 from pytest_vllm_stage.publication.bucket.names import MANIFEST, PUBLISHED
 from pytest_vllm_stage.publication.document import DOCUMENT
-from pytest_vllm_stage.publication.links import RegistryNames
+from pytest_vllm_stage.publication.links import RegisteredNames
 from pytest_vllm_stage.publication.publishing import PublicationTarget
 from pytest_vllm_stage.publication.registry import entities, write
 from pytest_vllm_stage.publication.registry.client import Entity, RegistryClient
@@ -124,7 +124,7 @@ def test_servers_of_either_version_are_published_to(
     with servers.standin(tmp_path, api) as server:
         registry = RegistryClient(server.url, journal, patience_s=1.0)
         place = PublicationTarget(
-            registry, minio.new_bucket(), RegistryNames(SERVICE, "w4a16"), made_service(SERVICE), journal
+            registry, minio.new_bucket(), RegisteredNames(SERVICE, "w4a16"), made_service(SERVICE), journal
         )
         assert publish_run(place, tmp_path).state == "written"
         assert registry.api == api
@@ -193,7 +193,7 @@ def test_a_list_that_gives_another_model_first_changes_nothing(
     place: PublicationTarget, tmp_path: Path, standin: servers.Standin
 ) -> None:
     """Names that match as LIKE patterns (`_`) make the find endpoint say 404, so that the list is needed."""
-    names = RegistryNames("m_24b", "v_1")
+    names = RegisteredNames("m_24b", "v_1")
     labels = {"vllm-stage/model": names.model, "vllm-stage/version": names.version}
     place = replace(place, names=names, service=made_service(SERVICE, labels=labels))
     for name in ("mX24b", "m_24b", "m-24b"):
@@ -212,7 +212,7 @@ def test_a_list_that_gives_another_model_first_changes_nothing(
 
 def test_a_version_name_that_differs_from_the_label_is_refused(place: PublicationTarget, tmp_path: Path) -> None:
     publish_run(place, tmp_path)
-    wrong = replace(place, names=RegistryNames(SERVICE, "quantized-w4a16"))
+    wrong = replace(place, names=RegisteredNames(SERVICE, "quantized-w4a16"))
     uri = f"s3://{place.bucket.name}/{SERVICE}/quantized-w4a16/{LATER}/"
     with pytest.raises(StageFailure) as caught:
         publish_run(wrong, tmp_path, LATER, 3600, version="quantized-w4a16", uri=uri)
@@ -521,7 +521,7 @@ def _publish_and_die(
     place = PublicationTarget(
         RegistryClient(registry_url, journal),
         Bucket(server.store(), bucket),
-        RegistryNames(SERVICE, "w4a16"),
+        RegisteredNames(SERVICE, "w4a16"),
         made_service(SERVICE, labels=LABELS),
         journal,
     )

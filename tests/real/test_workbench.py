@@ -23,7 +23,7 @@ from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from pytest_vllm_stage.publication import document, publishing
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.publication.document import OBSERVED, Results, ResultsSource
-from pytest_vllm_stage.publication.links import RegistryNames
+from pytest_vllm_stage.publication.links import RegisteredNames
 from pytest_vllm_stage.publication.publishing import PublicationTarget
 from pytest_vllm_stage.publication.registry import write
 from pytest_vllm_stage.publication.registry.client import RegistryClient
@@ -138,7 +138,7 @@ class Workbench:
         registry = RegistryClient(self.standin.url, Journal())
         labels = {"vllm-stage/model": model, "vllm-stage/version": version}
         place = PublicationTarget(
-            registry, self.bucket, RegistryNames(model, version), made_service(model, labels=labels), Journal()
+            registry, self.bucket, RegisteredNames(model, version), made_service(model, labels=labels), Journal()
         )
         publishing.publish(place, made, publishing.list_files(benchmarks, steps, path))
         registry.close()

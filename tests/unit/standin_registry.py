@@ -1,4 +1,4 @@
-"""The registry stand-in without HTTP: requests go straight to its `Api`."""
+"""The registry stand-in without HTTP: requests go straight to its `RegistryApi`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from pytest_vllm_stage.standins.http import Request, parse_query
-from pytest_vllm_stage.standins.registry.api import PREFIXES, Api, Response
+from pytest_vllm_stage.standins.registry.api import PREFIXES, RegistryApi, Response
 from pytest_vllm_stage.standins.registry.store import Store
 
 Body = dict[str, Any]
@@ -50,7 +50,7 @@ class Standin:
     """A stand-in in memory, asked under one prefix."""
 
     def __init__(self, version: str = "v1", versions: tuple[str, ...] = tuple(PREFIXES)) -> None:
-        self.api = Api(Store(":memory:"), versions)
+        self.api = RegistryApi(Store(":memory:"), versions)
         self.prefix = PREFIXES[version]
 
     def raw(self, method: str, target: str, body: bytes = b"", **headers: str) -> Answer:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.cluster.local import bootstrap, kserve_files, volumes
-from pytest_vllm_stage.cluster.local.api import Api
+from pytest_vllm_stage.cluster.local.api import BootstrapApi
 
 CONFIG = {
     "apiVersion": "v1",
@@ -135,7 +135,7 @@ def test_released_volumes_are_emptied_before_reuse(tmp_path: Path, monkeypatch: 
     (elsewhere / "file").write_text("not ours")
     (tmp_path / "one" / "link").symlink_to(elsewhere)
     fake = FakeApi({"one": "Released", "two": "Bound"})
-    api: Api = fake  # type: ignore[assignment]
+    api: BootstrapApi = fake  # type: ignore[assignment]
     assert volumes.reclaim(api, tmp_path) == ["one"]
     assert list((tmp_path / "one").iterdir()) == []
     assert (tmp_path / "two" / "folder" / "file").exists()

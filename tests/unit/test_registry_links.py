@@ -10,7 +10,7 @@ import pytest
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.publication import check, links, properties, publishing
 from pytest_vllm_stage.publication.bucket.stored import StoredRun
-from pytest_vllm_stage.publication.links import RegistryNames
+from pytest_vllm_stage.publication.links import RegisteredNames
 from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.publication.registry.values import encode
 from tests.unit.made_objects import service
@@ -21,9 +21,9 @@ MODEL, VERSION = {"id": "1", "name": "m"}, {"id": "2", "name": "w4a16"}
 
 
 def test_names_come_from_the_labels_or_from_the_profile() -> None:
-    assert links.resolve_names(service(labels=LABELS)) == RegistryNames("m", "w4a16")
-    assert links.resolve_names(service(), "m", "w4a16") == RegistryNames("m", "w4a16")
-    assert links.resolve_names(service(labels=LABELS), "m", "w4a16") == RegistryNames("m", "w4a16")
+    assert links.resolve_names(service(labels=LABELS)) == RegisteredNames("m", "w4a16")
+    assert links.resolve_names(service(), "m", "w4a16") == RegisteredNames("m", "w4a16")
+    assert links.resolve_names(service(labels=LABELS), "m", "w4a16") == RegisteredNames("m", "w4a16")
 
 
 def test_a_label_that_contradicts_the_profile_is_refused_with_both_names() -> None:

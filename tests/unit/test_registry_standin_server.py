@@ -20,7 +20,7 @@ from pytest_vllm_stage.core.paths import PACKAGE
 from pytest_vllm_stage.standins.http import Server
 from pytest_vllm_stage.standins.registry import SERVER
 from pytest_vllm_stage.standins.registry.api import PREFIXES
-from pytest_vllm_stage.standins.registry.faults import FAULTS, Fault, WrongScript, parse_faults
+from pytest_vllm_stage.standins.registry.faults import FAULTS, RegistryFault, WrongScript, parse_faults
 from tests.unit.standin_registry import Standin, double
 
 MODELS = PREFIXES["v1"] + "/registered_models"
@@ -100,12 +100,12 @@ def test_manual_names_every_fault() -> None:
 
 
 def test_a_fault_hits_the_requests_that_it_names() -> None:
-    fault = Fault(method="PATCH", path="model_versions", after=1, requests=2)
+    fault = RegistryFault(method="PATCH", path="model_versions", after=1, requests=2)
     asked = [("PATCH", "/model_versions/1")] * 5
     assert [fault.hits(*request) for request in asked] == [False, True, True, False, False]
-    assert not Fault(method="PATCH").hits("GET", "/x")
-    assert not Fault(path="y").hits("GET", "/x")
-    assert Fault().hits("GET", "/x")
+    assert not RegistryFault(method="PATCH").hits("GET", "/x")
+    assert not RegistryFault(path="y").hits("GET", "/x")
+    assert RegistryFault().hits("GET", "/x")
 
 
 def test_unavailable_from_a_request_on_for_a_number_of_requests(standin: Standin) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from pytest_vllm_stage.checks.inference.patterns import pattern
 from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
 from pytest_vllm_stage.checks.inference.together import settled, together
-from pytest_vllm_stage.checks.inference.tools import Call, read_calls, read_streamed_calls
+from pytest_vllm_stage.checks.inference.tools import ToolCall, read_calls, read_streamed_calls
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer
 
 
@@ -51,7 +51,7 @@ def test_calls_are_read_whole_and_put_together_from_a_stream() -> None:
     body: dict[str, Any] = {
         "choices": [{"message": {"content": None, "tool_calls": [{"id": "1", "function": function}]}}]
     }
-    assert read_calls(Answer.of(body).choice) == [Call("1", "f", '{"a": 1}')]
+    assert read_calls(Answer.of(body).choice) == [ToolCall("1", "f", '{"a": 1}')]
     pieces: list[dict[str, Any]] = [
         {"index": 0, "id": "1", "function": {"name": "f"}},
         {"index": 1, "id": "2", "function": {"name": "g", "arguments": "{}"}},
@@ -60,7 +60,7 @@ def test_calls_are_read_whole_and_put_together_from_a_stream() -> None:
     ]
     chunks = [{"choices": [{"delta": {"tool_calls": [piece]}}]} for piece in pieces]
     streamed = StreamedAnswer([], [*chunks, {"choices": []}], [], [], 0.0, 1.0)
-    assert read_streamed_calls(streamed.chunks) == [Call("1", "f", '{"a": 1}'), Call("2", "g", "{}")]
+    assert read_streamed_calls(streamed.chunks) == [ToolCall("1", "f", '{"a": 1}'), ToolCall("2", "g", "{}")]
 
 
 def test_a_property_sees_the_same_examples_every_time_and_shrinks() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.serving.sse import Event, NotUtf8, Parser
+from pytest_vllm_stage.serving.sse import NotUtf8, Parser, ServerSentEvent
 
 STREAM = (
     "\ufeffdata: first\r\n\r\n"
@@ -29,12 +29,12 @@ EVENTS = [
 ]
 
 
-def parsed(pieces: list[bytes]) -> tuple[list[Event], Parser]:
+def parsed(pieces: list[bytes]) -> tuple[list[ServerSentEvent], Parser]:
     parser = Parser()
     return [event for at, piece in enumerate(pieces) for event in parser.feed(piece, float(at))], parser
 
 
-def essence(events: list[Event]) -> list[tuple[str, str, str]]:
+def essence(events: list[ServerSentEvent]) -> list[tuple[str, str, str]]:
     return [(event.data, event.type, event.id) for event in events]
 
 

@@ -19,7 +19,7 @@ from pytest_vllm_stage.measurement.metrics import Metrics, summarise
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.publication import document
-from pytest_vllm_stage.run.context import Identity, Run
+from pytest_vllm_stage.run.context import Run, RunIdentity
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.slo.verdict import judge
@@ -69,7 +69,7 @@ def made(tmp_path: Path, text: str, **cli: str) -> StageConfig:
 
 
 def run_of(config: StageConfig, tmp_path: Path) -> Run:
-    return Run(Identity("20261124-101010-abcd", str(tmp_path / "run"), 1), lambda: config, lambda _line: None)
+    return Run(RunIdentity("20261124-101010-abcd", str(tmp_path / "run"), 1), lambda: config, lambda _line: None)
 
 
 def test_the_promised_rate_is_measured_and_one_above_it_is_an_observation(config: StageConfig) -> None:

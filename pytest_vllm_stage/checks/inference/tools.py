@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """A tool call as the server sent it; the arguments are the text that should be JSON."""
 
     id: str
@@ -16,13 +16,13 @@ class Call:
     arguments: str
 
 
-def read_calls(choice: Mapping[str, Any]) -> list[Call]:
+def read_calls(choice: Mapping[str, Any]) -> list[ToolCall]:
     """The calls of a whole answer's choice."""
     calls = (choice.get("message") or {}).get("tool_calls") or []
-    return [Call(str(call.get("id") or ""), *_function(call)) for call in calls]
+    return [ToolCall(str(call.get("id") or ""), *_function(call)) for call in calls]
 
 
-def read_streamed_calls(chunks: Iterable[Mapping[str, Any]], choice_index: int = 0) -> list[Call]:
+def read_streamed_calls(chunks: Iterable[Mapping[str, Any]], choice_index: int = 0) -> list[ToolCall]:
     """The calls of one choice of a stream: pieces of one index make one call."""
     parts: dict[int, list[str]] = {}
     for chunk in chunks:
@@ -33,7 +33,7 @@ def read_streamed_calls(chunks: Iterable[Mapping[str, Any]], choice_index: int =
                 call = parts.setdefault(piece["index"], ["", "", ""])
                 for place, text in enumerate((piece.get("id") or "", *_function(piece))):
                     call[place] += str(text)
-    return [Call(*parts[index]) for index in sorted(parts)]
+    return [ToolCall(*parts[index]) for index in sorted(parts)]
 
 
 def _function(call: Mapping[str, Any]) -> tuple[str, str]:

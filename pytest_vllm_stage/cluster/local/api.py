@@ -31,7 +31,7 @@ class BootstrapCallRejected(EnvironmentUnusable):
         self.status = status
 
 
-class Api:
+class BootstrapApi:
     """Calls one cluster's API server as its administrator.
 
     Args:

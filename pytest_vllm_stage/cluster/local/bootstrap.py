@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.cluster.local import kserve_files
-from pytest_vllm_stage.cluster.local.api import Api
+from pytest_vllm_stage.cluster.local.api import BootstrapApi
 from pytest_vllm_stage.cluster.local.layout import MOUNTS, WEBHOOK_PORT, Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
@@ -96,14 +96,14 @@ def kserve_webhooks(originals: list[Object], address: str, ca: bytes) -> list[Ob
     return list(merged.values())
 
 
-def apply_storage(api: Api) -> None:
+def apply_storage(api: BootstrapApi) -> None:
     """Create the StorageClass and its volumes."""
     api.create("/apis/storage.k8s.io/v1/storageclasses", storage_class())
     for number in range(1, VOLUMES + 1):
         api.create("/api/v1/persistentvolumes", persistent_volume(number))
 
 
-def apply_kserve(api: Api, layout: Layout, files: Path, journal: Journal) -> None:
+def apply_kserve(api: BootstrapApi, layout: Layout, files: Path, journal: Journal) -> None:
     """Create what KServe's manager needs, then let it start.
 
     Args:
@@ -133,7 +133,7 @@ def apply_kserve(api: Api, layout: Layout, files: Path, journal: Journal) -> Non
         api.create(f"{_HOOKS}/{hook['kind'].lower()}s", hook)
 
 
-def _established(api: Api, names: list[str]) -> Observation:
+def _established(api: BootstrapApi, names: list[str]) -> Observation:
     waiting = [name for name in names if not _is_established(api.get(f"{_CRDS}/{name}"))]
     return Observation(not waiting, f"{len(names) - len(waiting)} of {len(names)} established")
 

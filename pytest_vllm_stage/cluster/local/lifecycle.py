@@ -19,7 +19,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import bootstrap, components, files, images, locking, packages, pki, removal
 from pytest_vllm_stage.cluster.local import network as networks
 from pytest_vllm_stage.cluster.local import record as records
-from pytest_vllm_stage.cluster.local.api import Api
+from pytest_vllm_stage.cluster.local.api import BootstrapApi
 from pytest_vllm_stage.cluster.local.layout import SHADOWED, Layout
 from pytest_vllm_stage.cluster.local.locking import Slot
 from pytest_vllm_stage.cluster.local.process import ProcessRef
@@ -213,7 +213,7 @@ def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
     """Wait for the programs in the order in which one needs another; set up the new cluster meanwhile."""
     watch = Watch(layout, journal)
     watch.programs("kube-apiserver", timeout_s=60)
-    api = Api(layout)
+    api = BootstrapApi(layout)
     pool = ThreadPoolExecutor(max_workers=2)
     try:
         storage = partial(bootstrap.apply_storage, api)

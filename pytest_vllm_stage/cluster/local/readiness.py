@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import record as records
 from pytest_vllm_stage.cluster.local import removal, status
-from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, BootstrapCallRejected
+from pytest_vllm_stage.cluster.local.api import CALL_FAILED, BootstrapApi, BootstrapCallRejected
 from pytest_vllm_stage.cluster.local.layout import Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
@@ -42,7 +42,7 @@ class Watch:
             what, lambda: self._observe_programs(names), lambda: (*self._late(names), "supervisor")[0], timeout_s
         )
 
-    def node(self, api: Api, timeout_s: float) -> None:
+    def node(self, api: BootstrapApi, timeout_s: float) -> None:
         """Wait until the node is Ready.
 
         Raises:
@@ -103,7 +103,7 @@ class Watch:
         ready = {name for name, state in states.items() if state.ready_at is not None}
         return [name for name in names or states if name not in ready]
 
-    def _observe_node(self, api: Api) -> Observation:
+    def _observe_node(self, api: BootstrapApi) -> Observation:
         fatal = self._fatal(status.read(self._layout.programs))
         try:
             node = api.get(f"/api/v1/nodes/{NODE_NAME}")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local import cgroups, locking, network, removal, volumes
 from pytest_vllm_stage.cluster.local import record as records
-from pytest_vllm_stage.cluster.local.api import CALL_FAILED, Api, BootstrapCallRejected
+from pytest_vllm_stage.cluster.local.api import CALL_FAILED, BootstrapApi, BootstrapCallRejected
 from pytest_vllm_stage.cluster.local.layout import Layout
 from pytest_vllm_stage.cluster.local.locking import Slot
 from pytest_vllm_stage.cluster.local.network import Addresses
@@ -177,7 +177,7 @@ class Supervisor:
         """Make released volumes available again; without an answer of the API server there are none."""
         layout = Layout.of(self._record)
         try:
-            names = volumes.reclaim(Api(layout, timeout_s=2), layout.volumes)
+            names = volumes.reclaim(BootstrapApi(layout, timeout_s=2), layout.volumes)
         except (*CALL_FAILED, BootstrapCallRejected) as error:
             print(f"volumes not checked: {error}", flush=True)  # noqa: T201 standard output is this process's log
         else:

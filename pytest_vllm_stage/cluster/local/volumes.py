@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pytest_vllm_stage.cluster.local.api import Api, Object
+from pytest_vllm_stage.cluster.local.api import BootstrapApi, Object
 
 
 def released(volumes: list[Object]) -> list[str]:
@@ -16,7 +16,7 @@ def released(volumes: list[Object]) -> list[str]:
     return [volume["metadata"]["name"] for volume in volumes if volume.get("status", {}).get("phase") == "Released"]
 
 
-def reclaim(api: Api, folder: Path) -> list[str]:
+def reclaim(api: BootstrapApi, folder: Path) -> list[str]:
     """Empty every released volume and make it available.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.standins.engine import SERVER
-from pytest_vllm_stage.standins.engine.api import Api
+from pytest_vllm_stage.standins.engine.api import EngineApi
 from pytest_vllm_stage.standins.engine.faults import Fault, make
 from pytest_vllm_stage.standins.engine.settings import Settings
 from pytest_vllm_stage.standins.http import Server
@@ -110,7 +110,7 @@ def load_faults(path: Path | None) -> list[Fault]:
 
 async def serve(arguments: argparse.Namespace, faults: list[Fault]) -> None:
     """Serve until SIGTERM or SIGINT."""
-    api = Api(settings_of(arguments))
+    api = EngineApi(settings_of(arguments))
     api.set_faults(faults)
     # A full collection walks all that start-up made and every kept job: a pause of milliseconds amid streams.
     gc.freeze()

@@ -35,7 +35,7 @@ VERSION = f"0.0.0+{SERVER}"
 Route = Callable[[Request, Reply], None]
 
 
-class Api:
+class EngineApi:
     """Answers requests; created inside the event loop that serves them."""
 
     def __init__(self, settings: Settings) -> None:

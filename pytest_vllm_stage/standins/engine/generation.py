@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from pytest_vllm_stage.standins.engine import answers
-from pytest_vllm_stage.standins.engine.guided import Call, Guide, parse_calls
+from pytest_vllm_stage.standins.engine.guided import Guide, GuidedCall, parse_calls
 from pytest_vllm_stage.standins.engine.parameters import Parameters
 from pytest_vllm_stage.standins.engine.tokenizer import END, split, token_id
 
@@ -101,7 +101,7 @@ def _guided(guide: Guide, parameters: Parameters, key: int) -> Generated:
     """An answer constrained to a structure: it ends when that is complete, or is cut by its limit."""
     dice = random.Random(key)  # noqa: S311 - decides an answer, not a secret
     text = guide.text(dice)
-    content, calls = ("", [Call(guide.tool, text)]) if guide.tool else (text, [])
+    content, calls = ("", [GuidedCall(guide.tool, text)]) if guide.tool else (text, [])
     if parameters.has_tools and not guide.tool:
         content, calls = parse_calls(text)
     parts = [(-1, content), *enumerate(call.arguments for call in calls)]

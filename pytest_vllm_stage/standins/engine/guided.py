@@ -19,7 +19,7 @@ Maker = Callable[[random.Random], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class GuidedCall:
     """A tool call: the function's name and its arguments as JSON."""
 
     name: str
@@ -53,14 +53,14 @@ def guide_of(body: Mapping[str, Any]) -> Guide | None:
     return guide
 
 
-def parse_calls(text: str) -> tuple[str, list[Call]]:
+def parse_calls(text: str) -> tuple[str, list[GuidedCall]]:
     """The text before the first call, and the calls, as vLLM's ``hermes`` parser finds them.
 
     A block that is not a call leaves the whole text as it is; what follows the first call is dropped.
     """
     try:
         blocks = [json.loads(block) for block in _CALL.findall(text)]
-        calls = [Call(block["name"], json_text(block["arguments"])) for block in blocks]
+        calls = [GuidedCall(block["name"], json_text(block["arguments"])) for block in blocks]
     except (ValueError, TypeError, KeyError):
         return text, []
     return (text.partition("<tool_call>")[0], calls) if calls else (text, [])

@@ -16,7 +16,7 @@ _ITL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0
 _LATENCY_BOUNDS = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0)
 
 
-class Histogram:
+class BucketHistogram:
     """Counts of values by upper bound."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -48,10 +48,10 @@ class Stats:
         self.prefix_cache_hits = 0
         self.success = dict.fromkeys(FINISH_REASONS, 0)
         self._histograms = {
-            "vllm:time_to_first_token_seconds": (ttft := Histogram(_TTFT_BOUNDS)),
-            "vllm:inter_token_latency_seconds": (itl := Histogram(_ITL_BOUNDS)),
-            "vllm:e2e_request_latency_seconds": (e2e := Histogram(_LATENCY_BOUNDS)),
-            "vllm:request_queue_time_seconds": (queue := Histogram(_LATENCY_BOUNDS)),
+            "vllm:time_to_first_token_seconds": (ttft := BucketHistogram(_TTFT_BOUNDS)),
+            "vllm:inter_token_latency_seconds": (itl := BucketHistogram(_ITL_BOUNDS)),
+            "vllm:e2e_request_latency_seconds": (e2e := BucketHistogram(_LATENCY_BOUNDS)),
+            "vllm:request_queue_time_seconds": (queue := BucketHistogram(_LATENCY_BOUNDS)),
         }
         self._ttft, self._itl, self._e2e, self._queue = ttft, itl, e2e, queue
 

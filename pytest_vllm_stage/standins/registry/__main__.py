@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_vllm_stage.standins.http import Server
 from pytest_vllm_stage.standins.registry import SERVER
 from pytest_vllm_stage.standins.registry import faults as f
-from pytest_vllm_stage.standins.registry.api import PREFIXES, Api
+from pytest_vllm_stage.standins.registry.api import PREFIXES, RegistryApi
 from pytest_vllm_stage.standins.registry.store import Store
 
 
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def load_faults(path: Path | None) -> list[f.Fault]:
+def load_faults(path: Path | None) -> list[f.RegistryFault]:
     """The faults of a file.
 
     Raises:
@@ -61,7 +61,7 @@ def main() -> int:
     except sqlite3.Error as error:
         sys.stderr.write(f"{SERVER}: cannot open the database {arguments.database}: {error}\n")
         return 1
-    api = Api(store, tuple(PREFIXES) if arguments.api == "both" else (arguments.api,))
+    api = RegistryApi(store, tuple(PREFIXES) if arguments.api == "both" else (arguments.api,))
     api.faults = faults
     try:
         server = Server(api.handle, SERVER)

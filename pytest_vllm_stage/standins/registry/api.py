@@ -14,9 +14,9 @@ from typing import Any
 from pytest_vllm_stage.standins.http import TEXT_TYPE, Reply, Request
 from pytest_vllm_stage.standins.registry import SERVER
 from pytest_vllm_stage.standins.registry import faults as f
-from pytest_vllm_stage.standins.registry.refusal import Refusal, bad_request, database_error
+from pytest_vllm_stage.standins.registry.refusal import RegistryRefusal, bad_request, database_error
 from pytest_vllm_stage.standins.registry.resources import Registry
-from pytest_vllm_stage.standins.registry.routes import Call, find_route
+from pytest_vllm_stage.standins.registry.routes import RoutedCall, find_route
 from pytest_vllm_stage.standins.registry.store import Store
 from pytest_vllm_stage.standins.registry.values import encode, parse_object
 
@@ -59,7 +59,7 @@ def as_text(text: str, status: int) -> Response:
 NOT_FOUND = as_text("404 page not found", 404)
 
 
-class Api:
+class RegistryApi:
     """Answers requests over a store.
 
     Args:
@@ -70,7 +70,7 @@ class Api:
     def __init__(self, store: Store, versions: Sequence[str] = tuple(PREFIXES)) -> None:
         self.store = store
         self.versions = tuple(versions)
-        self.faults: list[f.Fault] = []
+        self.faults: list[f.RegistryFault] = []
         self.log: deque[dict[str, Any]] = deque(maxlen=LOG_LENGTH)
         self._standin: dict[tuple[str, str], Callable[[Request], Response]] = {
             ("GET", "/standin"): lambda _: as_json({"standin": SERVER, "versions": list(self.versions)}),
@@ -91,20 +91,20 @@ class Api:
         else:
             self._reply(request, faults, reply)
 
-    def _reply(self, request: Request, faults: Sequence[f.Fault], reply: Reply) -> None:
+    def _reply(self, request: Request, faults: Sequence[f.RegistryFault], reply: Reply) -> None:
         response = self.answer(request, faults)
         if response.status:
             reply.send(response.status, response.body, response.content_type, response.headers)
         else:
             reply.cut()
 
-    def hit_by(self, request: Request) -> list[f.Fault]:
+    def hit_by(self, request: Request) -> list[f.RegistryFault]:
         """The faults that hit a request; counts the request, so called once for each."""
         if not request.path.startswith(tuple(PREFIXES.values())):
             return []
         return [fault for fault in self.faults if fault.hits(request.method, request.path)]
 
-    def answer(self, request: Request, faults: Sequence[f.Fault] = ()) -> Response:
+    def answer(self, request: Request, faults: Sequence[f.RegistryFault] = ()) -> Response:
         """Answer a request that these faults hit."""
         own = self._standin.get((request.method, request.path))
         if own is not None:
@@ -118,7 +118,7 @@ class Api:
         self._record(request, response.status)
         return Response(0) if f.select_faults(faults, f.CutAnswer) else response
 
-    def _in_version(self, request: Request, path: str, faults: Sequence[f.Fault]) -> Response:
+    def _in_version(self, request: Request, path: str, faults: Sequence[f.RegistryFault]) -> Response:
         for fault in f.select_faults(faults, f.Unavailable):
             return as_text("a fault makes the stand-in unavailable", fault.status)
         route = find_route(path)
@@ -132,9 +132,9 @@ class Api:
             if any("\0" in text for pair in request.query.items() for text in pair):
                 raise bad_request("the query holds a NUL character")
             registry = Registry(self.store, faults)
-            status, body = handler(Call(registry, id_text, request.query, lambda: parse_object(request.body)))
+            status, body = handler(RoutedCall(registry, id_text, request.query, lambda: parse_object(request.body)))
             return as_json(body, status)
-        except Refusal as refusal:
+        except RegistryRefusal as refusal:
             return as_json(refusal.body(), refusal.status)
         except sqlite3.Error as error:
             return as_json(database_error(str(error)).body(), 500)

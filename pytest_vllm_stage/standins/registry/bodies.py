@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from pytest_vllm_stage.standins.registry.kinds import ARTIFACTS, Field, Kind, Type
-from pytest_vllm_stage.standins.registry.refusal import Refusal, bad_request, missing
+from pytest_vllm_stage.standins.registry.refusal import RegistryRefusal, bad_request, missing
 from pytest_vllm_stage.standins.registry.store import Entity
 from pytest_vllm_stage.standins.registry.values import (
     RESERVED_KEYS,
@@ -56,7 +56,7 @@ def read(body: dict[str, Any], kind: Kind, mode: Mode) -> Given:
         mode: What the body may hold.
 
     Raises:
-        Refusal: A field is unknown, of the wrong type, or missing.
+        RegistryRefusal: A field is unknown, of the wrong type, or missing.
     """
     allowed = _allowed(kind, mode)
     unknown = sorted(set(body) - allowed)
@@ -131,7 +131,7 @@ def artifact_kind(body: dict[str, Any]) -> Kind:
     """The kind that an artifact's body names.
 
     Raises:
-        Refusal: It names none, or an unknown one.
+        RegistryRefusal: It names none, or an unknown one.
     """
     name = body.get("artifactType")
     kind = ARTIFACTS.get(name) if isinstance(name, str) else None
@@ -154,7 +154,7 @@ def format_entity(entity: Entity) -> dict[str, Any]:
     """An entity as answers show it; unset fields are absent.
 
     Raises:
-        Refusal: A property cannot be read back.
+        RegistryRefusal: A property cannot be read back.
     """
     poisoned = sorted(key for key, stored in entity.properties.items() if is_poison(stored))
     if poisoned:
@@ -179,6 +179,6 @@ def format_entity(entity: Entity) -> dict[str, Any]:
     return body
 
 
-def unreadable(entity: Entity, key: str) -> Refusal:
+def unreadable(entity: Entity, key: str) -> RegistryRefusal:
     """The entity is poisoned."""
     return bad_request(f"{entity.kind.name} {entity.id}: failed to decode struct property {key!r}")

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-FaultType = TypeVar("FaultType", bound="Fault")
+FaultType = TypeVar("FaultType", bound="RegistryFault")
 
 
 @dataclass
-class Fault:
+class RegistryFault:
     """A fault, and which requests to the API it hits.
 
     Attributes:
@@ -40,7 +40,7 @@ class Fault:
 
 
 @dataclass
-class Unavailable(Fault):
+class Unavailable(RegistryFault):
     """The request is refused unread, as plain text.
 
     Attributes:
@@ -53,7 +53,7 @@ class Unavailable(Fault):
 
 
 @dataclass
-class Latency(Fault):
+class Latency(RegistryFault):
     """The request is answered late.
 
     Attributes:
@@ -66,21 +66,21 @@ class Latency(Fault):
 
 
 @dataclass
-class CutAnswer(Fault):
+class CutAnswer(RegistryFault):
     """The request is carried out, and the connection dropped instead of an answer."""
 
     name: ClassVar[str] = "cut-answer"
 
 
 @dataclass
-class LostDatabase(Fault):
+class LostDatabase(RegistryFault):
     """The database is gone: lists, finds and writes are 500, and a GET by id says 404."""
 
     name: ClassVar[str] = "lost-database"
 
 
 @dataclass
-class Poison(Fault):
+class Poison(RegistryFault):
     """An entity cannot be read: it, and every list that holds it, answers 400.
 
     Attributes:
@@ -95,7 +95,7 @@ class Poison(Fault):
 
 
 @dataclass
-class OtherFirst(Fault):
+class OtherFirst(RegistryFault):
     """Lists return another entity first than they should, which misleads a client that reads the first item.
 
     Attributes:
@@ -108,20 +108,20 @@ class OtherFirst(Fault):
 
 
 @dataclass
-class RefuseOrphans(Fault):
+class RefuseOrphans(RegistryFault):
     """A version of a model that does not exist is refused with 404, where the real server takes it."""
 
     name: ClassVar[str] = "refuse-orphans"
 
 
 @dataclass
-class DropPatches(Fault):
+class DropPatches(RegistryFault):
     """A PATCH is answered as if it had been carried out, and is not."""
 
     name: ClassVar[str] = "drop-patches"
 
 
-FAULTS: dict[str, type[Fault]] = {
+FAULTS: dict[str, type[RegistryFault]] = {
     cls.name: cls
     for cls in (Unavailable, Latency, CutAnswer, LostDatabase, Poison, OtherFirst, RefuseOrphans, DropPatches)
 }
@@ -131,7 +131,7 @@ class WrongScript(Exception):
     """A fault script is wrong; the message names the mistake and the valid values."""
 
 
-def parse_faults(script: Any) -> list[Fault]:
+def parse_faults(script: Any) -> list[RegistryFault]:
     """The faults of a script.
 
     Raises:
@@ -142,7 +142,7 @@ def parse_faults(script: Any) -> list[Fault]:
     return [_parse_fault(item if isinstance(item, dict) else {"fault": item}) for item in script]
 
 
-def _parse_fault(item: dict[str, Any]) -> Fault:
+def _parse_fault(item: dict[str, Any]) -> RegistryFault:
     arguments = dict(item)
     name = arguments.pop("fault", None)
     cls = FAULTS.get(name) if isinstance(name, str) else None
@@ -162,6 +162,6 @@ def _parse_fault(item: dict[str, Any]) -> Fault:
     return cls(**arguments)
 
 
-def select_faults(faults: Sequence[Fault], cls: type[FaultType]) -> list[FaultType]:
+def select_faults(faults: Sequence[RegistryFault], cls: type[FaultType]) -> list[FaultType]:
     """The faults of one class."""
     return [fault for fault in faults if isinstance(fault, cls)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 
-class Refusal(Exception):
+class RegistryRefusal(Exception):
     """A request is answered with an error.
 
     Args:
@@ -25,26 +25,26 @@ class Refusal(Exception):
         return {"code": phrase, "message": f"{self.message}: {phrase.lower()}"}
 
 
-def bad_request(message: str) -> Refusal:
+def bad_request(message: str) -> RegistryRefusal:
     """The request is malformed."""
-    return Refusal(400, message)
+    return RegistryRefusal(400, message)
 
 
-def missing(field: str) -> Refusal:
+def missing(field: str) -> RegistryRefusal:
     """A required field is absent, null or empty."""
-    return Refusal(422, f"required field '{field}' is missing or empty")
+    return RegistryRefusal(422, f"required field '{field}' is missing or empty")
 
 
-def not_found(message: str) -> Refusal:
+def not_found(message: str) -> RegistryRefusal:
     """What was asked for is not there, or is there more than once."""
-    return Refusal(404, message)
+    return RegistryRefusal(404, message)
 
 
-def database_error(message: str) -> Refusal:
+def database_error(message: str) -> RegistryRefusal:
     """What the real server's database would refuse."""
-    return Refusal(500, message)
+    return RegistryRefusal(500, message)
 
 
-def not_implemented(message: str) -> Refusal:
+def not_implemented(message: str) -> RegistryRefusal:
     """The real server does it, and the stand-in does not."""
-    return Refusal(501, message)
+    return RegistryRefusal(501, message)

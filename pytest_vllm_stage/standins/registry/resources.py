@@ -20,7 +20,7 @@ Kinds = tuple[Kind, ...]
 class Registry:
     """The registry as one request sees it: the store, and the faults that hit this request."""
 
-    def __init__(self, store: Store, faults: Sequence[f.Fault]) -> None:
+    def __init__(self, store: Store, faults: Sequence[f.RegistryFault]) -> None:
         self._store = store
         self._faults = faults
 

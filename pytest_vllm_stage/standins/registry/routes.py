@@ -16,7 +16,7 @@ _ALL_ARTIFACTS: Kinds = tuple(ARTIFACTS.values())
 
 
 @dataclass(frozen=True)
-class Call:
+class RoutedCall:
     """What a handler gets: the registry as this request sees it, the id in its path, its parameters and its body."""
 
     registry: Registry
@@ -26,7 +26,7 @@ class Call:
 
 
 #: Returns the status and the JSON.
-Handler = Callable[[Call], tuple[int, dict[str, Any]]]
+Handler = Callable[[RoutedCall], tuple[int, dict[str, Any]]]
 
 
 def _get(kind: Kind) -> Handler:
@@ -42,7 +42,7 @@ def _list(kind: Kind) -> Handler:
 
 
 def _create(kind: Kind) -> Handler:
-    def create(call: Call) -> tuple[int, dict[str, Any]]:
+    def create(call: RoutedCall) -> tuple[int, dict[str, Any]]:
         entity = call.registry.create(kind, read(call.body(), kind, Mode.CREATE))
         return 201, call.registry.show_written(entity)
 
@@ -50,7 +50,7 @@ def _create(kind: Kind) -> Handler:
 
 
 def _patch(kind: Kind) -> Handler:
-    def patch(call: Call) -> tuple[int, dict[str, Any]]:
+    def patch(call: RoutedCall) -> tuple[int, dict[str, Any]]:
         given = read(call.body(), kind, Mode.UPDATE)
         entity = call.registry.patch(call.registry.get((kind,), call.id), given)
         return 200, call.registry.show_written(entity)
@@ -58,19 +58,19 @@ def _patch(kind: Kind) -> Handler:
     return patch
 
 
-def _find_model_artifact(call: Call) -> tuple[int, dict[str, Any]]:
+def _find_model_artifact(call: RoutedCall) -> tuple[int, dict[str, Any]]:
     """Looks among all artifacts first, so that a doc artifact of the same name makes it ambiguous."""
     found = call.registry.find(_ALL_ARTIFACTS, call.query)
     return 200, call.registry.show(call.registry.get((MODEL_ARTIFACT,), str(found.id)))
 
 
-def _list_version_artifacts(call: Call) -> tuple[int, dict[str, Any]]:
+def _list_version_artifacts(call: RoutedCall) -> tuple[int, dict[str, Any]]:
     name = call.query.get("artifactType")
     kinds = (artifact_kind({"artifactType": name}),) if name else _ALL_ARTIFACTS
     return 200, call.registry.page(kinds, call.query, parent_id=parse_id(call.id, "model version"))
 
 
-def _upsert_version_artifact(call: Call) -> tuple[int, dict[str, Any]]:
+def _upsert_version_artifact(call: RoutedCall) -> tuple[int, dict[str, Any]]:
     """Add an artifact to a version, or change the one whose id is given."""
     body = call.body()
     kind = artifact_kind(body)
@@ -84,7 +84,7 @@ def _upsert_version_artifact(call: Call) -> tuple[int, dict[str, Any]]:
     return 200, call.registry.show_written(call.registry.patch(entity, given))
 
 
-def _list_versions_of_model(call: Call) -> tuple[int, dict[str, Any]]:
+def _list_versions_of_model(call: RoutedCall) -> tuple[int, dict[str, Any]]:
     parent_id = parse_id(call.id, "registered model")
     for key in ("name", "externalId"):
         if "'" in call.query.get(key, ""):

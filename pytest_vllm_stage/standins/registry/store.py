@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vllm_stage.standins.registry.kinds import KINDS, MAX_NAME, Kind, Space
-from pytest_vllm_stage.standins.registry.refusal import Refusal, database_error
+from pytest_vllm_stage.standins.registry.refusal import RegistryRefusal, database_error
 from pytest_vllm_stage.standins.registry.values import VALUE_KEYS, Stored
 
 _SCHEMA = """
@@ -122,7 +122,7 @@ class Store:
         """Add an entity, with its id and times. A refused one has used up its id, as in the real database.
 
         Raises:
-            Refusal: A name or external id is taken, or something is too long.
+            RegistryRefusal: A name or external id is taken, or something is too long.
         """
         entity.id = self._next_id(entity.kind.space)
         entity.created_ms = entity.updated_ms = _now_ms()
@@ -141,7 +141,7 @@ class Store:
         """Write an entity again; the time of its update moves on, by a millisecond at least.
 
         Raises:
-            Refusal: The external id is taken, or something is too long.
+            RegistryRefusal: The external id is taken, or something is too long.
         """
         entity.updated_ms = max(_now_ms(), entity.updated_ms + 1)
         with self.transaction():
@@ -187,7 +187,7 @@ class Store:
         # The real server blames the name for an external id too.
         where = f"SELECT 1 FROM entity WHERE space = ? AND id <> ? AND {sql}"  # noqa: S608 - from the two lines above
         if self._database.execute(where, [entity.kind.space, entity.id, *parameters]).fetchone():
-            raise Refusal(409, f"{entity.kind.name} with name {entity.name} already exists")
+            raise RegistryRefusal(409, f"{entity.kind.name} with name {entity.name} already exists")
 
     def _row(self, entity: Entity) -> tuple[Any, ...]:
         return (entity.stored_name, entity.parent_id, entity.external_id)

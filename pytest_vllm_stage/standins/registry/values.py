@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from pytest_vllm_stage.standins.registry.refusal import Refusal, bad_request
+from pytest_vllm_stage.standins.registry.refusal import RegistryRefusal, bad_request
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -42,7 +42,7 @@ def parse_id(text: str, what: str) -> int:
     """An id as a number.
 
     Raises:
-        Refusal: It is not a decimal number of 32 bits.
+        RegistryRefusal: It is not a decimal number of 32 bits.
     """
     number = integer(text)
     if number is None:
@@ -54,12 +54,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """A request's JSON object; bytes and surrogates that are not text become U+FFFD, as in Go.
 
     Raises:
-        Refusal: The body is empty, not a JSON object, or holds NUL.
+        RegistryRefusal: The body is empty, not a JSON object, or holds NUL.
     """
     try:
         value = json.loads(body.decode("utf-8", "replace"), parse_constant=_refuse_constant, parse_float=_finite)
         value = _cleaned(value)
-    except Refusal:
+    except RegistryRefusal:
         raise
     except (ValueError, RecursionError) as error:
         raise bad_request(f"the body is not JSON: {error}") from None
@@ -93,7 +93,7 @@ def parse_number(value: Any, where: str) -> float:
     """A JSON number as a double.
 
     Raises:
-        Refusal: It is something else, or too large.
+        RegistryRefusal: It is something else, or too large.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise bad_request(f"{where} must be a JSON number")
@@ -112,7 +112,7 @@ def parse_property(key: str, value: Any) -> Stored:
     """A custom property of a request as it is stored.
 
     Raises:
-        Refusal: Its type is unknown, or its value is not of its type.
+        RegistryRefusal: Its type is unknown, or its value is not of its type.
     """
     where = f"customProperties[{key!r}]"
     kind = value.get("metadataType") if isinstance(value, dict) else None

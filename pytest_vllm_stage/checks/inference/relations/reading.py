@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_vllm_stage.checks.inference.tools import Call, read_calls, read_streamed_calls
+from pytest_vllm_stage.checks.inference.tools import ToolCall, read_calls, read_streamed_calls
 
 #: One text has tokens of another number where a grammar leaves the split into tokens and the white space of JSON free;
 #: more than this factor apart, the count is wrong.
@@ -28,7 +28,7 @@ class ReadChoice:
     """
 
     text: str = ""
-    calls: Sequence[Call] = ()
+    calls: Sequence[ToolCall] = ()
     finish_reason: str | None = None
     tokens: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
