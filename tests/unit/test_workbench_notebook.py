@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.publication.properties import PER_STEP
 from pytest_vllm_stage.settings.profile import load_profile
 
 NOTEBOOK = fixtures_dir() / "workbench" / "01-benchmark.ipynb"
@@ -114,3 +115,8 @@ def test_names_and_costs_are_the_profiles(role: str) -> None:
     defaults = re.search(rf'"{role}": {{"MODEL": "(\S+)", "VERSION": "(\S+)"}}', sources("code")["settings"])
     assert defaults is not None
     assert defaults.groups() == (given["MODEL"], given["VERSION"])
+
+
+def test_notebook_compares_every_property_of_a_step() -> None:
+    source = NOTEBOOK.read_text(encoding="utf-8")
+    assert [name for name in PER_STEP if f'\\"{name}\\": ' not in source] == []
