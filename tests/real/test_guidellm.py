@@ -96,9 +96,9 @@ def test_a_rate_step_agrees_with_our_driver_and_with_the_engine(
     readings = theirs.server
     assert readings[0].at_s <= 0 < readings[1].at_s
     assert (readings[-1].generation_tokens or 0) - (readings[0].generation_tokens or 0) >= 80 * 16
-    (phase,) = [event for event in read_events(tmp_path / "journal") if event["name"] == "load s"]
+    (phase,) = [event for event in read_events(tmp_path / "journal") if event["name"] == "load s-rate-10"]
     assert (phase["driver"], phase["requests"], phase["failed"]) == ("guidellm 0.8.1", len(theirs.samples), 0)
-    assert any(line.startswith("s: GuideLLM since") for line in said)
+    assert any(line.startswith("s-rate-10: GuideLLM since") for line in said)
     assert "sesame" not in (tmp_path / "journal").read_text() + "".join(said)
 
 
@@ -180,7 +180,7 @@ def test_the_key_is_in_no_process_argument_and_all_ends_with_an_error(
 
     monkeypatch.setattr(run, "PROGRESS_INTERVAL_S", 0.5)
     job = sim.job(step(seed=8), api_key=Secret("sesame"))
-    with pytest.raises(EnvironmentUnusable, match="GuideLLM did not end step s within 4 s"):
+    with pytest.raises(EnvironmentUnusable, match="GuideLLM did not end step s-rate-10 within 4 s"):
         guidellm.measure(job, Journal(None, lambda _line: seen.update(processes())), environment=engine)
     (keeper,) = (pid for pid, process in seen.items() if b"keeper.py" in process.line)
     ours = {pid for pid, process in seen.items() if process.group == keeper}
