@@ -101,11 +101,11 @@ def declared(cluster: ClusterFacts, stage_config: StageConfig) -> list[dict[str,
 
 @pytest.fixture(scope="session")
 def targets(stage_run: Run, request: pytest.FixtureRequest) -> dict[str, Target]:
-    """Role to the model endpoint that is validated: the stage's, or the one of --stage-endpoint."""
+    """Role to the model endpoint that is validated: the stage's, or the servers of --stage-endpoint."""
     from pytest_vllm_stage.session import targets as find
 
     if stage_run.config.endpoint:
-        return find.of_endpoint(stage_run)
+        return find.of_endpoints(stage_run)
     return find.of_stage(stage_run, request.getfixturevalue("stage"))
 
 

@@ -12,13 +12,12 @@ from pytest_vllm_stage.measurement.step import LoadPlan, LoadStep
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.settings.profile import ModelProfile, Profile
 from pytest_vllm_stage.settings.slo_tables import SloTable
+from pytest_vllm_stage.settings.urls import ENDPOINT_ROLE
 from pytest_vllm_stage.slo.baselines import read_baselines
 from pytest_vllm_stage.slo.objectives import Objective, merge_objectives
 
 #: Where no rate above the promised one is planned, this many times the promised one is measured as an observation.
 STEP_ABOVE = 2.0
-#: What a server's target is called that no profile describes.
-ENDPOINT = "endpoint"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def objectives_of(config: StageConfig, role: str, step_name: str | None = None) 
 
     Args:
         config: The run's.
-        role: The model's role; `ENDPOINT` has the promises of every model.
+        role: The model's role; `ENDPOINT_ROLE` has the promises of every model.
         step_name: The step's name without the role, for example ``rate-5``; None for the promises of all its steps.
     """
     model = _model(config, role)
@@ -101,9 +100,9 @@ def saved(config: StageConfig, step: LoadStep) -> PlannedStep:
 
     A plain server's step is compared with the profile's model of the name that was served, if there is one.
     """
-    role = step.role if step.role in config.profile.models else ENDPOINT
+    role = step.role if step.role in config.profile.models else ENDPOINT_ROLE
     served = [name for name, model in config.profile.models.items() if model.inference_service == step.model]
-    promised = served[0] if role == ENDPOINT and served else role
+    promised = served[0] if role == ENDPOINT_ROLE and served else role
     limit = limit_of(config, promised)
     above = limit is not None and step.request_rate is not None and step.request_rate > limit
     return PlannedStep(role, step, objectives_of(config, promised, step.name), above)
@@ -164,7 +163,7 @@ def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
     rates, concurrencies = values.pop("rates"), values.pop("concurrencies")
     base = LoadStep(
         f"{role} ({where})",
-        model.inference_service if model else ENDPOINT,
+        model.inference_service if model else ENDPOINT_ROLE,
         # Only makes the base a valid step; every step of the plan has its own level.
         request_rate=max([1.0, *rates]) + 1 / load.duration_s,
         seed=seed_of(config, run_id),

@@ -27,7 +27,7 @@ from pytest_vllm_stage.measurement.samples_file import SUFFIX, as_saved, read_me
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
-from pytest_vllm_stage.serving.target import is_simulated
+from pytest_vllm_stage.serving.target import DUMMY_WEIGHTS, is_simulated
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
@@ -149,6 +149,7 @@ def facts_of(run: Run, client: EndpointClient) -> dict[str, Any]:
         "profile": run.config.profile.name,
         "engine_version": version,
         "simulated": is_simulated(client.models()),
+        **({DUMMY_WEIGHTS: True} if client.target.dummy_weights else {}),
         **({MAX_NUM_SEQS: limit} if limit is not None else {}),
     }
 

@@ -23,7 +23,7 @@ from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.publication import properties as names
 from pytest_vllm_stage.publication.registry.values import Value
-from pytest_vllm_stage.serving.target import SIMULATED_ENGINE
+from pytest_vllm_stage.serving.target import DUMMY_WEIGHTS, SIMULATED_ENGINE
 from pytest_vllm_stage.slo.decision import Outcome
 
 #: Incremented when a field changes its meaning or is removed, not when one is added.
@@ -193,6 +193,8 @@ def _refusals(artifact: StepArtifact, run: str) -> Iterator[str]:
         yield "is simulated: its numbers are not a model's"
     elif facts.get("simulated") is not False:
         yield "does not record whether a simulated engine answered (facts.simulated)"
+    if facts.get(DUMMY_WEIGHTS):
+        yield "was measured with dummy weights: its numbers are not published as a model's"
     if facts.get("run_id") != run:
         yield f"was measured by run {facts.get('run_id')!r}, not by {run}"
     if artifact.vacuous:

@@ -120,6 +120,8 @@ def _publish(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str) -> P
         return Publication(
             role, skipped="the stage is simulated: its numbers are not a model's and are never published"
         )
+    if run.config.profile.models[role].dummy_weights:
+        return Publication(role, skipped=f"profile {run.config.profile.name} declares models.{role}.dummy_weights")
     with _place(run, cluster, stage, role) as (view, place):
         completed = tuple(publishing.complete_earlier(place, run.run_id, lambda one: _left_by(run, one, role, place)))
         measured = _steps(run, place.service)

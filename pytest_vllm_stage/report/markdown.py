@@ -10,7 +10,6 @@ from pytest_vllm_stage.report.overview import Overview, summarise_run
 from pytest_vllm_stage.report.run_data import RunData
 from pytest_vllm_stage.report.slo_matrix import Cell, build_matrix
 from pytest_vllm_stage.report.values import format_duration
-from pytest_vllm_stage.settings.config import SIMULATED_NOTICE
 
 #: GitHub cuts a job summary at 1 MiB and refuses a comment beyond 65 536 characters.
 LIMIT_BYTES = 60_000
@@ -52,8 +51,8 @@ def _head(data: RunData) -> Iterator[str]:
     marks = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "environment unusable": "⚠️", "incomplete": "⚠️"}
     yield f"## {marks[overview.verdict]} vLLM stage: {overview.verdict}"
     yield ""
-    if data.simulated:
-        yield f"> **SIMULATED**: {SIMULATED_NOTICE}."
+    for label, text in data.notices:
+        yield f"> **{label}**: {escape(text)}."
         yield ""
     yield from (f"- {escape(reason)}" for reason in overview.reasons)
     yield ""

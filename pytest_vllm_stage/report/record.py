@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest_vllm_stage
 from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.core.journal import read_events
-from pytest_vllm_stage.settings.config import StageConfig
+from pytest_vllm_stage.settings.config import DUMMY_WEIGHTS_NOTICE, SIMULATED_NOTICE, StageConfig
 
 #: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
@@ -27,7 +28,8 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
 
     Returns:
         A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``simulated`` (a simulated
-        engine answered: nothing in it may be published as a model's), ``settings`` with sources, ``versions``,
+        engine answered: nothing in it may be published as a model's), ``dummy_weights`` (the served models with random
+        weights), ``settings`` with sources, ``versions``,
         ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``, ``errors``,
         ``exit_status``, ``benchmarks`` (one per load step), ``load_access`` (which tests ran during each),
         ``regressions`` (one comparison per load step), ``capacities``, ``publications`` (a model's published results
@@ -44,6 +46,7 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         "ended_at": end.get("at"),
         "exit_status": end.get("exit_status"),
         "simulated": (config is not None and config.simulated) or any(event["kind"] == "simulated" for event in events),
+        "dummy_weights": sorted({event["name"] for event in events if event["kind"] == "dummy_weights"}),
         **described,
         "versions": _versions(events),
         "steps": {
@@ -65,6 +68,14 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         "capacities": [_without_kind(event) for event in events if event["kind"] == "capacity"],
         "publications": [_without_kind(event) for event in events if event["kind"] == "published"],
     }
+
+
+def notices(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Label and text of what must be said with every number of a run: a stand-in answered, or weights were random."""
+    found = [("SIMULATED", SIMULATED_NOTICE)] if record["simulated"] else []
+    if dummies := record.get("dummy_weights"):
+        found.append(("DUMMY", f"{', '.join(dummies)}: {DUMMY_WEIGHTS_NOTICE}"))
+    return tuple(found)
 
 
 def _benchmarks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

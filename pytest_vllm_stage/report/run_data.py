@@ -19,6 +19,7 @@ from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
 from pytest_vllm_stage.report import record
+from pytest_vllm_stage.settings.urls import ENDPOINT_ROLE
 from pytest_vllm_stage.slo.baselines import Baseline, read_baselines
 
 RECORD = "run.json"
@@ -145,6 +146,11 @@ class RunData:
         return bool(self.record.get("simulated"))
 
     @property
+    def notices(self) -> tuple[tuple[str, str], ...]:
+        """Label and text of what must be said with every number of the run; see `record.notices`."""
+        return record.notices(self.record)
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """The roles with load steps, in the order of the record."""
         return tuple(dict.fromkeys(step.role for step in self.steps))
@@ -157,7 +163,7 @@ class RunData:
     def of_model(self, role: str, name: str) -> Any:
         """The value of a model's key in the profile; None where the profile does not set it."""
         profile = self.record["profile"]
-        if role == "endpoint":
+        if role == ENDPOINT_ROLE:
             served = next((step.model for step in self.steps if step.role == role), None)
             role = next(
                 (

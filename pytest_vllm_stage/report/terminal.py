@@ -9,15 +9,14 @@ from typing import Any
 
 from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
 from pytest_vllm_stage.report import slo_table
-from pytest_vllm_stage.report.record import counts
-from pytest_vllm_stage.settings.config import SIMULATED_NOTICE
+from pytest_vllm_stage.report.record import counts, notices
 
 _MOST_CAUSES = 10
 
 
 def summary(data: dict[str, Any], directory: Path) -> list[str]:
     """The lines; the last ones say what to run next."""
-    rows = [("SIMULATED", SIMULATED_NOTICE)] if data["simulated"] else []
+    rows = list(notices(data))
     rows += [("where", _where(data)), ("versions", _versions(data["versions"])), ("time", _times(data))]
     rows.append(("tests", ", ".join(f"{n} {outcome}" for outcome, n in counts(data).items()) or "none"))
     if data["exit_status"] == ENVIRONMENT_EXIT_CODE:

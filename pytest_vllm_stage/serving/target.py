@@ -9,6 +9,8 @@ from pytest_vllm_stage.core.secret import Secret
 
 #: How the simulated engine names itself in its list of models and in its ``server`` header.
 SIMULATED_ENGINE = "vllm-stage-sim"
+#: In a measurement's facts where the weights were random.
+DUMMY_WEIGHTS = "dummy_weights"
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Target:
         unreachable: Why no request is sent to it; empty where one can be.
         ca_file: PEM file of the authorities trusted to sign the server's certificate; None trusts the system's.
         max_num_seqs: Requests that the engine runs at once, as declared; None where nothing declares it.
+        dummy_weights: The profile declares that it is served with random weights.
     """
 
     role: str
@@ -34,6 +37,7 @@ class Target:
     ca_file: str | None = None
     unreachable: str = ""
     max_num_seqs: int | None = None
+    dummy_weights: bool = False
 
 
 def is_simulated(models: list[dict[str, Any]]) -> bool:

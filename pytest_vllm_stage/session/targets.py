@@ -23,28 +23,55 @@ def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
             ca_file=run.config.ca_file,
             unreachable=target.unreachable,
             max_num_seqs=target.max_num_seqs,
+            dummy_weights=_has_dummy_weights(run, target.role, target.inference_service),
         )
         for target in stage.targets
     }
 
 
-def of_endpoint(run: Run) -> dict[str, Target]:
-    """The target of ``--stage-endpoint``; the server is asked for its model unless ``--stage-model`` names it.
+def of_endpoints(run: Run) -> dict[str, Target]:
+    """The targets of ``--stage-endpoint``, by role; each server is asked for its model.
 
     Raises:
-        EnvironmentUnusable: the server does not answer ``GET /v1/models``.
+        EnvironmentUnusable: a server does not answer ``GET /v1/models``.
         ConfigError: it serves several models and none was named, or it does not serve the named one.
     """
-    url = run.config.endpoint or ""
+    return {role: _target_at(run, role, url) for role, url in run.config.endpoints.items()}
+
+
+def _target_at(run: Run, role: str, url: str) -> Target:
     run.journal.event("endpoint", url, model=run.config.model)
-    target = Target("endpoint", "", url, None, run.config.api_key, run.config.ca_file)
-    model = run.shared.ensure("endpoint", lambda: _model_at(target, run))
-    return {"endpoint": dataclasses.replace(target, model=model)}
+    target = Target(role, "", url, None, run.config.api_key, run.config.ca_file)
+    model = run.shared.ensure(f"endpoint-{role}", lambda: _model_at(target, run))
+    return dataclasses.replace(target, model=model, dummy_weights=_has_dummy_weights(run, role, model))
+
+
+def _has_dummy_weights(run: Run, role: str, model: str) -> bool:
+    """Whether the profile declares random weights; the run's record says so with every number."""
+    declared = run.config.profile.find_model(role, model)
+    if declared is None or not declared.dummy_weights:
+        return False
+    run.journal.event("dummy_weights", model)
+    return True
 
 
 def _model_at(target: Target, run: Run) -> str:
     """The model to check at a server that may serve several; a simulated engine is recorded in the journal."""
-    wanted, client = run.config.model, EndpointClient(target)
+    served = _served_models(target, run)
+    wanted, source = run.config.model, "--stage-model"
+    declared = run.config.profile.models.get(target.role)
+    if declared and (len(served) != 1 or declared.inference_service in served):
+        wanted, source = declared.inference_service, f"models.{target.role}.inference_service"
+    names = ", ".join(served) or "no model"
+    if wanted and wanted not in served:
+        raise ConfigError(f"{source}={wanted}: {target.base_url} serves {names}")
+    if not wanted and len(served) != 1:
+        raise ConfigError(f"{target.base_url} serves {names}: name the one to check with --stage-model")
+    return wanted or served[0]
+
+
+def _served_models(target: Target, run: Run) -> list[str]:
+    client = EndpointClient(target)
     try:
         models = client.models()
     except RequestFailed as error:
@@ -56,10 +83,4 @@ def _model_at(target: Target, run: Run) -> str:
         client.close()
     if is_simulated(models):
         run.journal.event("simulated", target.base_url)
-    served = [str(model["id"]) for model in models]
-    names = ", ".join(served) or "no model"
-    if wanted and wanted not in served:
-        raise ConfigError(f"--stage-model={wanted}: {target.base_url} serves {names}")
-    if not wanted and len(served) != 1:
-        raise ConfigError(f"{target.base_url} serves {names}: name the one to check with --stage-model")
-    return wanted or served[0]
+    return [str(model["id"]) for model in models]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
+from pytest_vllm_stage.core.suggestions import describe_unknown
 from pytest_vllm_stage.settings.config import SAMPLES, StageConfig
-from pytest_vllm_stage.settings.urls import check_gpu_metrics_url, check_registry_url
+from pytest_vllm_stage.settings.urls import ENDPOINT_ROLE, check_gpu_metrics_url, check_registry_url
 
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -50,10 +51,22 @@ def _check_targets(config: StageConfig) -> None:
     if config.endpoint:
         _refuse(config, "endpoint", "validates a server without a cluster", _NEEDS_CLUSTER)
         _refuse(config, "endpoint", "validates a server without a stage", _NEEDS_STAGE, typed=True)
+        _check_roles(config)
     elif config.is_given("model"):
         raise ConfigError(
             f"{config.source('model')} goes with --stage-endpoint; a stage's models are named by its profile"
         )
+
+
+def _check_roles(config: StageConfig) -> None:
+    """Servers given by role belong to the profile's models."""
+    if tuple(config.endpoints) == (ENDPOINT_ROLE,):
+        return
+    for role in config.endpoints:
+        if role not in config.profile.models:
+            problem = describe_unknown(role, config.profile.models, f"role {role!r}")
+            raise ConfigError(f"{config.source('endpoint')}: {problem}")
+    _refuse(config, "endpoint", "names each server's model by its role", ("model",))
 
 
 def _check_engine(config: StageConfig) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.settings.options import BY_NAME
+from pytest_vllm_stage.settings.urls import split_endpoints
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.profile import Profile
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 SAMPLES = ".samples.jsonl.gz"
 #: Shown with every result of the simulated engine.
 SIMULATED_NOTICE = "a stand-in for vLLM answered: nothing here is a result of a model"
+#: Shown with every result of a model that is served with random weights.
+DUMMY_WEIGHTS_NOTICE = "random weights have the model's shape: speed and memory are a result, answers are not"
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,13 @@ class StageConfig:
 
     @property
     def endpoint(self) -> str | None:
-        """The root of a server that is validated without a cluster, without ``/v1``."""
+        """The roots of the servers that are validated without a cluster, as text; see `endpoints`."""
         return self.get("endpoint")
+
+    @property
+    def endpoints(self) -> Mapping[str, str]:
+        """Role to the root of its server, without ``/v1``; a plain server has the role ``endpoint``."""
+        return split_endpoints(self.endpoint) if self.endpoint else {}
 
     @property
     def model(self) -> str | None:
@@ -217,7 +225,7 @@ class StageConfig:
     @property
     def roles(self) -> tuple[str, ...]:
         """The target models by role; one called ``endpoint`` when a plain server is validated."""
-        return ("endpoint",) if self.endpoint else tuple(self.profile.models)
+        return tuple(self.endpoints or self.profile.models)
 
     @property
     def api_key(self) -> Secret | None:

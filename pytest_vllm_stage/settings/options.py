@@ -127,7 +127,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "endpoint",
         "validate this OpenAI-compatible server instead of a stage (http[s]://host[:port][/v1]); what needs a "
-        "cluster is skipped",
+        "cluster is skipped. ROLE=URL,ROLE=URL gives one server for each model of the profile",
         metavar="URL",
     ),
     Option("model", "with --stage-endpoint: the served model to check, when the server has several", metavar="NAME"),

@@ -42,6 +42,7 @@ from pytest_vllm_stage.settings.tables import (
     require_table,
     show,
 )
+from pytest_vllm_stage.settings.urls import ENDPOINT_ROLE
 
 #: Capabilities of a model or its server that checks need, and that a profile may declare missing.
 CAPABILITIES = {
@@ -57,8 +58,6 @@ CAPABILITIES = {
 }
 #: Texts by which a model is made to call a tool, for the parsers that read them; see `ModelProfile.tool_format`.
 TOOL_FORMATS = ("hermes",)
-#: What the one target of ``--stage-endpoint`` is called: a profile's role cannot have its name.
-ENDPOINT_ROLE = "endpoint"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -151,6 +150,8 @@ class ModelProfile(Table):
     """The operational promise: requests per second of one instance."""
     cost_per_hour_usd: Positive | None = None
     """Price of the model's node."""
+    dummy_weights: bool = False
+    """Served with random weights (`--load-format=dummy`): labelled so in every report, and never published."""
     load: LoadTable = LoadTable()
     """Overrides the profile's `load` table, key by key."""
     slo: SloTable = SloTable()
@@ -291,7 +292,7 @@ class Profile(Table):
 
     def facts(self) -> dict[str, Any]:
         """What makes two stages comparable, as flat fields: used to refuse reuse under another profile."""
-        keys = ("inference_service", "description", "rate_limit_requests_per_s", "cost_per_hour_usd")
+        keys = ("inference_service", "description", "rate_limit_requests_per_s", "cost_per_hour_usd", "dummy_weights")
         models = {f"models.{role}.{key}": getattr(model, key) for role, model in self.models.items() for key in keys}
         return {"name": self.name, "overlay": self.overlay.name, "namespace": self.namespace, **models}
 

@@ -13,7 +13,7 @@ from pytest_vllm_stage.core.suggestions import describe_unknown
 from pytest_vllm_stage.settings.agreement import check_agreement
 from pytest_vllm_stage.settings.config import Setting, StageConfig, TokenSetting
 from pytest_vllm_stage.settings.options import BY_NAME, OPTIONS, TOKENS, Option, Token
-from pytest_vllm_stage.settings.urls import normalise_endpoint
+from pytest_vllm_stage.settings.urls import normalise_endpoints
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.profile import Profile
@@ -73,7 +73,7 @@ def _parse(option: Option, value: str | bool, source: str, folder: Path | None) 
     if option.path:
         text = str((folder or Path()) / Path(text).expanduser())
     if option.name == "endpoint":
-        text = normalise_endpoint(text, source)
+        text = normalise_endpoints(text, source)
     return Setting(text, source)
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from pytest_vllm_stage.core.errors import ConfigError
 
 #: What is behind a server's root: a URL that ends in one of these is one call's, not a server's.
 _ROUTES = ("/chat/completions", "/completions", "/models", "/embeddings", "/health", "/metrics", "/docs")
+
+
+#: The role of a plain server at ``--stage-endpoint``: a profile's model cannot have its name.
+ENDPOINT_ROLE = "endpoint"
+#: Names the model of the profile that a server serves, before its URL.
+_ROLE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(?=https?:)")
 
 
 def parse_url(url: str, source: str, *, form: str, token: str) -> SplitResult:
@@ -53,6 +61,32 @@ def normalise_endpoint(url: str, source: str) -> str:
         if path.endswith(route):
             raise ConfigError(f"{source}: {url!r} is the URL of one call, not of a server; valid: {form}")
     return f"{parts.scheme}://{parts.netloc}{path.removesuffix('/v1').rstrip('/')}"
+
+
+def normalise_endpoints(text: str, source: str) -> str:
+    """One server, or one for each model: ``ROLE=URL,ROLE=URL``.
+
+    Raises:
+        ConfigError: see `normalise_endpoint`; or a role is missing or repeated.
+    """
+    if not _ROLE.match(text):
+        return normalise_endpoint(text, source)
+    servers: dict[str, str] = {}
+    for number, part in enumerate(text.split(","), 1):
+        found = _ROLE.match(part.strip())
+        if found is None:
+            raise ConfigError(f"{source}: server {number}: expected ROLE=URL with a role of the profile")
+        if found[1] in servers:
+            raise ConfigError(f"{source}: role {found[1]!r} is given twice")
+        servers[found[1]] = normalise_endpoint(part.strip()[found.end() :], source)
+    return ",".join(f"{role}={url}" for role, url in servers.items())
+
+
+def split_endpoints(text: str) -> Mapping[str, str]:
+    """Role to the root of its server, of a text that `normalise_endpoints` returned."""
+    if not _ROLE.match(text):
+        return {ENDPOINT_ROLE: text}
+    return {role: url for role, _, url in (part.partition("=") for part in text.split(","))}
 
 
 def check_registry_url(url: str, source: str) -> None:

@@ -87,6 +87,20 @@ def test_a_simulator_behind_an_endpoint_is_found_out(place: pytest.Pytester, sim
     assert said(place.path / "here") == [True, "true", "true", True]
 
 
+def test_a_server_for_each_model_and_dummy_weights_are_labelled(place: pytest.Pytester, simulator: str) -> None:
+    profile = place.path / "small.toml"
+    profile.write_text(profile.read_text() + "dummy_weights = true\n")
+    place.makepyfile("def test_it(endpoint): assert endpoint.models()")
+    result = place.runpytest_subprocess(
+        f"--stage-endpoint=quantized={simulator},full={simulator}/v1", "--stage-run-dir=here", "-v"
+    )
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        ["*test_it?quantized?*", "*test_it?full?*", "DUMMY     sim: random weights have the model's shape:*"]
+    )
+    assert json.loads((place.path / "here" / "run.json").read_text())["dummy_weights"] == ["sim"]
+
+
 @pytest.mark.parametrize(("kept_as", "wanted"), [("sim", "vllm"), ("vllm", "sim")])
 def test_a_kept_stage_of_another_engine_is_refused(
     simulated_place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kept_as: str, wanted: str

@@ -15,7 +15,7 @@ from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
 
 @pytest.mark.parametrize("limit", [16, None])
 def test_the_declared_batch_limit_reaches_the_measurement(limit: int | None) -> None:
-    config = SimpleNamespace(api_key=None, ca_file=None, profile=SimpleNamespace(name="p"))
+    config = SimpleNamespace(api_key=None, ca_file=None, profile=SimpleNamespace(name="p", find_model=lambda *_: None))
     run: Any = SimpleNamespace(run_id="r", config=config)
     stage = StageFacts("n", "", False, (TargetFacts("full", "f", "http://127.0.0.1:9", 512, max_num_seqs=limit),))
     target = targets.of_stage(run, StageFacts.from_json(stage.to_json()))["full"]

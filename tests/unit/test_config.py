@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import hypothesis
@@ -336,6 +337,31 @@ def test_an_engine_that_the_profile_chose_does_not_pass_for_a_real_one(profile: 
     path.write_text(PROFILE + 'engine = "sim"\n')
     with pytest.raises(ConfigError, match=r"^profile: engine sim needs .* --stage-endpoint$"):
         settings(profile, {"endpoint": "http://h"})
+
+
+def test_endpoints_by_role_are_normalised(profile: str, tmp_path: Path) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(PROFILE.replace("[models.full]", '[models.small]\ninference_service = "s"\n\n[models.full]'))
+    config = settings(str(path), {"endpoint": "full=http://a:1/v1, small=https://b/x/"})
+    assert config.endpoints == {"full": "http://a:1", "small": "https://b/x"}
+    assert config.roles == ("full", "small")
+    assert "endpoint full=http://a:1,small=https://b/x (--stage-endpoint)" in config.header()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"endpoint": "ful=http://a"}, "unknown role 'ful' (did you mean full?); valid: full"),
+        ({"endpoint": "full=http://a,full=http://b"}, "role 'full' is given twice"),
+        ({"endpoint": "full=http://a,http://u:sesame@b"}, "server 2: expected ROLE=URL with a role of the profile"),
+        ({"endpoint": "full=http://a,small=http://u:sesame@b"}, "put credentials into VLLM_STAGE_API_KEY"),
+        ({"endpoint": "full=http://a", "model": "m"}, "names each server's model by its role"),
+    ],
+)
+def test_wrong_endpoints_by_role_are_refused(profile: str, options: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--stage-endpoint.*{re.escape(says)}") as caught:
+        settings(profile, options)
+    assert "sesame" not in str(caught.value)
 
 
 def test_roles_come_from_the_profile_or_are_the_endpoint(profile: str) -> None:

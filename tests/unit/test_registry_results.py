@@ -87,6 +87,7 @@ def test_promised_rates_come_first_then_observations_then_users() -> None:
         ({"simulated": True}, "quantized-rate-5 is simulated"),
         ({"engine_version": "0.0.0+vllm-stage-sim"}, "quantized-rate-5 is simulated"),
         ({"simulated": None}, "quantized-rate-5 does not record whether a simulated engine answered"),
+        ({"dummy_weights": True}, "quantized-rate-5 was measured with dummy weights"),
         ({"run_id": "another"}, f"was measured by run 'another', not by {RUN}"),
         ({"failures": 200}, "quantized-rate-5 is vacuous: not one token came from 200 requests"),
     ],

@@ -28,7 +28,6 @@ from pytest_vllm_stage.report.overview import summarise_run
 from pytest_vllm_stage.report.run_data import RunData
 from pytest_vllm_stage.report.slo_matrix import build_matrix
 from pytest_vllm_stage.report.values import format_duration
-from pytest_vllm_stage.settings.config import SIMULATED_NOTICE
 
 _MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "environment unusable": "!", "incomplete": "…"}
 _RANK = {"error": 0, "failed": 1, "skipped": 2, "passed": 3}
@@ -52,7 +51,6 @@ def render_page(data: RunData, other: RunData | None = None) -> str:
             overview=overview,
             mark=_MARKS[overview.verdict],
             duration=format_duration(overview.duration_s),
-            simulated_notice=SIMULATED_NOTICE,
             sections=_sections(chart_sections, comparisons=bool(comparisons), history=history is not None),
             causes=causes,
             rerun=rerun_command(data, causes),
