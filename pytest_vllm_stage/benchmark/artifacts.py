@@ -37,6 +37,8 @@ from pytest_vllm_stage.slo.verdict import StepVerdict, verdict_from_json
 #: Raised when a field changes its meaning or goes; adding one does not raise it.
 SCHEMA_VERSION = 1
 SCHEMA = "vllm-stage/benchmark"
+#: In the run directory.
+FOLDER = "benchmarks"
 CSV_NAME = "benchmarks.csv"
 #: Of a step's artifact.
 ENDING = ".json"

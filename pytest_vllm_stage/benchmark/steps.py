@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_vllm_stage.benchmark import plans
 from pytest_vllm_stage.benchmark.artifacts import (
+    FOLDER,
     StepArtifact,
     artifact_of,
     read_artifacts,
@@ -35,10 +36,8 @@ from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
 from pytest_vllm_stage.slo.run_verdict import judge_run
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 
-#: The bearer token of --stage-gpu-metrics; a variable alone, since a command line is there for all to read.
 #: What an observation is called where a verdict would stand.
 OBSERVED = "observed"
-FOLDER = "benchmarks"
 #: Each step once more, as a report that GuideLLM's users can read with their tools.
 GUIDELLM_SUFFIX = ".guidellm.json"
 

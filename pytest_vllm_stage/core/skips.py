@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-import pytest
-
 #: How the reason of such a skip begins.
 DOES_NOT_APPLY = "does not apply: "
 
@@ -19,4 +17,6 @@ def does_not_apply(reason: str) -> NoReturn:
     Args:
         reason: What is declared, and where.
     """
+    import pytest  # here, as the reports need the text alone
+
     pytest.skip(DOES_NOT_APPLY + reason)

@@ -11,7 +11,7 @@ from pathlib import Path
 from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.benchmark import plans, steps
-from pytest_vllm_stage.benchmark.artifacts import StepArtifact
+from pytest_vllm_stage.benchmark.artifacts import FOLDER, StepArtifact
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.publication import links, publishing
@@ -176,7 +176,7 @@ def _left_by(run: Run, earlier: str, role: str, place: PublicationTarget) -> Map
     document = _document(directory, role)
     if not document.is_file():
         return None
-    folder = directory / steps.FOLDER
+    folder = directory / FOLDER
     measured = read_steps(folder, objects.name_of(place.service), lambda step: step.outcome.value)
     return publishing.list_files(folder, measured, document)
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.benchmark.artifacts import read_result
-from pytest_vllm_stage.benchmark.steps import FOLDER
+from pytest_vllm_stage.benchmark.artifacts import FOLDER, read_result
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.measurement.samples import Measurement

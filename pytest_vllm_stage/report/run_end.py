@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_vllm_stage.report.files import MARKDOWN, PAGE
 from pytest_vllm_stage.settings.config import StageConfig
 
-#: The page of a run with 16 load steps takes 13 s of one core; a CI machine may be busy with other jobs.
+#: The page of a run with 16 load steps takes 4 s of one core; a CI machine may be busy with other jobs.
 TIMEOUT_S = 300.0
 #: GitHub shows what is appended to this file on the job's page.
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"

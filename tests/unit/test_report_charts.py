@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ import pytest
 from pytest_vllm_stage.report.html import svg
 from pytest_vllm_stage.report.html.load_charts import load_section
 from pytest_vllm_stage.report.html.page import render_page
-from pytest_vllm_stage.report.html.step_charts import MOST_POINTS, step_section, thin
+from pytest_vllm_stage.report.html.request_panels import MOST_POINTS, RequestPanels, thin, tracks_of
+from pytest_vllm_stage.report.html.step_charts import step_section
 from pytest_vllm_stage.report.run_data import load_run
-from tests.unit.made_run import make_run, steps
+from tests.unit.made_run import check, make_run, steps
 from tests.unit.made_samples import failed, sample
 
 
@@ -61,6 +64,31 @@ def test_thinning_keeps_what_failed_and_what_was_slow() -> None:
     assert {one.index for one in samples if one.index % 1000 == 7} <= shown
     assert MOST_POINTS * 0.7 < len(shown) < MOST_POINTS * 1.2
     assert thin(samples[:100]) == samples[:100]
+
+
+def test_picture_of_a_step_has_nothing_of_the_step_before_it(tmp_path: Path) -> None:
+    data = load_run(make_run(tmp_path / "run", measurements=steps()))
+    with svg.drawing():
+        alone, shared = [], RequestPanels(("requests",))
+        for step in data.steps:
+            measurement = step.measurement()
+            assert measurement
+            assert tracks_of(measurement) == ("requests",)
+            alone.append(RequestPanels(("requests",)).draw(step, measurement))
+            assert shared.draw(step, measurement) == alone[-1], step.name
+    assert len(set(alone)) == len(data.steps) > 1
+
+
+def test_report_of_a_run_without_load_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pytest_vllm_stage.report.__main__ import main; main(sys.argv[1:]); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    folder = make_run(tmp_path / "run", check("a.py::test_a"))
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
+    assert (folder / "report.html").exists()
+    heavy = {"matplotlib", "numpy", "pydantic", "httpx", "pytest", "kubernetes", "boto3", "model_registry"}
+    assert not heavy & set(done.stderr.split())
 
 
 def test_without_matplotlib_the_page_has_its_tables_and_says_so(

@@ -109,12 +109,9 @@ def _row(data: RunData, one: Series) -> tuple[str, ...]:
 
 def _draw(data: RunData, metric: str, series: Sequence[Series]) -> Markup:
     rows = -(-len(series) // _COLUMNS)
-    figure = svg.new_figure(10, 1.7 * rows + 0.2)
-    panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
-    for axes, one in zip(panels, series, strict=False):
-        _panel(axes, one, data.run_id)
-    for axes in list(panels)[len(series) :]:
-        axes.set_axis_off()
+    figure, grid = svg.new_figure(1.5 * rows + 0.5, rows=rows, columns=_COLUMNS)
+    for place, one in enumerate(series):
+        _panel(figure.add_subplot(grid[place // _COLUMNS, place % _COLUMNS]), one, data.run_id)
     return svg.draw(figure, f"history-{metric}")
 
 

@@ -192,19 +192,16 @@ def _draw_knee(data: RunData) -> Figure:
                     f"{step.level:g}", (x, y), textcoords="offset points", xytext=(4, 4), color=_colour(place)
                 )
         axes.set_yscale("log")
-        axes.set_title(f"by {_KINDS[kind]}", loc="left")
-        axes.set_xlabel("output tokens/s")
-        axes.set_ylabel("response time P90, s")
-        plain_ticks(axes.yaxis)
+        svg.label_axes(axes, f"output tokens/s, by {_KINDS[kind]}", "response time P90, s")
+        svg.plain_ticks(axes.yaxis)
     _legend(figure, next(iter(panels.values())))
     return figure
 
 
 def _panels(data: RunData, height: float) -> tuple[Figure, dict[str, Axes]]:
     kinds = [kind for kind in _KINDS if any(step.kind == kind for step in data.steps)]
-    figure = svg.new_figure(10, height)
-    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
-    return figure, dict(zip(kinds, axes, strict=True))
+    figure, grid = svg.new_figure(height, columns=len(kinds))
+    return figure, {kind: figure.add_subplot(grid[0, place]) for place, kind in enumerate(kinds)}
 
 
 def _finish(axes: Axes, kind: str, label: str, data: RunData) -> None:
@@ -214,28 +211,15 @@ def _finish(axes: Axes, kind: str, label: str, data: RunData) -> None:
     axes.set_xscale("log")
     axes.set_xticks(levels, [f"{level:g}" for level in levels])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(_KINDS[kind])
-    axes.set_ylabel(label)
-    plain_ticks(axes.yaxis)
-
-
-def plain_ticks(axis: object) -> None:
-    """Numbers instead of powers of ten."""
-    from matplotlib.axis import Axis
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    if isinstance(axis, Axis) and axis.get_scale() == "log":
-        low, high = axis.get_view_interval()
-        decades = math.log10(high / low) if low > 0 else 1
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    svg.label_axes(axes, _KINDS[kind], label)
+    if axes.get_yscale() == "log":
+        svg.plain_ticks(axes.yaxis)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=6)
+        figure.legend(handles, labels, loc="upper center", ncols=6, borderaxespad=0.1)
 
 
 def _colour(place: int) -> str:

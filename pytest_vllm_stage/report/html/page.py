@@ -116,6 +116,8 @@ def _sections(chart_sections: list[Section], *, comparisons: bool, history: bool
 
 
 def _chart_sections(data: RunData) -> tuple[list[Section], Section | None]:
+    if not data.steps and not data.history:  # nothing to draw, and matplotlib takes a second to import
+        return [], history_section(data)
     with svg.drawing():
         return [section for section in (load_section(data), step_section(data)) if section], history_section(data)
 

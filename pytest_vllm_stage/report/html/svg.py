@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
 
 #: Name of a CSS variable to the colour that stands for it while matplotlib draws.
 COLOURS = {
@@ -26,6 +29,9 @@ COLOURS = {
 }
 SERIES = ("c0", "c1", "c2", "c3")
 _TEXT_PX = 11
+#: Inches: width of a figure, its margins, and the space between two columns of panels.
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _COLUMN_GAP = 10.0, 0.65, 0.12, 0.3, 0.4, 0.75
+_MOST_DECADES, _FEWEST_TICKS = 4, 3
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vllm-stage",
@@ -46,10 +52,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": COLOURS["soft"],
     "xtick.labelcolor": COLOURS["fg"],
     "ytick.labelcolor": COLOURS["fg"],
-    "xtick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
+    "xtick.bottom": False,
+    "ytick.left": False,
     "legend.frameon": False,
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
@@ -77,11 +81,53 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in inches; it needs no display and keeps no global state."""
+def new_figure(
+    height: float, *, rows: int = 1, columns: int = 1, row_gap: float = 0.35, **ratios: Sequence[float]
+) -> tuple[Figure, GridSpec]:
+    """An empty figure and its grid of panels; it needs no display and keeps no global state.
+
+    Sizes are in inches. The margins are fixed: to compute them from the texts takes longer than all the drawing.
+
+    Args:
+        height: Of the whole figure.
+        rows: Number of rows of panels.
+        columns: Number of columns of panels.
+        row_gap: Space between two rows.
+        ratios: ``width_ratios`` and ``height_ratios`` of the panels.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height))
+    panel_width = (_WIDTH - _LEFT - _RIGHT - (columns - 1) * _COLUMN_GAP) / columns
+    panel_height = (height - _TOP - _BOTTOM - (rows - 1) * row_gap) / rows
+    grid = figure.add_gridspec(
+        rows, columns, left=_LEFT / _WIDTH, right=1 - _RIGHT / _WIDTH, top=1 - _TOP / height, bottom=_BOTTOM / height,
+        wspace=_COLUMN_GAP / panel_width, hspace=row_gap / panel_height, **ratios,
+    )  # fmt: skip
+    return figure, grid
+
+
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    """Label both axes, at the same distance in every panel."""
+    width, height = axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
+    axes.set_xlabel(x)
+    axes.xaxis.set_label_coords(0.5, -0.25 / height)
+    axes.set_ylabel(y)
+    axes.yaxis.set_label_coords(-0.52 / width, 0.5)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Few ticks with plain numbers on a logarithmic axis: 1, 2 and 5, or even steps where it spans little."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    steps = (1.0, 2.0, 5.0) if len(decades) <= _MOST_DECADES else (1.0,)
+    ticks = [value for decade in decades for step in steps if low <= (value := step * 10.0**decade) <= high]
+    if len(ticks) < _FEWEST_TICKS:
+        ticks = [tick for tick in MaxNLocator(_FEWEST_TICKS + 1).tick_values(low, high) if low <= tick <= high]
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
 def draw(figure: Figure, name: str) -> Markup:
