@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         run_id = new_run_id()
         identity = RunIdentity(run_id, _run_dir(config, run_id), os.getpid())
-        run = config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
+        run = config.stash[RUN] = _create_run(config, identity)
         config.pluginmanager.register(Controller(config, run), "vllm-stage-controller")
         # A variable that only switches reports off may be set for a whole environment, including unrelated tests.
         if any(_given(config, option) for option in OPTIONS if option.name != "report"):
@@ -75,10 +75,15 @@ def pytest_configure(config: pytest.Config) -> None:
             worker_input["vllm_stage_run_dir"],
             int(worker_input["vllm_stage_controller_pid"]),
         )
-        config.stash[RUN] = Run(identity, lambda: resolve(config), Progress(config))
+        config.stash[RUN] = _create_run(config, identity)
     config.pluginmanager.register(ReadableFailures(config.stash[RUN]), "vllm-stage-failures")
     config.pluginmanager.register(AllureResults(config, config.stash[RUN]), "vllm-stage-allure")
     config.pluginmanager.register(ExclusiveAccess(config.stash[RUN]), "vllm-stage-exclusive-access")
+
+
+def _create_run(config: pytest.Config, identity: RunIdentity) -> Run:
+    progress = Progress(config)
+    return Run(identity, lambda: resolve(config), progress, progress)
 
 
 def resolve(config: pytest.Config) -> StageConfig:

@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_stage.core.activity import PROGRESS_INTERVAL_S, Activity, Live, NoLiveLine
+
 Say = Callable[[str], None]
 #: Called with a phase's name; the phase runs inside what it returns.
 StepContext = Callable[[str], AbstractContextManager[object]]
@@ -31,12 +33,20 @@ class Journal:
         path: The JSON-lines file; None records nothing (for tools without a run directory).
         say: Where progress lines go; one plain line each, without a newline.
         step: Shows each phase elsewhere too, for example as a step of a test report.
+        live: Shows long work as a live line where there is a terminal.
     """
 
-    def __init__(self, path: Path | None = None, say: Say = silent, step: StepContext = nullcontext) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        say: Say = silent,
+        step: StepContext = nullcontext,
+        live: Live | None = None,
+    ) -> None:
         self.path = path
         self.say = say
         self.step = step
+        self._live = live or NoLiveLine()
 
     def event(self, kind: str, name: str, **data: Any) -> None:
         """Record one event with the time in seconds since the epoch (``at``) and the process id."""
@@ -56,11 +66,12 @@ class Journal:
         Phases nest; each is recorded on its own with ``duration_s`` and ``outcome`` (``done`` or what failed).
         """
         facts: dict[str, Any] = dict(data)
-        self.say(f"{name} ...")
         started = time.monotonic()
         outcome = "done"
         try:
-            with self.step(name):
+            with self.activity(name) as activity, self.step(name):
+                if not activity.show():
+                    self.say(f"{name} ...")
                 yield facts
         except BaseException as error:
             outcome = getattr(error, "kind", type(error).__name__)
@@ -69,6 +80,12 @@ class Journal:
             duration_s = time.monotonic() - started
             self.event("phase", name, duration_s=round(duration_s, 3), outcome=outcome, **facts)
             self.say(f"{name}: {outcome} in {duration_s:.1f} s")
+
+    def activity(
+        self, what: str, *, total_s: float | None = None, limit: bool = False, interval_s: float = PROGRESS_INTERVAL_S
+    ) -> Activity:
+        """Show long work while it goes on; see `Activity`."""
+        return Activity(what, say=self.say, live=self._live, total_s=total_s, limit=limit, interval_s=interval_s)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pytest_vllm_stage.core.errors import StageError, WaitFailed
 from pytest_vllm_stage.core.journal import Journal
 
-#: Progress is repeated at this interval while a wait goes on, and at once when the observed state changes.
-PROGRESS_INTERVAL_S = 15.0
-
 
 @dataclass(frozen=True)
 class Observation:
@@ -52,21 +49,17 @@ def wait_until(
     Raises:
         StageError: of type ``error``, when an observation is fatal or the deadline passes; it names the last state.
     """
-    started = said_at = time.monotonic()
-    said = ""
-    while True:
-        seen = look()
-        waited_s = time.monotonic() - started
-        if seen.done:
-            journal.event("wait", what, duration_s=round(waited_s, 3), outcome="done", state=seen.state)
-            return waited_s
-        expired = waited_s >= timeout_s
-        if seen.fatal or expired:
-            outcome = "fatal" if seen.fatal else "timeout"
-            journal.event("wait", what, duration_s=round(waited_s, 3), outcome=outcome, state=seen.state)
-            reason = seen.fatal or f"not reached within {timeout_s:g} s"
-            raise error(f"{what}: {reason}\n  last state after {waited_s:.1f} s: {seen.state}", hint=hint)
-        if seen.state != said or time.monotonic() - said_at >= PROGRESS_INTERVAL_S:
-            said, said_at = seen.state, time.monotonic()
-            journal.say(f"waiting for {what}: {seen.state} ({waited_s:.0f} s of {timeout_s:g} s)")
-        time.sleep(min(interval_s, max(timeout_s - waited_s, 0.01)))
+    with journal.activity(f"waiting for {what}", total_s=timeout_s, limit=True) as activity:
+        while True:
+            seen = look()
+            waited_s = activity.elapsed_s
+            if seen.done:
+                journal.event("wait", what, duration_s=round(waited_s, 3), outcome="done", state=seen.state)
+                return waited_s
+            if seen.fatal or waited_s >= timeout_s:
+                outcome = "fatal" if seen.fatal else "timeout"
+                journal.event("wait", what, duration_s=round(waited_s, 3), outcome=outcome, state=seen.state)
+                reason = seen.fatal or f"not reached within {timeout_s:g} s"
+                raise error(f"{what}: {reason}\n  last state after {waited_s:.1f} s: {seen.state}", hint=hint)
+            activity.update(seen.state, announce=True)
+            time.sleep(min(interval_s, max(timeout_s - waited_s, 0.01)))

@@ -11,7 +11,7 @@ import gc
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pytest_vllm_stage.core.secret import Secret
@@ -24,13 +24,17 @@ from pytest_vllm_stage.measurement.samples import ClientFacts, EarlyStop, Measur
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 
 VERSION = "1"
+#: Plain progress lines of a load step: its state changes faster than that of other work.
 PROGRESS_INTERVAL_S = 5.0
+_REPORT_INTERVAL_S = 1.0
 _UPKEEP_INTERVAL_S = 0.5
 #: From the end of the warm-up to the first request.
 _LEAD_S = 0.2
 
 #: Called with each completed sample, in any order; a returned text ends the sending and is its reason.
 Watcher = Callable[[Sample], str | None]
+#: Called with the step's progress.
+Report = Callable[[LoadProgress], None]
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,14 @@ class LoadJob:
 
 
 async def run_step(
-    job: LoadJob, *, watcher: Watcher | None = None, say: Callable[[str], None] = lambda _line: None
+    job: LoadJob, *, watcher: Watcher | None = None, report: Report = lambda _progress: None
 ) -> Measurement:
     """Warm up, carry the step out, and wait for every answer.
 
     Args:
         job: What to do.
         watcher: Receives each sample, and may end the sending early.
-        say: Receives a progress line about every five seconds.
+        report: Receives the progress about once a second.
     """
     loop_lag = LoopLag()
     pool = Pool(parse_address(job.base_url, job.ca_file))
@@ -80,7 +84,7 @@ async def run_step(
     gc.freeze()
     gc.disable()
     try:
-        return await _StepInProgress(job, pool, watcher, say, loop_lag).carry_out()
+        return await _StepInProgress(job, pool, watcher, report, loop_lag).carry_out()
     finally:
         gc.enable()
         gc.unfreeze()
@@ -134,14 +138,12 @@ async def warm_up(job: LoadJob, pool: Pool) -> list[Sample]:
 class _StepInProgress:
     """One step in progress."""
 
-    def __init__(
-        self, job: LoadJob, pool: Pool, watcher: Watcher | None, say: Callable[[str], None], loop_lag: LoopLag
-    ) -> None:
+    def __init__(self, job: LoadJob, pool: Pool, watcher: Watcher | None, report: Report, loop_lag: LoopLag) -> None:
         self._job = job
         self._step = job.step
         self._pool = pool
         self._watcher = watcher
-        self._say = say
+        self._report = report
         self._loop_lag = loop_lag
         self._loop = asyncio.get_running_loop()
         self._zero_s = time.perf_counter() + _LEAD_S
@@ -251,7 +253,7 @@ class _StepInProgress:
         self._sending = False
         at_s = time.perf_counter() - self._zero_s
         self._stop = EarlyStop(at_s, self._sent, reason, max(0.0, self._step.duration_s - at_s))
-        self._say(f"{self._step.id}: {reason} is certain after {at_s:.0f} of {self._step.duration_s:g} s")
+        self._report(replace(self._progress(time.perf_counter()), certain=reason))
 
     async def _run_upkeep(self) -> None:
         """Maintain the connections twice a second, and report the step's progress."""
@@ -261,9 +263,9 @@ class _StepInProgress:
             next_s += _UPKEEP_INTERVAL_S
             self._pool.upkeep()
             now_s = time.perf_counter()
-            if now_s - reported_s >= PROGRESS_INTERVAL_S:
+            if now_s - reported_s >= _REPORT_INTERVAL_S:
                 reported_s = now_s
-                self._say(self._progress(now_s).text(self._step))
+                self._report(self._progress(now_s))
 
     def _quiet_s(self) -> float:
         """When to start the background work: half-way between two sends where they are regular.

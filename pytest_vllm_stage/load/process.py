@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, Any, BinaryIO, cast
 
+from pytest_vllm_stage.core.activity import Activity
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.load.driver import LoadJob, Watcher
+from pytest_vllm_stage.load.driver import PROGRESS_INTERVAL_S, LoadJob, Report, Watcher
+from pytest_vllm_stage.load.progress import LoadProgress
 from pytest_vllm_stage.load.worker import frame, read_frame
 from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.step import LoadStep
 
 _SHOWN_CHARACTERS = 2000
 _END_TIMEOUT_S = 10.0
@@ -33,8 +36,12 @@ def measure(job: LoadJob, journal: Journal, *, watcher: Watcher | None = None) -
         StageError: the driver itself refused the job.
     """
     with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts, tempfile.TemporaryFile() as errors:
-        with _driver(job, watcher is not None, errors) as process:
-            measurement = _follow(process, journal, watcher)
+        step = job.step
+        with (
+            _driver(job, watcher is not None, errors) as process,
+            journal.activity(step.id, total_s=step.duration_s, interval_s=PROGRESS_INTERVAL_S) as activity,
+        ):
+            measurement = _follow(process, lambda seen: _report(seen, step, activity, journal), watcher)
         if measurement is None:
             raise _ended(job, process, errors)
         facts["requests"] = len(measurement.samples)
@@ -71,13 +78,21 @@ def _driver(job: LoadJob, watched: bool, errors: IO[bytes]) -> Iterator[subproce
                 pipe.close()
 
 
-def _follow(process: subprocess.Popen[bytes], journal: Journal, watcher: Watcher | None) -> Measurement | None:
+def _report(progress: LoadProgress, step: LoadStep, activity: Activity, journal: Journal) -> None:
+    if progress.certain:
+        at_s = f"{progress.elapsed_s:.0f} of {step.duration_s:g} s"
+        journal.say(f"{step.id}: {progress.certain} is certain after {at_s}")
+    else:
+        activity.update(progress.text(step), elapsed_s=progress.elapsed_s)
+
+
+def _follow(process: subprocess.Popen[bytes], report: Report, watcher: Watcher | None) -> Measurement | None:
     """Read until the result; None when the process ended without one."""
     stopped = False
     while (message := read_frame(cast(BinaryIO, process.stdout))) is not None:
         kind, content = message
-        if kind == "say":
-            journal.say(content)
+        if kind == "progress":
+            report(content)
         elif kind == "error":
             raise cast(StageError, content)
         elif kind == "done":

@@ -25,6 +25,7 @@ class LoadProgress:
         elapsed_s: Since the step's start.
         running: The engine's batch, at the last reading.
         waiting: The engine's queue, at the last reading.
+        certain: The verdict that has just become certain, which ends the sending; empty otherwise.
     """
 
     sent: int = 0
@@ -33,16 +34,14 @@ class LoadProgress:
     elapsed_s: float = 0.0
     running: float | None = None
     waiting: float | None = None
+    certain: str = ""
 
     def text(self, step: LoadStep) -> str:
-        """One line."""
+        """The state in a few words."""
         engine = "" if self.running is None else f", engine runs {self.running:g}, {self.waiting or 0:g} wait"
         failed = f", {self.failed} failed" if self.failed else ""
         planned = f" of {step.planned_requests}" if step.open_loop else ""
-        return (
-            f"{step.id}: {self.elapsed_s:.0f} of {step.duration_s:g} s, "
-            f"{self.sent}{planned} sent, {self.done} answered{failed}{engine}"
-        )
+        return f"{self.sent}{planned} sent, {self.done} answered{failed}{engine}"
 
 
 class LoopLag:

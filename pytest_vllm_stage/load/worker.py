@@ -1,8 +1,8 @@
 """The driver's own process: nothing else runs in its interpreter, and it may run before others on its machine.
 
 It reads a pickled job from its stdin, then lines (``stop REASON``) until the parent closes it, which ends the process.
-On its stdout it writes frames, each a length of four bytes and a pickle: ``("say", line)``, ``("sample", Sample)``
-where the parent watches, and last ``("done", Measurement)`` or ``("error", StageError)``.
+On its stdout it writes frames, each a length of four bytes and a pickle: ``("progress", LoadProgress)``,
+``("sample", Sample)`` where the parent watches, and last ``("done", Measurement)`` or ``("error", StageError)``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pytest_vllm_stage.core.errors import StageError
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import LoadJob, run_step
 from pytest_vllm_stage.load.priority import raise_priority
+from pytest_vllm_stage.load.progress import LoadProgress
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 
 LENGTH = struct.Struct("!I")
@@ -58,9 +59,9 @@ class _Parent:
         os.set_blocking(0, False)
         self._loop.add_reader(0, self._readable)
 
-    def say(self, line: str) -> None:
-        """Hand on a progress line."""
-        self.send("say", line)
+    def report(self, progress: LoadProgress) -> None:
+        """Hand on the step's progress."""
+        self.send("progress", progress)
 
     def send(self, kind: str, content: Any) -> None:
         """Send a message."""
@@ -89,7 +90,7 @@ async def _work(job: LoadJob, watched: bool) -> None:
     await parent.attach()
     priority = raise_priority()
     try:
-        measurement = await run_step(job, watcher=parent.watch if watched else None, say=parent.say)
+        measurement = await run_step(job, watcher=parent.watch if watched else None, report=parent.report)
     except StageError as error:
         parent.send("error", error)
     else:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_vllm_stage.core.activity import Live
     from pytest_vllm_stage.core.journal import Journal, Say, StepContext
     from pytest_vllm_stage.run.shared import Shared
     from pytest_vllm_stage.settings.config import StageConfig
@@ -49,10 +50,13 @@ class Run:
         step: Shows each phase of the journal elsewhere too; set by the report that wants it.
     """
 
-    def __init__(self, identity: RunIdentity, resolve: Callable[[], StageConfig], say: Say) -> None:
+    def __init__(
+        self, identity: RunIdentity, resolve: Callable[[], StageConfig], say: Say, live: Live | None = None
+    ) -> None:
         self.identity = identity
         self._resolve = resolve
         self._say = say
+        self._live = live
         self.step: StepContext = nullcontext
 
     @cached_property
@@ -96,7 +100,7 @@ class Run:
         from pytest_vllm_stage.core.journal import Journal
 
         self.directory.mkdir(parents=True, exist_ok=True)
-        journal = Journal(self.journal_path, self._say, lambda name: self.step(name))
+        journal = Journal(self.journal_path, self._say, lambda name: self.step(name), self._live)
         if not self.active:
             # Here too, since a run that is killed leaves no other record of what it was asked for.
             asked_for = self.config.to_json() if "config" in vars(self) else {}

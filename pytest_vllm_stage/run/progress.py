@@ -1,4 +1,4 @@
-"""Progress lines on the real stderr, past pytest's capture, so that a person sees them while a fixture works."""
+"""Progress on the real stderr, past pytest's capture, so that a person sees it while a fixture works."""
 
 from __future__ import annotations
 
@@ -9,47 +9,76 @@ import time
 
 import pytest
 
+from pytest_vllm_stage.core.activity import Activity
+from pytest_vllm_stage.run import live_line
+from pytest_vllm_stage.run.live_line import LiveLine
+
 
 class Progress:
-    """Says one plain line with the elapsed time; silent with ``-q``.
+    """Prints plain lines with the elapsed time, and shows a live line on a terminal; silent with ``-q``.
 
-    The descriptor is duplicated when the plugin is configured and capturing is suspended for a moment, since what a
-    fixture writes to ``sys.stderr`` would be captured, and a worker's stdout is xdist's own channel.
+    The descriptor of stderr is duplicated on first use, with capturing suspended for a moment, since what a fixture
+    writes to ``sys.stderr`` would be captured, and a worker's stdout is xdist's own channel. Workers share a terminal
+    with each other and with the controller, so they print plain lines.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._silent = config.get_verbosity() < 0
+        self._is_worker = hasattr(config, "workerinput")
         self._started = time.monotonic()
         self._descriptor: int | None = None
+        self._live: LiveLine | None = None
 
     def __call__(self, line: str) -> None:
-        """Write the line now."""
+        """Print the line now."""
         if self._silent:
             return
+        self._prepare()
         text = f"[stage {time.monotonic() - self._started:6.1f} s] {line}\n".encode(errors="replace")
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        if capture is None or threading.current_thread() is not threading.main_thread():
-            self._write(text)
+        if self._live is not None:
+            self._live.print(text)
             return
-        with capture.global_and_fixture_disabled():
-            self._end_terminal_line()
-            self._keep_descriptor()
-            self._write(text)
-
-    def _write(self, text: bytes) -> None:
         try:
             os.write(self._descriptor if self._descriptor is not None else 2, text)
         except OSError:
             self._silent = True
 
-    def _keep_descriptor(self) -> None:
-        """Keep the uncaptured stderr for lines that other threads say while capture is on."""
+    def begin(self, activity: Activity, /) -> bool:
+        """Show the activity on the live line; False where there is none."""
+        if self._silent or self._is_worker:
+            return False
+        self._prepare()
+        if self._live is None:
+            return False
+        self._live.begin(activity)
+        return True
+
+    def end(self, activity: Activity, /) -> None:
+        """Remove the activity from the live line."""
+        if self._live is not None:
+            self._live.end(activity)
+
+    def _prepare(self) -> None:
+        """End pytest's own line, and keep the uncaptured stderr for other threads and for the live line."""
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        if threading.current_thread() is not threading.main_thread() or (self._live and not self._live.idle):
+            return
+        if capture is None:
+            self._open()
+            return
+        with capture.global_and_fixture_disabled():
+            self._open()
+
+    def _open(self) -> None:
+        self._end_terminal_line()
         if self._descriptor is None:
             self._descriptor = os.dup(2)
+            if not self._is_worker and live_line.is_supported(self._descriptor):
+                self._live = LiveLine(self._descriptor)
 
     def _end_terminal_line(self) -> None:
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
-        if reporter is not None and not hasattr(self._config, "workerinput"):
+        if reporter is not None and not self._is_worker:
             reporter.ensure_newline()
             sys.stdout.flush()

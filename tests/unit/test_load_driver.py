@@ -292,7 +292,7 @@ def test_the_driver_ends_with_its_parent(sim: Sim) -> None:
         "from pytest_vllm_stage.core.journal import Journal\n"
         "from pytest_vllm_stage.load import process\n"
         "original = process._follow\n"
-        "def follow(child, journal, watcher):\n"
+        "def follow(child, report, watcher):\n"
         "    print(child.pid, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
         "process._follow = follow\n"

@@ -19,7 +19,6 @@ from pytest_vllm_stage.cluster.local import gotool, kserve_files, tekton_files
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE, cache_dir
-from pytest_vllm_stage.core.waiting import PROGRESS_INTERVAL_S
 
 MODULES = PACKAGE / "cluster" / "modules"
 #: Unoptimised code compiles in half the time, and one node has little to do.
@@ -170,14 +169,13 @@ def _ensure(component: Component, go: Path, journal: Journal) -> None:
 
 
 def _acquire(lock: FileLock, component: Component, journal: Journal) -> None:
-    started = time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=PROGRESS_INTERVAL_S if time.monotonic() - started > 1 else 1)
-            return
-        except Timeout:
-            waited_s = time.monotonic() - started
-            journal.say(f"build {component.name}: another run builds it; waiting ({waited_s:.0f} s)")
+    with journal.activity(f"build {component.name}") as activity:
+        while True:
+            try:
+                lock.acquire(timeout=1)
+                return
+            except Timeout:
+                activity.update("waiting for another run, which builds it", announce=True)
 
 
 def _build(component: Component, go: Path, draft: Path, journal: Journal) -> None:
@@ -213,9 +211,8 @@ def _environment() -> dict[str, str]:
 
 
 def _run(component: Component, command: list[str], log: Path, environment: dict[str, str], journal: Journal) -> None:
-    """Run a build, and report its progress from time to time."""
-    started = reported_at = time.monotonic()
-    with log.open("w", encoding="utf-8") as output:
+    """Run a build, and report its progress."""
+    with log.open("w", encoding="utf-8") as output, journal.activity(f"build {component.name}") as activity:
         process = subprocess.Popen(
             [*_dying_with_us(), *command],
             cwd=component.source,
@@ -228,9 +225,7 @@ def _run(component: Component, command: list[str], log: Path, environment: dict[
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                if time.monotonic() - reported_at >= PROGRESS_INTERVAL_S:
-                    reported_at = time.monotonic()
-                    journal.say(f"build {component.name}: {reported_at - started:.0f} s, {_progress(log)}")
+                activity.update(_progress(log))
         finally:
             process.kill()
             process.wait()

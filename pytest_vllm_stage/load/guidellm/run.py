@@ -185,19 +185,18 @@ class _GuideLLMRun:
         """Wait for the end, reporting the elapsed time and the engine's state."""
         step = self.job.step
         longest_s = step.duration_s * (1 if step.open_loop else _SLOWER) + step.request_timeout_s + AROUND_S
-        started_s = said_s = time.monotonic()
-        while process.poll() is None:
-            usage.look()
-            self._priority = _priority_of(process.pid) or self._priority
-            now_s = time.monotonic()
-            if now_s - started_s > longest_s:
-                raise EnvironmentUnusable(
-                    f"GuideLLM did not end step {step.id} within {longest_s:.0f} s\n  it wrote: {self._wrote()}"
-                )
-            if now_s - said_s >= PROGRESS_INTERVAL_S:
-                said_s = now_s
-                self.journal.say(progress(step, now_s - started_s, readings))
-            await asyncio.sleep(_LOOK_INTERVAL_S)
+        started_s = time.monotonic()
+        with self.journal.activity(step.id, total_s=step.duration_s, interval_s=PROGRESS_INTERVAL_S) as activity:
+            while process.poll() is None:
+                usage.look()
+                self._priority = _priority_of(process.pid) or self._priority
+                now_s = time.monotonic()
+                if now_s - started_s > longest_s:
+                    raise EnvironmentUnusable(
+                        f"GuideLLM did not end step {step.id} within {longest_s:.0f} s\n  it wrote: {self._wrote()}"
+                    )
+                activity.update(describe_progress(readings))
+                await asyncio.sleep(_LOOK_INTERVAL_S)
 
     def _check(self, process: subprocess.Popen[bytes]) -> None:
         if process.returncode or not (self.folder / REPORT).exists():
@@ -261,10 +260,9 @@ def environ_of(ca_file: str | None, folder: Path) -> dict[str, str]:
     return kept | _SETTINGS | authorities | {"HF_HOME": str(folder / "hub")}
 
 
-def progress(step: LoadStep, elapsed_s: float, readings: Sequence[ServerReading]) -> str:
-    """One line for people."""
+def describe_progress(readings: Sequence[ServerReading]) -> str:
+    """The state of GuideLLM's run in a few words."""
     last = readings[-1] if readings else None
-    engine = ""
-    if last is not None and last.running is not None:
-        engine = f", engine runs {last.running:g}, {last.waiting or 0:g} wait"
-    return f"{step.id}: GuideLLM since {elapsed_s:.0f} s, for a step of {step.duration_s:g} s{engine}"
+    if last is None or last.running is None:
+        return "GuideLLM runs"
+    return f"GuideLLM runs, engine runs {last.running:g}, {last.waiting or 0:g} wait"
