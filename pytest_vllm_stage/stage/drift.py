@@ -73,6 +73,15 @@ def _replaced(text: str, service: Object) -> str:
     return text
 
 
+def replace_placeholders(value: Any, service: Object) -> Any:
+    """The value with the placeholders of a ServingRuntime replaced in every string of it."""
+    if isinstance(value, str):
+        return _replaced(value, service)
+    if isinstance(value, dict):
+        return {key: replace_placeholders(item, service) for key, item in value.items()}
+    return [replace_placeholders(item, service) for item in value] if isinstance(value, list) else value
+
+
 def _plain_env(container: Object) -> dict[str, str]:
     return {entry["name"]: str(entry["value"]) for entry in container.get("env") or [] if "value" in entry}
 

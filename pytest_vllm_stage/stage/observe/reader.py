@@ -8,7 +8,7 @@ from typing import Protocol
 
 from kubernetes.dynamic import DynamicClient
 
-from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable
+from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable, RequestRejected
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
@@ -61,6 +61,15 @@ class StageReader:
     def listed(self, kind: str, labels: dict[str, str] | None = None) -> list[Object]:
         """Objects of the namespace."""
         return objects.listed(self.kube, kind, self.namespace, labels)
+
+    def listed_where_allowed(self, kind: str) -> list[Object]:
+        """Objects of the namespace; empty where this user may not list them, or the cluster has no such kind."""
+        try:
+            return self.listed(kind)
+        except ApiServerUnreachable:
+            raise
+        except (EnvironmentUnusable, RequestRejected):
+            return []
 
     def everywhere(self, kind: str) -> list[Object]:
         """Cluster-wide objects; empty where this user may not list them."""

@@ -1,0 +1,82 @@
+"""Does the live stage equal its declaration, field by field and in both directions?
+
+A field that the platform adds legitimately is known by its path and its owner. Each line names who set the field, which
+distinguishes a manual change from an admission webhook and from a controller.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllm_stage.checks.stage.drift import compare, strangers
+from pytest_vllm_stage.stage import drift, objects
+from pytest_vllm_stage.stage.observe import health
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage import StageReader
+
+    Object = dict[str, Any]
+
+
+def test_declared_objects_are_live_unchanged(reader: StageReader, declared: list[Object], kubectl: str) -> None:
+    """Every declared object exists with the declared fields and no others.
+
+    A changed field takes effect at the next restart at the latest, and every later number is about another stage.
+    """
+    assert declared, "the overlay declares no object: nothing was compared"
+    around = compare.surroundings(reader.listed_where_allowed("LimitRange"), reader.listed("InferenceService"))
+    secrets = {objects.name_of(one): one for one in reader.listed_where_allowed("Secret")}
+    lines = []
+    for manifest in declared:
+        name = objects.name_of(manifest)
+        if manifest["kind"] == "Secret":
+            lines += compare.compare_declared(manifest, secrets.get(name), around)
+        elif manifest["kind"] != "Namespace":
+            lines += compare.compare_declared(manifest, reader.get(objects.kind_of(manifest), name), around)
+    assert not lines, health.message("live objects differ from their declaration", lines, _show(kubectl, lines))
+
+
+def test_generated_deployment_is_as_requested(
+    reader: StageReader, service: Object, declared_runtime: Object, kubectl: str
+) -> None:
+    """The Deployment that KServe generates is what the live InferenceService and ServingRuntime request."""
+    name = f"{service['metadata']['name']}-predictor"
+    deployment, runtime = reader.get("Deployment", name), reader.get("ServingRuntime", drift.runtime_name(service))
+    runtime = runtime or declared_runtime
+    if deployment is None:  # Knative generates a Deployment per revision, which the next test compares with its pods
+        return
+    around = compare.surroundings(reader.listed_where_allowed("LimitRange"), [service])
+    lines = compare.compare_generated(service, runtime, deployment, around)
+    assert not lines, health.message(
+        "the generated Deployment is not as requested",
+        lines,
+        f"{kubectl} get deployment/{name} -o yaml --show-managed-fields",
+    )
+
+
+def test_pods_equal_their_template(reader: StageReader, kubectl: str) -> None:
+    """Every running pod of a Deployment has the fields of its template and what the platform adds to pods.
+
+    An admission webhook or a LimitRange changes pods only: their Deployment stays as declared.
+    """
+    around = compare.surroundings(reader.listed_where_allowed("LimitRange"), reader.listed("InferenceService"))
+    pods = [pod for pod in reader.listed("Pod") if not pod["metadata"].get("deletionTimestamp")]
+    pairs = [(owner, pod) for owner in reader.listed("ReplicaSet") for pod in objects.owned_by(pods, owner)]
+    assert pairs, f"no pod of a Deployment runs\n  next: {kubectl} get deployments,pods"
+    lines = [line for owner, pod in pairs for line in compare.compare_pod(owner, pod, around)]
+    assert not lines, health.message("pods differ from their template", lines, _show(kubectl, lines))
+
+
+def test_no_undeclared_object_acts_on_the_stage(reader: StageReader, declared: list[Object], kubectl: str) -> None:
+    """No policy, quota, autoscaler or Service that no manifest declares was added since the stage was deployed."""
+    services = reader.listed("InferenceService")
+    assert services, f"the namespace has no InferenceService\n  next: {kubectl} get inferenceservices"
+    found = {kind: reader.listed_where_allowed(kind) for kind in strangers.ACTING_KINDS}
+    lines = strangers.find_strangers(found, declared, reader.listed("Pod"), services)
+    assert not lines, health.message("an undeclared object acts on the stage", lines, _show(kubectl, lines))
+
+
+def _show(kubectl: str, lines: list[str]) -> str:
+    """The command that shows the first object that is named, with the managers of its fields."""
+    kind, _, name = lines[0].split(" ")[0].rstrip(":").partition("/") if lines else ("pod", "", "")
+    return f"{kubectl} get {kind.lower()} {name} -o yaml --show-managed-fields"
