@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage import EndpointClient
-from pytest_vllm_stage.checks.inference.relations.asking import ORDINARY, Asker, RelationBroken, name
+from pytest_vllm_stage import EndpointClient, Target
+from pytest_vllm_stage.checks.inference.relations.ahead import AT_ONCE, AskingAhead, Selection
+from pytest_vllm_stage.checks.inference.relations.asking import ORDINARY, Asker, name
 from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, LABEL, MATRIX, Case
-from pytest_vllm_stage.checks.inference.relations.reading import Reading, find_difference, read_answer
-from pytest_vllm_stage.checks.inference.together import together
+from pytest_vllm_stage.checks.inference.relations.reading import find_difference, read_answer
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
-from pytest_vllm_stage.serving.failures import RequestFailed
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage import ModelProfile, StageConfig
 
 Needs = Callable[..., None]
 
-#: Requests of other kinds that run at the same time.
-AT_ONCE = 8
 BATCHES = [MATRIX[start :: len(MATRIX) // AT_ONCE] for start in range(len(MATRIX) // AT_ONCE)]
+#: Checks that ask each row again in its way, and whether they stream.
+ASKED_IN_THEIR_WAY = {"test_stream_equals_plain": True, "test_way_of_asking_changes_nothing": False}
 #: Features that must not change an answer, by factor.
 IRRELEVANT = {"extra": ("logprobs", "bias"), "end": ("absent stop text",)}
 #: vLLM's documented defaults. Those of temperature, top_p, top_k, min_p and repetition_penalty are left out: a model's
@@ -57,18 +60,67 @@ def rows(choose: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecor
 
 
 @pytest.fixture(scope="module")
-def _askers() -> dict[str, Asker]:
-    return {}
+def _asking_ahead(
+    request: pytest.FixtureRequest, targets: dict[str, Target], stage_config: StageConfig
+) -> Iterator[dict[str, AskingAhead]]:
+    """Asks all models at the same time what the chosen checks compare: two engines on two cores take as long as one."""
+    chosen = [item for item in request.session.items if item.path == request.path]
+    with ExitStack() as stack:
+        asking = {}
+        for role, target in targets.items():
+            selection = _select(chosen, role, stage_config.profile.find_model(role, target.model))
+            asking[role] = AskingAhead(Asker(stack.enter_context(EndpointClient(target))), selection)
+        yield asking
+        for one in asking.values():
+            one.stop()
+            one.wait()
+
+
+def _select(items: list[pytest.Item], role: str, profile: ModelProfile | None) -> Selection:
+    """What the chosen checks of a model compare, without what its profile rules out."""
+    cannot = profile.cannot if profile else {}
+    alone: dict[str, Case] = {}
+    in_ways: list[tuple[Case, bool, str]] = []
+    batches: list[list[tuple[Case, bool, str]]] = []
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if params.get("model_role") != role:
+            continue
+        cases = [case for case in _cases_of(params) if not cannot.keys() & set(case.needs)]
+        test = getattr(item, "originalname", "")
+        simpler = [case.without(_factor_left_out(test, case)) for case in cases if _factor_left_out(test, case)]
+        alone |= {case.id: case for case in (*cases, *simpler)}
+        if test == test_answer_among_others_equals_answer_alone.__name__:
+            batches.append([(case, False, ORDINARY) for case in cases])
+        elif test in ASKED_IN_THEIR_WAY:
+            in_ways += [(case, ASKED_IN_THEIR_WAY[test], case.row["way"]) for case in cases]
+    return Selection(list(alone.values()), [in_ways, *batches])
+
+
+def _factor_left_out(test: str, case: Case) -> str:
+    """The factor without which a check asks the row for comparison; empty where it does not."""
+    if test == test_irrelevant_feature_changes_nothing.__name__:
+        return _irrelevant_factor(case)
+    return "extra" if test == test_each_of_n_answers_equals_the_answer_alone.__name__ else ""
+
+
+def _irrelevant_factor(case: Case) -> str:
+    return next(factor for factor, values in IRRELEVANT.items() if case.row[factor] in values)
+
+
+def _cases_of(params: Mapping[str, Any]) -> list[Case]:
+    return [params["case"]] if "case" in params else params.get("batch", [])
 
 
 @pytest.fixture
-def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, _askers: dict[str, Asker]) -> Asker:
-    """Asks the endpoint, and remembers its answers from check to check.
+def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, _asking_ahead: dict[str, AskingAhead]) -> Asker:
+    """Knows the model's answers from check to check.
 
     Where a plain answer cannot be had, the first check that needs it fails, and the others are skipped: one cause is
     one failure.
     """
-    asker = _askers.setdefault(endpoint.target.role, Asker(endpoint))
+    asker = _asking_ahead[endpoint.target.role].wait()
+    asker.endpoint = endpoint
     case = request.node.callspec.params.get("case")
     if case and (reason := asker.explain_unanswered(case)):
         pytest.skip(f"reported by an earlier check: {reason}")
@@ -99,18 +151,9 @@ def test_answer_among_others_equals_answer_alone(asker: Asker, needs: Needs, bat
     if not cases:
         pytest.skip("no request of this batch has a plain answer, as other checks report")
     expected = [asker.alone(case) for case in cases]
-    bodies = [asker.body(case) for case in cases]
-    relation = "among others of other kinds != alone"
-
-    def ask(place: int) -> Reading:
-        try:
-            return asker.ask(cases[place], bodies[place])
-        except RequestFailed as error:
-            raise RelationBroken(f"{name(relation, cases[place])}: {error}") from None
-
-    got = together(ask, range(len(cases)), at_once=AT_ONCE)
+    got = asker.ask_together(cases, at_once=AT_ONCE)
     for case, alone, among in zip(cases, expected, got, strict=True):
-        asker.compare(relation, case, alone, among, "the answer among others")
+        asker.compare("among others of other kinds != alone", case, alone, among, "the answer among others")
 
 
 def _can(needs: Needs, case: Case) -> bool:
@@ -162,7 +205,7 @@ def test_each_of_n_answers_equals_the_answer_alone(asker: Asker, needs: Needs, c
 def test_irrelevant_feature_changes_nothing(asker: Asker, needs: Needs, case: Case) -> None:
     """Logprobs, a bias of a token that no answer has, and a stop text that no answer has leave the text as it is."""
     needs(*case.needs)
-    factor = next(factor for factor, values in IRRELEVANT.items() if case.row[factor] in values)
+    factor = _irrelevant_factor(case)
     without, with_it = asker.alone(case.without(factor)), asker.alone(case)
     if case.row["extra"] == "logprobs":
         with_it = replace(with_it, choices=[replace(one, tokens=[], scores=[]) for one in with_it.choices])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vllm_stage.checks.inference.relations.ahead import group_for_alone
 from pytest_vllm_stage.checks.inference.relations.asking import Asker, RelationBroken
 from pytest_vllm_stage.checks.inference.relations.covering import Choice, cover_pairs, pairs_to_cover
 from pytest_vllm_stage.checks.inference.relations.features import FACTORS, MATRIX, Case, exclusion
@@ -259,3 +260,55 @@ def test_one_cause_of_missing_answers_is_one_failure(values: list[str], named: s
         except RelationBroken as error:
             failures.append(str(error))
     assert failures == [named]
+
+
+class Early(Asker):
+    """An asker whose server answers requests that are sent ahead, and later ones, with different texts."""
+
+    def __init__(self, ahead: str, later: str) -> None:
+        super().__init__(EndpointClient(Target("full", "m", "http://127.0.0.1:9")))
+        self.ahead, self.later = ahead, later
+        self.is_ahead = True
+
+    def ask(self, case: Case, body: dict[str, Any], *, stream: bool = False, way: str = "") -> Reading:
+        if not stream:
+            return read_answer(whole())
+        return read_answer(whole(content=self.ahead if self.is_ahead else self.later))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "later", "expected"),
+    [
+        ("ab", "never asked", ""),
+        ("a", "ab", "lost 'b' after 'a'; asked again without other requests at the same time, it is equal"),
+        ("a", "b", "lost 'a'"),
+    ],
+)
+def test_answer_asked_ahead_is_compared_and_a_difference_is_asked_again(ahead: str, later: str, expected: str) -> None:
+    """An answer that is wrong only among others fails too, and its error says so."""
+    asker, case = Early(ahead, later), MATRIX[0]
+    assert asker.learn(case)
+    asker.ask_early(case, True, case.row["way"])
+    asker.is_ahead = False
+    if not expected:
+        asker.check("streamed != plain", case, "the stream", stream=True, way=case.row["way"])
+        return
+    with pytest.raises(RelationBroken) as raised:
+        asker.check("streamed != plain", case, "the stream", stream=True, way=case.row["way"])
+    assert str(raised.value).endswith(expected)
+
+
+def test_failure_of_a_request_asked_ahead_is_reported_by_its_check() -> None:
+    """Also where the server would answer by then: a failure that passes is a failure."""
+    asker, case = Refusing("chat"), MATRIX[0]
+    assert not asker.learn(case)
+    asker.values = {"nothing has this"}
+    with pytest.raises(RelationBroken, match="no plain answer for plain text on chat: answered 500"):
+        asker.alone(case)
+
+
+def test_only_calls_of_one_kind_of_tool_are_asked_at_the_same_time() -> None:
+    groups = group_for_alone(MATRIX)
+    assert sorted(case.place for group in groups for case in group) == list(range(len(MATRIX)))
+    shared = [{case.row["answer"] for case in group} for group in groups if len(group) > 1]
+    assert sorted(map(sorted, shared)) == [["named tool"], ["required tool"], ["several tool calls"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from pytest_vllm_stage.checks.inference.relations.reading import (
     read_chunks,
 )
 from pytest_vllm_stage.checks.inference.relations.ways import WAYS
+from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.failures import RequestFailed
 
@@ -24,6 +26,8 @@ NEAR_TIE_NATS = 0.5
 #: Characters of a stop text that is taken from the middle of an answer.
 STOP_LENGTH = 3
 ORDINARY = "kept connection"
+#: A request: its body as JSON, whether it is streamed, and its way.
+Sent = tuple[str, bool, str]
 
 
 class RelationBroken(AssertionError):
@@ -37,11 +41,15 @@ class Asker:
     Attributes:
         endpoint: The client.
         known: The plain answer to each request that was asked alone, by its body.
+        failed: Why a request that was asked ahead of its checks has no plain answer, by its body.
+        early: What came of requests that were asked ahead, among others; see `ahead`.
         unanswered: The fewest features with which no plain answer comes, with what came instead.
     """
 
     endpoint: EndpointClient
     known: dict[str, Reading] = field(default_factory=dict)
+    failed: dict[str, RequestFailed] = field(default_factory=dict)
+    early: dict[Sent, Reading | RequestFailed] = field(default_factory=dict)
     unanswered: dict[frozenset[Choice], str] = field(default_factory=dict)
     _unused: list[int] = field(default_factory=list, repr=False)
 
@@ -75,6 +83,8 @@ class Asker:
         key = json.dumps(body)
         if key not in self.known:
             try:
+                if key in self.failed:
+                    raise self.failed.pop(key)
                 self.known[key] = self.ask(case, body)
             except RequestFailed as error:
                 cause = self._find_cause(case, error)
@@ -82,6 +92,35 @@ class Asker:
                 self.unanswered[_features(cause)] = said
                 raise RelationBroken(said) from None
         return self.known[key]
+
+    def learn(self, case: Case) -> bool:
+        """Ask for the plain answer ahead of the checks, once; whether there is one. A failure is kept for `alone`."""
+        if case.row["end"] == "stop text" and not self.learn(case.without("end")):
+            return False
+        body = self.body(case)
+        key = json.dumps(body)
+        if key not in self.known and key not in self.failed:
+            try:
+                self.known[key] = self.ask(case, body)
+            except RequestFailed as error:
+                self.failed[key] = error
+        return key in self.known
+
+    def ask_early(self, case: Case, stream: bool, way: str) -> None:
+        """Ask ahead of the checks, whatever comes of it."""
+        body = self.body(case)
+        try:
+            got: Reading | RequestFailed = self.ask(case, body, stream=stream, way=way)
+        except RequestFailed as error:
+            got = error
+        self.early[json.dumps(body), stream, way] = got
+
+    def ask_together(self, cases: Sequence[Case], *, at_once: int) -> list[Reading | RequestFailed]:
+        """What comes of the cases when they are asked at the same time; taken from ahead where that was done."""
+        keys = [(json.dumps(self.body(case)), False, ORDINARY) for case in cases]
+        if not self.early.keys() >= set(keys):
+            together(lambda case: self.ask_early(case, False, ORDINARY), cases, at_once=at_once)
+        return [self.early[key] for key in keys]
 
     def explain_unanswered(self, case: Case) -> str:
         """Why the case has no plain answer, where `alone` has reported it for features of the case; else empty."""
@@ -121,29 +160,50 @@ class Asker:
     def check(self, relation: str, case: Case, what: str, *, stream: bool = False, way: str = ORDINARY) -> None:
         """Ask again in another way, and compare with the answer alone.
 
+        What was asked ahead, among other requests, is compared first. Where it differs, the request is asked again
+        alone, so that the error says whether the way or the other requests break the answer.
+
         Raises:
             RelationBroken: naming the relation, the features and the way.
         """
         __tracebackhide__ = True
         body, expected = self.body(case), self.alone(case)
+        early = self.early.pop((json.dumps(body), stream, way), None)
+        among_others = ""
+        if early is not None:
+            among_others = self._find_broken(relation, case, expected, early, what, way)
+            if not among_others:
+                return
+        alone: Reading | RequestFailed
         try:
-            got = self.ask(case, body, stream=stream, way=way)
+            alone = self.ask(case, body, stream=stream, way=way)
         except RequestFailed as error:
-            raise RelationBroken(f"{name(relation, case, way)}: {error}") from None
-        self.compare(relation, case, expected, got, what, way=way)
+            alone = error
+        if broken := self._find_broken(relation, case, expected, alone, what, way):
+            raise RelationBroken(broken)
+        if among_others:
+            raise RelationBroken(f"{among_others}; asked again without other requests at the same time, it is equal")
 
-    def compare(
-        self, relation: str, case: Case, expected: Reading, got: Reading, what: str, *, way: str = ORDINARY
-    ) -> None:
+    def _find_broken(
+        self, relation: str, case: Case, expected: Reading, got: Reading | RequestFailed, what: str, way: str
+    ) -> str:
+        """How the relation is broken, in words; empty where it holds."""
+        if isinstance(got, RequestFailed):
+            return f"{name(relation, case, way)}: {got}"
+        difference = find_difference(expected, got, what, free_tokens=case.row["answer"] in GUIDED)
+        if difference and not self._is_near_tie(case, expected, got) and not _differ_by_json_space(case, expected, got):
+            return f"{name(relation, case, way)}: {difference}"
+        return ""
+
+    def compare(self, relation: str, case: Case, expected: Reading, got: Reading | RequestFailed, what: str) -> None:
         """Compare two answers to one case.
 
         Raises:
-            RelationBroken: they differ, and not by a token that was as likely as the expected one.
+            RelationBroken: they differ, and not by a token that was as likely as the expected one; or one did not come.
         """
         __tracebackhide__ = True
-        difference = find_difference(expected, got, what, free_tokens=case.row["answer"] in GUIDED)
-        if difference and not self._is_near_tie(case, expected, got) and not _differ_by_json_space(case, expected, got):
-            raise RelationBroken(f"{name(relation, case, way)}: {difference}")
+        if broken := self._find_broken(relation, case, expected, got, what, ORDINARY):
+            raise RelationBroken(broken)
 
     def _is_near_tie(self, case: Case, expected: Reading, got: Reading) -> bool:
         """Whether the texts part at a token that is about as likely as the one that came instead of it."""

@@ -32,10 +32,12 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "prompt": ("short", "long", "system", "turns"),
     "way": tuple(WAYS),
 }
-TOOLS = ("named tool", "required tool", "several tool calls", "no tool call")
-GUIDED = ("choice", "regex", "json schema", "named tool", "required tool", "several tool calls")
+#: Answers that are calls of tools.
+CALLED = ("named tool", "required tool", "several tool calls")
+TOOLS = (*CALLED, "no tool call")
+GUIDED = ("choice", "regex", "json schema", *CALLED)
 #: Answers in which the white space of JSON is free: a grammar leaves it to the model, or a tool parser writes its own.
-FREE_SPACE = ("json schema", "named tool", "required tool", "several tool calls")
+FREE_SPACE = ("json schema", *CALLED)
 #: Values that no message names, as they add nothing to a plain request.
 NEUTRAL = ("text", "token limit", "nothing", "short")
 
