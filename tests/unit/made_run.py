@@ -18,6 +18,7 @@ from tests.unit.made_samples import sample
 RUN_ID = "20261124-100000-aaaa"
 #: 2026-11-24T10:00:00Z
 STARTED_AT = 1795514400.0
+MARKUP = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 SETTINGS = {
     "profile": {"value": "local", "source": "default"},
     "endpoint": {"value": None, "source": "default"},
@@ -62,6 +63,18 @@ def steps() -> list[Measurement]:
         for role, service in roles.items()
         for step in (rate_step(1.0, role, service), rate_step(5.0, role, service), user_step(5, role, service))
     ]
+
+
+def make_markup_run(folder: Path) -> Path:
+    """A run in which everything that a server, a profile or a test's author names is markup."""
+    events = [
+        check(f"a.py::test_a[{MARKUP}]", "failed", f"E   HTTP 500: {MARKUP}\n  next: {MARKUP}", proves=MARKUP),
+        check("a.py::test_b", "skipped", MARKUP),
+        {"kind": "published", "name": MARKUP, "uri": MARKUP, "state": "written"},
+        {"kind": "phase", "name": MARKUP, "duration_s": 1.0, "outcome": MARKUP},
+        {"kind": "versions", "name": "x", MARKUP: MARKUP},
+    ]
+    return make_run(folder, *events, measurements=[measured(rate_step(1.0, "quantized", MARKUP))], exit_status=1)
 
 
 def make_run(

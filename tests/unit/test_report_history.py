@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from pytest_vllm_stage.report.documents import write_reports
 from pytest_vllm_stage.report.html.comparison import compare_models, compare_runs
 from pytest_vllm_stage.report.html.history import find_series
 from pytest_vllm_stage.report.run_data import HISTORY, load_run
-from pytest_vllm_stage.slo.baselines import Baseline, append_baseline, make_key
+from tests.unit.made_history import make_run_with_history
 from tests.unit.made_results import measured, rate_step
 from tests.unit.made_run import RUN_ID, check, make_run, steps
 
-KEY = make_key(
-    model="smollm2-135m", image_digest="", vllm_arguments="", gpu="", step="full-rate-5", prompt_set="", driver="d",
-    driver_version="1",
-)  # fmt: skip
-
-
-def baseline(run_id: str, value: float, **changes: str) -> Baseline:
-    return Baseline(run_id, 1000.0, KEY | changes, {"ttft_p50_ms": value}, "ok", accepted=True)
-
-
-def run_with_history(tmp_path: Path) -> Path:
-    folder = tmp_path / "baselines"
-    for number in range(5):
-        append_baseline(folder / "local.jsonl", baseline(f"earlier-{number}", 100.0 + number))
-    append_baseline(folder / "local.jsonl", baseline("other-gpu", 7.0, gpu="L4"))
-    append_baseline(folder / "local.jsonl", replace(baseline(RUN_ID, 150.0), accepted=False))
-    append_baseline(folder / "local.jsonl", baseline("later", 999.0))
-    judged = {
-        "kind": "regression", "name": "full-rate-5", "state": "regression", "fails": True, "runs": 5,
-        "text": "full-rate-5: regression", "metrics": {"ttft_p50_ms": {"value": 150.0, "baseline": 102.0}},
-    }  # fmt: skip
-    settings = {"baselines": {"value": str(folder), "source": "--stage-baselines"}}
-    return make_run(tmp_path / "run", judged, measurements=steps()[3:], exit_status=1, settings=settings)
-
 
 def test_history_is_that_of_comparable_runs_up_to_this_one(tmp_path: Path) -> None:
-    (series,) = find_series(load_run(run_with_history(tmp_path)))
+    (series,) = find_series(load_run(make_run_with_history(tmp_path)))
     assert [line.run_id for line in series.lines] == [*(f"earlier-{number}" for number in range(5)), RUN_ID]
     assert (series.state, series.baseline) == ("regression", 102.0)
 
 
 def test_run_keeps_its_history_and_is_reported_the_same_without_the_baselines(tmp_path: Path) -> None:
-    folder = run_with_history(tmp_path)
+    folder = make_run_with_history(tmp_path)
     write_reports(folder)
     page = (folder / "report.html").read_text()
     assert "+47.1 %" in page
@@ -58,7 +33,7 @@ def test_run_keeps_its_history_and_is_reported_the_same_without_the_baselines(tm
 
 
 def test_history_that_is_gone_is_named(tmp_path: Path) -> None:
-    folder = run_with_history(tmp_path)
+    folder = make_run_with_history(tmp_path)
     (tmp_path / "baselines" / "local.jsonl").unlink()
     (problem,) = load_run(folder).problems
     assert "local.jsonl does not exist on this machine" in problem

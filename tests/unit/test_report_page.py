@@ -16,10 +16,8 @@ from pytest_vllm_stage.report.markdown import LIMIT_BYTES, render_markdown
 from pytest_vllm_stage.report.overview import summarise_run
 from pytest_vllm_stage.report.run_data import load_run
 from pytest_vllm_stage.report.values import format_interval, format_number
-from tests.unit.made_results import measured, rate_step
-from tests.unit.made_run import check, independent, make_run, steps
-
-MARKUP = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
+from tests.unit.made_results import rate_step
+from tests.unit.made_run import check, independent, make_markup_run, make_run, steps
 
 
 class Tags(HTMLParser):
@@ -118,15 +116,7 @@ def test_matrix_cell_has_value_limit_interval_and_sample_sizes(tmp_path: Path) -
 
 
 def test_markup_from_a_server_arrives_as_text(tmp_path: Path) -> None:
-    events = [
-        check(f"a.py::test_a[{MARKUP}]", "failed", f"E   HTTP 500: {MARKUP}\n  next: {MARKUP}", proves=MARKUP),
-        check("a.py::test_b", "skipped", MARKUP),
-        {"kind": "published", "name": MARKUP, "uri": MARKUP, "state": "written"},
-        {"kind": "phase", "name": MARKUP, "duration_s": 1.0, "outcome": MARKUP},
-        {"kind": "versions", "name": "x", MARKUP: MARKUP},
-    ]
-    model = measured(rate_step(1.0, "quantized", MARKUP))
-    data = load_run(make_run(tmp_path / "run", *events, measurements=[model], exit_status=1))
+    data = load_run(make_markup_run(tmp_path / "run"))
     found = tags(render_page(data))
     assert [tag for tag, _ in found].count("script") == 1, "the page's own"
     assert not [tag for tag, _ in found if tag == "img"]
