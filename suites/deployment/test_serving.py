@@ -45,13 +45,15 @@ def test_replicas_are_as_declared(declared_service: Object, pods: list[Object], 
     )
 
 
-def test_pods_are_ready_without_restarts(service: Object, pods: list[Object], kubectl: str) -> None:
+def test_pods_are_ready_without_restarts(
+    reader: StageReader, service: Object, pods: list[Object], kubectl: str
+) -> None:
     """No container of the model's pods was restarted.
 
     A restart is an out-of-memory kill, a failed liveness probe or a crash: an outage for its users.
     """
     name = service["metadata"]["name"]
-    lines = health.check_pods(pods)
+    lines = health.check_pods(pods, reader.events)
     assert not lines, health.message(
         f"inferenceservice/{name} has pods that are not well",
         lines,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import claims, trouble
+from pytest_vllm_stage.stage.observe import claims, controllers, messages, trouble
 from pytest_vllm_stage.stage.quantities import parse_quantity
 from tests.unit.made_objects import (
     claim,
@@ -151,18 +151,18 @@ def test_failed_mount_names_the_missing_secret() -> None:
 def test_pods_that_are_not_created_are_explained_by_their_owner() -> None:
     made = deployment()
     made["status"]["conditions"] = [condition("ReplicaFailure", message="exceeded quota: compute")]
-    assert cause(trouble.find_creation_trouble(made, [])) == "pods cannot be created: exceeded quota: compute"
-    assert trouble.find_creation_trouble(deployment(), []) is None
+    assert cause(controllers.find_creation_trouble(made, [])) == "pods cannot be created: exceeded quota: compute"
+    assert controllers.find_creation_trouble(deployment(), []) is None
     refused = event(deployment(), "FailedCreate", "forbidden: maximum memory usage per Container is 1Gi")
-    assert "maximum memory usage" in cause(trouble.find_creation_trouble(deployment(), [refused]))
+    assert "maximum memory usage" in cause(controllers.find_creation_trouble(deployment(), [refused]))
 
 
 def test_invalid_specification_is_reported_as_kserve_reports_it() -> None:
     made = service()
-    assert trouble.find_specification_trouble(made) is None
+    assert controllers.find_specification_trouble(made) is None
     failure = {"reason": "RuntimeNotRecognized", "message": "no runtime x"}
     made["status"]["modelStatus"] = {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}
-    assert "RuntimeNotRecognized: no runtime x" in cause(trouble.find_specification_trouble(made))
+    assert "RuntimeNotRecognized: no runtime x" in cause(controllers.find_specification_trouble(made))
 
 
 STATIC = {"kind": "StorageClass", "metadata": {"name": "fast"}, "provisioner": "kubernetes.io/no-provisioner"}
@@ -351,15 +351,15 @@ def test_job_pod_with_a_running_sidecar_cannot_complete() -> None:
 def test_a_runtime_is_missing_or_does_not_support_the_format() -> None:
     made = service(modelFormat={"name": "vLLM"})
     assert (
-        cause(trouble.find_runtime_trouble(made, None, ["a", "b"]))
+        cause(controllers.find_runtime_trouble(made, None, ["a", "b"]))
         == "ServingRuntime vllm does not exist (existing: a, b)"
     )
     supported = {"spec": {"supportedModelFormats": [{"name": "onnx"}, {"name": "sklearn"}]}}
-    assert cause(trouble.find_runtime_trouble(made, supported, [])) == (
+    assert cause(controllers.find_runtime_trouble(made, supported, [])) == (
         "ServingRuntime vllm does not support model format vLLM (it supports: onnx, sklearn)"
     )
-    assert trouble.find_runtime_trouble(made, {"spec": {"supportedModelFormats": [{"name": "vLLM"}]}}, []) is None
-    assert trouble.find_runtime_trouble(made, {"spec": {}}, []) is None
+    assert controllers.find_runtime_trouble(made, {"spec": {"supportedModelFormats": [{"name": "vLLM"}]}}, []) is None
+    assert controllers.find_runtime_trouble(made, {"spec": {}}, []) is None
 
 
 def test_what_a_controller_cannot_do_is_its_own_words() -> None:
@@ -367,10 +367,10 @@ def test_what_a_controller_cannot_do_is_its_own_words() -> None:
     made["status"]["conditions"] += [
         condition("X", "False", reason="ReconcileFailed", message="volumeMount q: not found")
     ]
-    assert cause(trouble.find_condition_trouble(made)) == "ReconcileFailed: volumeMount q: not found"
+    assert cause(controllers.find_condition_trouble(made)) == "ReconcileFailed: volumeMount q: not found"
     made["status"]["conditions"][-1]["message"] = "Operation cannot be fulfilled: the object has been modified"
-    assert trouble.find_condition_trouble(made) is None
-    assert trouble.find_condition_trouble(service()) is None
+    assert controllers.find_condition_trouble(made) is None
+    assert controllers.find_condition_trouble(service()) is None
 
 
 def test_the_innermost_error_of_a_container_runtime_comes_first() -> None:
@@ -381,4 +381,4 @@ def test_the_innermost_error_of_a_container_runtime_comes_first() -> None:
     assert cause(of(pod(statuses=[waiting("RunContainerError", chain)]))) == (
         'container kserve-container cannot be started: exec: "/nope": stat /nope: no such file or directory'
     )
-    assert trouble.innermost("plain words") == "plain words"
+    assert messages.innermost("plain words") == "plain words"

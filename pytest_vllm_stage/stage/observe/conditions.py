@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import claims, rollout, trouble
+from pytest_vllm_stage.stage.observe import claims, controllers, rollout, trouble
 from pytest_vllm_stage.stage.observe.reader import ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
@@ -28,9 +28,8 @@ class NamespaceActive:
         found = reader.get("Namespace", self.name)
         phase = ((found or {}).get("status") or {}).get("phase", "absent")
         account = reader.get("ServiceAccount", "default") is not None
-        return ConditionStatus(
-            phase == "Active" and account, f"{phase}, service account {'present' if account else 'missing'}"
-        )
+        state = f"{phase}, service account {'present' if account else 'missing'}"
+        return ConditionStatus(phase == "Active" and account, state, controllers.find_deletion_trouble(found))
 
 
 @dataclass
@@ -75,8 +74,9 @@ class DeploymentAvailable:
         if done:
             return ConditionStatus(True, state)
         pods = reader.listed("Pod", found["spec"]["selector"].get("matchLabels"))
-        seen = _find_claims_trouble(reader, pods) or trouble.find_creation_trouble(found, reader.events)
-        seen = seen or _find_pod_trouble(reader, pods) or trouble.find_condition_trouble(found)
+        seen = _find_claims_trouble(reader, pods) or controllers.find_creation_trouble(found, reader.events)
+        seen = seen or _find_pod_trouble(reader, pods) or controllers.find_declared_stop(found)
+        seen = seen or controllers.find_condition_trouble(found)
         return ConditionStatus(False, f"{state}; {rollout.pod_states(pods)}", seen, [found, *pods])
 
 
@@ -99,8 +99,9 @@ class JobComplete:
         if objects.is_true(job, "Complete"):
             return ConditionStatus(True, "Complete")
         pods = objects.owned_by(reader.listed("Pod", {"batch.kubernetes.io/job-name": self.name}), job)
-        seen = _find_claims_trouble(reader, pods) or trouble.find_creation_trouble(job, reader.events)
+        seen = _find_claims_trouble(reader, pods) or controllers.find_creation_trouble(job, reader.events)
         seen = seen or _find_pod_trouble(reader, pods) or trouble.find_job_pod_trouble(pods)
+        seen = seen or controllers.find_declared_stop(job)
         if seen is None and objects.is_true(job, "Failed"):
             failed = objects.condition(job, "Failed")
             seen = Trouble(f"{failed.get('reason')}: {failed.get('message')}")
@@ -136,14 +137,15 @@ class InferenceServiceReady:
         if ready.get("status") == "True" and not stale:
             return ConditionStatus(True, "Ready")
         seen = _find_claims_trouble(reader, pods) or (
-            trouble.find_creation_trouble(deployment, reader.events) if deployment else None
+            controllers.find_creation_trouble(deployment, reader.events) if deployment else None
         )
         seen = (
             seen
             or _find_pod_trouble(reader, pods)
-            or trouble.find_runtime_trouble(service, runtime, _runtimes(reader, runtime))
+            or controllers.find_runtime_trouble(service, runtime, _runtimes(reader, runtime))
         )
-        seen = seen or trouble.find_specification_trouble(service) or trouble.find_condition_trouble(service)
+        seen = seen or controllers.find_specification_trouble(service) or controllers.find_declared_stop(service)
+        seen = seen or controllers.find_condition_trouble(service)
         why = stale[0] if ready.get("status") == "True" else f"Ready={ready.get('status', 'Unknown')}"
         return ConditionStatus(False, f"{rollout.pod_states(pods)}; {why}", seen, [service, *pods])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import diagnose, rollout
+from pytest_vllm_stage.stage.observe import diagnose, probes, rollout
 from pytest_vllm_stage.stage.quantities import parse_quantity
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -40,8 +40,9 @@ def check_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
     return lines
 
 
-def check_pods(pods: Sequence[Object]) -> list[str]:
-    """Report pods that are not Ready, or whose containers were restarted."""
+def check_pods(pods: Sequence[Object], events: Iterable[Object] = ()) -> list[str]:
+    """Report pods that are not Ready, or whose containers were restarted, by which probe where the events name one."""
+    known = list(events)
     lines = [] if pods else ["there is no pod"]
     for pod in pods:
         name, status = objects.name_of(pod), pod.get("status") or {}
@@ -52,8 +53,19 @@ def check_pods(pods: Sequence[Object]) -> list[str]:
             if count:
                 ended = (container.get("lastState") or {}).get("terminated") or {}
                 why = f"{ended.get('reason', 'unknown reason')}, exit code {ended.get('exitCode', 'unknown')}"
-                lines.append(f"container {container['name']} of pod {name} was restarted {count} times ({why})")
+                probe = probes.killed_cause(_spec_of(pod, container["name"]), _about(pod, known))
+                by = f": {probe}" if probe else ""
+                lines.append(f"container {container['name']} of pod {name} was restarted {count} times ({why}){by}")
     return lines
+
+
+def _spec_of(pod: Object, container: str) -> Object:
+    return next((dict(one) for one in pod["spec"]["containers"] if one["name"] == container), {"name": container})
+
+
+def _about(item: Object, events: Iterable[Object]) -> list[Object]:
+    uid = item["metadata"].get("uid")
+    return [event for event in events if (event.get("involvedObject") or {}).get("uid") == uid]
 
 
 def check_claim(claim: Object | None, declared: Object) -> list[str]:

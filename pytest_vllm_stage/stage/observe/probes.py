@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import messages, runbook
 
 #: How HTTP servers announce their address (uvicorn, vLLM); engines log the ports of their own processes too.
 _LISTENING = re.compile(r"(?:running|server|[Ll]istening)\b.*\bon https?://(?:\[[^\]]*\]|[^\s:/]+):(\d{2,5})\b")
@@ -20,6 +21,9 @@ def unready_cause(container: Object, warnings: Iterable[Object], log: Callable[[
     """
     events = [event for event in warnings if event.get("reason") == "Unhealthy"]
     for kind in ("Startup", "Readiness"):
+        errored = _last_message(events, f"{kind} probe errored", container)
+        if errored:
+            return f"{describe_probe(container, kind)} cannot run: {runbook.cut(messages.innermost(errored))}"
         message = _last_message(events, f"{kind} probe failed", container)
         status = _STATUS.search(message)
         if status and status[1].startswith("4"):

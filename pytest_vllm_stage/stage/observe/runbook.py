@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from pytest_vllm_stage.stage.observe import messages
+
 _PATH = r"['\"](?P<path>/[^'\"]+)['\"]"
 
 
@@ -130,22 +132,18 @@ def cause_of(lines: Iterable[str]) -> str | None:
         for line in read:
             match = symptom.pattern.search(line)
             if match:
-                return symptom.cause.format(line=cut(_message(line)), **match.groupdict())
+                groups = {name: messages.humanize(value or "") for name, value in match.groupdict().items()}
+                return symptom.cause.format(line=cut(messages.without_log_prefix(line)), **groups)
     return None
 
 
 def cut(text: str, longest: int = LONGEST_QUOTE) -> str:
     """The text on one line, truncated to ``longest`` characters."""
-    flat = " ".join(text.split())
+    flat = " ".join(messages.humanize(text).split())
     return flat if len(flat) <= longest else flat[: longest - 1] + "…"
-
-
-def _message(line: str) -> str:
-    """A vLLM log line without its prefix (process, level, time, source)."""
-    return re.sub(r"^(?:\([^)]*\)\s*)?(?:(?:ERROR|WARNING|INFO|CRITICAL)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?", "", line)
 
 
 def informative_lines(lines: Iterable[str], most: int) -> list[str]:
     """The last informative lines of a log: no code excerpts of tracebacks, no blank lines."""
-    said = [line.rstrip() for line in lines if line.strip() and not _NOISE.match(_message(line))]
+    said = [line.rstrip() for line in lines if line.strip() and not _NOISE.match(messages.without_log_prefix(line))]
     return [cut(line, 300) for line in said[-most:]]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import probes, runbook
+from pytest_vllm_stage.stage.observe import messages, probes, runbook
 
 #: (pod, container, of the previous instance) to its log lines.
 Logs = Callable[[str, str, bool], list[str]]
 #: A container that ended this often without a known cause is in a crash loop.
 RESTARTS_OF_A_LOOP = 2
-#: Reasons of conditions by which a controller gives up until the object changes.
-CONTROLLER_FAILURES = ("ReconcileFailed", "ReconcileError", "ProgressDeadlineExceeded")
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,21 @@ def find_trouble_of_pod(pod: Object, events: list[Object], logs: Logs, nodes: Se
         found = _find_probe_trouble(pod, container, events, logs) or _find_container_trouble(pod, container, logs)
         if found:
             return found
-    return _find_mount_trouble(pod, mine)
+    return _find_mount_trouble(pod, mine) or _find_stalled_trouble(pod)
+
+
+def _find_stalled_trouble(pod: Object) -> Trouble | None:
+    """A pod that waits for something that does not exist, which no event reports."""
+    name, scheduler = objects.name_of(pod), pod["spec"].get("schedulerName", "default-scheduler")
+    scheduled, ready = objects.condition(pod, "PodScheduled"), objects.condition(pod, "Ready")
+    if not scheduled and not pod["spec"].get("nodeName") and scheduler != "default-scheduler":
+        return Trouble(f"pod {name} waits for scheduler {scheduler}, which has not processed it", name, times=20)
+    if scheduled.get("reason") == "SchedulingGated":
+        gates = ", ".join(str(gate.get("name")) for gate in pod["spec"].get("schedulingGates") or [])
+        return Trouble(f"pod {name} is held back by scheduling gate {gates}", name, times=60)
+    if ready.get("reason") == "ReadinessGatesNotReady":
+        return Trouble(f"pod {name} is not Ready: {runbook.cut(ready.get('message', ''))}", name, times=40)
+    return None
 
 
 def _removal(pod: Object) -> str:
@@ -161,14 +172,27 @@ def _find_container_trouble(pod: Object, container: Object, logs: Logs) -> Troub
     if found:
         return found
     ended, previous = _last_end(container)
-    return _explain_end(pod, container, ended, previous, logs) if ended else None
+    return _explain_end(pod, container, ended, previous, logs) if ended else _find_early_end(pod, container)
+
+
+def _find_early_end(pod: Object, container: Object) -> Trouble | None:
+    """A server that ends without an error: its command is not a server's."""
+    before = (container.get("lastState") or {}).get("terminated")
+    served = any(spec["name"] == container["name"] for spec in pod["spec"]["containers"])
+    restarts = container.get("restartCount", 0)
+    waits = (container.get("state") or {}).get("waiting")
+    if not (before and served and waits) or restarts < RESTARTS_OF_A_LOOP:
+        return None
+    name, who = objects.name_of(pod), container["name"]
+    cause = f"container {who} ends with exit code 0 and was restarted {restarts} times: it does not keep running"
+    return Trouble(cause, name, who, previous=True)
 
 
 def _explain_waiting(pod: Object, container: Object, waiting: Object) -> Trouble | None:
     name, reason, message = objects.name_of(pod), waiting.get("reason", ""), waiting.get("message", "")
     who = container["name"]
     if reason == "CreateContainerConfigError":
-        known = config_error(message)
+        known = messages.describe_config_error(message)
         if known:
             return Trouble(known, name, who, times=3)
         # For example a kubelet that has not seen a new Secret in time: it tries again.
@@ -178,23 +202,9 @@ def _explain_waiting(pod: Object, container: Object, waiting: Object) -> Trouble
         times = {"ErrImagePull": 4, "ImagePullBackOff": 2}.get(reason, 1)
         return Trouble(f"image {image} cannot be pulled: {runbook.cut(message or reason)}", name, who, times=times)
     if reason in ("CreateContainerError", "RunContainerError"):
-        return Trouble(f"container {who} cannot be started: {runbook.cut(innermost(message))}", name, who, times=2)
+        cause = runbook.cut(messages.innermost(message))
+        return Trouble(f"container {who} cannot be started: {cause}", name, who, times=2)
     return None
-
-
-def innermost(message: str) -> str:
-    """The cause at the end of a container runtime's chain of errors, without the outer layers."""
-    cause = re.split(r"unable to start container process: |(?:runc|crun) create failed: ", message)[-1]
-    return cause.removesuffix(": unknown").strip() or message
-
-
-def config_error(message: str) -> str | None:
-    """A kubelet's message about a missing Secret, ConfigMap or key, in the runbook's terms."""
-    match = re.search(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:[^/\s]+/)?(\S+)", message)
-    if match:
-        return f'{match[2].lower()} {match[3]} has no key "{match[1]}"'
-    match = re.search(r'(secret|configmap) "([^"]+)" not found', message, re.IGNORECASE)
-    return f"{match[1].lower()} {match[2]} does not exist" if match else None
 
 
 def _last_end(container: Object) -> tuple[Object | None, bool]:
@@ -212,13 +222,16 @@ def _explain_end(pod: Object, container: Object, ended: Object, previous: bool, 
     if ended.get("reason") == "OOMKilled":
         limit = _spec_of(pod, who).get("resources", {}).get("limits", {}).get("memory", "none")
         return Trouble(f"container {who} was OOM-killed (memory limit {limit})", name, who, previous)
-    known = runbook.cause_of(logs(name, who, previous))
+    lines = logs(name, who, previous)
+    known = runbook.cause_of(lines)
     if known:
         return Trouble(known, name, who, previous)
     restarts = container.get("restartCount", 0)
     if restarts >= RESTARTS_OF_A_LOOP or pod["spec"].get("restartPolicy") == "Never":
         again = f" and restarted {restarts} times" if restarts else ""
-        return Trouble(f"container {who} ended with exit code {ended['exitCode']}{again}", name, who, previous)
+        last = messages.last_error(lines)
+        why = f": {last}" if last else ""
+        return Trouble(f"container {who} ended with exit code {ended['exitCode']}{again}{why}", name, who, previous)
     return None
 
 
@@ -233,56 +246,13 @@ def _find_mount_trouble(pod: Object, warnings: list[Object]) -> Trouble | None:
     if any("waiting" not in state for state in states):
         return None
     for event in warnings:
+        message = event.get("message", "")
+        if event.get("reason") == "FailedCreatePodSandBox":
+            cause = f"pod {objects.name_of(pod)}: its network or sandbox cannot be created: "
+            return Trouble(cause + runbook.cut(messages.innermost(message)), objects.name_of(pod), times=60)
         if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
-            message = event.get("message", "")
-            known = config_error(message)
+            known = messages.describe_config_error(message)
             cause = known or f"a volume cannot be mounted: {runbook.cut(message)}"
             # A kubelet that has not seen a new ConfigMap in time, or a disk that is detaching: it tries again.
             return Trouble(f"pod {objects.name_of(pod)}: {cause}", objects.name_of(pod), times=10 if known else 60)
     return None
-
-
-def find_creation_trouble(owner: Object, events: Iterable[Object]) -> Trouble | None:
-    """Pods that are not created: quota, limit range, security policy."""
-    failure = objects.condition(owner, "ReplicaFailure")
-    if failure.get("status") == "True":
-        return Trouble(f"pods cannot be created: {runbook.cut(failure.get('message', ''))}", times=3)
-    for event in warnings_of(owner, events):
-        if event.get("reason") == "FailedCreate" and not (owner.get("status") or {}).get("active"):
-            return Trouble(f"pods cannot be created: {runbook.cut(event.get('message', ''))}", times=3)
-    return None
-
-
-def find_runtime_trouble(service: Object, runtime: Object | None, there: Sequence[str]) -> Trouble | None:
-    """A ServingRuntime that does not exist, or does not support the model's format; ``there`` are the existing ones."""
-    model = service["spec"]["predictor"].get("model") or {}
-    wanted, form = model.get("runtime"), (model.get("modelFormat") or {}).get("name")
-    if not wanted:
-        return None
-    if runtime is None:
-        return Trouble(f"ServingRuntime {wanted} does not exist (existing: {', '.join(there) or 'none'})", times=6)
-    supported = [str(entry.get("name")) for entry in runtime["spec"].get("supportedModelFormats") or []]
-    if form and supported and form not in supported:
-        cause = f"ServingRuntime {wanted} does not support model format {form} (it supports: {', '.join(supported)})"
-        return Trouble(cause, times=6)
-    return None
-
-
-def find_condition_trouble(item: Object) -> Trouble | None:
-    """A failure that a controller reports in a condition; a conflict of two writers resolves by itself."""
-    for entry in (item.get("status") or {}).get("conditions") or []:
-        message = str(entry.get("message", ""))
-        failed = entry.get("status") != "True" and entry.get("reason") in CONTROLLER_FAILURES
-        if failed and "the object has been modified" not in message:
-            return Trouble(f"{entry['reason']}: {runbook.cut(message)}", times=10)
-    return None
-
-
-def find_specification_trouble(service: Object) -> Trouble | None:
-    """An error in the specification that KServe itself reports."""
-    model = (service.get("status") or {}).get("modelStatus") or {}
-    if model.get("transitionStatus") != "InvalidSpec":
-        return None
-    failure = model.get("lastFailureInfo") or {}
-    reason = f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
-    return Trouble(f"KServe rejects the specification: {runbook.cut(reason)}", times=2)

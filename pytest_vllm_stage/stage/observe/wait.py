@@ -9,7 +9,8 @@ from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import objects
-from pytest_vllm_stage.stage.observe import diagnose, runbook
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import diagnose, messages, runbook
 from pytest_vllm_stage.stage.observe.reader import Condition, ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
@@ -84,22 +85,38 @@ class _Group:
         self._seen[condition.what] = (cause, observations)
         if not expired and (status.trouble is None or observations < status.trouble.times):
             return None
-        found = status.trouble or _explain_timeout(condition, status)
         warnings = diagnose.warnings_about(status.subjects, self._reader.events)
+        found = status.trouble or _explain_timeout(condition, status, warnings, self._reader.logs)
         return f"{condition.failing}: {diagnose.explain(found, self._reader.logs, warnings)}"
 
     def _record(self, condition: Condition, waited_s: float, outcome: str, state: str) -> None:
         self._journal.event("wait", condition.what, duration_s=round(waited_s, 3), outcome=outcome, state=state)
 
 
-def _explain_timeout(condition: Condition, status: ConditionStatus) -> Trouble:
-    """The timeout expired without a known cause: point to the log of the container that is not Ready."""
+def _explain_timeout(
+    condition: Condition, status: ConditionStatus, warnings: Sequence[Object], logs: diagnose.Logs
+) -> Trouble:
+    """The timeout expired without a known cause: the last condition, event and log line that are about the object."""
     cause = f"not within {condition.timeout_s:g} s: {status.state}{_last_condition(status)}"
+    events = diagnose.event_lines(warnings)
+    cause += f"; last event: {events[-1]}" if events else ""
     for pod in status.subjects:
-        for container in (pod.get("status") or {}).get("containerStatuses") or [] if pod.get("kind") == "Pod" else []:
-            if not container.get("ready") and "running" in (container.get("state") or {}):
-                return Trouble(cause, objects.name_of(pod), container["name"])
+        found = _find_unready_container(pod) if pod.get("kind") == "Pod" else None
+        if found:
+            lines = logs(objects.name_of(pod), found, False)
+            last = messages.last_error(lines) or next(iter(runbook.informative_lines(lines, 1)), "")
+            cause += f"; last log line of container {found}: {last}" if last else f"; container {found} logs nothing"
+            return Trouble(cause, objects.name_of(pod), found)
     return Trouble(cause)
+
+
+def _find_unready_container(pod: Object) -> str | None:
+    """The first container that runs and is not Ready, or that initialises the pod."""
+    status = pod.get("status") or {}
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        if not container.get("ready") and "running" in (container.get("state") or {}):
+            return str(container["name"])
+    return None
 
 
 def _last_condition(status: ConditionStatus) -> str:

@@ -1,0 +1,94 @@
+"""States of workloads and InferenceServices that their controllers report: pure functions over objects and events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import runbook
+from pytest_vllm_stage.stage.observe.trouble import Trouble, warnings_of
+
+#: Reasons of conditions by which a controller gives up until the object changes.
+CONTROLLER_FAILURES = ("ReconcileFailed", "ReconcileError", "ProgressDeadlineExceeded")
+#: KServe deletes the pods of a service with this annotation.
+STOP_ANNOTATION = "serving.kserve.io/stop"
+
+
+def find_creation_trouble(owner: Object, events: Iterable[Object]) -> Trouble | None:
+    """Pods that are not created: quota, limit range, security policy."""
+    failure = objects.condition(owner, "ReplicaFailure")
+    if failure.get("status") == "True":
+        return Trouble(f"pods cannot be created: {runbook.cut(failure.get('message', ''))}", times=3)
+    for event in warnings_of(owner, events):
+        if event.get("reason") == "FailedCreate" and not (owner.get("status") or {}).get("active"):
+            return Trouble(f"pods cannot be created: {runbook.cut(event.get('message', ''))}", times=3)
+    return None
+
+
+def find_runtime_trouble(service: Object, runtime: Object | None, there: Sequence[str]) -> Trouble | None:
+    """A ServingRuntime that does not exist, or does not support the model's format; ``there`` are the existing ones."""
+    model = service["spec"]["predictor"].get("model") or {}
+    wanted, form = model.get("runtime"), (model.get("modelFormat") or {}).get("name")
+    if not wanted:
+        return None
+    if runtime is None:
+        return Trouble(f"ServingRuntime {wanted} does not exist (existing: {', '.join(there) or 'none'})", times=6)
+    supported = [str(entry.get("name")) for entry in runtime["spec"].get("supportedModelFormats") or []]
+    if form and supported and form not in supported:
+        cause = f"ServingRuntime {wanted} does not support model format {form} (it supports: {', '.join(supported)})"
+        return Trouble(cause, times=6)
+    return None
+
+
+def find_declared_stop(item: Object) -> Trouble | None:
+    """A workload that is declared not to run: paused, without replicas, or stopped by KServe's annotation."""
+    spec, annotations = item.get("spec") or {}, item["metadata"].get("annotations") or {}
+    if spec.get("paused"):
+        return Trouble(f"{objects.reference(item)} is paused (spec.paused): no pod is created", times=3)
+    queued = "kueue.x-k8s.io/queue-name" in (item["metadata"].get("labels") or {})
+    if spec.get("suspend") and not queued:  # Kueue suspends a Job until it admits it
+        return Trouble(f"{objects.reference(item)} is suspended (spec.suspend): no pod is created", times=20)
+    if str(annotations.get(STOP_ANNOTATION, "")).lower() == "true":
+        return Trouble(f"{objects.reference(item)} is stopped by annotation {STOP_ANNOTATION}", times=3)
+    return None
+
+
+def find_condition_trouble(item: Object) -> Trouble | None:
+    """A failure that a controller reports in a condition; a conflict of two writers resolves by itself."""
+    for entry in (item.get("status") or {}).get("conditions") or []:
+        message = str(entry.get("message", ""))
+        failed = entry.get("status") != "True" and entry.get("reason") in CONTROLLER_FAILURES
+        if failed and "the object has been modified" not in message:
+            return Trouble(f"{entry['reason']}: {runbook.cut(message)}", times=10)
+    return None
+
+
+def find_specification_trouble(service: Object) -> Trouble | None:
+    """An error in the specification that KServe itself reports."""
+    model = (service.get("status") or {}).get("modelStatus") or {}
+    if model.get("transitionStatus") != "InvalidSpec":
+        return None
+    failure = model.get("lastFailureInfo") or {}
+    reason = f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
+    return Trouble(f"KServe rejects the specification: {runbook.cut(reason)}", times=2)
+
+
+def find_deletion_trouble(item: Object | None) -> Trouble | None:
+    """An object that is being deleted, and what holds its deletion back."""
+    since = ((item or {}).get("metadata") or {}).get("deletionTimestamp")
+    if item is None or not since:
+        return None
+    return Trouble(f"{objects.reference(item)} is being deleted since {since}{describe_blockers(item)}", times=3)
+
+
+def describe_blockers(item: Object) -> str:
+    """The finalizers and conditions that hold a deletion back, to be appended to a sentence."""
+    finalizers = [*(item["metadata"].get("finalizers") or []), *((item.get("spec") or {}).get("finalizers") or [])]
+    remaining = [
+        runbook.cut(str(entry.get("message", "")))
+        for entry in (item.get("status") or {}).get("conditions") or []
+        if entry.get("status") == "True" and str(entry.get("type", "")).endswith(("Remaining", "Failure"))
+    ]
+    held = [f"held by finalizer {', '.join(map(str, finalizers))}"] if finalizers else []
+    return "".join(f"; {text}" for text in [*held, *remaining])
