@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.settings.options import OPTIONS, Option
 from pytest_vllm_stage.stage.observe.runbook import SYMPTOMS
+from tests.unit.deployment_faults import FAULTS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_vllm_stage"
@@ -115,11 +116,18 @@ def symptoms_table() -> str:
     return "\n".join(["| reported cause | what to do |", "|---|---|", *rows])
 
 
+def deployment_faults_table() -> str:
+    """Each planted deployment fault with the first line of its report."""
+    rows = [f"| {fault.planted} | `{fault.line}` |" for fault in FAULTS]
+    return "\n".join(["| planted | first line |", "|---|---|", *rows])
+
+
 #: File and marker to what stands between ``<!-- marker -->`` and ``<!-- end of marker -->``.
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "options"): options_table,
     ("README.md", "fixtures"): fixtures_table,
     ("docs/architecture.md", "rooms"): rooms_table,
+    ("docs/checks.md", "deployment faults"): deployment_faults_table,
     ("docs/troubleshooting.md", "symptoms"): symptoms_table,
 }
 

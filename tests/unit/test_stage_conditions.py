@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.settings.profile import DEFAULT_WAITS_S
 from pytest_vllm_stage.stage.deploy import waves
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import conditions, reader
+from pytest_vllm_stage.stage.observe import conditions
 from pytest_vllm_stage.stage.observe.reader import ConditionStatus
 from tests.unit.made_objects import (
     claim,
@@ -24,32 +21,9 @@ from tests.unit.made_objects import (
     service,
     waiting,
 )
+from tests.unit.made_reader import Snapshot
 
-CLUSTER = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", True, True)
 STATIC = {"kind": "StorageClass", "metadata": {"name": "fast"}, "provisioner": "kubernetes.io/no-provisioner"}
-
-
-class Snapshot(reader.StageReader):
-    """A view of given objects."""
-
-    def __init__(self, *there: Object, log: list[str] | None = None) -> None:
-        nothing: Any = None
-        super().__init__(nothing, CLUSTER, "ns")
-        self.there = there
-        self.log = log or []
-
-    def get(self, kind: str, name: str) -> Object | None:
-        return next((i for i in self.there if i["kind"] == kind and i["metadata"]["name"] == name), None)
-
-    def listed(self, kind: str, labels: dict[str, str] | None = None) -> list[Object]:
-        return [item for item in self.there if item["kind"] == kind]
-
-    def everywhere(self, kind: str) -> list[Object]:
-        return self.listed(kind)
-
-    @property
-    def logs(self) -> Any:
-        return lambda *_: self.log
 
 
 def job_labelled(name: str, made: Object) -> Object:

@@ -1,0 +1,421 @@
+# ruff: noqa: E501 the texts of other programs stay whole
+"""Faults of a deployment, as objects, events and logs show them: what is planted, and how its first line begins.
+
+The texts are those of Kubernetes 1.34, KServe 0.20, containerd and runc. docs/checks.md has the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_vllm_stage.stage.observe import conditions
+from pytest_vllm_stage.stage.observe.reader import Condition
+from tests.unit.made_objects import (
+    IMAGE,
+    claim,
+    condition,
+    container_status,
+    deployment,
+    ended,
+    event,
+    job,
+    pod,
+    runtime,
+    service,
+    waiting,
+)
+from tests.unit.made_reader import Snapshot
+
+Object = dict[str, Any]
+RUNNING = container_status(ready=False)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A planted fault.
+
+    Attributes:
+        planted: What is wrong, in a few words.
+        line: The first line of the report, whole.
+        there: The objects that show it.
+        log: The lines of every log.
+        events: The events.
+        of: The condition that is waited for.
+    """
+
+    planted: str
+    line: str
+    there: tuple[Object, ...]
+    log: tuple[str, ...] = ()
+    events: tuple[Object, ...] = ()
+    of: Callable[[str, float], Condition] = conditions.InferenceServiceReady
+
+    def first_line(self) -> str:
+        """What the run reports first."""
+        awaited = self.of(self.there[0]["metadata"]["name"], 300)
+        status = awaited.observe(Snapshot(*self.there, log=list(self.log), events=list(self.events)))
+        assert status.trouble is not None, f"{self.planted}: {status.state}"
+        return f"{awaited.failing}: {status.trouble.cause}"
+
+
+NOT_READY = service(ready="False")
+READY = "inferenceservice/m cannot become Ready"
+
+
+def model(made: Object, *more: Object) -> tuple[Object, ...]:
+    """An InferenceService that is not Ready, its runtime, its Deployment and a pod."""
+    return (NOT_READY, runtime(), deployment(availableReplicas=0), made, *more)
+
+
+def unready(**probe: Any) -> Object:
+    container = {"name": "kserve-container", "image": IMAGE, "ports": [{"containerPort": 8080}], **probe}
+    return pod(ready=False, statuses=[RUNNING], spec={"containers": [container]})
+
+
+def refused(message: str) -> tuple[Object, ...]:
+    made = deployment(availableReplicas=0)
+    made["status"]["conditions"] = [condition("ReplicaFailure", "True", reason="FailedCreate", message=message)]
+    return (NOT_READY, runtime(), made)
+
+
+def unscheduled(message: str, **spec: Any) -> Object:
+    reason = condition("PodScheduled", "False", reason="Unschedulable", message=message)
+    return pod(ready=False, statuses=[], conditions=[reason], spec=spec)
+
+
+def job_pod(made: Object) -> Object:
+    made["metadata"]["ownerReferences"] = [{"uid": "uid-download-m"}]
+    made["spec"]["restartPolicy"] = "Never"
+    return made
+
+
+def changed(item: Object, part: str, **fields: Any) -> Object:
+    item[part] |= fields
+    return item
+
+
+UNREADY_PATH = unready(readinessProbe={"httpGet": {"path": "/ready", "port": 8080}})
+UNREADY_PORT = unready(readinessProbe={"httpGet": {"path": "/health", "port": 8000}})
+UNREADY_EXEC = unready(readinessProbe={"exec": {"command": ["curl", "-f", "localhost:8080/health"]}})
+KILLED = pod(
+    ready=False,
+    statuses=[container_status(ready=False, restartCount=1)],
+    spec={
+        "containers": [
+            {"name": "kserve-container", "livenessProbe": {"httpGet": {"path": "/health", "port": 8080}}},
+        ]
+    },
+)
+GATED = unscheduled(
+    "Scheduling is blocked due to non-empty scheduling gates", schedulingGates=[{"name": "example.com/w"}]
+)
+GATED["status"]["conditions"][0]["reason"] = "SchedulingGated"
+STRANGE_SCHEDULER = pod(ready=False, statuses=[], conditions=[], spec={"schedulerName": "gang"})
+READINESS_GATE = pod(statuses=[container_status()], ready=False)
+READINESS_GATE["status"]["conditions"][0] |= {
+    "reason": "ReadinessGatesNotReady",
+    "message": 'corresponding condition of pod readiness gate "target-health.example.com/x" does not exist.',
+}
+STARTING = pod(ready=False, statuses=[waiting("ContainerCreating")])
+MOVED = {
+    "kind": "Node",
+    "metadata": {"name": "g6-1"},
+    "spec": {"taints": [{"key": "nvidia.com/gpu", "value": "l4", "effect": "NoSchedule"}]},
+}
+
+FAULTS = (
+    Fault(
+        "readiness probe on a path that does not exist",
+        f"{READY}: readiness probe GET :8080/ready answers 404; the log says it listens on :8080",
+        model(UNREADY_PATH),
+        ("INFO: Uvicorn running on http://0.0.0.0:8080 (Press CTRL+C to quit)",),
+        (event(UNREADY_PATH, "Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 404"),),
+    ),
+    Fault(
+        "readiness probe on another port than the server's",
+        f"{READY}: readiness probe GET :8000/health is refused; the log says it listens on :8080",
+        model(UNREADY_PORT),
+        ("INFO: Uvicorn running on http://0.0.0.0:8080 (Press CTRL+C to quit)",),
+        (
+            event(
+                UNREADY_PORT, "Unhealthy", "Readiness probe failed: dial tcp 10.1.2.3:8000: connect: connection refused"
+            ),
+        ),
+    ),
+    Fault(
+        "probe command that the image does not have",
+        f'{READY}: readiness probe curl -f localhost:8080/health cannot run: exec: "curl": executable file not found in '
+        "$PATH",
+        model(UNREADY_EXEC),
+        (),
+        (
+            event(
+                UNREADY_EXEC,
+                "Unhealthy",
+                "Readiness probe errored and resulted in unknown state: rpc error: code = Unknown desc = failed to exec in "
+                'container: failed to start exec "0a": OCI runtime exec failed: exec failed: unable to start container '
+                'process: exec: "curl": executable file not found in $PATH: unknown',
+            ),
+        ),
+    ),
+    Fault(
+        "liveness probe that kills the engine while it loads",
+        f"{READY}: liveness probe GET :8080/health restarts container kserve-container: dial tcp 10.1.2.3:8080: connect: "
+        "connection refused",
+        model(KILLED),
+        (),
+        (
+            event(KILLED, "Unhealthy", "Liveness probe failed: dial tcp 10.1.2.3:8080: connect: connection refused"),
+            event(
+                KILLED, "Killing", "Container kserve-container failed liveness probe, will be restarted", kind="Normal"
+            ),
+        ),
+    ),
+    Fault(
+        "readiness gate that no controller fulfils",
+        f'{READY}: pod p is not Ready: corresponding condition of pod readiness gate "target-health.example.com/x" does '
+        "not exist.",
+        model(READINESS_GATE),
+    ),
+    Fault(
+        "command that the image does not have",
+        f'{READY}: container kserve-container cannot be started: exec: "python4": executable file not found in $PATH',
+        model(
+            pod(
+                ready=False,
+                statuses=[
+                    waiting(
+                        "RunContainerError",
+                        "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create "
+                        'failed: unable to start container process: exec: "python4": executable file not found in $PATH: '
+                        "unknown",
+                    )
+                ],
+            )
+        ),
+    ),
+    Fault(
+        "command that ends at once, without an error",
+        f"{READY}: container kserve-container ends with exit code 0 and was restarted 3 times: it does not keep running",
+        model(
+            pod(
+                ready=False,
+                statuses=[
+                    container_status(
+                        ready=False,
+                        state={"waiting": {"reason": "CrashLoopBackOff"}},
+                        lastState={"terminated": {"exitCode": 0, "reason": "Completed"}},
+                        restartCount=3,
+                    )
+                ],
+            )
+        ),
+    ),
+    Fault(
+        "file system that the engine may not write to",
+        f"{READY}: container kserve-container ended with exit code 1 and restarted 2 times: PermissionError: [Errno 13] "
+        "Permission denied: '/.cache'",
+        model(pod(ready=False, statuses=[ended(1, restarts=2)])),
+        ("Traceback (most recent call last):", "PermissionError: [Errno 13] Permission denied: '/.cache'"),
+    ),
+    Fault(
+        "serving argument that the engine's version does not have",
+        f"{READY}: unknown serving argument --swap-space=4 (vLLM: api_server.py: error: unrecognized arguments: "
+        "--swap-space=4)",
+        model(pod(ready=False, statuses=[ended(2, restarts=1)])),
+        ("api_server.py: error: unrecognized arguments: --swap-space=4",),
+    ),
+    Fault(
+        "init container that fails",
+        f"{READY}: container storage-initializer ended with exit code 1 and restarted 2 times: "
+        'botocore.exceptions.EndpointConnectionError: Could not connect to the endpoint URL: "http://minio:9000/models"',
+        model(
+            pod(
+                ready=False,
+                statuses=[waiting("PodInitializing")],
+                initContainerStatuses=[
+                    container_status(
+                        "storage-initializer",
+                        ready=False,
+                        state={"waiting": {"reason": "CrashLoopBackOff"}},
+                        lastState={"terminated": {"exitCode": 1}},
+                        restartCount=2,
+                    )
+                ],
+                spec={"initContainers": [{"name": "storage-initializer", "image": "i"}]},
+            )
+        ),
+        (
+            "Traceback (most recent call last):",
+            'botocore.exceptions.EndpointConnectionError: Could not connect to the endpoint URL: "http://minio:9000/models"',
+        ),
+    ),
+    Fault(
+        "image name with a typing error",
+        f'{READY}: image Registry/vllm:1 cannot be pulled: couldn\'t parse image name "Registry/vllm:1": invalid reference '
+        "format: repository name must be lowercase",
+        model(
+            pod(
+                ready=False,
+                statuses=[
+                    waiting(
+                        "InvalidImageName",
+                        'couldn\'t parse image name "Registry/vllm:1": invalid reference format: repository name must be '
+                        "lowercase",
+                    )
+                ],
+                spec={"containers": [{"name": "kserve-container", "image": "Registry/vllm:1"}]},
+            )
+        ),
+    ),
+    Fault(
+        "ConfigMap of a volume that does not exist",
+        f"{READY}: pod p: configmap chat-template does not exist",
+        model(STARTING),
+        (),
+        (
+            event(
+                STARTING, "FailedMount", 'MountVolume.SetUp failed for volume "t" : configmap "chat-template" not found'
+            ),
+        ),
+    ),
+    Fault(
+        "network plugin that fails on the node",
+        f'{READY}: pod p: its network or sandbox cannot be created: Failed to create pod sandbox: plugin type="bridge" '
+        "failed (add): no IP addresses available in range set",
+        model(STARTING),
+        (),
+        (
+            event(
+                STARTING,
+                "FailedCreatePodSandBox",
+                'Failed to create pod sandbox: plugin type="bridge" failed (add): no IP addresses available in range set',
+            ),
+        ),
+    ),
+    Fault(
+        "more GPUs than any node has",
+        f"{READY}: pod p cannot be scheduled: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: not "
+        "eligible",
+        model(unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: not eligible")),
+    ),
+    Fault(
+        "GPU nodes with a taint that is not tolerated",
+        f"{READY}: pod p cannot be scheduled: 0/1 nodes are available: 1 node(s) had untolerated taint(s). (node g6-1 has "
+        "taint nvidia.com/gpu=l4:NoSchedule)",
+        model(unscheduled("0/1 nodes are available: 1 node(s) had untolerated taint(s)."), MOVED),
+    ),
+    Fault(
+        "scheduler that does not run",
+        f"{READY}: pod p waits for scheduler gang, which has not processed it",
+        model(STRANGE_SCHEDULER),
+    ),
+    Fault(
+        "scheduling gate that is never removed",
+        f"{READY}: pod p is held back by scheduling gate example.com/w",
+        model(GATED),
+    ),
+    Fault(
+        "quota that the pod exceeds",
+        f'{READY}: pods cannot be created: pods "m-predictor-1" is forbidden: exceeded quota: compute, requested: '
+        "limits.memory=3Gi, used: limits.memory=6Gi, limited: limits.memory=8Gi",
+        refused(
+            'pods "m-predictor-1" is forbidden: exceeded quota: compute, requested: limits.memory=3Gi, used: '
+            "limits.memory=6Gi, limited: limits.memory=8Gi"
+        ),
+    ),
+    Fault(
+        "pod security level that forbids the pod",
+        f'{READY}: pods cannot be created: pods "m-predictor-1" is forbidden: violates PodSecurity "restricted:latest": '
+        'restricted volume types (volume "usr" uses restricted volume type "hostPath")',
+        refused(
+            'pods "m-predictor-1" is forbidden: violates PodSecurity "restricted:latest": restricted volume types (volume '
+            '"usr" uses restricted volume type "hostPath")'
+        ),
+    ),
+    Fault(
+        "service account that does not exist",
+        f'{READY}: pods cannot be created: pods "m-predictor-1" is forbidden: error looking up service account ns/vllm: '
+        'serviceaccount "vllm" not found',
+        refused(
+            'pods "m-predictor-1" is forbidden: error looking up service account ns/vllm: serviceaccount "vllm" not found'
+        ),
+    ),
+    Fault(
+        "admission webhook without endpoints",
+        f'{READY}: pods cannot be created: Internal error occurred: failed calling webhook "pods.example.com": no endpoints '
+        'available for service "guard"',
+        refused(
+            'Internal error occurred: failed calling webhook "pods.example.com": no endpoints available for service "guard"'
+        ),
+    ),
+    Fault(
+        "InferenceService that is stopped by its annotation",
+        f"{READY}: inferenceservice/m is stopped by annotation serving.kserve.io/stop",
+        (changed(service(ready="False"), "metadata", annotations={"serving.kserve.io/stop": "true"}), runtime()),
+    ),
+    Fault(
+        "Deployment that is paused",
+        "deployment/m-predictor cannot become Available: deployment/m-predictor is paused (spec.paused): no pod is created",
+        (changed(deployment(availableReplicas=0), "spec", paused=True),),
+        of=conditions.DeploymentAvailable,
+    ),
+    Fault(
+        "Job that is suspended",
+        "job/download-m cannot complete: job/download-m is suspended (spec.suspend): no pod is created",
+        (changed(job(), "spec", suspend=True),),
+        of=conditions.JobComplete,
+    ),
+    Fault(
+        "S3 credentials that the store refuses",
+        "job/download-m cannot complete: models/m/config.json could not be read: HTTP 403 InvalidAccessKeyId: The Access Key "
+        "Id you provided does not exist in our records.",
+        (job(), job_pod(pod(statuses=[ended(1)]))),
+        (
+            'error: models/m/config.json could not be read: HTTP 403 <?xml version="1.0" encoding="UTF-8"?> <Error><Code>'
+            "InvalidAccessKeyId</Code><Message>The Access Key Id you provided does not exist in our records.</Message><Key>",
+        ),
+        of=conditions.JobComplete,
+    ),
+    Fault(
+        "volume of a class that does not exist",
+        "job/download-m cannot complete: PVC model-m cannot bind: there is no StorageClass gp4 (existing: gp3)",
+        (
+            job(),
+            job_pod(
+                unscheduled(
+                    "pod has unbound immediate PersistentVolumeClaims",
+                    volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "model-m"}}],
+                )
+            ),
+            claim(storage_class="gp4"),
+            {"kind": "StorageClass", "metadata": {"name": "gp3"}, "provisioner": "ebs.csi.aws.com"},
+        ),
+        of=conditions.JobComplete,
+    ),
+    Fault(
+        "namespace of an earlier stage that is still being deleted",
+        "namespace/ns cannot be used: namespace/ns is being deleted since 2026-01-01T00:00:00Z; held by finalizer "
+        "kubernetes; Some content in the namespace has finalizers remaining: x.example.com in 1 resource instances",
+        (
+            {
+                "kind": "Namespace",
+                "metadata": {"name": "ns", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"finalizers": ["kubernetes"]},
+                "status": {
+                    "phase": "Terminating",
+                    "conditions": [
+                        condition(
+                            "NamespaceFinalizersRemaining",
+                            message="Some content in the namespace has finalizers remaining: x.example.com in 1 resource "
+                            "instances",
+                        )
+                    ],
+                },
+            },
+        ),
+        of=conditions.NamespaceActive,
+    ),
+)
