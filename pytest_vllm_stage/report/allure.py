@@ -109,15 +109,23 @@ def step(name: str) -> AbstractContextManager[object]:
     return found
 
 
-def attach(name: str, text: str, *, json: bool = False) -> None:
-    """Attach a text to the current test, step or fixture; redacted, and cut where it is long."""
+def attach(name: str, text: str, kind: str = "TEXT") -> None:
+    """Attach a text to the current test, step or fixture; redacted, and a plain one cut where it is long.
+
+    Args:
+        name: What it is.
+        text: The text.
+        kind: Name of one of allure's attachment types: ``TEXT``, ``JSON`` or ``SVG``.
+    """
     import allure
     import allure_commons
 
     if not any(hasattr(plugin, "allure_logger") for plugin in allure_commons.plugin_manager.get_plugins()):
         return
-    kind = allure.attachment_type.JSON if json else allure.attachment_type.TEXT
-    allure.attach(redact(text)[:LONGEST_ATTACHMENT], name=name, attachment_type=kind)
+    shown = redact(text)
+    if kind == "TEXT":  # a part of the others is not readable
+        shown = shown[:LONGEST_ATTACHMENT]
+    allure.attach(shown, name=name, attachment_type=allure.attachment_type[kind])
 
 
 def write_environment(data: dict[str, Any], folder: Path) -> None:

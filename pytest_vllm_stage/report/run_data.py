@@ -278,6 +278,19 @@ def _steps(directory: Path, found: Mapping[str, Any]) -> tuple[tuple[StepData, .
     return tuple(steps), problems
 
 
+def read_step(directory: Path, name: str) -> StepData | None:
+    """One load step of a run that may not have ended yet; None where it left no result.
+
+    Raises:
+        ConfigError: its result is not readable.
+    """
+    path = directory / FOLDER / f"{name}.json"
+    if not path.exists():
+        return None
+    noted = {event.get("name"): event for event in read_events(directory / JOURNAL) if event.get("kind") == "benchmark"}
+    return _step(name, noted.get(name, {}), read_result(path), directory / FOLDER / f"{name}{SUFFIX}")
+
+
 def _step(name: str, noted: Mapping[str, Any], result: Mapping[str, Any], samples: Path) -> StepData:
     plan, verdict = result.get("step", {}), result.get("verdict", {})
     metrics = result.get("metrics") or noted.get("result") or {}

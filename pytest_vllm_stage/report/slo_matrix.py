@@ -80,14 +80,23 @@ def sign_of(outcome: str) -> str:
     return SIGNS.get(outcome, outcome)
 
 
+def describe_step(step: StepData) -> str:
+    """A step's verdict and its objectives, one line each."""
+    lines = [f"{sign_of(step.outcome)}: {step.role}, {step.load}: {step.why}"]
+    for gate in step.gates:
+        cell = _cell(gate, step)
+        texts = (cell.sign, f"{cell.value} {cell.limit}", cell.interval, cell.samples)
+        lines.append(f"{gate.objective}: {', '.join(filter(None, texts))}")
+    return "\n".join([*lines, *(text for text in step.findings if text not in step.why)])
+
+
 def _row(step: StepData, columns: tuple[str, ...]) -> Row:
     gates = {gate.objective: gate for gate in step.gates}
-    return Row(step, sign_of(step.outcome), tuple(_cell(gates.get(key), step) for key in columns))
+    cells = tuple(_cell(gates[key], step) if key in gates else None for key in columns)
+    return Row(step, sign_of(step.outcome), cells)
 
 
-def _cell(gate: Gate | None, step: StepData) -> Cell | None:
-    if gate is None:
-        return None
+def _cell(gate: Gate, step: StepData) -> Cell:
     beyond = step.outcome == "observed"
     unit = unit_of(gate.objective)
     direction = "≥" if gate.is_floor else "≤"

@@ -52,11 +52,13 @@ class AllureResults:
         return report
 
     def _attach_step(self, item: pytest.Item) -> None:
-        """Metrics and verdict of a load step."""
+        """Verdict, chart and metrics of a load step."""
         planned = getattr(item, "funcargs", {}).get("load_step")
-        path = self._run.directory / "benchmarks" / f"{planned.step.id if planned else None}.json"
-        if path.exists():
-            _allure().attach(f"{path.stem}: metrics and verdict", path.read_text(encoding="utf-8"), json=True)
+        if planned:
+            from pytest_vllm_stage.report import step_attachments
+
+            for name, text, kind in step_attachments.list_attachments(self._run.directory, planned.step.id):
+                _allure().attach(name, text, kind)
 
     def _attach_evidence(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """The last exchange of a failed test; the diagnostics of a failed deployment."""

@@ -73,6 +73,13 @@ def outcomes(place: pytest.Pytester, folder: str = "run") -> dict[str, str]:
     return {one["name"]: one["outcome"] for one in record(place, folder)["benchmarks"]}
 
 
+def attachments(folder: Path) -> dict[str, str]:
+    """Of the calls of all tests, by their names."""
+    results = [json.loads(path.read_text()) for path in folder.glob("*-result.json")]
+    found = [one for result in results for one in result.get("attachments", [])]
+    return {one["name"]: (folder / one["source"]).read_text(encoding="utf-8") for one in found}
+
+
 def test_each_step_has_its_verdict_and_leaves_its_files(place: pytest.Pytester, sim: Sim) -> None:
     profile(
         place,
@@ -110,6 +117,13 @@ def test_each_step_has_its_verdict_and_leaves_its_files(place: pytest.Pytester, 
     properties = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
     assert properties["test_objectives[endpoint-rate-20]"]["slo.outcome"] == "fail"
     assert float(properties["test_objectives[endpoint-rate-10]"]["slo.ttft_p50_ms"] or "nan") > 0
+    attached = attachments(place.path / "run" / "allure-results")
+    assert attached["endpoint-rate-10: verdict"].startswith("✓ pass: endpoint, 10 requests/s: ")
+    assert "ttft_p50_ms: ✗ FAIL, " in attached["endpoint-rate-20: verdict"]
+    for name in outcomes(place):
+        picture = ET.fromstring(attached[f"{name}: requests over time"])  # noqa: S314 - our own file
+        assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+        assert json.loads(attached[f"{name}: metrics and verdict"])["step"]["model"] == "sim"
 
 
 @pytest.mark.parametrize("options", [("--collect-only",), ("-n2",)])

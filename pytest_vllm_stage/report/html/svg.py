@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ COLOURS = {
 }
 SERIES = ("c0", "c1", "c2", "c3")
 _TEXT_PX = 11
+_ROOT = '<svg xmlns="http://www.w3.org/2000/svg"'
 #: Inches: width of a figure, its margins, and the space between two columns of panels.
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _COLUMN_GAP = 10.0, 0.65, 0.12, 0.3, 0.4, 0.75
 _MOST_DECADES, _FEWEST_TICKS = 4, 3
@@ -175,6 +177,19 @@ def shrink(svg: str, name: str) -> str:
     svg = re.sub(r'd="([^"]*)"(?=[^>]*linecap:round)', _dots, svg)
     svg = _without_bare_groups(re.sub(r">\s+<", "><", svg).strip())
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+def make_document(picture: str, title: str) -> str:
+    """A picture of the page as a file of its own, on white: with the page's light colours, and a title."""
+    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--([a-z0-9-]+):(#[0-9a-f]+)", style[: style.index("@media")]))
+    text = f"font-family:sans-serif;font-size:{_STYLE['font.size']:g}px;fill:{colours['fg']}"
+    start = (
+        f"<title>{escape(title)}</title><style>svg{{background:#fff}}text{{{text}}}*{{stroke-linejoin:round}}</style>"
+    )
+    picture = re.sub(r"var\(--([a-z0-9-]+)\)", lambda match: colours[match[1]], picture)
+    head, _, rest = picture.replace(' aria-hidden="true" focusable="false"', "", 1).partition(">")
+    return f"{head.replace('<svg', _ROOT, 1)}>{start}{rest}"
 
 
 def _shorten(match: re.Match[str]) -> str:
