@@ -98,7 +98,8 @@ def carry_out(run: Run, planned: PlannedStep, client: EndpointClient, maker: Pro
 
 def measure_planned(run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker) -> Measurement:
     """Send a planned step's load; it ends early where that is allowed and its verdict is certain."""
-    watcher = EarlyDecision(planned.step, planned.objectives, gates=plans.gates_of(_planned(run)))
+    gates = plans.gates_of(_planned(run))
+    watcher = EarlyDecision(planned.step, planned.objectives, gates=gates, observation=planned.observation)
     return measure(run, planned.step, client, maker, watcher)
 
 

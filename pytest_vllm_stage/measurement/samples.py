@@ -151,7 +151,7 @@ class EarlyStop:
     Attributes:
         at_s: When the last request was sent.
         requests: How many samples there are.
-        reason: The verdict that was certain.
+        reason: What was certain: the verdict, or ``past capacity`` of an observation.
         saved_s: Planned sending time that was not needed.
     """
 

@@ -68,7 +68,7 @@ class LoadStep:
         request_timeout_s: From the scheduled time to the end of the answer; a request that takes longer is a miss.
         seed: Decides prompts and Poisson arrivals.
         api: ``chat`` or ``completions``.
-        decide_early: An open loop may end, by a sequential rule, before its whole duration.
+        decide_early: It may end before its whole duration, once its verdict is certain.
         variant: Empty for a step of the plan; else what it was measured for, for example ``rerun-1``.
     """
 

@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import LoadStep
-from pytest_vllm_stage.slo.decision import ALPHA, Outcome
-from pytest_vllm_stage.slo.gates import PASS_NOT_BEFORE, Risks, SequentialGate, is_sequential, misses_of
+from pytest_vllm_stage.slo.decision import ALPHA, Outcome, decide
+from pytest_vllm_stage.slo.dependence import find_dependence
+from pytest_vllm_stage.slo.gates import PASS_NOT_BEFORE, Risks, SequentialGate, is_sequential, misses_of, values_of
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.steadiness import find_trends
 
 #: A step that does not look steady is looked at again after this share of the plan.
 LOOK_AGAIN_SHARE = 0.05
+#: An error rate of 0 is kept early only from so many requests on: without a failure among n, the true share is below
+#: 3 / n (rule of three, confidence 95 %), here below a tenth.
+LEAST_WITHOUT_FAILURE = 30
+#: Shares of a closed loop's duration at which it may end, and the share of alpha that both looks together may add.
+CLOSED_LOOKS = (PASS_NOT_BEFORE, 0.75)
+CLOSED_SHARE_OF_ALPHA = 0.02
+#: What ends an observation early.
+PAST_CAPACITY = "past capacity"
 
 
 class EarlyDecision:
     """A watcher for the driver; see `load.driver.Watcher`.
 
     A step ends early when one objective is broken, or, in its second half, when all are kept and neither the latency
-    nor the number of requests in the engine seems to rise. Objectives on an output rate, and an error rate of 0, can
-    only be kept over the whole step: with one of these a step never passes early.
+    nor the number of requests in the engine seems to rise. Objectives on an output rate can only be kept over the whole
+    step: with one of these a step never passes early. An error rate of 0 is broken by one failure and kept early by
+    `LEAST_WITHOUT_FAILURE` requests without any. An observation, of which nothing is promised, also ends when it is
+    past capacity: more of it would only lengthen the queue.
 
     Args:
         step: The plan.
         objectives: The step's objectives.
         alpha: The same value as for `judge`.
         gates: The same value as for `judge`.
+        observation: Nothing is promised of the step.
     """
 
     def __init__(
-        self, step: LoadStep, objectives: Sequence[Objective], *, alpha: float = ALPHA, gates: int | None = None
+        self,
+        step: LoadStep,
+        objectives: Sequence[Objective],
+        *,
+        alpha: float = ALPHA,
+        gates: int | None = None,
+        observation: bool = False,
     ) -> None:
         risks = Risks.shared(alpha, gates or len(objectives))
         planned = step.planned_requests or 1
+        self._step = step
+        self._objectives = objectives
         self._planned = planned
         self._waiting: dict[int, Sample] = {}
         self._next = 0
@@ -41,19 +63,26 @@ class EarlyDecision:
         self._look_at = 0
         self._gates = [SequentialGate(one, planned, risks) for one in objectives if is_sequential(step, one)]
         self._strict = [one for one in objectives if not one.is_floor and one.allowed_share <= 0]
-        self._only_whole = len(self._gates) < len(objectives)
-        self._enabled = step.decide_early and step.open_loop and bool(objectives)
+        self._has_floor = any(one.is_floor for one in objectives)
+        self._enabled = step.decide_early and bool(objectives)
         self._broken = False
-        self._least_for_pass = PASS_NOT_BEFORE * planned
+        self._least_for_pass = max(PASS_NOT_BEFORE * planned, LEAST_WITHOUT_FAILURE if self._strict else 0)
+        self._looks_s = [share * step.duration_s for share in CLOSED_LOOKS]
+        self._closed_alpha = CLOSED_SHARE_OF_ALPHA * alpha / len(CLOSED_LOOKS)
+        self._backlog = _Backlog(step.request_rate) if observation and step.request_rate else None
 
     def __call__(self, sample: Sample) -> str | None:
-        """Add a sample, in any order; return ``fail`` or ``pass`` once that is certain."""
+        """Add a sample, in any order; return what is certain, ``fail``, ``pass`` or ``past capacity``, or None."""
         if not self._enabled:
             return None
         self._waiting[sample.index] = sample
         while self._next in self._waiting:
             self._take(self._waiting.pop(self._next))
             self._next += 1
+        if not self._step.open_loop:
+            return self._certain_in_closed_loop(sample.end_s)
+        if self._backlog is not None and self._backlog.grows(sample):
+            return PAST_CAPACITY
         return self._certain()
 
     def _take(self, sample: Sample) -> None:
@@ -66,7 +95,7 @@ class EarlyDecision:
         certain = [gate.outcome for gate in self._gates if gate.certain]
         if self._broken or Outcome.FAIL in certain:
             return Outcome.FAIL.value
-        kept = not self._only_whole and len(certain) == len(self._gates) and self._next >= self._least_for_pass
+        kept = not self._has_floor and len(certain) == len(self._gates) and self._next >= self._least_for_pass
         return Outcome.PASS.value if kept and self._steady() else None
 
     def _steady(self) -> bool:
@@ -75,3 +104,52 @@ class EarlyDecision:
             return False
         self._look_at = self._next + max(1, round(LOOK_AGAIN_SHARE * self._planned))
         return not find_trends(self._taken).doubtful
+
+    def _certain_in_closed_loop(self, now_s: float) -> str | None:
+        """A closed loop has no planned number of requests to spend alpha over, so it is looked at twice, strictly."""
+        if self._broken:
+            return Outcome.FAIL.value
+        if not self._looks_s or now_s < self._looks_s[0] or self._has_floor:
+            return None
+        while self._looks_s and now_s >= self._looks_s[0]:
+            self._looks_s.pop(0)
+        return Outcome.PASS.value if all(map(self._is_kept_in_closed_loop, self._objectives)) else None
+
+    def _is_kept_in_closed_loop(self, objective: Objective) -> bool:
+        misses, allowed = misses_of(objective, self._taken), objective.allowed_share
+        if allowed <= 0:
+            return len(misses) >= LEAST_WITHOUT_FAILURE and not any(misses)
+        tied = find_dependence(self._taken, open_loop=False)
+        effects = tied.design_effects(values_of(objective, self._taken), misses, allowed)
+        kept = decide(len(misses), math.fsum(misses), allowed, alpha_pass=self._closed_alpha, design_effects=effects)
+        return kept.outcome is Outcome.PASS
+
+
+class _Backlog:
+    """Whether fewer requests end than arrive, for so long that it is not a stall.
+
+    Of the time so far the third and the fourth quarter are looked at: in each of them clearly fewer requests end than
+    arrive, after a time in which many of the shortest answers fit.
+    """
+
+    LEAST_S = 5.0
+    LEAST_ANSWER_TIMES = 8.0
+    MOST_ENDED_SHARE = 0.8
+    LEAST_ARRIVED = 10
+
+    def __init__(self, request_rate: float) -> None:
+        self._rate = request_rate
+        self._ends_s: list[float] = []
+        self._shortest_s = math.inf
+
+    def grows(self, sample: Sample) -> bool:
+        """Add a sample when it ends; whether the backlog grows."""
+        self._ends_s.append(sample.end_s)
+        self._shortest_s = min(self._shortest_s, sample.end_s - sample.scheduled_s)
+        now_s = sample.end_s
+        if now_s < max(self.LEAST_S, self.LEAST_ANSWER_TIMES * self._shortest_s):
+            return False
+        arrived = self._rate * now_s / 4
+        half, late = (bisect_left(self._ends_s, share * now_s) for share in (0.5, 0.75))
+        ended = (late - half, len(self._ends_s) - late)
+        return arrived >= self.LEAST_ARRIVED and max(ended) < self.MOST_ENDED_SHARE * arrived

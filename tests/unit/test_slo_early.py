@@ -1,0 +1,126 @@
+"""When a step may end before its planned duration: zero errors, closed loops, and observations past capacity."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from pytest_vllm_stage.measurement.samples import EarlyStop, Measurement, Sample
+from pytest_vllm_stage.measurement.step import LoadStep
+from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.slo.early import PAST_CAPACITY, EarlyDecision
+from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.verdict import judge
+from tests.unit.made_samples import closed_step, failed, measurement, open_step, queued, sample
+
+PROMISED = (Objective("error_rate", 0), Objective("ttft_p50_ms", 2000))
+#: What the local profile sends to a model: 15 seconds of short answers.
+LOCAL_S = 15.0
+
+
+def ends(
+    step: LoadStep, samples: Iterable[Sample], *, observation: bool = False, objectives: Iterable[Objective] = PROMISED
+) -> tuple[str | None, float]:
+    """What was certain, and when; the samples are given as they end while the step sends."""
+    decision = EarlyDecision(step, tuple(objectives), observation=observation)
+    for one in sorted(samples, key=lambda one: one.end_s):
+        if one.end_s > step.duration_s:
+            break
+        if reason := decision(one):
+            return reason, one.end_s
+    return None, step.duration_s
+
+
+@pytest.mark.parametrize(("planned", "passes_at"), [(20, None), (40, 30), (200, 100)])
+def test_error_rate_of_0_is_kept_early_by_enough_requests(planned: int, passes_at: int | None) -> None:
+    step = open_step(10, planned / 10, decide_early=True)
+    reason, at_s = ends(step, [sample(i, i / 10, itl_s=0.0001) for i in range(planned)])
+    assert reason == ("pass" if passes_at else None)
+    assert passes_at is None or at_s == pytest.approx(passes_at / 10, abs=0.3)
+
+
+def users(concurrency: int, answer_s: float, duration_s: float = LOCAL_S) -> list[Sample]:
+    """Users that each send when their last answer ended."""
+    rounds = int(duration_s / answer_s)
+    starts = [round_ * answer_s + user * 0.001 for round_ in range(rounds) for user in range(concurrency)]
+    return [sample(i, at, ttft_s=answer_s * 0.9, itl_s=answer_s * 0.1 / 15) for i, at in enumerate(starts)]
+
+
+def test_closed_loop_ends_at_half_time_where_its_objectives_are_kept_by_far() -> None:
+    step = closed_step(5, LOCAL_S, decide_early=True)
+    reason, at_s = ends(step, users(5, 0.5))
+    assert reason == "pass"
+    assert at_s == pytest.approx(LOCAL_S / 2, abs=0.6)
+    assert ends(replace(step, decide_early=False), users(5, 0.5))[0] is None
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "answer_s", "objectives"),
+    [
+        (1, 1.0, PROMISED),  # 15 requests
+        (5, 0.5, [*PROMISED, Objective("output_tokens_per_s_min", 1)]),
+        (5, 0.5, [Objective("error_rate", 0), Objective("ttft_p99_ms", 2000)]),  # 150 requests, a P99 needs 299
+    ],
+)
+def test_closed_loop_goes_on_where_it_is_not_certain(
+    concurrency: int, answer_s: float, objectives: list[Objective]
+) -> None:
+    step = closed_step(concurrency, LOCAL_S, decide_early=True)
+    assert ends(step, users(concurrency, answer_s), objectives=objectives)[0] is None
+
+
+def test_closed_loop_that_allows_no_failure_ends_with_the_first() -> None:
+    rows = [failed(9, one.scheduled_s) if one.index == 9 else one for one in users(5, 0.5)]
+    reason, at_s = ends(closed_step(5, LOCAL_S, decide_early=True), rows)
+    assert (reason, at_s < 2) == ("fail", True)
+
+
+def test_stopping_a_closed_loop_early_hardly_adds_to_the_risk_of_a_wrong_pass() -> None:
+    """Exactly half of the requests miss a P50, so that every pass is wrong."""
+    step, wrong = closed_step(5, LOCAL_S, decide_early=True), 0
+    for seed in range(400):
+        dice = random.Random(seed)
+        rows = [sample(i, i * 0.1, ttft_s=dice.choice([0.05, 0.15]), itl_s=0.0001) for i in range(150)]
+        wrong += ends(step, rows, objectives=[Objective("ttft_p50_ms", 100)])[0] == "pass"
+    assert wrong <= 3
+
+
+def past_capacity(rate: float) -> Measurement:
+    """A batch of eight with answers of 1.2 s: 6.7 requests/s, as the quantized model on one core."""
+    return queued(open_step(rate, LOCAL_S, decide_early=True), 8, lambda dice: dice.uniform(1.1, 1.3))
+
+
+@pytest.mark.parametrize("rate", [10.0, 25.0])
+def test_observation_past_capacity_ends_early_and_is_still_called_past_capacity(rate: float) -> None:
+    made = past_capacity(rate)
+    reason, at_s = ends(made.step, made.samples, observation=True)
+    assert reason == PAST_CAPACITY
+    assert at_s < 0.75 * LOCAL_S
+    sent = [one for one in made.samples if one.scheduled_s <= at_s]
+    stop = EarlyStop(at_s, len(sent), reason, LOCAL_S - at_s)
+    server = [reading for reading in made.server if reading.at_s <= sent[-1].end_s]
+    found = judge(replace(measurement(made.step, sent, server), early_stop=stop), PROMISED)[1]
+    assert found.outcome is Outcome.FAIL
+    assert f"{rate:g} requests/s is past capacity, about 6." in found.why
+
+
+def test_promised_step_past_capacity_is_not_ended_by_its_backlog() -> None:
+    made = past_capacity(10.0)
+    assert ends(made.step, made.samples)[0] != PAST_CAPACITY
+
+
+@pytest.mark.parametrize("stall_s", [0.0, 1.0])
+@pytest.mark.parametrize("answer_s", [0.3, 3.0])
+def test_observation_within_capacity_is_not_ended_by_slow_answers_or_a_stall(answer_s: float, stall_s: float) -> None:
+    """The server stands still once, at every half second of the step, and then catches up."""
+    step = open_step(10, 60.0, decide_early=True)
+    for at_s in (n / 2 for n in range(4, 40)):
+        rows = []
+        for i in range(600):
+            end_s = i / 10 + answer_s
+            end_s = max(end_s, at_s + stall_s) if at_s <= end_s < at_s + stall_s else end_s
+            rows.append(sample(i, i / 10, ttft_s=end_s - i / 10 - 0.0015, itl_s=0.0001))
+        assert ends(step, rows, observation=True, objectives=[Objective("ttft_p50_ms", 60_000)])[0] != PAST_CAPACITY
