@@ -57,7 +57,6 @@ class EngineApi:
             ("GET", "/ping"): lambda _, reply: reply.send(200, b""),
             ("GET", "/version"): self._version,
             ("GET", "/metrics"): self._metrics,
-            ("POST", "/reset_prefix_cache"): self._reset_prefix_cache,
             ("GET", "/sim/settings"): lambda _, reply: reply.send_json(dataclasses.asdict(self.settings)),
             ("GET", "/sim/requests"): self._truths,
             ("DELETE", "/sim/requests"): self._forget_truths,
@@ -258,10 +257,6 @@ class EngineApi:
         for fault in self.faults:
             text = fault.on_metrics(text)
         reply.send(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
-
-    def _reset_prefix_cache(self, _request: Request, reply: Reply) -> None:
-        self.engine.reset_prefix_cache()
-        reply.send(200, b"")
 
     def _truths(self, request: Request, reply: Reply) -> None:
         """The true times of finished requests, oldest first; ``?id=`` selects one, ``?last=N`` the newest."""

@@ -165,10 +165,6 @@ class Engine:
             job.deadline = deadline
         self._arm()
 
-    def reset_prefix_cache(self) -> None:
-        """Forget every prefix."""
-        self._cache.clear()
-
     def _admit(self, job: Job) -> None:
         now = job.admitted_at = time.perf_counter()
         job.cached_tokens = self._cache.look_up(job.prompt)

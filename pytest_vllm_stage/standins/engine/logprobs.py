@@ -41,7 +41,25 @@ def of_answer(parameters: Parameters, generated: Generated, places: range) -> di
         {entry["token"]: entry["logprob"] for entry in _top(token, logprob, max(parameters.top_logprobs, 1))}
         for token, logprob in zip(tokens, chosen, strict=True)
     ]
-    return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
+    scores = {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
+    return _with_echo(parameters, scores) if parameters.echo and places.start == 0 else scores
+
+
+def _with_echo(parameters: Parameters, scores: dict[str, Any]) -> dict[str, Any]:
+    """The scores of an echoed prompt in front of the answer's; its first token has none."""
+    tokens = [piece.decode(errors="replace") for piece in parameters.prompt]
+    chosen = [_logprob(before + piece) for before, piece in zip(parameters.prompt, parameters.prompt[1:], strict=False)]
+    tops = [
+        {entry["token"]: entry["logprob"] for entry in _top(token, logprob, max(parameters.top_logprobs or 0, 1))}
+        for token, logprob in zip(tokens[1:], chosen, strict=True)
+    ]
+    echoed: dict[str, list[Any]] = {
+        "text_offset": [sum(map(len, tokens[:place])) for place in range(len(tokens))],
+        "token_logprobs": [None, *chosen],
+        "tokens": tokens,
+        "top_logprobs": [None, *tops],
+    }
+    return {name: [*echoed[name], *values] for name, values in scores.items()}
 
 
 def _logprob(piece: bytes) -> float:
