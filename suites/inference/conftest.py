@@ -1,14 +1,16 @@
-"""The prompts of this folder's checks, the capabilities that they need, and the skip behind an engine that is dead."""
+"""The prompts of this folder's checks, what they need, the slow lanes, and the skip behind an engine that is dead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
 from pytest_vllm_stage.checks.inference.liveness import find_dead_engine
+from pytest_vllm_stage.checks.inference.slow_lanes import SlowLanes
 from pytest_vllm_stage.settings.profile import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -18,6 +20,39 @@ Needs = Callable[..., None]
 
 #: The check that names a dead engine; all others are skipped for it.
 NAMES_DEAD_ENGINE = "test_engine_answers"
+
+
+#: The checks that join the slow lanes, after all others.
+JOINS_SLOW_LANES = "test_slow_lanes.py"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow lanes behind the other checks; load steps come after them in any case."""
+    items.sort(key=lambda item: item.path.name == JOINS_SLOW_LANES)
+
+
+@pytest.fixture(scope="session")
+def _lanes_of_roles() -> Iterator[dict[str, SlowLanes]]:
+    lanes: dict[str, SlowLanes] = {}
+    yield lanes
+    for one in lanes.values():
+        one.close()
+
+
+@pytest.fixture
+def slow_lanes(endpoint: EndpointClient, _lanes_of_roles: dict[str, SlowLanes]) -> SlowLanes:
+    """The slow lanes of the endpoint, started with the first check that asks for them."""
+    role = endpoint.target.role
+    return _lanes_of_roles.get(role) or _lanes_of_roles.setdefault(role, SlowLanes(endpoint))
+
+
+@pytest.fixture(autouse=True)
+def _start_slow_lanes(request: pytest.FixtureRequest, _skip_behind_dead_engine: None) -> None:
+    """Start them with the first check of an endpoint where they are joined later in this process."""
+    is_joined = any(item.path.name == JOINS_SLOW_LANES for item in request.session.items)
+    if is_joined and "endpoint" in request.fixturenames and "PYTEST_XDIST_WORKER" not in os.environ:
+        request.getfixturevalue("slow_lanes")
 
 
 @pytest.fixture(scope="session")

@@ -74,14 +74,23 @@ def script(url: str, faults: Sequence[Any]) -> None:
         assert len(json.load(response)) == len(faults)
 
 
-def run_suite(url: str, *arguments: str, profile: Path | None = PROFILE, key: str = KEY) -> Outcome:
-    """Run the suite against a server, in a separate pytest process and folder."""
+def run_suite(url: str, *arguments: str, profile: Path | None = PROFILE, key: str = KEY, slow: bool = False) -> Outcome:
+    """Run the suite against a server, in a separate pytest process and folder.
+
+    Args:
+        url: The server.
+        arguments: Of pytest.
+        profile: What is declared of the server; None for the default profile.
+        key: The server's key.
+        slow: With the checks that take half a minute.
+    """
     with tempfile.TemporaryDirectory(prefix="vllm-stage-defects-") as place:
         command = [
             sys.executable, "-m", "pytest", str(SUITE), f"--stage-endpoint={url}", f"--stage-run-dir={place}/run",
             "-p", "no:cacheprovider", "-rfE", "--tb=short", "-q", *arguments,
         ]  # fmt: skip
         command += [f"--stage-profile={profile}"] if profile else []
+        command += [] if slow else [f"--ignore={SUITE / 'test_slow_lanes.py'}"]
         done = subprocess.run(command, cwd=ROOT, env=_environ(key), capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|skipped|failed|errors?)", output)}

@@ -19,6 +19,7 @@ from pytest_vllm_stage.standins.engine.faults import registry
 from tests.defects import checks
 from tests.defects.catalogue import DEFECTS, Defect
 from tests.defects.oracle import says_something
+from tests.defects.proxy.catalogue import find_defects
 from tests.defects.runner import ROOT, SUITE, Outcome, run_suite, simulator
 
 #: Faults of timing are not faults of correctness; the last one is caught before any check runs.
@@ -109,6 +110,6 @@ def test_documented_scoreboard_equals_the_catalogue() -> None:
 
 
 def test_every_check_is_proven_by_a_defect() -> None:
-    proven = set().union(*(defect.by for defect in DEFECTS))
+    proven = set().union(*(defect.by for defect in DEFECTS), *(defect.by for defect in find_defects().values()))
     # Their defects are caught in tests/plugin/test_inference_suite.py: with a declared model, and with a short timeout.
     assert names() - proven == {checks.LISTED}

@@ -60,8 +60,10 @@ def script(simulator: str, *faults: Any) -> None:
 
 def check(pytester: pytest.Pytester, simulator: str, *arguments: str) -> tuple[set[str], int, str]:
     """The names of the checks that failed, the number of those that passed, and the output."""
+    pytester.makepyfile(short_lanes=(ROOT / "tests" / "defects" / "short_lanes.py").read_text())
     result = pytester.runpytest_subprocess(
-        SUITE, f"--stage-endpoint={simulator}", f"--stage-run-dir={pytester.path / 'run'}", "-p", "no:cacheprovider",
+        SUITE, "-p", "short_lanes",
+        f"--stage-endpoint={simulator}", f"--stage-run-dir={pytester.path / 'run'}", "-p", "no:cacheprovider",
         "-p", "no:hypothesispytest", "-rfE", *arguments,
     )  # fmt: skip
     output = result.stdout.str()

@@ -1,4 +1,4 @@
-"""A real MinIO and the stand-in for the Model Registry, as processes on loopback, for tests of what talks to them."""
+"""Processes on loopback for tests of what talks to them: MinIO, the stand-in for the Model Registry, and vLLM."""
 
 from __future__ import annotations
 
@@ -21,11 +21,24 @@ from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.engine import environment
+from pytest_vllm_stage.engine.environment import EngineEnvironment
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.stage.s3 import ObjectStore
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+
+#: One thread, one process, and no compiler: the least of this machine that serves.
+VLLM_SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,37 @@ def standin(folder: Path, api: str = "both") -> Iterator[Standin]:
 
 
 @contextmanager
+def vllm(engine: EngineEnvironment, model: Path, name: str, log: Path, *arguments: str) -> Iterator[str]:
+    """A real vLLM server with a model from this machine; yields its URL."""
+    port = _free_port()
+    command = [str(engine.python), "-P", "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1"]
+    command += [f"--port={port}", f"--model={model}", f"--served-model-name={name}", "--enforce-eager"]
+    command += ["--kv-cache-memory-bytes=128M", *arguments]
+    settings = environment.clean_environ() | VLLM_SETTINGS
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, env=settings, stdout=output, stderr=output, cwd=log.parent)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(
+            f"vLLM serving {name}",
+            lambda: _look_at_vllm(server, f"{url}/health", log),
+            timeout_s=300,
+            journal=Journal(),
+            error=EnvironmentUnusable,
+        )
+        yield url
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _look_at_vllm(server: subprocess.Popen[bytes], url: str, log: Path) -> Observation:
+    if server.poll() is not None:
+        return Observation(False, "ended", fatal=f"ended with {server.returncode}:\n{log.read_text()[-3000:]}")
+    return _look(url)
+
+
+@contextmanager
 def _process(command: list[str], environment: dict[str, str] | None, log: Path) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -132,14 +176,17 @@ def _process(command: list[str], environment: dict[str, str] | None, log: Path) 
 
 
 def _await(url: str) -> None:
-    def look() -> Observation:
-        try:
-            status = httpx.get(url, trust_env=False, timeout=2).status_code
-        except httpx.HTTPError as error:
-            return Observation(False, f"{type(error).__name__}: {error}")
-        return Observation(status == 200, f"HTTP {status}")
+    wait_until(
+        f"GET {url}", lambda: _look(url), timeout_s=30, journal=Journal(), interval_s=0.1, error=EnvironmentUnusable
+    )
 
-    wait_until(f"GET {url}", look, timeout_s=30, journal=Journal(), interval_s=0.1, error=EnvironmentUnusable)
+
+def _look(url: str) -> Observation:
+    try:
+        status = httpx.get(url, trust_env=False, timeout=2).status_code
+    except httpx.HTTPError as error:
+        return Observation(False, f"{type(error).__name__}: {error}")
+    return Observation(status == 200, f"HTTP {status}")
 
 
 def _free_port() -> int:

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
-from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.engine import environment, weights
 from pytest_vllm_stage.engine.environment import EngineEnvironment
+from tests.real import servers
 
 pytestmark = pytest.mark.real
-
-SETTINGS = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 
 
 @pytest.fixture(scope="module")
@@ -77,52 +64,11 @@ def test_each_variant_answers(
 ) -> None:
     log = tmp_path / "server.log"
     question = {"role": "user", "content": "What is the capital of France?"}
-    with serving(engine, variants[variant], variant, log) as base_url:
+    with servers.vllm(engine, variants[variant], variant, log, "--max-model-len=512", "--max-num-seqs=2") as base_url:
         body = {"model": variant, "messages": [question], "temperature": 0, "max_tokens": 16}
         answer = httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=120).raise_for_status().json()
     assert "Paris" in answer["choices"][0]["message"]["content"]
     assert log_says in log.read_text()
-
-
-@contextmanager
-def serving(engine: EngineEnvironment, model: Path, name: str, log: Path) -> Iterator[str]:
-    port = free_port()
-    command = [str(engine.python), "-P", "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1"]
-    command += [f"--port={port}", f"--model={model}", f"--served-model-name={name}", "--enforce-eager"]
-    command += ["--max-model-len=512", "--max-num-seqs=2", "--kv-cache-memory-bytes=128M"]
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command, env=environment.clean_environ() | SETTINGS, stdout=output, stderr=output, cwd=log.parent
-        )
-    try:
-        wait_until(
-            f"vLLM serving {name}",
-            lambda: look(server, f"http://127.0.0.1:{port}/health", log),
-            timeout_s=300,
-            journal=Journal(),
-            error=EnvironmentUnusable,
-        )
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def look(server: subprocess.Popen[bytes], url: str, log: Path) -> Observation:
-    if server.poll() is not None:
-        return Observation(False, "ended", fatal=f"ended with {server.returncode}:\n{log.read_text()[-3000:]}")
-    try:
-        status = httpx.get(url, timeout=2).status_code
-    except httpx.TransportError as error:
-        return Observation(False, str(error))
-    return Observation(status == 200, f"HTTP {status}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_guidellms_command_line_runs(engine: EngineEnvironment, tmp_path: Path) -> None:

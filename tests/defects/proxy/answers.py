@@ -1,0 +1,319 @@
+"""Defects on the way out: what a gateway does to whole answers, errors and headers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from tests.defects import checks
+from tests.defects.proxy.server import Answer, Defect, Exchange
+
+
+class AnswerDefect(Defect):
+    """Changes the JSON of whole answers with text."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Change the body, unless it is not one."""
+        body = answer.json
+        if exchange.request.generates and answer.status == 200 and body.get("choices"):
+            self.change(body)
+            answer.json = body
+
+    def change(self, body: dict[str, Any]) -> None:
+        """Change the body in place."""
+        raise NotImplementedError
+
+
+class ExtraFieldsStripped(
+    AnswerDefect,
+    by={checks.STOP_TOKEN, checks.PROMPT_SCORES_AGAIN},
+    says=r"prompt_logprobs were requested, got None",
+    source="https://github.com/agentgateway/agentgateway/pull/3283",
+):
+    """Answers are read into a model of OpenAI's fields and written again, without vLLM's own."""
+
+    FIELDS = ("stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs", "kv_transfer_params")
+
+    def change(self, body: dict[str, Any]) -> None:
+        for part in (body, *body["choices"]):
+            for name in self.FIELDS:
+                part.pop(name, None)
+
+
+class LogprobsStripped(
+    AnswerDefect,
+    by={checks.LOGPROBS},
+    says=r"logprobs were requested, got None",
+    source="https://github.com/BerriAI/litellm/issues/579",
+):
+    """``logprobs`` is taken out of answers."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            choice["logprobs"] = None
+
+
+class ModelRenamed(
+    AnswerDefect, by={checks.NAMES}, says=r"hosted_vllm/", source="https://github.com/BerriAI/litellm/pull/23376"
+):
+    """Answers name the model as the gateway's configuration does."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        body["model"] = f"hosted_vllm/{body['model']}"
+
+
+class FirstToolCallOnly(
+    AnswerDefect,
+    by={checks.STREAM_IS_PLAIN},
+    says=r"several tool calls",
+    source="https://github.com/Nomadcxx/opencode-cursor/issues/123",
+):
+    """Of several tool calls only the first is passed on."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            if calls := (choice.get("message") or {}).get("tool_calls"):
+                choice["message"]["tool_calls"] = calls[:1]
+
+
+class ArgumentsAsObject(
+    AnswerDefect,
+    by={checks.TOOL_REQUESTED},
+    says=r"arguments",
+    source="https://github.com/ggml-org/llama.cpp/issues/20198",
+):
+    """A tool call's arguments are decoded: an object where a text with JSON is expected."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            for call in (choice.get("message") or {}).get("tool_calls") or []:
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+
+
+class DoubleEncoded(Defect, by={checks.CHARACTERS}, says=r"Ã", source="https://github.com/Miosa-osa/OSA/pull/137"):
+    """UTF-8 is read as Latin-1 and encoded again."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Only bytes beyond ASCII change."""
+        if exchange.request.generates:
+            answer.body = answer.body.decode("latin-1").encode()
+
+
+class CacheIgnoresParameters(
+    Defect,
+    by={checks.TOOL_NONE, checks.PARAMETERS},
+    says=r"max_tokens=2 after max_tokens=6",
+    source="https://github.com/microsoft/autogen/issues/7968",
+):
+    """A cache of answers keys by the prompt and the model alone."""
+
+    def __init__(self) -> None:
+        self._cache: dict[str, Answer] = {}
+
+    def _key(self, exchange: Exchange) -> str:
+        body = exchange.request.json
+        return json.dumps([exchange.request.path, body.get("model"), body.get("messages"), body.get("prompt")])
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Answer from the cache."""
+        body = exchange.request.json
+        return None if not exchange.request.generates or body.get("stream") else self._cache.get(self._key(exchange))
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Keep whole answers."""
+        if exchange.request.generates and answer.status == 200 and not answer.is_stream:
+            self._cache[self._key(exchange)] = answer
+
+
+class AnswersSwapped(
+    Defect, by={checks.AT_ONCE}, says=r"answers are mixed up", source="https://github.com/wiremock/wiremock/issues/473"
+):
+    """Of two whole answers that are under way at a time, each client gets the other's."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Answer, asyncio.Event]] = []
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Swap with the answer that waits, or wait a moment for another one."""
+        if not exchange.request.generates or answer.status != 200 or answer.is_stream:
+            return
+        if self._waiting:
+            other, met = self._waiting.pop()
+            other.body, answer.body = answer.body, other.body
+            met.set()
+            return
+        met = asyncio.Event()
+        self._waiting.append((answer, met))
+        try:
+            await asyncio.wait_for(met.wait(), 0.05)
+        except TimeoutError:
+            self._waiting = [one for one in self._waiting if one[1] is not met]
+
+
+class IdenticalRequestsCoalesced(
+    Defect,
+    by={checks.SAMPLED_APART},
+    says=r"identical requests",
+    source="https://github.com/verl-project/uni-agent/pull/204",
+):
+    """Identical requests that are under way at a time get one answer."""
+
+    def __init__(self) -> None:
+        self._running: dict[bytes, asyncio.Future[Answer]] = {}
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Wait for the first one's answer."""
+        request = exchange.request
+        if not request.generates or request.json.get("stream"):
+            return None
+        if running := self._running.get(request.body):
+            return await asyncio.shield(running)
+        self._running[request.body] = asyncio.get_running_loop().create_future()
+        return None
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Hand the answer to those who wait."""
+        running = self._running.pop(exchange.request.body, None)
+        if running is not None:
+            running.set_result(answer)
+
+
+class LargeAnswersCut(
+    Defect,
+    by={checks.LARGE_ANSWER},
+    says=r"large answer|KiB",
+    source="https://github.com/openresty/lua-nginx-module/issues/2298",
+):
+    """An answer over 64 KiB is cut there."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        answer.body = answer.body[: 64 * 1024] if exchange.request.generates else answer.body
+
+
+class LengthOfTheOriginal(
+    Defect,
+    by={checks.COMPLETION},
+    says=r"got no response|not with a JSON object",
+    source="https://github.com/Gnosil/semantix/issues/368",
+):
+    """A plugin changes the body, and ``content-length`` stays that of the original."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Announce more than is sent."""
+        if exchange.request.generates and not answer.is_stream:
+            answer.headers["content-length"] = str(len(answer.body) + 16)
+            exchange.notes["closes"] = True
+
+
+class GzipWithoutHeader(
+    Defect,
+    by={checks.COMPLETION},
+    says=r"not with a JSON object",
+    source="https://github.com/apache/trafficcontrol/issues/1737",
+):
+    """Answers are compressed, and ``content-encoding`` does not say so."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Compress whole answers."""
+        import gzip
+
+        if exchange.request.generates and not answer.is_stream:
+            answer.body = gzip.compress(answer.body)
+
+
+class KeyEchoedInErrors(
+    Defect,
+    by={checks.KEY_SECRET},
+    says=r"repeats the client's key",
+    source="https://github.com/langgenius/dify/pull/39902",
+    needs_key=True,
+):
+    """Errors show the request's headers, ``authorization`` among them."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Add them to the message."""
+        body = answer.json
+        if answer.status >= 400 and isinstance(body.get("error"), dict):
+            body["error"]["message"] += f" (headers: {exchange.request.headers})"
+            answer.json = body
+
+
+class PromptInHeaders(
+    Defect,
+    by={checks.PROMPTS_PRIVATE},
+    says=r"another client's prompt",
+    source="https://github.com/apache/trafficserver/pull/5126",
+):
+    """A debugging header carries the last prompt that the gateway saw."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Add it to every answer."""
+        if self._last:
+            answer.headers["x-last-prompt"] = self._last
+        prompt = exchange.request.json.get("prompt")
+        if isinstance(prompt, str):
+            self._last = prompt.encode("ascii", "ignore").decode().replace("\n", " ")[:200]
+
+
+class OriginReflected(
+    Defect,
+    by={checks.OTHER_ORIGINS},
+    says=r"every origin",
+    source="https://github.com/open-webui/open-webui/pull/28961",
+    needs_key=True,
+):
+    """Every origin is allowed, with credentials."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Send back the origin that asks."""
+        if origin := exchange.request.headers.get("origin"):
+            answer.headers |= {"access-control-allow-origin": origin, "access-control-allow-credentials": "true"}
+
+
+class AdministrationOpen(
+    Defect,
+    by={checks.OPEN_PATHS},
+    says=r"without a key",
+    source="https://github.com/llm-d-incubation/llm-d-fast-model-actuation/issues/27",
+    needs_key=True,
+):
+    """The key is asked for under one prefix only; the server's administration is open to everybody."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Answer a path that only a server in development mode has."""
+        if exchange.request.path == "/server_info":
+            return Answer(200, {"content-type": "application/json"}, b'{"vllm_config": {}}')
+        return None
+
+
+class LoginPage(
+    Defect,
+    by={checks.KEY},
+    says=r"expected 401",
+    source="https://github.com/oauth2-proxy/oauth2-proxy/issues/461",
+    needs_key=True,
+):
+    """A request without the key is sent to a login page."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """As OAuth proxies do for browsers."""
+        if answer.status == 401:
+            answer.status, answer.headers, answer.body = 302, {"location": "https://sso.invalid/login"}, b""
+
+
+class StatusesFlattened(
+    Defect,
+    by={checks.UNKNOWN_MODEL},
+    says=r"answered 502, expected 404",
+    source="https://github.com/kortix-ai/suna/pull/5986",
+):
+    """Every refusal of the server becomes the gateway's 502."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Keep the body."""
+        if answer.status in (400, 404, 422):
+            answer.status = 502

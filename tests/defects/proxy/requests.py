@@ -1,0 +1,329 @@
+"""Defects on the way in: what a gateway does to a request before the server sees it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any, ClassVar
+
+from tests.defects import checks
+from tests.defects.proxy.server import Answer, Defect, Exchange, refuse
+
+
+class BodyDefect(Defect):
+    """Changes the JSON of requests for generated text."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Change the body, unless it is not one."""
+        if exchange.request.generates and (body := exchange.request.json):
+            self.change(body)
+            exchange.request.json = body
+        return None
+
+    def change(self, body: dict[str, Any]) -> None:
+        """Change the body in place."""
+        raise NotImplementedError
+
+
+class ZerosDropped(
+    BodyDefect,
+    by={checks.GREEDY_BEST},
+    says=r"temperature 0|likelier",
+    source="https://github.com/BerriAI/litellm/issues/822",
+):
+    """Parameters that are 0, false or empty count as absent: ``temperature: 0`` becomes the model's default."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for name in [name for name, value in body.items() if not value]:
+            del body[name]
+        # Where the model's own default is 0 nothing would be lost.
+        body.setdefault("temperature", 1.0)
+
+
+class EmptyArraysBecomeObjects(
+    BodyDefect,
+    by={checks.DEFAULTS},
+    says=r"'stop': .*answered 400",
+    source="https://github.com/Kong/kong/issues/14983",
+):
+    """The body is decoded and encoded again by a language that has one type for arrays and objects."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        body.update({name: {} for name, value in body.items() if value == []})
+
+
+class UnknownFieldsDropped(
+    BodyDefect,
+    by={checks.MIN_TOKENS, checks.CHOICE},
+    says=r"min_tokens=24 gave",
+    source="https://github.com/deepjavalibrary/djl-serving/issues/2543",
+):
+    """Fields that OpenAI's API does not have are dropped: ``min_tokens``, ``top_k``, ``structured_outputs``."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "min_tokens",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "ignore_eos",
+        "structured_outputs",
+    )
+
+    def change(self, body: dict[str, Any]) -> None:
+        for name in self.FIELDS:
+            body.pop(name, None)
+
+
+class UnknownFieldsDroppedFromStreams(
+    UnknownFieldsDropped,
+    by={checks.STOP_TOKEN_STREAMED},
+    says=r"stop token \d+: streamed",
+    source="https://github.com/BerriAI/litellm/issues/4769",
+):
+    """The same, with other fields, for streams alone."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("stop_token_ids", "min_tokens", "structured_outputs")
+
+    def change(self, body: dict[str, Any]) -> None:
+        if body.get("stream"):
+            super().change(body)
+
+
+class FirstStopTextOnly(
+    BodyDefect,
+    by={checks.EVERY_STOP},
+    says=r"stop text 4 of 4",
+    source="https://github.com/mudler/LocalAI/pull/153",
+):
+    """Of several stop texts the first one is passed on."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if isinstance(body.get("stop"), list):
+            body["stop"] = body["stop"][:1]
+
+
+class LimitInjected(
+    BodyDefect,
+    by={checks.ABSENT_LIMIT},
+    says=r"absent limit != rest of the context",
+    source="https://github.com/aws-samples/bedrock-access-gateway/pull/237",
+):
+    """A request without a limit gets the gateway's own, of 16 tokens."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if "max_completion_tokens" not in body:
+            body.setdefault("max_tokens", 16)
+
+
+class LimitLowered(
+    BodyDefect,
+    by={checks.MAX_TOKENS},
+    says=r"max_tokens=18 gave 12 tokens",
+    source="https://github.com/pollinations/pollinations/pull/4012",
+):
+    """No answer is longer than the gateway's own limit."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for name in ("max_tokens", "max_completion_tokens"):
+            if isinstance(body.get(name), int):
+                body[name] = min(body[name], 12)
+
+
+class SeedDropped(
+    BodyDefect, by={checks.SEED}, says=r"no seed repeated", source="https://github.com/lm-sys/FastChat/pull/3370"
+):
+    """``seed`` is not passed on."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        body.pop("seed", None)
+
+
+class ChoicesDropped(
+    BodyDefect, by={checks.N}, says=r"n=3 gave 1 choices", source="https://github.com/BerriAI/litellm/issues/564"
+):
+    """``n`` is not passed on."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        body.pop("n", None)
+
+
+class ToolsDropped(
+    BodyDefect,
+    by={checks.TOOL_REQUESTED},
+    says=r"expected one tool call, got 0",
+    source="https://github.com/BerriAI/litellm/issues/8199",
+):
+    """Tools count as a parameter that the server does not know, and are dropped."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            body.pop(name, None)
+
+
+class SystemPromptAdded(
+    BodyDefect,
+    by={checks.PROMPT_CHAT},
+    says=r"prompt tokens",
+    source="https://github.com/Kong/kong/issues/14983",
+):
+    """A prompt decorator puts its own system message in front of every chat."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if isinstance(body.get("messages"), list):
+            body["messages"] = [{"role": "system", "content": "Answer politely."}, *body["messages"]]
+
+
+class _PromptDefect(BodyDefect):
+    """Changes the text of prompts."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if isinstance(body.get("prompt"), str):
+            body["prompt"] = self.rewrite(body["prompt"])
+        for message in body.get("messages") or []:
+            if isinstance(message, dict) and isinstance(message.get("content"), str):
+                message["content"] = self.rewrite(message["content"])
+
+    def rewrite(self, text: str) -> str:
+        """The text that is passed on."""
+        raise NotImplementedError
+
+
+class NumbersMasked(
+    _PromptDefect,
+    by={checks.PROMPT_UNCHANGED},
+    says=r"<NUMBER>",
+    source="https://github.com/BerriAI/litellm/pull/1931",
+):
+    """A guardrail for personal data replaces long numbers."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub(r"\d{6,}", "<NUMBER>", text)
+
+
+class UnicodeNormalised(
+    _PromptDefect,
+    by={checks.PROMPT_UNCHANGED},
+    says=r"prompt .*was changed on its way",
+    source="https://github.com/openclaw/openclaw/pull/27788",
+):
+    """Text is normalised, so that characters of the same look become the same."""
+
+    def rewrite(self, text: str) -> str:
+        return unicodedata.normalize("NFKC", text)
+
+
+class SpacesTrimmed(
+    _PromptDefect,
+    by={checks.PROMPT_UNCHANGED},
+    says=r"prompt .*was changed on its way",
+    source="https://github.com/diegosouzapw/OmniRoute/pull/14009",
+):
+    """Runs of spaces become one, which breaks indented code."""
+
+    def rewrite(self, text: str) -> str:
+        return re.sub(r" {2,}", " ", text)
+
+
+class FirewallBlocksCode(
+    Defect,
+    by={checks.PROMPT_UNCHANGED},
+    says=r"403",
+    source="https://github.com/different-ai/openwork/issues/3419",
+):
+    """A web application firewall takes prompts about SQL, HTML or shells for attacks."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Refuse them."""
+        if re.search(rb"DROP TABLE|<script|/etc/passwd", exchange.request.body):
+            page = b"<html><head><title>403 Forbidden</title></head><body>Request blocked.</body></html>"
+            return Answer(403, {"content-type": "text/html"}, page)
+        return None
+
+
+class BodyOver32KibRefused(
+    Defect,
+    by={checks.LARGE_BODY, checks.ANY_WAY},
+    says=r"32 KiB|413",
+    source="https://github.com/envoyproxy/ai-gateway/issues/827",
+):
+    """A request body over the gateway's buffer of 32 KiB is refused."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Refuse it, as Envoy does."""
+        if len(exchange.request.body) > 32 * 1024:
+            return Answer(413, {"content-type": "text/plain"}, b"Payload Too Large")
+        return None
+
+
+class BodyCutAt64Kib(
+    Defect,
+    by={checks.LARGE_BODY},
+    says=r"body of",
+    source="https://github.com/apache/apisix/issues/3062",
+):
+    """A request body is read up to 64 KiB, and passed on cut."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Cut it."""
+        exchange.request.body = exchange.request.body[: 64 * 1024]
+        return None
+
+
+class CharsetRefused(
+    Defect,
+    by={checks.ON_THE_WIRE},
+    says=r"content type with a charset.*415",
+    source="https://github.com/openai/openai-openapi/issues/194",
+):
+    """Only ``application/json`` to the letter counts as JSON."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Refuse any other type."""
+        if exchange.request.generates and exchange.request.headers.get("content-type") != "application/json":
+            return refuse(415, "unsupported media type")
+        return None
+
+
+class RateLimited(
+    Defect,
+    by={checks.AT_ONCE},
+    says=r"429",
+    source="https://github.com/dryvist/nix-ai/pull/1190",
+):
+    """More than four requests at a time are refused with 429."""
+
+    def __init__(self) -> None:
+        self._clients: dict[int, object] = {}
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Count the connections that are answered just now."""
+        if not exchange.request.generates:
+            return None
+        if len(self._clients) >= 4:
+            return refuse(429, "rate limit exceeded: 4 concurrent requests")
+        self._clients[exchange.number] = exchange
+        exchange.notes["limited"] = True
+        return None
+
+    async def send(self, exchange: Exchange, answer: Answer) -> None:
+        """Forget the request with its answer."""
+        self._clients.pop(exchange.number, None)
+        await super().send(exchange, answer)
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """A stream is forgotten at its begin: only whole answers are limited."""
+        if answer.is_stream:
+            self._clients.pop(exchange.number, None)
+
+
+class RequestSentTwice(
+    Defect,
+    by={checks.SERVED_ONCE},
+    says=r"counted 2 times",
+    source="https://github.com/ITISFoundation/osparc-simcore/pull/8580",
+):
+    """Each request for text goes to the server twice, as with hedged requests, mirroring or hasty retries."""
+
+    def copies(self, exchange: Exchange) -> int:
+        """Two of what costs tokens."""
+        return 2 if exchange.request.generates else 1
