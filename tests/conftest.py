@@ -18,6 +18,16 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTHONPYCACHEPREFIX", str(cache_dir() / "tests" / "bytecode"))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the nightly tests unless the marker expression or the command line names them."""
+    if "nightly" in (config.getoption("-m") or "") or any("::" in argument for argument in config.args):
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    if nightly:
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if item not in nightly]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail under CI where a test was skipped: the skip hides a test that could have run."""

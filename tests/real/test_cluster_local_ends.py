@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
@@ -38,6 +39,10 @@ signal.pause()
 """
 
 Run = subprocess.Popen[str]
+
+
+def nightly(moment_s: float) -> ParameterSet:
+    return pytest.param(moment_s, marks=pytest.mark.nightly)
 
 
 def until(what: str, true: Callable[[], bool], timeout_s: float = 60) -> None:
@@ -145,7 +150,7 @@ def test_a_killed_supervisor_takes_the_processes_along_and_the_rest_is_swept(
     await_nothing_left(before)
 
 
-@pytest.mark.parametrize("moment_s", [0.05, 0.4, 0.8, 1.5, 4.0])
+@pytest.mark.parametrize("moment_s", [0.4, 4.0, nightly(0.05), nightly(0.8), nightly(1.5)])
 def test_killed_while_starting(run: Run, before: dict[str, list[str]], moment_s: float) -> None:
     assert run.stdout
     run.stdout.readline()
@@ -157,7 +162,7 @@ def test_killed_while_starting(run: Run, before: dict[str, list[str]], moment_s:
     await_nothing_left(before)
 
 
-@pytest.mark.parametrize("moment_s", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("moment_s", [0.3, nightly(0.0), nightly(3.0)])
 def test_ctrl_c_while_starting_leaves_nothing(run: Run, before: dict[str, list[str]], moment_s: float) -> None:
     until("it starts", lambda: local.running() != [])
     record = only_record()
@@ -195,6 +200,7 @@ def test_failed_start_names_the_reason(before: dict[str, list[str]], monkeypatch
     await_nothing_left(before)
 
 
+@pytest.mark.nightly
 def test_two_clusters_run_side_by_side_and_end_independently(
     run: Run, before: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

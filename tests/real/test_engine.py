@@ -56,6 +56,7 @@ def tensors(folder: Path) -> dict[str, str]:
     return {name: about["dtype"] for name, about in header.items() if name != "__metadata__"}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("variant", "log_says"), [(weights.FULL, "dtype=torch.bfloat16"), (weights.QUANTIZED, "Using CPUWNA16LinearKernel")]
 )

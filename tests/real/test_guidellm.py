@@ -102,6 +102,7 @@ def test_a_rate_step_agrees_with_our_driver_and_with_the_engine(
     assert "sesame" not in (tmp_path / "journal").read_text() + "".join(said)
 
 
+@pytest.mark.nightly
 def test_poisson_arrivals_are_guidellms_own(engine: EngineEnvironment, sim: Sim) -> None:
     measured = guidellm.measure(
         sim.job(step(arrivals=POISSON, api="completions", seed=3)), Journal(), environment=engine
@@ -110,6 +111,7 @@ def test_poisson_arrivals_are_guidellms_own(engine: EngineEnvironment, sim: Sim)
     assert 0.5 < (summarise(measured.samples, measured.step).arrival_cv or 0) < 1.6
 
 
+@pytest.mark.nightly
 def test_a_closed_loop_lasts_about_as_long_as_planned(engine: EngineEnvironment, sim: Sim) -> None:
     plan = step(arrivals=CLOSED, request_rate=None, concurrency=4, duration_s=6, seed=4)
     measured = guidellm.measure(sim.job(plan, requests=500), Journal(), environment=engine)

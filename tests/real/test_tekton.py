@@ -377,6 +377,7 @@ def test_a_benchmark_that_cannot_be_is_a_failed_run(kubectl: Kubectl, task: Obje
     assert ended.results == {}
 
 
+@pytest.mark.nightly
 def test_the_pipeline_of_the_example_runs(kubectl: Kubectl, task: Object, minio: S3Client) -> None:
     run = example("pipelinerun")
     for one_task in run["spec"]["pipelineSpec"]["tasks"]:
