@@ -62,7 +62,7 @@ def find_causes(data: RunData) -> list[Cause]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for test in data.record["tests"]:
         if test["outcome"] in ("failed", "error"):
-            groups.setdefault(_shape(read_message(test["reason"])[0]), []).append(test)
+            groups.setdefault(cause_key(test["reason"]), []).append(test)
     blocked = [test for test in data.record["tests"] if test["outcome"] == "skipped"]
     causes = [_cause(tests, blocked) for tests in groups.values()]
     causes += [_leftover(line) for line in data.record["leftovers"]]
@@ -122,6 +122,7 @@ def _next_steps(reason: str) -> list[str]:
     return [match[1] for line in read_message(reason) if (match := _NEXT.match(line))]
 
 
-def _shape(headline: str) -> str:
+def cause_key(reason: str) -> str:
     """The headline without its numbers and quoted parts: the same cause in two tests differs in these."""
+    headline = read_message(reason)[0]
     return re.sub(r"\d+(\.\d+)?([eE][-+]?\d+)?", "#", re.sub(r"'[^']*'|\"[^\"]*\"", "''", headline))[:160]

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
 from pytest_vllm_stage.report import slo_table
+from pytest_vllm_stage.report.causes import cause_key, read_message
 from pytest_vllm_stage.report.record import counts, notices
 
 _MOST_CAUSES = 10
@@ -52,17 +53,17 @@ def _lines(name: str, text: str) -> list[str]:
 
 
 def _failures(data: dict[str, Any]) -> Iterator[str]:
-    """One line per cause: how many tests failed for it, the cause, and the first of the tests."""
-    by_cause: dict[str, list[str]] = {}
+    """The causes of several failures each: how many, the cause, and the first test; pytest lists every failure."""
+    by_cause: dict[str, list[dict[str, Any]]] = {}
     for test in data["tests"]:
         if test["outcome"] in ("failed", "error"):
-            cause = (test.get("reason") or "no reason recorded").strip().splitlines()[0]
-            by_cause.setdefault(cause, []).append(test["name"])
-    for cause, names in list(by_cause.items())[:_MOST_CAUSES]:
-        yield from _lines("FAILED", cause if len(names) == 1 else f"{len(names)} tests: {cause}")
-        yield f"{'':<10}{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    if len(by_cause) > _MOST_CAUSES:
-        yield f"{'':<10}and {len(by_cause) - _MOST_CAUSES} more causes, in the record"
+            by_cause.setdefault(cause_key(test["reason"]), []).append(test)
+    shared = [tests for tests in by_cause.values() if len(tests) > 1]
+    for tests in shared[:_MOST_CAUSES]:
+        yield from _lines("FAILED", f"{len(tests)} tests: {read_message(tests[0]['reason'])[0]}")
+        yield f"{'':<10}{tests[0]['name']} and {len(tests) - 1} more"
+    if len(shared) > _MOST_CAUSES:
+        yield f"{'':<10}and {len(shared) - _MOST_CAUSES} more causes, in the record"
 
 
 def _where(data: dict[str, Any]) -> str:

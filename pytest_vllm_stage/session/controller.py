@@ -108,12 +108,17 @@ class Controller:
             return pytest.ExitCode.TESTS_FAILED
         return status
 
+    @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the run's summary lines."""
         if self._summary:
             terminalreporter.section(f"vllm-stage run {self._run.run_id}")
             for line in self._summary:
                 terminalreporter.line(line)
+            from pytest_vllm_stage.session import short_summary
+
+            failures = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
+            short_summary.show_causes(self._config, failures)
 
 
 def _outcome(report: pytest.TestReport) -> dict[str, Any]:

@@ -46,8 +46,7 @@ class Outcome:
     @property
     def messages(self) -> list[str]:
         """The lines of the failures' messages, without the source that pytest shows."""
-        lines = self.output.splitlines()
-        return [line.removeprefix("E ").strip() for line in lines if line.startswith(("E ", STAGE_FAILED))]
+        return [line for _, lines in _read_messages(self.output) for line in lines]
 
 
 @contextmanager
@@ -110,12 +109,16 @@ def _failed(output: str) -> dict[str, str]:
     """Each failed check with the first line of its own message."""
     found: dict[str, str] = {}
     names = list(dict.fromkeys(re.findall(r"^(?:FAILED|ERROR) \S*?::(\w+)", output, re.MULTILINE)))
-    sections = re.split(r"^_+ (?:ERROR at setup of )?(test_\w+)(?:\[.*\])? _+$", output, flags=re.MULTILINE)
-    for name, section in zip(sections[1::2], sections[2::2], strict=True):
-        said = re.search(
-            rf"^(?:{STAGE_FAILED}|E\s+(?:\|\s*)?)(?:\w+(?:\.\w+)*(?:Error|Failed|Broken|Exception): |Failed: )?(.+)$",
-            section,
-            re.MULTILINE,
-        )
-        found.setdefault(name, said[1] if said else "")
+    for name, lines in _read_messages(output):
+        first = re.sub(r"^\w+(?:\.\w+)*(?:Error|Failed|Broken|Exception): ", "", lines[0])
+        found.setdefault(name, first.removeprefix(STAGE_FAILED))
     return {name: found.get(name, "") for name in names}
+
+
+def _read_messages(output: str) -> Iterator[tuple[str, list[str]]]:
+    """Each failed check with the lines of its message; pytest marks those of an unexpected exception."""
+    failures = re.split(r"^=+ (?:vllm-stage run|short test summary).*$", output, maxsplit=1, flags=re.MULTILINE)[0]
+    sections = re.split(r"^_+ (?:ERROR at setup of )?(test_\w+)(?:\[.*\])? _+$", failures, flags=re.MULTILINE)
+    for name, section in zip(sections[1::2], sections[2::2], strict=True):
+        marked = re.findall(r"^E\s+(?:\|\s*)?(.+)$", section, re.MULTILINE)
+        yield name, marked or section.strip().splitlines()

@@ -149,3 +149,22 @@ def test_what_the_profile_says_cannot_be_is_skipped_for_that_reason(pytester: py
     assert passed == 0
     assert "sim-model cannot do structured_outputs: no grammar backend" in output
     assert "sim-model cannot do tools: no tool parser" in output
+
+
+def test_a_failed_check_is_its_message_and_its_place(
+    pytester: pytest.Pytester, simulator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    script(simulator, "off_by_one_usage")
+    only = ("-k", "test_completion_tokens_equal")
+    failed, _, output = check(pytester, simulator, *only)
+    assert failed == {"test_completion_tokens_equal_the_tokens_generated"}
+    first, *_ = re.findall(
+        r"^usage reports 13 completion tokens, expected 12\n  at \S+test_usage.py:\d+\n_", output, re.M
+    )
+    assert first
+    assert not [noise for noise in ("def test_", "endpoint = ", ">   ", "\nassert ") if noise in output]
+    assert re.search(r"^FAILED \S+to-the-limit\] - usage reports 13 completion tokens, expected 12$", output, re.M)
+    assert re.search(r"^FAILED \S+to-its-end\] - the same cause as \S+to-the-limit\]$", output, re.M)
+    pytester.path.joinpath("run").rename(pytester.path / "first run")
+    assert "def test_" in check(pytester, simulator, *only, "--tb=long")[2]

@@ -77,7 +77,8 @@ def test_percentile_of_too_few_requests_is_marked_and_explained() -> None:
 
 def test_failures_of_one_cause_are_one_line() -> None:
     cause = "stage failed: PVC m is Pending\n  next: kubectl get pvc"
-    tests = [failed("test_a", cause), failed("test_b", cause), failed("test_c", "expected 1, got 2")]
+    tests = [failed("test_a", cause), failed("test_b", cause), failed("test_c", "expected a, got b")]
+    tests += [failed(f"test_{n}", f"reply = Reply()\n>   assert ok\nE   AssertionError: HTTP {n}") for n in (500, 503)]
     shown = [
         line
         for line in terminal.summary(record(tests=tests), Path("reports/run"))
@@ -86,8 +87,8 @@ def test_failures_of_one_cause_are_one_line() -> None:
     assert shown == [
         "FAILED    2 tests: stage failed: PVC m is Pending",
         "          test_a and 1 more",
-        "FAILED    expected 1, got 2",
-        "          test_c",
+        "FAILED    2 tests: HTTP 500",
+        "          test_500 and 1 more",
     ]
 
 
