@@ -12,6 +12,9 @@ from functools import lru_cache
 
 #: Terms of a tail that change nothing any more end its sum.
 _NEGLIGIBLE = 1e-18
+#: A continued fraction has converged when two more terms change less than this share of it.
+_NEGLIGIBLE_CHANGE = 1e-15
+_MOST_TERMS = 2000
 
 
 def _log_pmf(n: int, k: int, p: float) -> float:
@@ -133,13 +136,23 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def _beta_fraction(a: float, b: float, x: float) -> float:
-    """The denominator 1 + d1/(1 + d2/(1 + ...)), from far inside outwards; 200 double terms suffice for our a and b."""
-    value = 1.0
-    for m in range(200, 0, -1):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
-        value = 1 + odd / (1 + even / value)
+    """The denominator 1 + d1/(1 + d2/(1 + ...)), by Lentz's algorithm (1976, Applied Optics 15), until it converges."""
+    upper, lower, value = 1.0, 0.0, 1.0
+    for m in range(_MOST_TERMS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)) if m else 1.0
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        before = value
+        for term in (even, odd) if m else (odd,):
+            lower = 1 / _not_zero(1 + term * lower)
+            upper = _not_zero(1 + term / upper)
+            value *= upper * lower
+        if abs(value - before) <= _NEGLIGIBLE_CHANGE * abs(value):
+            break
     return value
+
+
+def _not_zero(value: float) -> float:
+    return value if abs(value) > 1e-300 else 1e-300
 
 
 def mean(values: Sequence[float]) -> float:
