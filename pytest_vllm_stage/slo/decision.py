@@ -71,6 +71,7 @@ def decide(
     alpha_fail: float = ALPHA,
     design_effects: tuple[float, float] = (1.0, 1.0),
     least_n: int = 1,
+    least_n_broken: int = 1,
 ) -> Decision:
     """Apply the rule.
 
@@ -82,6 +83,7 @@ def decide(
         alpha_fail: Highest probability of calling a kept objective broken.
         design_effects: The design effect for calling the objective kept, and for calling it broken.
         least_n: With fewer requests no objective passes.
+        least_n_broken: With fewer requests no objective fails.
     """
     if allowed <= 0:
         outcome = Outcome.FAIL if misses > 0 else (Outcome.PASS if n else Outcome.INCONCLUSIVE)
@@ -91,7 +93,8 @@ def decide(
     if p_kept <= alpha_pass and n >= least_n:
         return Decision(Outcome.PASS, n, misses, p_kept, p_broken, effect, None)
     if p_broken <= alpha_fail:
-        return Decision(Outcome.FAIL, n, misses, p_kept, p_broken, effect_broken, None)
+        outcome, needs = (Outcome.FAIL, None) if n >= least_n_broken else (Outcome.INCONCLUSIVE, least_n_broken)
+        return Decision(outcome, n, misses, p_kept, p_broken, effect_broken, needs)
     if p_kept <= alpha_pass:
         return Decision(Outcome.INCONCLUSIVE, n, misses, p_kept, p_broken, effect, least_n)
     needs = needed(n, misses, allowed, alpha_pass, alpha_fail, design_effects)

@@ -29,14 +29,18 @@ from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.statistics import nearest_rank
 
 #: How much of the number's correlation time is left in "this request missed". For a Gaussian number and a threshold at
-#: its median it is ln 2 = 0.69 (the integral of the arcsine law of indicators), and less in the tail; but a queue is
-#: skewed, most short steps look better than the queue is, and with 0.75 the calibration holds (docs/accuracy.md).
-REMEMBERED_SHARE = 0.75
+#: its median it is ln 2 = 0.69 (the integral of the arcsine law of indicators), less in the tail. Answers of unequal
+#: length make a queue skewed, so that most short steps look better than the queue is. Both are calibrated for equal
+#: answers and for exponential ones (docs/accuracy.md).
+REMEMBERED_SHARE = 0.5
+REMEMBERED_SHARE_UNEQUAL = 0.75
 #: A step has to last this many correlation times before a pass can rest on them.
-LEAST_TIMES = 20.0
+LEAST_TIMES = 18.0
 #: The same where requests wait more than `BUSY_SHARE` of the time: near capacity the time grows without bound.
 LEAST_TIMES_BUSY = 100.0
 BUSY_SHARE = 0.25
+#: A fail that a busy period of the queue can explain needs a step of so many correlation times.
+LEAST_TIMES_BROKEN = 10.0
 #: With fewer values no correlation is estimated.
 _LEAST_VALUES = 20
 #: A correlation time below this is taken as 1: one slow request in 500 must not reduce the sample size.
@@ -100,6 +104,7 @@ class Dependence:
         in_engine_time: Correlation time of the number of requests in the engine, in requests.
         idle_share: Share of the requests that found the engine empty, and so depend on none before them.
         waiting_share: Share of the step in which requests waited; 0 where that is not known.
+        answers_vary: Coefficient of variation of the answers' times after the first token, at most 1.
         fixed_load: A closed loop: the number of requests in the engine is the plan's, not the queue's.
     """
 
@@ -107,6 +112,7 @@ class Dependence:
     in_engine_time: float = 1.0
     idle_share: float = 0.0
     waiting_share: float = 0.0
+    answers_vary: float = 0.0
     fixed_load: bool = False
 
     @property
@@ -118,10 +124,24 @@ class Dependence:
         return math.ceil(times * self.in_engine_time)
 
     @property
+    def busy(self) -> bool:
+        """Requests wait much of the time, in a queue that can grow."""
+        return not self.fixed_load and self.in_engine_time > 1 and self.waiting_share > BUSY_SHARE
+
+    @property
+    def least_n_broken(self) -> int:
+        """Requests that a step needs before a fail can rest on how long its requests waited."""
+        return math.ceil(LEAST_TIMES_BROKEN * self.in_engine_time)
+
+    @property
     def _cautious_time(self) -> float:
         """The correlation time and about half a standard error of it, which is short where the step is."""
         time = self.in_engine_time
         return time * (1 + math.sqrt(time / max(1, self.n))) if time > 1 else 1.0
+
+    @property
+    def _remembered_share(self) -> float:
+        return REMEMBERED_SHARE + (REMEMBERED_SHARE_UNEQUAL - REMEMBERED_SHARE) * self.answers_vary
 
     @property
     def _least_effective(self) -> float:
@@ -131,42 +151,50 @@ class Dependence:
         """
         return self.n * self.idle_share**2
 
-    def design_effects(self, values: Sequence[float], misses: Sequence[float], allowed: float) -> tuple[float, float]:
+    def design_effects(
+        self, values: Sequence[float], misses: Sequence[float], allowed: float, *, busy_period: bool = False
+    ) -> tuple[float, float]:
         """The design effects for calling an objective kept, and for calling it broken.
 
         Bursts in the step's own values count for both. The number in the engine counts only for a pass: it indicates
-        bursts that a longer step would show, and an objective is kept only once these are ruled out. In a closed loop
-        the plan fixes that number, no queue can grow, and only the misses themselves count.
+        bursts that a longer step would show, and an objective is kept only once these are ruled out; and for a fail
+        that one busy period of the queue may explain. In a closed loop the plan fixes that number, no queue can grow,
+        and only the misses themselves count.
 
         Args:
             values: One number per request in the schedule's order; the larger, the worse.
             misses: The share of each request that missed, 0 to 1.
             allowed: The share of misses that the objective allows.
+            busy_period: One busy period may explain the misses; see `waiting`.
         """
         n = len(values)
         if not n or not 0 < allowed < 1:
             return 1.0, 1.0
         shown = correlation_time(misses)
         if self.fixed_load:
-            return shown, _cautious(shown, n)
+            return shown, cautious_effect(shown, n)
         threshold = nearest_rank(sorted(values), max(1, math.floor(100 * (1 - allowed))))
         shown = max(shown, correlation_time([float(value > threshold + _ROUNDING) for value in values]))
-        hidden = 1 + REMEMBERED_SHARE * (self._cautious_time - 1)
         most = n / max(1.0, self._least_effective)
-        return min(max(shown, hidden), most), _cautious(shown, n)
+        hidden = min(most, 1 + self._remembered_share * (self._cautious_time - 1))
+        broken = cautious_effect(shown, n)
+        return min(max(shown, hidden), most), max(broken, min(n, hidden)) if busy_period else broken
 
 
-def _cautious(effect: float, n: int) -> float:
+def cautious_effect(effect: float, n: int) -> float:
     """The effect plus about half its standard error; 1 stays 1."""
     return min(float(n), effect * (1 + math.sqrt(effect / n))) if effect > 1 else 1.0
 
 
-def find_dependence(samples: Sequence[Sample], *, open_loop: bool, waiting_share: float = 0.0) -> Dependence:
+def find_dependence(
+    samples: Sequence[Sample], *, open_loop: bool, random_arrivals: bool = False, waiting_share: float = 0.0
+) -> Dependence:
     """Measure how strongly the requests of a step are correlated.
 
     Args:
         samples: In the schedule's order.
         open_loop: In a closed loop the number of requests in the engine is fixed.
+        random_arrivals: Requests arrive by a Poisson process.
         waiting_share: Share of the engine's readings in which requests waited.
     """
     if not open_loop or not samples:
@@ -174,23 +202,31 @@ def find_dependence(samples: Sequence[Sample], *, open_loop: bool, waiting_share
     count = requests_in_engine(samples)
     idle = sum(number == 0 for number in count) / len(count)
     seen = max(waiting_share, _waited_share(samples))
-    return Dependence(len(count), _in_engine_time(samples, count), idle, seen)
+    time = _in_engine_time(samples, count, random_arrivals=random_arrivals)
+    return Dependence(len(count), time, idle, seen, _answers_vary(samples))
 
 
-def _in_engine_time(samples: Sequence[Sample], count: Sequence[int]) -> float:
+def _in_engine_time(samples: Sequence[Sample], count: Sequence[int], *, random_arrivals: bool) -> float:
     """The correlation time of the number in the engine, once the first answers have ended.
 
-    A number that varies less than with independent arrivals (where the variance equals the mean) correlates the
-    requests proportionally less: under a constant rate of equal answers it stays the same.
+    It is at least the mean number itself, as for equal answers that never wait (M/D/infinity): a short step shows less.
+    A number that varies less than with random arrivals (where the variance equals the mean) correlates the requests
+    proportionally less: under a constant rate of equal answers it stays the same.
     """
     start = next((i for i, one in enumerate(samples) if one.scheduled_s >= samples[0].end_s), 0)
     after = [float(number) for number in count[start:]]
     centre = math.fsum(after) / len(after)
     if centre <= 0:
         return 1.0
-    dispersion = min(1.0, _variance(after) / centre)
-    time = 1 + dispersion * (correlation_time(after) - 1)
+    dispersion = 1.0 if random_arrivals else min(1.0, _variance(after) / centre)
+    time = 1 + dispersion * (max(centre, correlation_time(after)) - 1)
     return time if time > _NOTICEABLE else 1.0
+
+
+def _answers_vary(samples: Sequence[Sample]) -> float:
+    times = [s.end_s - s.first_token_s for s in samples if s.failure is None and s.first_token_s is not None]
+    centre = math.fsum(times) / len(times) if times else 0.0
+    return min(1.0, math.sqrt(_variance(times)) / centre) if centre > 0 else 0.0
 
 
 def _waited_share(samples: Sequence[Sample]) -> float:

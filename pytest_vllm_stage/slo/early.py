@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from pytest_vllm_stage.measurement.samples import Sample
-from pytest_vllm_stage.measurement.step import LoadStep
+from pytest_vllm_stage.measurement.step import POISSON, LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome, decide
 from pytest_vllm_stage.slo.dependence import find_dependence
 from pytest_vllm_stage.slo.gates import PASS_NOT_BEFORE, Risks, SequentialGate, is_sequential, misses_of, values_of
@@ -61,7 +61,11 @@ class EarlyDecision:
         self._next = 0
         self._taken: list[Sample] = []
         self._look_at = 0
-        self._gates = [SequentialGate(one, planned, risks) for one in objectives if is_sequential(step, one)]
+        self._gates = [
+            SequentialGate(one, planned, risks, step.arrivals == POISSON)
+            for one in objectives
+            if is_sequential(step, one)
+        ]
         self._strict = [one for one in objectives if not one.is_floor and one.allowed_share <= 0]
         self._has_floor = any(one.is_floor for one in objectives)
         self._enabled = step.decide_early and bool(objectives)

@@ -51,6 +51,11 @@ class EngineLoad:
         """Whether requests waited in any reading."""
         return self.waiting_share > 0
 
+    def exceeded_by(self, rate: float | None) -> bool:
+        """Whether a rate is certainly above the ceiling."""
+        ceiling = self.ceiling_requests_per_s
+        return rate is not None and ceiling is not None and rate > _MEASURED_WITHIN * ceiling
+
     def ceiling_text(self) -> str:
         """The ceiling as a clause of a message."""
         return (

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_vllm_stage.measurement.metrics import gaps_s, latency_s
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.statistics import readable_number
-from pytest_vllm_stage.measurement.step import LoadStep
+from pytest_vllm_stage.measurement.step import POISSON, LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Decision, Outcome, decide, p_values, smallest_pass
 from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
 from pytest_vllm_stage.slo.margin import Quiet, margin_reason
 from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective
 from pytest_vllm_stage.slo.sequential import boundaries, spent
 from pytest_vllm_stage.slo.throughput import judge_floor
+from pytest_vllm_stage.slo.waiting import can_be_busy_period
 
 #: A decision that the effective sample size does not support yet is checked again after this share of the plan.
 _LOOK_AGAIN_SHARE = 0.05
@@ -107,6 +108,15 @@ def _miss(objective: Objective, sample: Sample) -> float | None:
     return float(value > objective.limit_s)
 
 
+def _misses(objective: Objective, samples: Sequence[Sample], values: Sequence[float]) -> Sequence[float]:
+    """The same as `misses_of`, where the values are known."""
+    if objective.latency is None:
+        return values
+    if objective.latency == "itl":
+        return misses_of(objective, samples)
+    return [float(value > objective.limit_s) for value in values]
+
+
 def is_sequential(step: LoadStep, objective: Objective) -> bool:
     """Whether the sequential rule judges the objective in this step."""
     return step.decide_early and step.open_loop and not objective.is_floor and objective.allowed_share > 0
@@ -120,6 +130,9 @@ class SequentialGate:
         objective: The objective.
         planned: Requests of the plan.
         risks: The accepted risks.
+        random_arrivals: Requests arrive by a Poisson process.
+        waiting_share: Share of the step in which requests waited; while it runs that is unknown.
+        grows: Whether the queue grows; None while that is unknown.
         outcome: Inconclusive until a boundary is crossed and the effective sample size supports the same outcome.
         decided_after: Requests that the decision needed.
     """
@@ -127,6 +140,9 @@ class SequentialGate:
     objective: Objective
     planned: int
     risks: Risks
+    random_arrivals: bool = False
+    waiting_share: float = 1.0
+    grows: bool | None = None
     outcome: Outcome = Outcome.INCONCLUSIVE
     decided_after: int | None = None
     _samples: list[Sample] = field(default_factory=list)
@@ -165,15 +181,20 @@ class SequentialGate:
             return
         self._look_at = n + max(1, int(_LOOK_AGAIN_SHARE * self.planned))
         share = n / self.planned
-        tied = find_dependence(self._samples, open_loop=True)
-        effects = tied.design_effects(self._values, self._misses, allowed)
+        tied = find_dependence(self._samples, open_loop=True, random_arrivals=self.random_arrivals)
+        kept_fails = spent(share, risks.kept_fails)
+        waited = replace(tied, waiting_share=max(tied.waiting_share, self.waiting_share))
+        burst = crossed is Outcome.FAIL and can_be_busy_period(
+            self.objective, self._samples, waited, kept_fails, grows=self.grows
+        )
+        effects = tied.design_effects(self._values, self._misses, allowed, busy_period=burst)
         if crossed is Outcome.PASS and n < self.planned and effects[0] > _MOST_EFFECT_EARLY:
             return
         p_kept, p_broken = p_values(n, self._total, allowed, effects)
         if crossed is Outcome.PASS:
             confirmed = p_kept <= spent(share, risks.broken_passes) and n >= tied.least_n
         else:
-            confirmed = p_broken <= spent(share, risks.kept_fails)
+            confirmed = p_broken <= kept_fails and (not burst or n >= tied.least_n_broken)
         if confirmed:
             self.outcome, self.decided_after = crossed, n
 
@@ -187,6 +208,7 @@ def judge_gate(
     tied: Dependence,
     *,
     quiet: Quiet = Quiet.NOT,
+    grows: bool | None = None,
 ) -> GateVerdict:
     """Judge an objective on a latency or on the error rate.
 
@@ -198,30 +220,36 @@ def judge_gate(
         risks: The accepted risks.
         tied: The correlation between the requests.
         quiet: How little the requests disturb each other; a large margin counts where they hardly do.
+        grows: Whether the queue grows; found from the samples' trends where it is needed and not given.
     """
-    misses, values = misses_of(objective, samples), values_of(objective, samples)
+    values = values_of(objective, samples)
+    misses = _misses(objective, samples, values)
+    burst = can_be_busy_period(objective, samples, tied, risks.kept_fails, grows=grows)
     fixed = decide(
         len(misses),
         math.fsum(misses),
         objective.allowed_share,
         alpha_pass=risks.broken_passes,
         alpha_fail=risks.kept_fails,
-        design_effects=tied.design_effects(values, misses, objective.allowed_share),
+        design_effects=tied.design_effects(values, misses, objective.allowed_share, busy_period=burst),
         least_n=tied.least_n,
+        least_n_broken=tied.least_n_broken if burst else 1,
     )
     outcome, after = fixed.outcome, None
     if is_sequential(step, objective):
-        gate = SequentialGate(objective, step.planned_requests or 1, risks)
+        random_arrivals = step.arrivals == POISSON
+        gate = SequentialGate(objective, step.planned_requests or 1, risks, random_arrivals, tied.waiting_share, grows)
         for sample in samples:
             gate.take(sample)
         outcome, after = gate.outcome, gate.decided_after
     margin = ""
     if outcome is Outcome.INCONCLUSIVE:
         effect, alpha = fixed.design_effect, risks.broken_passes
-        margin = margin_reason(objective, values, quiet, effect, alpha, least_n=tied.least_n)
+        least, random_arrivals = tied.least_n, step.arrivals == POISSON
+        margin = margin_reason(objective, values, quiet, effect, alpha, least_n=least, random_arrivals=random_arrivals)
     if margin:
         outcome = Outcome.PASS
-    why = ", ".join(filter(None, (_why(step, objective, outcome, observed, fixed, after), margin)))
+    why = ", ".join(filter(None, (_why(step, objective, outcome, observed, fixed, after, risks.kept_fails), margin)))
     effective = fixed.effective_n
     return GateVerdict(
         objective, outcome, observed, fixed.n, effective, fixed.misses, fixed.p_broken, fixed.needs, after, why
@@ -229,7 +257,13 @@ def judge_gate(
 
 
 def _why(
-    step: LoadStep, objective: Objective, outcome: Outcome, observed: float | None, fixed: Decision, after: int | None
+    step: LoadStep,
+    objective: Objective,
+    outcome: Outcome,
+    observed: float | None,
+    fixed: Decision,
+    after: int | None,
+    alpha_fail: float,
 ) -> str:
     seen = "no value" if observed is None else f"{readable_number(observed)}"
     early = f", certain after {after}" if after is not None and after < fixed.n else ""
@@ -243,7 +277,10 @@ def _why(
         text = f"{text}; effective sample size about {fixed.effective_n} of {fixed.n}"
     if fixed.needs is None:
         return f"{text}; too close to call"
-    reason = "too few samples" if fixed.effective_n < least else "too close to call"
+    if fixed.p_broken <= alpha_fail:
+        reason = "a busy period of the queue can explain this"
+    else:
+        reason = "too few samples" if fixed.effective_n < least else "too close to call"
     return f"{text}; {reason}, about {fixed.needs} requests{_duration(step, fixed.needs)} would decide"
 
 

@@ -10,13 +10,16 @@ so that an objective which allows a share q over L is kept where at most q ** (1
 independent requests: 2 for a P50, 4 for a P90, 8 for a P99. The tail of rare slow requests is heavier: these are what
 the ordinary rule for independent requests finds, which has to be satisfied too, and none may take more than half of the
 limit. Near capacity the past says little about what follows, so the rule applies only where hardly any request waits
-and nothing rises.
+and nothing rises; with random arrivals a step also needs half the ordinary number of correlation times.
 
 Where no request waited at all, a latency is the engine's own time and a small variation, which answers that overlap
 share: a slow moment of half a millisecond makes the slowest tenth of them neighbours, whatever the limit is. There the
 same question is asked of the variation, the time beyond the median, and the limit's distance from the median. It needs
 the ordinary number of correlation times as well, and arrivals at a constant rate: with random arrivals a short step may
 only have met no burst that finds the batch full.
+
+Errors have no distance from a limit. A queue causes them only once requests wait, so where hardly any does and none
+failed, an error rate is judged by the rule for independent requests alone.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from pytest_vllm_stage.measurement.statistics import binomial_at_most, binomial_
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.slo.dependence import BUSY_SHARE
 from pytest_vllm_stage.slo.engine_load import EngineLoad
-from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.objectives import ERROR_RATE, Objective
 from pytest_vllm_stage.slo.saturation import TREND
 from pytest_vllm_stage.slo.steadiness import Steadiness
 
@@ -37,6 +40,8 @@ from pytest_vllm_stage.slo.steadiness import Steadiness
 MARGIN = 4.0
 #: No request took more than this share of the limit.
 MOST_OF_LIMIT = 0.5
+#: Of the requests that a pass without a margin needs: random arrivals may spare a shorter step a busy period.
+MARGIN_TIMES_SHARE = 0.5
 
 
 class Quiet(IntEnum):
@@ -92,6 +97,7 @@ def margin_reason(
     alpha: float,
     *,
     least_n: int = 1,
+    random_arrivals: bool = False,
 ) -> str:
     """Why the objective is kept by its margin, as a clause of a message; empty where it is not.
 
@@ -102,10 +108,15 @@ def margin_reason(
         design_effect: How many requests count as one.
         alpha: Highest probability of calling a broken objective kept.
         least_n: Requests that the correlation time of the number in the engine asks for.
+        random_arrivals: Requests arrive by a Poisson process.
     """
-    if quiet is Quiet.NOT or objective.latency is None or not values:
+    if quiet is Quiet.NOT or not values:
         return ""
-    if is_kept_by_margin(objective, values, design_effect, alpha):
+    if objective.key == ERROR_RATE:
+        kept = not any(values) and binomial_at_most(len(values), 0, objective.allowed_share) <= alpha
+        return "none failed, and hardly any waited" if kept else ""
+    enough = not random_arrivals or len(values) >= MARGIN_TIMES_SHARE * least_n
+    if enough and is_kept_by_margin(objective, values, design_effect, alpha):
         return f"none above {100 * MOST_OF_LIMIT:g} % of the limit"
     base_s = statistics.median(values)
     if quiet is not Quiet.UNQUEUED or len(values) < least_n or base_s >= objective.limit_s:

@@ -11,14 +11,12 @@ from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summaris
 from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
-from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
-from pytest_vllm_stage.slo.engine_load import EngineLoad, find_engine_load
-from pytest_vllm_stage.slo.gates import GateVerdict, Risks, judge_floor_gate, judge_gate
-from pytest_vllm_stage.slo.growth import HORIZON_S, Growth, judge_growth
-from pytest_vllm_stage.slo.margin import Quiet, find_quiet
+from pytest_vllm_stage.slo.engine_load import EngineLoad
+from pytest_vllm_stage.slo.gates import GateVerdict, Risks
+from pytest_vllm_stage.slo.growth import HORIZON_S
+from pytest_vllm_stage.slo.judgement import Judgement, judge_objectives
 from pytest_vllm_stage.slo.objectives import Objective, goodput_limits_s
 from pytest_vllm_stage.slo.saturation import Saturation, saturation
-from pytest_vllm_stage.slo.steadiness import Steadiness, find_trends
 from pytest_vllm_stage.slo.validity import Finding, findings
 
 #: Incremented when a field changes its meaning or is removed, not when one is added.
@@ -109,18 +107,13 @@ def judge(
     limits_s = goodput_limits_s(tuple(objectives))
     metrics = summarise(measurement.samples, measurement.step, limits_s=limits_s or None)
     risks = Risks.shared(alpha, gates or len(objectives))
-    load = find_engine_load(measurement)
-    open_loop = measurement.step.open_loop
-    tied = find_dependence(measurement.samples, open_loop=open_loop, waiting_share=load.waiting_share)
-    steadiness = find_trends(measurement.samples) if open_loop else Steadiness()
-    quiet = find_quiet(measurement.step, load, steadiness, tied.waiting_share)
-    judged = tuple(_gate(measurement, metrics, objective, limits_s, risks, tied, quiet) for objective in objectives)
-    growth = judge_growth(measurement, objectives, steadiness, load, horizon_s)
-    state = saturation(measurement, load, steadiness)
-    found = (*findings(measurement, metrics, objectives), *_load_remarks(measurement, load, state, promised_rate))
-    outcome, why = _overall(metrics, judged, found, state, growth)
+    judged = judge_objectives(measurement, objectives, risks, observed=metrics.flat(), horizon_s=horizon_s)
+    remarks = _load_remarks(measurement, judged.load, judged.saturation, promised_rate)
+    found = (*findings(measurement, metrics, objectives), *remarks)
+    outcome, why = _overall(metrics, judged, found)
     saved_s = measurement.early_stop.saved_s if measurement.early_stop else 0.0
-    return metrics, StepVerdict(measurement.step.id, outcome, why, judged, found, state, saved_s, alpha)
+    verdict = StepVerdict(measurement.step.id, outcome, why, judged.gates, found, judged.saturation, saved_s, alpha)
+    return metrics, verdict
 
 
 def _refuse(measurement: Measurement, problem: str, alpha: float) -> tuple[Metrics, StepVerdict]:
@@ -132,35 +125,18 @@ def _refuse(measurement: Measurement, problem: str, alpha: float) -> tuple[Metri
     return summarise((), step), verdict
 
 
-def _overall(
-    metrics: Metrics,
-    gates: Sequence[GateVerdict],
-    found: Sequence[Finding],
-    state: Saturation,
-    growth: Growth | None,
-) -> tuple[Outcome, str]:
+def _overall(metrics: Metrics, judged: Judgement, found: Sequence[Finding]) -> tuple[Outcome, str]:
     invalid = [finding.text for finding in found if finding.invalidates]
     if invalid:
         return Outcome.INVALID, "; ".join(invalid)
-    remarks = "".join(f"; {finding.text}" for finding in found if finding.name in _REMARKABLE)
     if metrics.vacuous:
         kinds = _failures_text(metrics)
         return Outcome.FAIL, f"vacuous: not one token came from {metrics.requests} requests ({kinds})"
-    failed = [gate.why for gate in gates if gate.outcome is Outcome.FAIL]
-    if metrics.failed and failed:
-        remarks = f"; failed requests: {_failures_text(metrics)}{remarks}"
-    if state.saturated:
-        return Outcome.FAIL, "; ".join([state.message, *failed]) + remarks
-    if growth is not None and (failed or growth.outcome is Outcome.FAIL):
-        return Outcome.FAIL, "; ".join([growth.why, *failed]) + remarks
-    if failed:
-        return Outcome.FAIL, "; ".join(failed) + remarks
-    open_gates = [gate.why for gate in gates if gate.outcome is not Outcome.PASS]
-    if growth is not None:
-        return Outcome.INCONCLUSIVE, "; ".join([growth.why, *open_gates]) + remarks
-    if open_gates or not gates:
-        return Outcome.INCONCLUSIVE, "; ".join(open_gates or ["no objective is set for this step"]) + remarks
-    return Outcome.PASS, f"{len(gates)} of {len(gates)} objectives kept{remarks}"
+    outcome, reasons = judged.outcome, judged.reasons()
+    if metrics.failed and any(gate.outcome is Outcome.FAIL for gate in judged.gates):
+        reasons.append(f"failed requests: {_failures_text(metrics)}")
+    reasons += [finding.text for finding in found if finding.name in _REMARKABLE]
+    return outcome, "; ".join(reasons)
 
 
 def _load_remarks(
@@ -182,18 +158,3 @@ def _load_remarks(
 
 def _failures_text(metrics: Metrics) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in metrics.failed.items()) or "none failed"
-
-
-def _gate(
-    measurement: Measurement,
-    metrics: Metrics,
-    objective: Objective,
-    limits_s: dict[str, float],
-    risks: Risks,
-    tied: Dependence,
-    quiet: Quiet,
-) -> GateVerdict:
-    observed = metrics.flat().get(objective.metric)
-    if objective.is_floor:
-        return judge_floor_gate(measurement.samples, objective, observed or 0.0, limits_s, risks)
-    return judge_gate(measurement.step, measurement.samples, objective, observed, risks, tied, quiet=quiet)

@@ -1,0 +1,60 @@
+"""The calibration of verdicts judges the steps that it claims, as `judge` does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.verdict import judge
+from tests.bench.bench_verdicts import BenchRow, find_ideal, judge_step, run_piece
+from tests.bench.queues import Case, build_measurement, equal_waits, waiting_probability
+
+
+def test_erlang_c_of_a_single_server_is_its_load() -> None:
+    assert waiting_probability(1, 0.7) == pytest.approx(0.7)
+    assert waiting_probability(16, 0.7) == pytest.approx(0.1, abs=0.03)
+
+
+def test_waits_for_equal_answers_are_those_of_a_fifo_queue() -> None:
+    assert equal_waits(np.array([0.0, 0.0, 0.0, 0.5, 3.0]), 2).tolist() == pytest.approx([0, 0, 1, 0.5, 0])
+
+
+@pytest.mark.parametrize("queue", ["M/M", "M/D", "D/L", "sim"])
+def test_steps_have_the_planned_load(queue: str) -> None:
+    """The number of requests in a stationary engine is the rate times the time in it (Little's law)."""
+    case = Case(queue, 0.5, 8, empty=True)
+    (rows,) = case.steps(range(1), 3000)
+    busy_s = sum(row.end_s - row.start_s for row in rows)
+    assert busy_s / (8 * rows[-1].at_s) == pytest.approx(0.5, rel=0.15)
+    assert all(row.at_s <= row.start_s < row.first_s <= row.end_s for row in rows)
+
+
+def test_objectives_judged_together_have_the_verdicts_of_each_alone() -> None:
+    for name in ("M/M 0.7", "M/D 1.1", "M/M 0.95"):
+        row = BenchRow.parse(name)
+        (rows,) = row.case.steps(range(1), 200)
+        made = build_measurement(rows, row.case.arrivals)
+        limits = [Objective("ttft_p90_ms", 200), Objective("ttft_p90_ms", 5000), Objective("e2e_latency_p50_s", 1.1)]
+        alone = [judge(made, [one])[1] for one in limits]
+        assert [one[0] for one in judge_step(made, limits)] == [one.outcome.value for one in alone]
+
+
+def test_ideal_bound_passes_one_in_twenty_on_the_true_percentile() -> None:
+    on = [("", "", float(misses), 1.0) for misses in range(100)]
+    inside = [("", "", float(misses) / 2, 1.0) for misses in range(100)]
+    assert find_ideal(on, on) == "5.0"
+    assert float(find_ideal(on, inside)) == pytest.approx(10, abs=1)
+
+
+def test_row_name_is_read_back() -> None:
+    for name in ("M/M 0.95 n=60 empty", "sim 0.7", "D/L 1.03"):
+        assert BenchRow.parse(name).name == name
+
+
+def test_piece_holds_each_step_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.bench.bench_verdicts.PIECE", 2)
+    monkeypatch.setattr("tests.bench.bench_verdicts.EARLY", 1)
+    piece = run_piece(BenchRow.parse("M/D 1.1 n=100"), 0, {})
+    assert {len(judged) for judged in piece["judged"].values()} == {2}
+    assert {len(early) for early in piece["early"].values()} == {1}
