@@ -15,6 +15,7 @@ from pytest_vllm_stage.session.allure_results import AllureResults
 from pytest_vllm_stage.session.exclusive import ExclusiveAccess
 from pytest_vllm_stage.session.failures import ReadableFailures
 from pytest_vllm_stage.settings.options import OPTIONS, Option
+from pytest_vllm_stage.settings.variables import find_misspelt
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.config import StageConfig
@@ -67,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         run = config.stash[RUN] = _create_run(config, identity)
         config.pluginmanager.register(Controller(config, run), "vllm-stage-controller")
         # A variable that only switches reports off may be set for a whole environment, including unrelated tests.
-        if any(_given(config, option) for option in OPTIONS if option.name != "report"):
+        if find_misspelt(os.environ) or any(_given(config, option) for option in OPTIONS if option.name != "report"):
             _ = run.config
         _check_run_dir(run)
     else:

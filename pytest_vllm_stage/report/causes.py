@@ -73,7 +73,9 @@ def _cause(tests: Sequence[Mapping[str, Any]], skipped: Iterable[Mapping[str, An
     lines = read_message(tests[0]["reason"])
     headline = lines[0]
     steps = dict.fromkeys(step for test in tests for step in _next_steps(test["reason"]))
+    headlines = dict.fromkeys(read_message(test["reason"])[0] for test in tests)
     shown = [line for line in lines if not _NEXT.match(line)]
+    shown += [other for other in headlines if other != headline]  # the same cause with other numbers
     more = [f"... {len(shown) - _LINES} more lines in junit.xml"] if len(shown) > _LINES else []
     return Cause(
         headline=headline,

@@ -77,10 +77,12 @@ def _causes(data: RunData) -> Iterator[str]:
     yield ""
     for cause in causes[:_MOST_CAUSES]:
         blocked = f", {len(cause.blocked)} not run because of it" if cause.blocked else ""
-        yield f"**{escape(cause.headline)}** ({len(cause.tests)} checks failed{blocked})"
+        checks = f"{len(cause.tests)} check{'' if len(cause.tests) == 1 else 's'}"
+        yield f"**{escape(cause.headline)}** ({checks} failed{blocked})"
         yield ""
-        yield _code(cause.message)
-        yield ""
+        if cause.message != cause.headline:
+            yield _code(cause.message)
+            yield ""
         yield from (f"- next: {escape(step)}" for step in cause.next_steps)
         yield from (f"- {escape(name)}" for name in cause.tests[:_MOST_TESTS])
         if len(cause.tests) > _MOST_TESTS:

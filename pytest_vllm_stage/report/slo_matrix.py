@@ -122,5 +122,5 @@ def _interval(gate: Gate, step: StepData) -> str:
 
 def _samples(gate: Gate) -> str:
     effective = "" if gate.effective_n is None else f", effective {gate.effective_n}"
-    needed = f", needs {gate.needs}" if gate.needs else ""
+    needed = f", needs {gate.needs:,}" if gate.needs else ""
     return f"n {gate.n}{effective}{needed}"

@@ -98,12 +98,14 @@ class Controller:
         self._summary = finish.write_record(self._run, int(session.exitstatus), leftovers, allure_dir)
 
     def _exit_status(self, status: int, *, failed: bool) -> int:
-        """The exit code of an unusable environment if any part of the run reported one, whatever else failed."""
+        """The exit code of an unusable environment if any part reported one, else that of a setting that is wrong."""
         from pytest_vllm_stage.session import finish
 
         aborted = status in _ABORTED or (status == pytest.ExitCode.INTERRUPTED and self._interrupted_by_hand)
         if not aborted and (self._environment_unusable or finish.environment_failed(self._run)):
             return ENVIRONMENT_EXIT_CODE
+        if status == pytest.ExitCode.TESTS_FAILED and finish.is_refused(self._run):
+            return pytest.ExitCode.USAGE_ERROR
         if status == pytest.ExitCode.OK and (failed or (self._run.config.strict and finish.skipped(self._run))):
             return pytest.ExitCode.TESTS_FAILED
         return status

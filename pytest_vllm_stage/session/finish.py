@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable, StageError
 from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.report import allure, junit, record, run_end, terminal
@@ -91,6 +91,11 @@ def environment_failed(run: Run) -> bool:
     """Whether the end of the run met an unusable environment."""
     events = read_events(run.journal_path)
     return any(event["kind"] == "error" and event["error_kind"] == EnvironmentUnusable.kind for event in events)
+
+
+def is_refused(run: Run) -> bool:
+    """Whether there is no stage because a setting or a file is wrong: a usage error found after the collection."""
+    return any(isinstance(run.shared.failure(fact), ConfigError) for fact in ("cluster", "stage"))
 
 
 def skipped(run: Run) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 #: A machine runs one local cluster at a time: a second run reports which run uses it, and waits so long for it.
 BUSY_WAIT_S = 600.0
+#: Commands that need no cluster.
+_WITHOUT_CLUSTER = re.compile(r"\bkubectl (kustomize|config)\b|\binstall kubectl\b")
+#: Commands about objects outside namespaces.
+_CLUSTER_WIDE = re.compile(r"\bkubectl (api-resources|auth|(get|describe) (crd|node|storageclass)s?)\b")
 
 
 def cluster_of(run: Run) -> ClusterFacts:
@@ -45,10 +50,14 @@ def deploys_to(run: Run, cluster: ClusterFacts) -> bool:
 
 
 def lasting_hint(run: Run, hint: str) -> str:
-    """A hint that still works when it is read: a kubectl command does not once the cluster is removed."""
+    """A hint that still works when it is read: a kubectl command may not, once the run has removed what it created."""
     removed = run.config.deploys and not run.config.reuse and run.config.text("keep") == "never"
-    if "kubectl" not in hint or not removed:
+    if "kubectl" not in hint or not removed or _WITHOUT_CLUSTER.search(hint):
         return hint
+    known = run.shared.get("cluster")
+    owned = ClusterFacts.from_json(known).owned if known else run.config.cluster_kind == "local"
+    if not owned and _CLUSTER_WIDE.search(hint):
+        return hint  # the namespace is removed, the cluster stays
     folder = run.directory / "diagnostics"
     return (
         f"read {folder}/: objects (*.json), events.txt and logs/ of the stage, which this run removes; "

@@ -14,6 +14,7 @@ from pytest_vllm_stage.settings.agreement import check_agreement
 from pytest_vllm_stage.settings.config import Setting, StageConfig, TokenSetting
 from pytest_vllm_stage.settings.options import BY_NAME, OPTIONS, TOKENS, Option, Token
 from pytest_vllm_stage.settings.urls import normalise_endpoints
+from pytest_vllm_stage.settings.variables import find_misspelt
 
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.profile import Profile
@@ -34,6 +35,8 @@ def resolve_settings(cli: Lookup, env: Mapping[str, str], ini: Lookup, rootdir: 
     Raises:
         ConfigError: naming the option, where it was set and the valid values.
     """
+    for name, meant in find_misspelt(env).items():
+        raise ConfigError(f"environment variable {name}: no such setting; did you mean {meant}?")
     layers: list[tuple[Callable[[Option], str], Lookup, Path | None]] = [
         (lambda option: option.cli, cli, None),
         (lambda option: option.env, lambda name: env.get(BY_NAME[name].env) or None, None),

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.defects.forks import ROOT, forks
+
 SUITE = ROOT / "suites" / "inference"
 PROFILE = Path(__file__).parent / "sim.toml"
 MODEL = "sim-model"
@@ -74,24 +75,16 @@ def script(url: str, faults: Sequence[Any]) -> None:
 
 
 def run_suite(url: str, *arguments: str, profile: Path | None = PROFILE, key: str = KEY, slow: bool = False) -> Outcome:
-    """Run the suite against a server, in a separate pytest process and folder.
-
-    Args:
-        url: The server.
-        arguments: Of pytest.
-        profile: What is declared of the server; None for the default profile.
-        key: The server's key.
-        slow: With the checks that take half a minute.
-    """
+    """Run the suite against a server, in a separate pytest process and folder."""
     with tempfile.TemporaryDirectory(prefix="vllm-stage-defects-") as place:
         command = [
-            sys.executable, "-m", "pytest", str(SUITE), f"--stage-endpoint={url}", f"--stage-run-dir={place}/run",
+            str(SUITE), f"--stage-endpoint={url}", f"--stage-run-dir={place}/run",
             "-p", "no:cacheprovider", "-rfE", "--tb=short", "-q", *arguments,
         ]  # fmt: skip
         command += [f"--stage-profile={profile}"] if profile else []
-        command += [] if slow else [f"--ignore={SUITE / 'test_slow_lanes.py'}"]
-        done = subprocess.run(command, cwd=ROOT, env=_environ(key), capture_output=True, text=True, check=False)
-    output = done.stdout + done.stderr
+        printed = Path(place) / "output"
+        forks().run(command, ROOT, _environ(key), printed)
+        output = printed.read_text(errors="replace")
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|skipped|failed|errors?)", output)}
     assert counts, f"the suite did not run:\n{output}"
     return Outcome(_failed(output), counts.get("passed", 0), counts.get("skipped", 0), output)

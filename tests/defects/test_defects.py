@@ -18,9 +18,10 @@ import pytest
 from pytest_vllm_stage.standins.engine.faults import registry
 from tests.defects import checks
 from tests.defects.catalogue import DEFECTS, Defect
+from tests.defects.forks import ROOT
 from tests.defects.oracle import says_something
 from tests.defects.proxy.catalogue import find_defects
-from tests.defects.runner import ROOT, SUITE, Outcome, run_suite, simulator
+from tests.defects.runner import SUITE, Outcome, run_suite, simulator
 
 #: Faults of timing are not faults of correctness; the last one is caught before any check runs.
 NO_DEFECTS = {"stall", "slow_start", "slow_requests", "wrong_model_listed"}

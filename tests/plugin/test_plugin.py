@@ -22,6 +22,14 @@ HEAVY = (
     "pydantic",
 )
 
+#: A stage that a setting does not allow.
+REFUSING = """
+def refuse(run, cluster):
+    raise errors.ConfigError("--stage-reuse: another stage was kept")
+
+lifecycle.make_stage = refuse
+"""
+
 SUITE = """
 import pytest
 @pytest.mark.parametrize("n", range(4))
@@ -160,6 +168,27 @@ def test_the_next_command_still_works_when_it_is_read(
         expected = "  next: kubectl --kubeconfig /k -n small get pods,events"
     result.stdout.fnmatch_lines([expected])
     result.stderr.fnmatch_lines([expected])
+
+
+def test_a_misspelt_variable_is_a_usage_error(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_STAGE_ENPOINT", "http://127.0.0.1:9")
+    place.makepyfile("def test_it(): pass")
+    result = place.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    message = "no such setting; did you mean VLLM_STAGE_ENDPOINT?"
+    result.stderr.fnmatch_lines([f"ERROR: environment variable VLLM_STAGE_ENPOINT: {message}"])
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_stage_that_is_refused_ends_with_the_code_of_a_usage_error(place: pytest.Pytester, workers: str) -> None:
+    conftest = place.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + REFUSING)
+    place.makepyfile("def test_it(stage): pass\ndef test_other(): assert False")
+    result = place.runpytest_subprocess("-n", workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["configuration error: --stage-reuse: another stage was kept"])
+    (record,) = records(place)
+    assert record["exit_status"] == 4
 
 
 def test_what_needs_a_cluster_is_skipped_with_the_reason_for_an_endpoint(place: pytest.Pytester) -> None:

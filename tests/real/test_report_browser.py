@@ -12,6 +12,7 @@ from pytest_vllm_stage.measurement.samples import Measurement, ServerReading
 from pytest_vllm_stage.report.documents import write_reports
 from pytest_vllm_stage.report.files import PAGE
 from pytest_vllm_stage.report.index import write_index
+from pytest_vllm_stage.slo.objectives import Objective
 from tests.real.browser.pages import MISSING, Visit, find_chromium, list_problems, visit_pages
 from tests.unit.made_history import make_run_with_history
 from tests.unit.made_results import rate_step, user_step
@@ -23,6 +24,10 @@ pytestmark = pytest.mark.real
 MOST_BYTES = 1_000_000
 #: The load and the checks of the local profile.
 LEVELS, DURATION_S, CHECKS = (1, 5, 10, 25), 15.0, 600
+#: As many as a page of a sheet's width has columns for.
+OBJECTIVES = [
+    Objective(key, 60.0) for key in ("error_rate", "ttft_p50_ms", "ttft_p99_ms", "tpot_p90_ms", "e2e_latency_p90_s")
+]
 #: Every kind of defect that a visit reports.
 DEFECTIVE = """<!doctype html><html><head><title>x</title></head><body style="width:3000px">
 <main><h1>x</h1><p style="color:#ddd;background:#fff">hardly readable</p><img src="http://127.0.0.1:9/x.png"></main>
@@ -45,7 +50,7 @@ def make_local_run(folder: Path) -> Path:
     checks = [
         check(f"suites/inference/test_{n}.py::test_{n}[quantized]", proves=f"what {n} proves") for n in range(CHECKS)
     ]
-    return make_run(folder, *checks, measurements=local_steps())
+    return make_run(folder, *checks, measurements=local_steps(), objectives=OBJECTIVES)
 
 
 def make_failed_run(folder: Path) -> Path:

@@ -196,13 +196,13 @@ def test_a_namespace_that_is_anothers_is_not_touched(stage: kept.Kept, second: t
     with client.connection(stage.cluster, stage.stage.namespace) as kube:
         before = described(kube, stage.stage.namespace)
         outcome = run(tmp_path / "refused", "suites/deployment", *options)
-        assert outcome.status == 1, outcome.output
+        assert outcome.status == 4, outcome.output
         assert outcome.tests("passed") == [] or all("declaration" in one["name"] for one in outcome.tests("passed"))
         assert described(kube, stage.stage.namespace) == before
 
 
 def test_a_run_for_vllm_does_not_take_it(stage: kept.Kept, tmp_path: Path) -> None:
     refused = run(tmp_path / "refused", "suites/inference", "-m", "smoke", f"--stage-reuse={stage.run_id}")
-    assert refused.status == 1
+    assert refused.status == 4
     assert "kept a stage of engine sim, and this run is for vllm" in refused.output
     assert refused.tests("passed") == []

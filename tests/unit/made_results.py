@@ -47,10 +47,14 @@ def user_step(users: int, role: str = "quantized", service: str = SERVICE) -> Lo
     return closed_step(users, role=role, model=service)
 
 
-def write_folder(folder: Path, measurements: Sequence[Measurement]) -> Path:
+def write_folder(
+    folder: Path,
+    measurements: Sequence[Measurement],
+    objectives: Sequence[Objective] = (Objective("ttft_p50_ms", 500),),
+) -> Path:
     """The benchmarks folder of a run."""
     for one in measurements:
-        write_step(folder, one, *judge(one, [Objective("ttft_p50_ms", 500)]))
+        write_step(folder, one, *judge(one, list(objectives)))
     write_csv(folder, read_artifacts(folder))
     return folder
 

@@ -12,6 +12,7 @@ from typing import Any
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.report import record
+from pytest_vllm_stage.slo.objectives import Objective
 from tests.unit.made_results import measured, rate_step, user_step, write_folder
 from tests.unit.made_samples import sample
 
@@ -81,13 +82,14 @@ def make_run(
     folder: Path,
     *events: dict[str, Any],
     measurements: Sequence[Measurement] = (),
+    objectives: Sequence[Objective] = (Objective("ttft_p50_ms", 500),),
     exit_status: int | None = 0,
     settings: dict[str, Any] | None = None,
 ) -> Path:
     """Write the directory; without an exit status it is one of a run that was killed."""
     folder.mkdir(parents=True)
     first = {"kind": "run", "name": RUN_ID, "controller_pid": 1, "settings": SETTINGS | (settings or {})}
-    written = [first | {"profile": PROFILE}, *events, *_benchmarks(folder, measurements)]
+    written = [first | {"profile": PROFILE}, *events, *_benchmarks(folder, measurements, objectives)]
     if exit_status is not None:
         written.append({"kind": "end", "name": RUN_ID, "exit_status": exit_status})
     lines = [json.dumps({"at": STARTED_AT + number, "pid": 1, **event}) for number, event in enumerate(written)]
@@ -97,10 +99,12 @@ def make_run(
     return folder
 
 
-def _benchmarks(folder: Path, measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+def _benchmarks(
+    folder: Path, measurements: Sequence[Measurement], objectives: Sequence[Objective]
+) -> list[dict[str, Any]]:
     if not measurements:
         return []
-    write_folder(folder / "benchmarks", measurements)
+    write_folder(folder / "benchmarks", measurements, objectives)
     found = []
     for one in measurements:
         result = json.loads((folder / "benchmarks" / f"{one.step.id}.json").read_text(encoding="utf-8"))

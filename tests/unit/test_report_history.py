@@ -24,6 +24,7 @@ def test_run_keeps_its_history_and_is_reported_the_same_without_the_baselines(tm
     write_reports(folder)
     page = (folder / "report.html").read_text()
     assert "+47.1 %" in page
+    assert "<li>full-rate-5: regression</li>" in page
     assert "full-rate-5: regression" in (folder / "report.md").read_text()
     kept = (folder / HISTORY).read_text()
     (tmp_path / "baselines" / "local.jsonl").unlink()

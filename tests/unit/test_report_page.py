@@ -70,8 +70,15 @@ def test_same_assertion_of_two_models_is_one_cause(tmp_path: Path) -> None:
     data = load_run(make_run(tmp_path / "run", *events, exit_status=1))
     (cause,) = find_causes(data)
     assert cause.headline == "expected 3 chunks, got 2"
+    assert cause.message == "expected 3 chunks, got 2\nexpected 5 chunks, got 2"
     assert len(cause.tests) == 2
     assert rerun_command(data, [cause]) == "pytest 'a.py::test_a[0]' 'a.py::test_a[1]' --stage-strict"
+
+
+def test_markdown_shows_a_message_of_one_line_once(tmp_path: Path) -> None:
+    data = load_run(make_run(tmp_path / "run", check("a.py::test_a", "failed", "E   no answer"), exit_status=1))
+    assert render_markdown(data).count("no answer") == 2, "in the verdict's reasons and as the cause"
+    assert "(1 check failed)" in render_markdown(data)
 
 
 @pytest.mark.parametrize(

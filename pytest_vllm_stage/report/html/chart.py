@@ -48,3 +48,4 @@ class Section:
     note: str = ""
     charts: Sequence[Chart] = field(default=())
     parts: Sequence[Part] = field(default=())
+    lines: Sequence[str] = field(default=())

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 #: Runs that are drawn; change points are looked for among them.
 _MOST_RUNS = 50
-_COLUMNS = 4
+_COLUMNS = 3
+#: Characters of a title that fit above a panel.
+_LONGEST_TITLE = 46
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def history_section(data: RunData) -> Section | None:
     )
     lines = [str(one.get("text", "")) for one in regressions if one.get("state") not in ("ok", "improved")]
     charts = [_chart(data, metric, [one for one in series if one.metric == metric]) for metric in metrics]
-    return Section("history", "History", " ".join([note, *lines]), charts)
+    return Section("history", "History", note, charts, lines=lines)
 
 
 def find_series(data: RunData) -> list[Series]:
@@ -109,7 +111,7 @@ def _row(data: RunData, one: Series) -> tuple[str, ...]:
 
 def _draw(data: RunData, metric: str, series: Sequence[Series]) -> Markup:
     rows = -(-len(series) // _COLUMNS)
-    figure, grid = svg.new_figure(1.5 * rows + 0.5, rows=rows, columns=_COLUMNS)
+    figure, grid = svg.new_figure(1.5 * rows + 0.3, rows=rows, columns=_COLUMNS, bottom=0.1)
     for place, one in enumerate(series):
         _panel(figure.add_subplot(grid[place // _COLUMNS, place % _COLUMNS]), one, data.run_id)
     return svg.draw(figure, f"history-{metric}")
@@ -130,6 +132,11 @@ def _panel(axes: Axes, one: Series, run_id: str) -> None:
             axes.plot([place], [line.metrics[one.metric]], "o", color=colour, markersize=6)
     for change in trend.changes(one.values):
         axes.axvline(change.at - 0.5, color=svg.COLOURS["c2"], linewidth=1)
-    axes.set_title(f"{one.step}: {one.state}", loc="left")
+    state = f": {one.state}" if one.state else ""
+    axes.set_title(_shorten(one.step, _LONGEST_TITLE - len(state)) + state, loc="left")
     axes.set_xticks([])
     axes.set_ylim(bottom=0, top=max(one.values) * 1.15)
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

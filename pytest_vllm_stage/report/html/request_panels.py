@@ -69,8 +69,10 @@ class RequestPanels:
         self._tracks = [track for track in _TRACKS if track.label in tracks]
         rows = 2 + len(tracks)
         height = 3.1 + 0.75 * len(tracks)
-        ratios = {"width_ratios": (2.6, 1), "height_ratios": (1.6, 1.6, *[1] * len(tracks))}
-        self._figure, grid = svg.new_figure(height, rows=rows, columns=2, row_gap=0.18, **ratios)
+        ratios = (1.6, 1.6, *[1] * len(tracks))
+        self._figure, grid = svg.new_figure(
+            height, rows=rows, columns=2, row_gap=0.18, width_ratios=(2.6, 1), height_ratios=ratios
+        )
         first = self._figure.add_subplot(grid[0, 0])
         self._left = [first, *(self._figure.add_subplot(grid[row, 0], sharex=first) for row in range(1, rows))]
         self._shares = self._figure.add_subplot(grid[:, 1])

@@ -84,7 +84,14 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(
-    height: float, *, rows: int = 1, columns: int = 1, row_gap: float = 0.35, **ratios: Sequence[float]
+    height: float,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    row_gap: float = 0.35,
+    bottom: float = _BOTTOM,
+    width_ratios: Sequence[float] | None = None,
+    height_ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, GridSpec]:
     """An empty figure and its grid of panels; it needs no display and keeps no global state.
 
@@ -95,16 +102,19 @@ def new_figure(
         rows: Number of rows of panels.
         columns: Number of columns of panels.
         row_gap: Space between two rows.
-        ratios: ``width_ratios`` and ``height_ratios`` of the panels.
+        bottom: Margin under the last row.
+        width_ratios: Widths of the columns to each other.
+        height_ratios: Heights of the rows to each other.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, height))
     panel_width = (_WIDTH - _LEFT - _RIGHT - (columns - 1) * _COLUMN_GAP) / columns
-    panel_height = (height - _TOP - _BOTTOM - (rows - 1) * row_gap) / rows
+    panel_height = (height - _TOP - bottom - (rows - 1) * row_gap) / rows
     grid = figure.add_gridspec(
-        rows, columns, left=_LEFT / _WIDTH, right=1 - _RIGHT / _WIDTH, top=1 - _TOP / height, bottom=_BOTTOM / height,
-        wspace=_COLUMN_GAP / panel_width, hspace=row_gap / panel_height, **ratios,
+        rows, columns, left=_LEFT / _WIDTH, right=1 - _RIGHT / _WIDTH, top=1 - _TOP / height, bottom=bottom / height,
+        wspace=_COLUMN_GAP / panel_width, hspace=row_gap / panel_height,
+        width_ratios=width_ratios, height_ratios=height_ratios,
     )  # fmt: skip
     return figure, grid
 

@@ -1,0 +1,103 @@
+"""Runs pytest in processes forked from one that has imported everything, which is half of what a short run costs.
+
+``python -m tests.defects.forks`` reads one JSON object per line, with ``arguments``, ``folder``, ``environment`` and
+``output``, and answers each with its exit status on a line, one after the other.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: What a run of suites/inference imports and what does not look at its environment; the plugin before pytest would
+#: rewrite its assertions, which none of its messages needs.
+IMPORTED = (
+    "pytest", "httpx", "hypothesis", "hypothesis.strategies", "pydantic", "allure_pytest.plugin", "xdist.plugin",
+    "pytest_vllm_stage.checks.inference.relations.ahead", "pytest_vllm_stage.settings.profile",
+)  # fmt: skip
+ROOT = Path(__file__).parents[2]
+
+
+class Forks:
+    """A process that forks; used by one thread."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.defects.forks"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: Path) -> int:
+        """Run pytest; its exit status. What it prints is in the output file."""
+        job = {"arguments": arguments, "folder": str(folder), "environment": environment, "output": str(output)}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(job, default=dict), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, "the process that forks has ended"
+        return int(answer)
+
+    def close(self) -> None:
+        """End it; it forks nothing at this time."""
+        self._process.communicate()
+
+
+_of_thread = threading.local()
+
+
+def forks() -> Forks:
+    """This thread's; it ends with the process that asked."""
+    if not hasattr(_of_thread, "forks"):
+        _of_thread.forks = Forks()
+        atexit.register(_of_thread.forks.close)
+    found: Forks = _of_thread.forks
+    return found
+
+
+def _run(job: Mapping[str, Any]) -> int:
+    """Run pytest in this process, which is forked for it."""
+    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(job["folder"])
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    sys.argv = ["pytest", *job["arguments"]]
+    import pytest
+
+    return int(pytest.main(["-W", "ignore::pytest.PytestAssertRewriteWarning", *job["arguments"]]))
+
+
+def main() -> None:
+    """Fork for each line."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    while line := sys.stdin.readline():
+        child = os.fork()
+        if not child:
+            status = 70
+            try:
+                status = _run(json.loads(line))
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+        _, ended = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(ended)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
