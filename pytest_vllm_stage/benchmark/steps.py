@@ -33,9 +33,12 @@ from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
+from pytest_vllm_stage.slo.gateway import GATEWAY_FINDINGS
 from pytest_vllm_stage.slo.run_verdict import judge_run
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 
+#: Findings that the terminal shows of steps that pass too.
+SHOWN_FINDINGS = (*GATEWAY_FINDINGS, "stalls")
 #: What an observation is called where a verdict would stand.
 OBSERVED = "observed"
 #: Each step once more, as a report that GuideLLM's users can read with their tools.
@@ -208,6 +211,7 @@ def _record(run: Run, planned: PlannedStep, artifact: StepArtifact) -> None:
         verdict=artifact.outcome.value,
         why=verdict["why"],
         objectives=[objective.text() for objective in planned.objectives],
+        remarks=[one["text"] for one in verdict["findings"] if one["name"] in SHOWN_FINDINGS],
         saved_s=round(verdict["saved_s"], 1),
         driver=artifact.client.driver,
         engine_metrics=numbers.get("running_max") is not None,

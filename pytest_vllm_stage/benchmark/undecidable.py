@@ -38,4 +38,4 @@ def find_undecidable(planned: Iterable[PlannedStep]) -> Iterator[str]:
 
 def _least(objective: Objective) -> int:
     """The fewest requests that can pass; an error rate of 0 and a floor are judged by whatever is there."""
-    return 0 if objective.is_floor or objective.allowed_share <= 0 else smallest_pass(objective.allowed_share)
+    return 0 if not objective.is_of_requests or objective.allowed_share <= 0 else smallest_pass(objective.allowed_share)

@@ -29,6 +29,10 @@ _ENGINE: Mapping[str, tuple[bytes, ...]] = {
     "generation_tokens": (b"vllm:generation_tokens_total",),
     "prompt_tokens": (b"vllm:prompt_tokens_total",),
     "preemptions": (b"vllm:num_preemptions_total",),
+    "ttft_sum_s": (b"vllm:time_to_first_token_seconds_sum",),
+    "ttft_count": (b"vllm:time_to_first_token_seconds_count",),
+    "token_gap_sum_s": (b"vllm:inter_token_latency_seconds_sum", b"vllm:time_per_output_token_seconds_sum"),
+    "token_gap_count": (b"vllm:inter_token_latency_seconds_count", b"vllm:time_per_output_token_seconds_count"),
 }
 _GPU_MEMORY_MIB = b"DCGM_FI_DEV_FB_USED"
 _GPU_UTILIZATION_PERCENT = b"DCGM_FI_DEV_GPU_UTIL"

@@ -125,6 +125,10 @@ class ServerReading:
         generation_tokens: Tokens generated since the engine's start.
         prompt_tokens: Prompt tokens processed since the engine's start.
         preemptions: Requests pushed out of the batch since the engine's start.
+        ttft_sum_s: Sum of the engine's own times to first token, since its start.
+        ttft_count: Number of them.
+        token_gap_sum_s: Sum of the engine's own times between two tokens, since its start.
+        token_gap_count: Number of them.
         gpu_memory_used_bytes: Sum over the GPUs of the exporter; None where none is configured.
         gpu_utilization: Mean over the GPUs of the exporter, 0 to 1; None where none is configured.
         gpus: Each GPU of the exporter.
@@ -139,6 +143,10 @@ class ServerReading:
     generation_tokens: float | None = None
     prompt_tokens: float | None = None
     preemptions: float | None = None
+    ttft_sum_s: float | None = None
+    ttft_count: float | None = None
+    token_gap_sum_s: float | None = None
+    token_gap_count: float | None = None
     gpu_memory_used_bytes: float | None = None
     gpu_utilization: float | None = None
     gpus: tuple[GpuReading, ...] = ()

@@ -129,13 +129,16 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _reasons(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The reason for each step that did not pass, after the objectives where all steps share them."""
+    """The objectives that all steps share, the reasons of those that did not pass, and remarks on the others."""
     promised = {", ".join(one["objectives"]) for one in benchmarks if one["objectives"]}
     if len(promised) == 1:
         yield f"promised  {promised.pop()}"
     for one in benchmarks:
         if one["outcome"] != "pass":
             yield from _wrapped(f"{one['name']}: {one['why']}")
+            continue
+        for remark in one.get("remarks", ()):
+            yield from _wrapped(f"{one['name']}: {remark}")
 
 
 def _wrapped(text: str) -> list[str]:

@@ -83,7 +83,7 @@ class CapacitySearch:
 
     def step_duration_s(self, rate: float, objectives: Sequence[Objective]) -> float:
         """The shortest step that can pass with one miss."""
-        shares = [o.allowed_share for o in objectives if not o.is_floor and o.allowed_share > 0]
+        shares = [o.allowed_share for o in objectives if o.is_of_requests and o.allowed_share > 0]
         needs = max((smallest_pass(share, 1, self.step_alpha) for share in shares), default=1)
         return max(SHORTEST_STEP_S, math.ceil(needs / rate))
 

@@ -53,6 +53,8 @@ class EarlyDecision:
         observation: bool = False,
     ) -> None:
         risks = Risks.shared(alpha, gates or len(objectives))
+        # What a gateway adds is known at the end.
+        objectives = [one for one in objectives if one.is_floor or one.is_of_requests]
         planned = step.planned_requests or 1
         self._step = step
         self._objectives = objectives

@@ -119,7 +119,7 @@ def _misses(objective: Objective, samples: Sequence[Sample], values: Sequence[fl
 
 def is_sequential(step: LoadStep, objective: Objective) -> bool:
     """Whether the sequential rule judges the objective in this step."""
-    return step.decide_early and step.open_loop and not objective.is_floor and objective.allowed_share > 0
+    return step.decide_early and step.open_loop and objective.is_of_requests and objective.allowed_share > 0
 
 
 @dataclass

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pytest_vllm_stage.measurement.metrics import GOODPUT_LATENCIES, LATENCIES, PERCENTS
 
 ERROR_RATE = "error_rate"
+#: Bounds what gateways add to the time to first token; judged once per step, by the engine's own counters.
+GATEWAY_ADDED_TTFT = "gateway_added_ttft_p50_ms"
 #: Objectives with a lower bound, and the metric that they bound.
 FLOORS = {
     "output_tokens_per_s_min": "output_tokens_per_s",
@@ -49,6 +51,11 @@ class Objective:
     def is_floor(self) -> bool:
         """The limit is a lower bound; such an objective is judged over blocks of time instead of over requests."""
         return self.key in FLOORS
+
+    @property
+    def is_of_requests(self) -> bool:
+        """It is judged by single requests: neither a floor nor what a gateway adds on average."""
+        return not self.is_floor and self.key != GATEWAY_ADDED_TTFT
 
     @property
     def metric(self) -> str:

@@ -13,16 +13,17 @@ from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
 from pytest_vllm_stage.slo.engine_load import EngineLoad
 from pytest_vllm_stage.slo.gates import GateVerdict, Risks
+from pytest_vllm_stage.slo.gateway import GATEWAY_FINDINGS, find_gateway_findings, judge_gateway_gate
 from pytest_vllm_stage.slo.growth import HORIZON_S
 from pytest_vllm_stage.slo.judgement import Judgement, judge_objectives
-from pytest_vllm_stage.slo.objectives import Objective, goodput_limits_s
+from pytest_vllm_stage.slo.objectives import GATEWAY_ADDED_TTFT, Objective, goodput_limits_s
 from pytest_vllm_stage.slo.saturation import Saturation, saturation
 from pytest_vllm_stage.slo.validity import Finding, findings
 
 #: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
 #: Findings that do not decide, but are part of the verdict's line.
-_REMARKABLE = ("stalls", "engine_restarted", "buffered", "waiting", "ceiling")
+_REMARKABLE = ("stalls", "engine_restarted", "buffered", "waiting", "ceiling", *GATEWAY_FINDINGS)
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,12 @@ def judge(
     limits_s = goodput_limits_s(tuple(objectives))
     metrics = summarise(measurement.samples, measurement.step, limits_s=limits_s or None)
     risks = Risks.shared(alpha, gates or len(objectives))
-    judged = judge_objectives(measurement, objectives, risks, observed=metrics.flat(), horizon_s=horizon_s)
+    own = [one for one in objectives if one.key != GATEWAY_ADDED_TTFT]
+    judged = judge_objectives(measurement, own, risks, observed=metrics.flat(), horizon_s=horizon_s)
+    added = [judge_gateway_gate(measurement, metrics, one) for one in objectives if one.key == GATEWAY_ADDED_TTFT]
+    judged = replace(judged, gates=(*judged.gates, *added))
     remarks = _load_remarks(measurement, judged.load, judged.saturation, promised_rate)
-    found = (*findings(measurement, metrics, objectives), *remarks)
+    found = (*findings(measurement, metrics, objectives), *find_gateway_findings(measurement, metrics), *remarks)
     outcome, why = _overall(metrics, judged, found)
     saved_s = measurement.early_stop.saved_s if measurement.early_stop else 0.0
     verdict = StepVerdict(measurement.step.id, outcome, why, judged.gates, found, judged.saturation, saved_s, alpha)

@@ -75,13 +75,14 @@ def script(url: str, faults: Sequence[Any]) -> None:
 
 
 def run_suite(url: str, *arguments: str, profile: Path | None = PROFILE, key: str = KEY, slow: bool = False) -> Outcome:
-    """Run the suite against a server, in a separate pytest process and folder."""
+    """Run the suite against a server, in a separate pytest process and folder; ``slow`` adds the slow lanes."""
     with tempfile.TemporaryDirectory(prefix="vllm-stage-defects-") as place:
         command = [
             str(SUITE), f"--stage-endpoint={url}", f"--stage-run-dir={place}/run",
             "-p", "no:cacheprovider", "-rfE", "--tb=short", "-q", *arguments,
         ]  # fmt: skip
         command += [f"--stage-profile={profile}"] if profile else []
+        command += [] if slow else [f"--ignore={SUITE / 'test_slow_lanes.py'}"]
         printed = Path(place) / "output"
         forks().run(command, ROOT, _environ(key), printed)
         output = printed.read_text(errors="replace")

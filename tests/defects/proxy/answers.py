@@ -80,7 +80,7 @@ class FirstToolCallOnly(
 class ArgumentsAsObject(
     AnswerDefect,
     by={checks.TOOL_REQUESTED},
-    says=r"arguments",
+    says=r"argument",
     source="https://github.com/ggml-org/llama.cpp/issues/20198",
 ):
     """A tool call's arguments are decoded: an object where a text with JSON is expected."""

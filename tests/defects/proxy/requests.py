@@ -163,7 +163,7 @@ class ToolsDropped(
 class SystemPromptAdded(
     BodyDefect,
     by={checks.PROMPT_CHAT},
-    says=r"prompt tokens",
+    says=r"usage reports \d+, /tokenize \d+",
     source="https://github.com/Kong/kong/issues/14983",
 ):
     """A prompt decorator puts its own system message in front of every chat."""
