@@ -130,8 +130,11 @@ def parse(content: bytes, where: str) -> Results:
         values = {str(entry["name"]): _value(entry["value"]) for entry in data["properties"]}
     except (KeyError, TypeError) as error:
         raise StageFailure(f"{where}: properties: {error}") from None
+    observations = data.get("observations") or []
+    if not isinstance(observations, list):
+        raise StageFailure(f"{where}: observations: expected a list, got {observations!r}")
     source = ResultsSource(**{name: data[name] for name in ResultsSource.__dataclass_fields__})
-    return Results(source, data["timestamp"], values, tuple(map(str, data.get("observations") or [])))
+    return Results(source, data["timestamp"], values, tuple(map(str, observations)))
 
 
 def _value(value: Any) -> Value:

@@ -179,15 +179,20 @@ def load_run(directory: Path) -> RunData:
     """Read a run directory.
 
     Raises:
-        ConfigError: it is missing, not a run directory, or written by a later version.
+        ConfigError: it is missing, not a run directory, written by a later version, or its record is not sound.
     """
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such run directory")
     events = read_events(directory / JOURNAL)
     found, complete, problems = _record(directory, events)
-    _rename_former_fields(found)
-    steps, step_problems = _steps(directory, found)
-    history, history_problems = _history(directory, found, steps)
+    try:
+        _rename_former_fields(found)
+        steps, step_problems = _steps(directory, found)
+        history, history_problems = _history(directory, found, steps)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{directory / RECORD}: not a sound record of a run: {type(error).__name__}: {error}"
+        ) from None
     return RunData(
         directory=directory,
         record=found,
@@ -375,9 +380,9 @@ def _history(
         if not folder:
             return (), []
         path = Path(folder) / f"{found['profile'].get('name')}.jsonl"
+    try:
         if not path.is_file():
             return (), [f"history: {path} does not exist on this machine"]
-    try:
         known = read_baselines(path)
     except (ConfigError, OSError) as error:
         return (), [f"history: {error}"]

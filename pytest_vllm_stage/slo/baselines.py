@@ -114,6 +114,8 @@ def _check(data: Mapping[str, Any], where: str) -> None:
     for name, value in data["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{where}: metrics.{name}: expected a number, got {value!r}")
+    if wrong := sorted(set(KEY_FIELDS) ^ set(data["key"])):
+        raise ConfigError(f"{where}: key: missing or unknown: {', '.join(wrong)}; its fields: {', '.join(KEY_FIELDS)}")
     for name, value in data["key"].items():
         if not isinstance(value, str):
             raise ConfigError(f"{where}: key.{name}: expected a string, got {value!r}")

@@ -44,7 +44,7 @@ class Demand:
 
 def demand(service: Object, runtime: Object) -> Demand:
     """The serving container that KServe should create for a service and its runtime."""
-    model = service["spec"]["predictor"]["model"]
+    model = service["spec"]["predictor"].get("model") or {}
     base = serving_container(runtime["spec"])
     args = [*(base.get("args") or []), *(model.get("args") or [])]
     return Demand(

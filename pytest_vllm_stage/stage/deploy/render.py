@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,24 +38,31 @@ def render(overlay: Path, kubectl: str) -> list[Object]:
         raise ConfigError(f"overlay {overlay} does not render: {reason}", hint=hint)
     manifests = [document for document in yaml.safe_load_all(done.stdout) if document is not None]
     for manifest in manifests:
-        _check(manifest, overlay, hint)
+        check_manifest(manifest, overlay, hint)
     return manifests
 
 
-def _check(manifest: Any, overlay: Path, hint: str) -> None:
-    kind = manifest.get("kind") if isinstance(manifest, dict) else None
-    metadata = manifest.get("metadata") if isinstance(manifest, dict) else None
-    missing = [
-        field
-        for field, value in (
-            ("apiVersion", isinstance(manifest, dict) and manifest.get("apiVersion")),
-            ("kind", kind),
-            ("metadata.name", isinstance(metadata, dict) and metadata.get("name")),
-        )
-        if not value
-    ]
+def check_manifest(manifest: Any, overlay: Path, hint: str) -> None:
+    """Refuse a document that is not a manifest, or whose wave is not a number.
+
+    Raises:
+        ConfigError: naming the overlay, the document and the field.
+    """
+    fields = manifest if isinstance(manifest, dict) else {}
+    kind, metadata = fields.get("kind"), fields.get("metadata")
+    if not isinstance(metadata, dict):
+        metadata = {}
+    named = {"apiVersion": fields.get("apiVersion"), "kind": kind, "metadata.name": metadata.get("name")}
+    missing = [field for field, value in named.items() if not value]
     if missing:
         raise ConfigError(f"overlay {overlay}: a document ({kind or 'no kind'}) lacks {', '.join(missing)}", hint=hint)
+    where = f"overlay {overlay}: {kind}/{metadata['name']}"
+    for field, value in (("metadata.annotations", metadata.get("annotations")), ("spec", fields.get("spec"))):
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{where}: {field}: expected a map, got {value!r}", hint=hint)
+    wave = (metadata.get("annotations") or {}).get(WAVE_ANNOTATION, "0")
+    if not re.fullmatch(r"[+-]?\d{1,9}", str(wave)):
+        raise ConfigError(f"{where}: annotation {WAVE_ANNOTATION}: expected a whole number, got {wave!r}", hint=hint)
 
 
 def in_namespace(manifests: list[Object], namespace: str) -> list[Object]:
@@ -78,7 +86,7 @@ def waves(manifests: list[Object]) -> list[list[Object]]:
     by_wave: dict[int, list[Object]] = {}
     for manifest in manifests:
         annotations = manifest["metadata"].get("annotations") or {}
-        by_wave.setdefault(int(annotations.get(WAVE_ANNOTATION, "0")), []).append(manifest)
+        by_wave.setdefault(int(str(annotations.get(WAVE_ANNOTATION, "0"))), []).append(manifest)
     return [by_wave[wave] for wave in sorted(by_wave)]
 
 
