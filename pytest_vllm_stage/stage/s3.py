@@ -22,7 +22,7 @@ ATTEMPTS = 3
 DEFAULT_REGION = "us-east-1"
 #: Error codes of a missing object; the answer to a HEAD request has no body and only a status.
 NOT_FOUND = ("NoSuchKey", "NoSuchObject", "NotFound", "404")
-_BAD_CREDENTIALS = (
+BAD_CREDENTIALS = (
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "ExpiredToken",
@@ -31,7 +31,7 @@ _BAD_CREDENTIALS = (
     "InvalidTokenId",
     "InvalidClientTokenId",
 )
-_CLOCK = ("RequestTimeTooSkewed", "RequestExpired")
+CLOCK_ERRORS = ("RequestTimeTooSkewed", "RequestExpired")
 
 
 @dataclass(frozen=True)
@@ -180,12 +180,12 @@ def readable_s3_errors(
 def _refused(action: str, url: str, credentials: str, error: ClientError) -> StageFailure:
     code, message = error_code(error), str(error.response.get("Error", {}).get("Message", ""))[:200]
     where = f"{action}: the S3 API at {url}"
-    if code in _BAD_CREDENTIALS:
+    if code in BAD_CREDENTIALS:
         return StageFailure(
             f"{where} rejects the credentials of {credentials}: {code}: {message}",
             hint="they expired or were changed: renew the Secret, then run again",
         )
-    if code in _CLOCK:
+    if code in CLOCK_ERRORS:
         return StageFailure(
             f"{where} answers {code}: {message}", hint="compare the clocks: date -u, here and on the node"
         )

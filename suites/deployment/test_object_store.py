@@ -10,6 +10,8 @@ import pytest
 
 from pytest_vllm_stage import does_not_apply
 from pytest_vllm_stage.stage.deploy import render
+from pytest_vllm_stage.stage.observe import health
+from pytest_vllm_stage.stage.public_access import find_public_grants
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -68,6 +70,22 @@ def test_buckets_exist(minio: S3Client, object_store: ObjectStore, buckets: list
         f"buckets {', '.join(missing)} do not exist at {object_store.url}; existing: {', '.join(existing) or 'none'}\n"
         f"  next: {kubectl} logs job/{BUCKETS_JOB}"
     )
+
+
+def test_no_bucket_is_opened_by_its_settings(
+    minio: S3Client, object_store: ObjectStore, stage: StageFacts, buckets: list[str]
+) -> None:
+    """No policy or ACL gives clients without credentials access to a bucket or to a part of one.
+
+    The settings show what a request for one object cannot: a single public prefix. In a MinIO of the stage's own every
+    bucket is judged.
+    """
+    with object_store.readable_errors("list the buckets"):
+        existing = {bucket["Name"] for bucket in minio.list_buckets()["Buckets"]}
+    judged = (set(buckets) & existing) | (existing if object_store.url == stage.minio_url else set())
+    assert judged, f"none of the buckets {', '.join(buckets)} exists at {object_store.url}: nothing was checked"
+    lines = [f"{name}: {line}" for name in sorted(judged) for line in find_public_grants(object_store, minio, name)]
+    assert not lines, health.message("a bucket is public", lines, f"mc anonymous set none STAGE/{sorted(judged)[0]}")
 
 
 def test_anonymous_list_is_refused(object_store: ObjectStore, buckets: list[str]) -> None:

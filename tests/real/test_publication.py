@@ -451,12 +451,20 @@ def test_a_public_bucket_takes_no_results(place: PublicationTarget, tmp_path: Pa
     assert place.bucket.list_keys() == []
 
 
-def make_public(bucket: Bucket) -> None:
+def test_a_public_prefix_is_named(place: PublicationTarget) -> None:
+    assert place.bucket.find_public_access() == []
+    make_public(place.bucket, "quantized/*")
+    assert place.bucket.find_public_access() == [
+        f"its policy allows s3:GetObject to everyone under {place.bucket.name}/quantized/*"
+    ]
+
+
+def make_public(bucket: Bucket, part: str = "*") -> None:
     statement = {
         "Effect": "Allow",
         "Principal": {"AWS": ["*"]},
         "Action": ["s3:GetObject"],
-        "Resource": [f"arn:aws:s3:::{bucket.name}/*"],
+        "Resource": [f"arn:aws:s3:::{bucket.name}/{part}"],
     }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     bucket.client.put_bucket_policy(Bucket=bucket.name, Policy=policy)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.publication.bucket.manifest import ManifestFile
+from pytest_vllm_stage.stage.public_access import find_public_grants
 from pytest_vllm_stage.stage.s3 import NOT_FOUND, ObjectStore, error_code
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ PART_BYTES = 8 * 1024 * 1024
 #: What a client without credentials must be answered.
 _DENIED = (401, 403)
 _SHA256 = "sha256"
-_NO_POLICY = ("NoSuchBucketPolicy", "AccessDenied", "MethodNotAllowed", "NotImplemented")
 
 
 @dataclass(frozen=True)
@@ -100,37 +99,11 @@ class Bucket:
             return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def find_public_access(self, key: str | None = None) -> list[str]:
-        """How a client without credentials gets in, a line each: by the bucket's policy, a list, or reading ``key``."""
-        found = [f"its policy allows {action} to everyone" for action in self._public_actions()]
+        """How a client without credentials gets in, by its settings, by a list, or by reading ``key``."""
+        found = find_public_grants(self.store, self.client, self.name)
         for one in (None, *([key] if key else [])):
             status = self.store.anonymous_status(self.name, one)
             if status not in _DENIED:
                 path = f"/{self.name}/{one}" if one else f"/{self.name}"
                 found.append(f"GET {path} without credentials answers HTTP {status} instead of 403")
         return found
-
-    def _public_actions(self) -> list[str]:
-        from botocore.exceptions import ClientError
-
-        with self.store.readable_errors(f"read the policy of bucket {self.name}"):
-            try:
-                policy = json.loads(self.client.get_bucket_policy(Bucket=self.name)["Policy"])
-            except ClientError as error:
-                if error_code(error) in _NO_POLICY:
-                    return []  # none, or not visible to these credentials: the anonymous requests decide
-                raise
-        actions = [
-            action
-            for statement in policy.get("Statement", [])
-            if statement.get("Effect") == "Allow" and _is_everyone(statement.get("Principal"))
-            for action in _as_list(statement.get("Action"))
-        ]
-        return sorted(set(actions))
-
-
-def _as_list(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-
-
-def _is_everyone(principal: Any) -> bool:
-    return principal == "*" or (isinstance(principal, dict) and "*" in _as_list(principal.get("AWS")))
