@@ -1,8 +1,8 @@
 """How long each phase of a run took, compared with the committed run of the same environment.
 
 Run ``python tests/bench/bench_run.py [reports/RUN]``, by default for the newest run; ``--save`` commits its phases to
-``runs.json``. A phase that takes over 30 % and 5 s longer is named; the exit status is 0 all the same, since a machine
-that is shared is no reason to fail.
+``runs.json``. A phase that takes over 30 % and 5 s longer is named; the exit status is 0 all the same, since a shared
+machine is often slower.
 """
 
 from __future__ import annotations
