@@ -89,13 +89,18 @@ class Journal:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a journal file in the order written; a truncated last line (killed process) is skipped."""
+    """The events of a journal file in the order written; lines that are not events are skipped.
+
+    The last line of a killed process may be cut.
+    """
     if not path.exists():
         return []
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(event, dict):
+            events.append(event)
     return events

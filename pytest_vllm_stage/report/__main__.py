@@ -19,9 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compare", type=Path, metavar="RUN_DIR", help="another run to compare each load step with")
     parser.add_argument("--index", action="store_true", help="update index.html of the folder that holds the run too")
     parser.add_argument(
-        "--keep-reports", type=int, metavar="N", help="with --index: remove the oldest runs of that folder beyond N"
+        "--keep-reports", type=_count, metavar="N", help="with --index: remove the oldest runs of that folder beyond N"
     )
     given = parser.parse_args(arguments)
+    if given.keep_reports and not given.index:
+        parser.error("--keep-reports needs --index")
     started = time.monotonic()
     try:
         written = write_reports(given.run_dir, compare=given.compare)
@@ -34,6 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write(f"{path}  {path.stat().st_size / 1000:.0f} kB\n")
     sys.stdout.write(f"made in {time.monotonic() - started:.1f} s\n")
     return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
 
 
 def _update_index(run_dir: Path, keep: int | None) -> Path:

@@ -14,6 +14,8 @@ _ERROR_LINE = re.compile(r"^E(?:   ?|$)(.*)$")
 _NEXT = re.compile(r"^\s*next: (.+)$")
 #: pytest's prefix of a skip's reason; a test that was skipped for a cause has that cause's message after it.
 _PREFIX = "Skipped: "
+#: Of an exception's name.
+_MODULE = re.compile(r"^(?:[a-z_]\w*\.)+(?=[A-Z]\w*: )")
 _UNDECIDED = re.compile(r"\b(inconclusive|invalid|suspicious)\b")
 #: A failure's text is shown up to this many lines; the whole of it is in junit.xml.
 _LINES = 14
@@ -112,7 +114,7 @@ def read_message(reason: str) -> list[str]:
     while found and not found[0].strip():
         found.pop(0)
     if found:
-        found[0] = found[0].strip().removeprefix("AssertionError: ").removeprefix("Failed: ")
+        found[0] = _MODULE.sub("", found[0].strip()).removeprefix("AssertionError: ").removeprefix("Failed: ")
     return found or ["no message"]
 
 

@@ -18,6 +18,7 @@ from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
 from pytest_vllm_stage.report import record
+from pytest_vllm_stage.report.record_schema import check_record
 from pytest_vllm_stage.settings.urls import ENDPOINT_ROLE
 from pytest_vllm_stage.slo.baselines import Baseline, read_baselines
 
@@ -181,6 +182,8 @@ def load_run(directory: Path) -> RunData:
     Raises:
         ConfigError: it is missing, not a run directory, written by a later version, or its record is not sound.
     """
+    if directory.is_file():
+        raise ConfigError(f"{directory}: expected a run directory, got a file")
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such run directory")
     events = read_events(directory / JOURNAL)
@@ -211,16 +214,26 @@ def _record(directory: Path, events: Sequence[Mapping[str, Any]]) -> tuple[dict[
     if not path.exists():
         if not ours:
             raise ConfigError(f"{directory}: not a run directory: expected {RECORD} or a journal ({JOURNAL}) of a run")
-        return record.build(directory / JOURNAL), False, [f"{RECORD} is missing: the run did not reach its end"]
+        return _from_journal(directory), False, [f"{RECORD} is missing: the run did not reach its end"]
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if not ours:
             raise ConfigError(f"{path}: not readable: {error}") from None
-        return record.build(directory / JOURNAL), False, [f"{RECORD} is not readable ({error}); the journal was used"]
-    _check_record(data, path)
+        return _from_journal(directory), False, [f"{RECORD} is not readable ({error}); the journal was used"]
+    check_record(data, path)
     missing = [] if events else [f"{JOURNAL} is missing"]
     return data, data.get("ended_at") is not None, missing
+
+
+def _from_journal(directory: Path) -> dict[str, Any]:
+    path = directory / JOURNAL
+    try:
+        built = record.build(path)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: an event is not as this version writes it: {error!r}") from None
+    check_record(built, path)
+    return built
 
 
 def _rename_former_fields(data: Mapping[str, Any]) -> None:
@@ -229,41 +242,6 @@ def _rename_former_fields(data: Mapping[str, Any]) -> None:
         for judged in regression.get("metrics", {}).values():
             if "usual" in judged:
                 judged["baseline"] = judged.pop("usual")
-
-
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    "run_id": str,
-    "started_at": (int, float),
-    "settings": dict,
-    "profile": dict,
-    "versions": dict,
-    "tests": list,
-    "phases": list,
-    "waits": list,
-    "benchmarks": list,
-}
-
-
-def _check_record(data: Any, path: Path) -> None:
-    if not isinstance(data, dict) or "schema_version" not in data or "run_id" not in data:
-        raise ConfigError(f"{path}: not the record of a run: expected the fields schema_version and run_id")
-    version = data["schema_version"]
-    if not isinstance(version, int) or version > record.SCHEMA_VERSION:
-        known = record.SCHEMA_VERSION
-        writer = data.get("versions", {}).get("pytest_vllm_stage", "a later version")
-        raise ConfigError(
-            f"{path}: expected schema_version {known} or lower, got {version!r}",
-            hint=f"make the report with the version that wrote it: pytest_vllm_stage {writer}",
-        )
-    for name, kind in _KINDS.items():
-        if not isinstance(data.get(name), kind):
-            raise ConfigError(f"{path}: {name}: expected {_name_kind(kind)}, got {type(data.get(name)).__name__}")
-    for name in ("regressions", "capacities", "publications", "leftovers", "errors", "swept"):
-        data.setdefault(name, [])
-
-
-def _name_kind(kind: type | tuple[type, ...]) -> str:
-    return " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
 
 
 def _steps(directory: Path, found: Mapping[str, Any]) -> tuple[tuple[StepData, ...], list[str]]:

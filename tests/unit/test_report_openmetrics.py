@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pytest_vllm_stage.report.openmetrics import render_metrics
 from pytest_vllm_stage.report.run_data import load_run
 from tests.unit.made_results import measured, rate_step
 from tests.unit.made_run import check, make_run, steps
 
-_SAMPLE = re.compile(r'^(\w+)\{((?:\w+="(?:[^"\\\n]|\\["\\n])*",?)*)\} (\S+)$')
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-
 Parsed = dict[str, list[tuple[dict[str, str], float]]]
 
 
 def parse(text: str) -> Parsed:
-    """A strict reader: families in one piece, each with TYPE and HELP first, each sample once, and an end."""
-    lines = text.split("\n")
-    assert lines[-2:] == ["# EOF", ""]
+    """What Prometheus's own strict reader of the format finds: name to labels and value of each sample."""
     found: Parsed = {}
-    family, described = "", 0
-    for line in lines[:-2]:
-        if line.startswith("# TYPE "):
-            family, kind = line.split()[2:]
-            assert kind == "gauge"
-            assert family not in found, "a family is in one piece"
-            found[family], described = [], 1
-        elif line.startswith("# UNIT "):
-            assert family.endswith("_" + line.split()[3])
-        elif line.startswith("# HELP "):
-            assert line.split()[2] == family
-            described += 1
-        else:
-            match = _SAMPLE.match(line)
-            assert match, line
-            assert (match[1], described) == (family, 2)
-            labels = dict(_LABEL.findall(match[2]))
-            assert labels not in [known for known, _ in found[family]], "each sample once"
-            found[family].append((labels, float(match[3])))
+    for family in text_string_to_metric_families(text):
+        assert (family.type, bool(family.documentation)) == ("gauge", True)
+        assert {sample.name for sample in family.samples} == {family.name}
+        found[family.name] = [(dict(sample.labels), sample.value) for sample in family.samples]
+        every = [tuple(sorted(labels.items())) for labels, _ in found[family.name]]
+        assert len(every) == len(set(every)), "each sample once"
     return found
 
 
@@ -70,7 +52,7 @@ def test_infinite_latency_and_markup_in_names_keep_the_format(tmp_path: Path) ->
     found = parse(render_metrics(load_run(make_run(tmp_path / "run", measurements=[broken]))))
     latencies = found["vllm_stage_step_latency_seconds"]
     assert math.inf in [value for _, value in latencies]
-    assert {labels["model"] for labels, _ in latencies} == {'a\\"b\\\\c\\nd'}
+    assert {labels["model"] for labels, _ in latencies} == {'a"b\\c\nd'}
 
 
 def test_killed_run_and_run_without_load_have_metrics_too(tmp_path: Path) -> None:
@@ -83,3 +65,11 @@ def test_unknown_numbers_are_left_out(tmp_path: Path) -> None:
     data = load_run(make_run(tmp_path / "run", measurements=steps()[:1]))
     without = replace(data, steps=tuple(replace(step, metrics={}) for step in data.steps))
     assert "vllm_stage_step_requests" not in parse(render_metrics(without))
+
+
+@pytest.mark.parametrize("damage", [("# EOF\n", ""), ("gauge\n", "speed\n"), ('profile="local"', 'profile="local')])
+def test_reader_of_the_tests_refuses_a_damaged_file(tmp_path: Path, damage: tuple[str, str]) -> None:
+    text = render_metrics(load_run(make_run(tmp_path / "run", check("a.py::test_a"))))
+    parse(text)
+    with pytest.raises(ValueError, match=r"."):
+        parse(text.replace(*damage, 1))

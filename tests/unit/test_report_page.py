@@ -75,6 +75,12 @@ def test_same_assertion_of_two_models_is_one_cause(tmp_path: Path) -> None:
     assert rerun_command(data, [cause]) == "pytest 'a.py::test_a[0]' 'a.py::test_a[1]' --stage-strict"
 
 
+def test_headline_has_the_name_of_an_exception_without_its_module(tmp_path: Path) -> None:
+    reason = "E   package.checks.asking.RelationBroken: a.b.C: streamed != plain"
+    data = load_run(make_run(tmp_path / "run", check("a.py::test_a", "failed", reason), exit_status=1))
+    assert [cause.headline for cause in find_causes(data)] == ["RelationBroken: a.b.C: streamed != plain"]
+
+
 def test_markdown_shows_a_message_of_one_line_once(tmp_path: Path) -> None:
     data = load_run(make_run(tmp_path / "run", check("a.py::test_a", "failed", "E   no answer"), exit_status=1))
     assert render_markdown(data).count("no answer") == 2, "in the verdict's reasons and as the cause"

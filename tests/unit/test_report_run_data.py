@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.report.__main__ import main
 from pytest_vllm_stage.report.run_data import load_run
 from tests.unit.made_run import RUN_ID, check, make_run, steps
 
@@ -100,9 +102,68 @@ def test_baseline_of_a_regression_is_read_under_its_former_name(tmp_path: Path) 
     assert regression["metrics"]["ttft_p50_ms"] == {"value": 120.0, "baseline": 100.0}
 
 
-def test_field_of_another_type_is_named(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tests": "none"}, "tests: expected list, got str"),
+        ({"tests": [{}]}, "tests[0]: expected the field name, which is missing"),
+        ({"tests": ["x"]}, "tests[0]: expected an object, got str"),
+        (
+            {"tests": [{"name": "a", "outcome": "xpassed", "reason": ""}]},
+            "tests[0]: outcome: expected one of passed, failed, error, skipped, got 'xpassed'",
+        ),
+        ({"settings": {"profile": "local"}}, "settings.profile: expected an object, got str"),
+        ({"phases": [{"name": "deploy"}]}, "phases[0]: expected the field at, which is missing"),
+        ({"benchmarks": [{}]}, "benchmarks[0]: expected the field name, which is missing"),
+        ({"regressions": None}, "regressions: expected list, got NoneType"),
+        ({"started_at": "today"}, "started_at: expected int or float, got str"),
+        ({"schema_version": "1"}, "expected schema_version 1 or lower, got '1'"),
+        ({"schema_version": True}, "expected schema_version 1 or lower, got True"),
+    ],
+)
+def test_damaged_record_is_one_message_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    folder = make_run(tmp_path / "run", check("a.py::test_a"))
     path = folder / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tests": "none"}))
-    with pytest.raises(ConfigError, match="tests: expected list, got str"):
-        load_run(folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    before = snapshot(folder)
+    assert main([str(folder)]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"{path}: {message}"
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"kind": "run", "name": RUN_ID}, "an event is not as this version writes it: KeyError('at')"),
+        ({"kind": "run", "name": RUN_ID, "at": "today"}, "started_at: expected int or float, got str"),
+    ],
+)
+def test_damaged_journal_of_a_killed_run_is_one_message(tmp_path: Path, event: dict[str, Any], message: str) -> None:
+    (tmp_path / "journal.jsonl").write_text(json.dumps(event) + "\n")
+    with pytest.raises(ConfigError) as caught:
+        load_run(tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'journal.jsonl'}: {message}"
+
+
+def test_journal_lines_without_an_event_are_skipped(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", check("a.py::test_a"), exit_status=None)
+    with (folder / "journal.jsonl").open("a", encoding="utf-8") as journal:
+        journal.write('[1]\n"x"\n\x00\n')
+    assert [test["name"] for test in load_run(folder).record["tests"]] == ["a.py::test_a"]
+
+
+def test_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "report.html").touch()
+    with pytest.raises(ConfigError, match="expected a run directory, got a file"):
+        load_run(tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("options", [("--keep-reports=3",), ("--index", "--keep-reports=0")])
+def test_retention_without_an_index_or_of_nothing_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    folder = make_run(tmp_path / "run")
+    with pytest.raises(SystemExit) as ended:
+        main([str(folder), *options])
+    assert ended.value.code == 2
+    assert not (folder / "report.html").exists()
