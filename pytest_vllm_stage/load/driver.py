@@ -18,6 +18,7 @@ from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.connections import Pool, parse_address
 from pytest_vllm_stage.load.exchange import Exchange, Outgoing
 from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
+from pytest_vllm_stage.load.nvml import open_local_gpus
 from pytest_vllm_stage.load.progress import LoadProgress, LoopLag
 from pytest_vllm_stage.load.timer import Timer
 from pytest_vllm_stage.measurement.samples import ClientFacts, EarlyStop, Measurement, Sample
@@ -288,12 +289,12 @@ class _StepInProgress:
 
 
 def create_monitor(job: LoadJob, zero_s: float) -> Monitor:
-    """Create a monitor of the job's engine, and of its GPUs where an exporter is configured."""
+    """Create a monitor of the job's engine, and of its GPUs: an exporter's, else those of a server on this machine."""
     engine = parse_address(job.metrics_url or job.base_url, job.ca_file)
     gpu = gpu_source(parse_address(job.gpu_metrics_url, job.ca_file)) if job.gpu_metrics_url else None
-    return Monitor(
-        Source(engine, model=job.step.model), gpu, zero_s, _bearer(job.api_key), _bearer(job.gpu_metrics_token)
-    )
+    local_gpus = None if gpu else open_local_gpus(engine.host, engine.port)
+    headers, gpu_headers = _bearer(job.api_key), _bearer(job.gpu_metrics_token)
+    return Monitor(Source(engine, model=job.step.model), gpu, zero_s, headers, gpu_headers, local_gpus)
 
 
 def _cpu_s() -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from pytest_vllm_stage.load.connections import Address, LoadConnection, Pool
 from pytest_vllm_stage.load.http1 import ProtocolError, ResponseParser
+from pytest_vllm_stage.load.nvml import LocalGpus
 from pytest_vllm_stage.measurement.samples import GpuReading, ServerReading
 
 INTERVAL_S = 1.0
@@ -79,6 +80,19 @@ def gpu_series(answer: bytes, name: bytes) -> dict[str, float]:
     return {_gpu_of(labels, number): value for number, (labels, value) in enumerate(known)}
 
 
+def exporter_gpus(answer: bytes) -> tuple[GpuReading, ...]:
+    """Each GPU of an exporter's page or of a Prometheus' answer."""
+    memory, used = gpu_series(answer, _GPU_MEMORY_MIB), gpu_series(answer, _GPU_UTILIZATION_PERCENT)
+    return tuple(
+        GpuReading(
+            gpu,
+            memory[gpu] * _MIB if gpu in memory else None,
+            used[gpu] / 100 if gpu in used else None,
+        )
+        for gpu in sorted({*memory, *used})
+    )
+
+
 def _gpu_of(labels: Mapping[str, str], number: int) -> str:
     """A GPU's number, with its node's name where the exporter gives one; `number` where it has no label."""
     gpu = labels.get("gpu") or labels.get("UUID") or str(number)
@@ -132,38 +146,43 @@ class Monitor:
         zero_s: ``perf_counter`` at the step's start.
         headers: Further header lines for the engine, each with its line end.
         gpu_headers: The same for the GPUs.
+        local_gpus: The GPUs of a server on this machine, where no exporter is configured.
     """
 
     def __init__(
-        self, engine: Source, gpu: Source | None, zero_s: float, headers: bytes = b"", gpu_headers: bytes = b""
+        self,
+        engine: Source,
+        gpu: Source | None,
+        zero_s: float,
+        headers: bytes = b"",
+        gpu_headers: bytes = b"",
+        local_gpus: LocalGpus | None = None,
     ) -> None:
         self.readings: list[ServerReading] = []
         self._sources = (engine, gpu)
         self._pools = tuple(Pool(source.address) if source else None for source in self._sources)
         self._headers = (headers, gpu_headers)
         self._zero_s = zero_s
+        self._local_gpus = local_gpus
 
     async def read(self) -> None:
         """Take one reading now; unreadable values stay None."""
         at_s = time.perf_counter() - self._zero_s
-        engine, gpu = await asyncio.gather(self._page(0), self._page(1))
-        if not engine and not gpu:
+        engine, gpu, gpus = await asyncio.gather(self._page(0), self._page(1), self._read_local_gpus())
+        if not engine and not gpu and not gpus:
             return
         model = self._sources[0].model.encode() if self._sources[0] else b""
         values: dict[str, float | None] = {name: _first(engine, names, model) for name, names in _ENGINE.items()}
-        memory = gpu_series(gpu, _GPU_MEMORY_MIB)
-        used = gpu_series(gpu, _GPU_UTILIZATION_PERCENT)
-        values["gpu_memory_used_bytes"] = sum(memory.values()) * _MIB if memory else None
-        values["gpu_utilization"] = sum(used.values()) / len(used) / 100 if used else None
-        gpus = tuple(
-            GpuReading(
-                gpu,
-                memory[gpu] * _MIB if gpu in memory else None,
-                used[gpu] / 100 if gpu in used else None,
-            )
-            for gpu in sorted({*memory, *used})
-        )
+        gpus = exporter_gpus(gpu) or gpus
+        memory = [one.memory_used_bytes for one in gpus if one.memory_used_bytes is not None]
+        used = [one.utilization for one in gpus if one.utilization is not None]
+        values["gpu_memory_used_bytes"] = sum(memory) if memory else None
+        values["gpu_utilization"] = sum(used) / len(used) if used else None
         self.readings.append(ServerReading(at_s=at_s, **values, gpus=gpus))
+
+    async def _read_local_gpus(self) -> tuple[GpuReading, ...]:
+        """In a thread: the driver may take milliseconds, and this loop also times tokens."""
+        return await asyncio.to_thread(self._local_gpus.read) if self._local_gpus else ()
 
     async def run(self, first_s: float = 0.0) -> None:
         """Read once a second until cancelled.
@@ -182,6 +201,8 @@ class Monitor:
         for pool in self._pools:
             if pool is not None:
                 await pool.close()
+        if self._local_gpus is not None:
+            self._local_gpus.close()
 
     async def _page(self, which: int) -> bytes:
         source, pool = self._sources[which], self._pools[which]

@@ -203,7 +203,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "gpu_metrics",
         "where to read GPU memory and utilisation during a load step: a DCGM exporter's page "
-        "(http://host:9400/metrics), or the root of a Prometheus that scrapes one",
+        "(http://host:9400/metrics), or the root of a Prometheus that scrapes one; by default a server on this "
+        "machine is read through NVML where nvidia-ml-py is installed (extra `gpu`)",
         metavar="URL",
     ),
     Option(
