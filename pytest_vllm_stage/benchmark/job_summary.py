@@ -28,13 +28,13 @@ def parse_summary(content: bytes, where: str) -> Mapping[str, Any]:
     parse_objects(content, where)
     summary = parse_document(content, where, _HINT)
     if not summary.child("model").text():
-        summary.child("model").refuse("must be the served model's name")
+        summary.child("model").expect("the served model's name")
     for name in _WHOLE:
         if summary.child(name).count_or_none() is None:
-            summary.child(name).refuse("must be a whole number from 0, not null")
+            summary.child(name).expect("a whole number from 0")
     for name in _POSITIVE:
         if summary.child(name).number() <= 0:
-            summary.child(name).refuse(f"must be above 0, not {summary.child(name).value!r}")
+            summary.child(name).expect("a number above 0")
     steps = list(summary.child("steps").items())
     for step in steps:
         _check_step(step, summary.child("duration_s").number())
@@ -56,9 +56,9 @@ def parse_objects(content: bytes, where: str) -> tuple[Mapping[str, Any], dict[s
     for step in summary.child("steps").items():
         name, digest = step.child("object"), step.child("sha256")
         if not _NAME.fullmatch(name.text()):
-            name.refuse(f"must be a file's name without a folder, not {name.value!r}")
+            name.expect("a file's name without a folder")
         if not re.fullmatch("[0-9a-f]{64}", digest.text()):
-            digest.refuse("must be 64 hexadecimal digits")
+            digest.expect("64 hexadecimal digits")
         digests[name.text()] = digest.text()
     return summary.value, digests
 
@@ -66,7 +66,7 @@ def parse_objects(content: bytes, where: str) -> tuple[Mapping[str, Any], dict[s
 def _check_step(step: Node, duration_s: float) -> None:
     rate = step.child("request_rate")
     if rate.number() <= 0:
-        rate.refuse(f"must be above 0, not {rate.value!r}")
+        rate.expect("a number above 0")
     counts = {key: step.child(key).count_or_none() for key in ("samples", "failed", "planned") if key in step.value}
     samples, failed = counts.get("samples"), counts.get("failed")
     if samples is not None and failed is not None and failed > samples:

@@ -42,10 +42,8 @@ class ClusterFacts:
         return f"{program} --context {self.context} -n {namespace}"
 
     def to_json(self) -> str:
-        """One JSON object."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ClusterFacts:
-        """The inverse of `to_json`."""
         return cls(**json.loads(text))

@@ -85,7 +85,6 @@ class TimedAnswer:
         return self._digest.hexdigest() if self.token_times_s else ""
 
     def take(self, payload: bytes, at_s: float) -> None:
-        """Take one event."""
         if payload == DONE:
             self.done_s = at_s
             return

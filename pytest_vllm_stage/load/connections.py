@@ -70,7 +70,7 @@ class Carried(Protocol):
     """
 
     @property
-    def keep_alive(self) -> bool: ...  # noqa: D102
+    def keep_alive(self) -> bool: ...
 
     def received(self, data: bytes, at_s: float) -> bool:
         """Take bytes; true when the response is complete and the connection free for the next one."""
@@ -250,7 +250,6 @@ class Pool:
         self.top_up()
 
     async def close(self) -> None:
-        """Close everything."""
         self._closed = True
         for task in list(self._tasks):
             task.cancel()

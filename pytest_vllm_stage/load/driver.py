@@ -137,8 +137,6 @@ async def warm_up(job: LoadJob, pool: Pool) -> list[Sample]:
 
 
 class _StepInProgress:
-    """One step in progress."""
-
     def __init__(self, job: LoadJob, pool: Pool, watcher: Watcher | None, report: Report, loop_lag: LoopLag) -> None:
         self._job = job
         self._step = job.step

@@ -197,7 +197,6 @@ class Monitor:
             next_s += INTERVAL_S
 
     async def close(self) -> None:
-        """Close the connections."""
         for pool in self._pools:
             if pool is not None:
                 await pool.close()

@@ -64,7 +64,6 @@ class _Parent:
         self.send("progress", progress)
 
     def send(self, kind: str, content: Any) -> None:
-        """Send a message."""
         if self._out is not None:
             self._out.write(frame((kind, content)))
 

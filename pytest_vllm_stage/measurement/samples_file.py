@@ -153,7 +153,7 @@ class _FileRow:
             self.refuse(name, "is missing")
         problem = check(self.data[name])
         if problem:
-            self.refuse(name, f"must be {problem}, not {str(self.data[name])[:60]!r}")
+            self.refuse(name, f"expected {problem}, got {str(self.data[name])[:60]!r}")
         return self.data[name]
 
     def step(self) -> LoadStep:
@@ -225,7 +225,7 @@ def _reading(row: _FileRow) -> ServerReading:
     for name in values:
         row.take(name, _number_or_none)
     if not isinstance(gpus, list) or not all(isinstance(gpu, dict) for gpu in gpus):
-        row.refuse("gpus", f"must be a list of objects, not {str(gpus)[:60]!r}")
+        row.refuse("gpus", f"expected a list of objects, got {str(gpus)[:60]!r}")
     return ServerReading(**values, gpus=tuple(_gpu(_FileRow(row.where, "server.gpus", gpu)) for gpu in gpus))
 
 

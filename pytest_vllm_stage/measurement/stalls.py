@@ -31,7 +31,6 @@ class LatencyStall:
 
     @property
     def duration_s(self) -> float:
-        """Its length."""
         return self.end_s - self.start_s
 
 

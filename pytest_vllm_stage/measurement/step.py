@@ -199,7 +199,7 @@ def _check_step(step: LoadStep) -> None:
     for name in ("shared_prefix_tokens", "warmup_requests"):
         value = getattr(step, name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LARGEST:
-            raise _wrong(step, name, f"is {value!r}; it must be a whole number from 0")
+            raise _wrong(step, name, f"expected a whole number from 0, got {value!r}")
     if step.shared_prefix_tokens > step.prompt_tokens:
         raise _wrong(step, "shared_prefix_tokens", f"is more than prompt_tokens ({step.prompt_tokens})")
     if step.open_loop and not step.planned_requests:
@@ -211,7 +211,7 @@ def _check_positive(step: LoadStep, name: str) -> None:
     whole = name in ("concurrency", "prompt_tokens", "output_tokens")
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not right or not 0 < value < _LARGEST:
-        raise _wrong(step, name, f"must be {'a whole number' if whole else 'a number'} above 0, not {value!r}")
+        raise _wrong(step, name, f"expected {'a whole number' if whole else 'a number'} above 0, got {value!r}")
 
 
 def _wrong(step: LoadStep, name: str, problem: str) -> ConfigError:

@@ -46,12 +46,10 @@ class Publication:
     completed: tuple[Published, ...] = field(default=())
 
     def to_json(self) -> str:
-        """One JSON object."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Publication:
-        """The inverse of `to_json`."""
         data = json.loads(text)
         own = Published(**data["own"]) if data["own"] else None
         completed = tuple(Published(**entry) for entry in data["completed"])

@@ -137,7 +137,6 @@ class RunData:
 
     @property
     def run_id(self) -> str:
-        """The run's id."""
         return str(self.record["run_id"])
 
     @property

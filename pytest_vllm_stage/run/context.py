@@ -76,7 +76,6 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """See `RunIdentity`."""
         return self.identity.run_id
 
     @property

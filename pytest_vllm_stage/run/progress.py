@@ -31,7 +31,6 @@ class Progress:
         self._live: LiveLine | None = None
 
     def __call__(self, line: str) -> None:
-        """Print the line now."""
         if self._silent:
             return
         self._prepare()

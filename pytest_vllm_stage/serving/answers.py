@@ -111,7 +111,6 @@ class StreamedAnswer:
 
     @property
     def text(self) -> str:
-        """The concatenated text."""
         return "".join(delta.text for delta in self.deltas)
 
     @property

@@ -76,7 +76,6 @@ class EndpointClient:
         return f"EndpointClient({self.target.model} at {self.target.base_url})"
 
     def close(self) -> None:
-        """Close the connections."""
         self._http.close()
 
     def with_new_connections(self, *, silence_timeout_s: float | None = None) -> EndpointClient:

@@ -219,7 +219,6 @@ class StageConfig:
 
     @property
     def namespace(self) -> str:
-        """The stage's namespace."""
         return self.get("namespace") or self.profile.namespace
 
     @property

@@ -51,7 +51,6 @@ class Option:
 
     @property
     def ini(self) -> str:
-        """The ini key."""
         return "vllm_stage_" + self.name
 
     @property

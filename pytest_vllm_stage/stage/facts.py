@@ -55,11 +55,9 @@ class StageFacts:
     simulated: bool = False
 
     def to_json(self) -> str:
-        """One JSON object."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> StageFacts:
-        """The inverse of `to_json`."""
         data = json.loads(text)
         return cls(**{**data, "targets": tuple(TargetFacts(**target) for target in data["targets"])})

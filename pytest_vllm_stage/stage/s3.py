@@ -143,7 +143,6 @@ class ObjectStore:
         )
 
     def readable_errors(self, action: str, *, raw: type[Exception] | tuple[()] = ()) -> AbstractContextManager[None]:
-        """See `readable_s3_errors`."""
         return readable_s3_errors(action, self.url, credentials=self.credentials, raw=raw)
 
 

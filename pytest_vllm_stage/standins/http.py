@@ -212,7 +212,6 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def close(self) -> None:
-        """End the connection."""
         self._reply = None
         if self._transport is not None:
             self._transport.close()

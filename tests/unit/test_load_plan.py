@@ -50,12 +50,12 @@ def test_a_closed_loop_has_no_schedule() -> None:
         ({"api": "audio"}, "api: is 'audio'; valid: chat, completions"),
         ({"concurrency": 2}, "concurrency: has no meaning for constant arrivals, which take request_rate"),
         ({"arrivals": "closed", "concurrency": 1}, "request_rate: has no meaning for closed arrivals"),
-        ({"request_rate": None}, "request_rate: must be a number above 0, not None"),
-        ({"request_rate": float("inf")}, "request_rate: must be a number above 0"),
-        ({"duration_s": 0}, "duration_s: must be a number above 0, not 0"),
-        ({"prompt_tokens": 2.5}, "prompt_tokens: must be a whole number above 0, not 2.5"),
-        ({"output_tokens": True}, "output_tokens: must be a whole number above 0, not True"),
-        ({"warmup_requests": -1}, "warmup_requests: is -1; it must be a whole number from 0"),
+        ({"request_rate": None}, "request_rate: expected a number above 0, got None"),
+        ({"request_rate": float("inf")}, "request_rate: expected a number above 0"),
+        ({"duration_s": 0}, "duration_s: expected a number above 0, got 0"),
+        ({"prompt_tokens": 2.5}, "prompt_tokens: expected a whole number above 0, got 2.5"),
+        ({"output_tokens": True}, "output_tokens: expected a whole number above 0, got True"),
+        ({"warmup_requests": -1}, "warmup_requests: expected a whole number from 0, got -1"),
         ({"shared_prefix_tokens": 65}, "shared_prefix_tokens: is more than prompt_tokens (64)"),
         ({"duration_s": 0.01}, "duration_s: is too short for one request at 10.0 requests/s"),
     ],
@@ -99,7 +99,7 @@ def test_a_step_whose_id_contradicts_its_fields_is_refused() -> None:
 
 @pytest.mark.parametrize("rate", ["fast", [5], 10**400, float("nan"), True])
 def test_a_level_that_is_not_a_rate_is_refused_by_its_field(rate: Any) -> None:
-    with pytest.raises(ConfigError, match=r"step full[^:]*: request_rate: must be a number above 0, not "):
+    with pytest.raises(ConfigError, match=r"step full[^:]*: request_rate: expected a number above 0, got "):
         step_from_json(open_step(5).to_json() | {"request_rate": rate})
     old = open_step(5).to_json() | {"request_rate": rate}
     del old["role"]

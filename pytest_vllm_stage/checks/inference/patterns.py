@@ -29,7 +29,6 @@ class Pattern:
         return f" {self.number}"
 
     def lines(self, times: int = 3) -> str:
-        """The line, repeated."""
         return f"{self.line}\n" * times
 
     def prompt(self, times: int = 3) -> str:

@@ -50,7 +50,6 @@ class Layout:
 
     @property
     def pki(self) -> Pki:
-        """Certificates."""
         return Pki(self.state_dir / "pki")
 
     @property

@@ -42,7 +42,6 @@ class Addresses:
 
     @property
     def pods(self) -> IPv4Network:
-        """Pod addresses."""
         return list(self.block.subnets(new_prefix=22))[1]
 
     @property

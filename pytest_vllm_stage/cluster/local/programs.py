@@ -73,12 +73,10 @@ class Plan:
     state: str
 
     def to_json(self) -> str:
-        """One JSON object."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The inverse of `to_json`."""
         data: dict[str, Any] = json.loads(text)
         data["mounts"] = tuple(Mount(**mount) for mount in data["mounts"])
         data["programs"] = tuple(_program(program) for program in data["programs"])

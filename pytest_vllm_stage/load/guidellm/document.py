@@ -32,12 +32,18 @@ class Node:
         """Raise ConfigError with the place."""
         raise ConfigError(f"{self.where.rstrip()} {problem}", hint=self.hint)
 
+    def expect(self, what: str) -> NoReturn:
+        """Raise ConfigError with the place, what should be there and what is."""
+        shown = "null" if self.value is None else str(self.value)[:40]
+        shown = repr(shown) if isinstance(self.value, str) else shown
+        raise ConfigError(f"{self.where.rstrip(': ')}: expected {what}, got {shown}", hint=self.hint)
+
     def child(self, *names: str) -> Node:
         """The value under these keys, one below the other; refused where one is missing."""
         node = self
         for name in names:
             if not isinstance(node.value, dict):
-                node.refuse("must be an object")
+                node.expect("an object")
             if name not in node.value:
                 node.refuse(f"has no {name!r}")
             where = f"{node.where}{'' if node.where.endswith(': ') else '.'}{name}"
@@ -47,14 +53,13 @@ class Node:
     def items(self) -> Iterator[Node]:
         """The elements of a list; null counts as an empty one."""
         if not isinstance(self.value, list | None):
-            self.refuse(f"must be a list, not {str(self.value)[:40]!r}")
+            self.expect("a list")
         for index, value in enumerate(self.value or ()):
             yield Node(f"{self.where}[{index}]", value, self.hint)
 
     def number(self) -> float:
-        """A finite number."""
         if (number := self.number_or_none()) is None:
-            self.refuse("must be a number, not null")
+            self.expect("a number")
         return number
 
     def number_or_none(self) -> float | None:
@@ -63,7 +68,7 @@ class Node:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
-            self.refuse(f"must be a number, not {str(value)[:40]!r}")
+            self.expect("a number")
         return value
 
     def count_or_none(self) -> int | None:
@@ -72,13 +77,13 @@ class Node:
         if number is None:
             return None
         if number != int(number) or number < 0:
-            self.refuse(f"must be a whole number from 0, not {number!r}")
+            self.expect("a whole number from 0")
         return int(number)
 
     def text(self) -> str:
         """A string; null counts as an empty one."""
         if not isinstance(self.value, str | None):
-            self.refuse(f"must be a string, not {str(self.value)[:40]!r}")
+            self.expect("a string")
         return self.value or ""
 
 

@@ -69,7 +69,6 @@ class RegistryClient:
         self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, verify=verify, trust_env=use_proxies)
 
     def close(self) -> None:
-        """Close the connections."""
         self._http.close()
 
     @property

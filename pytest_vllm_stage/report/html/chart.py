@@ -41,8 +41,6 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of charts."""
-
     id: str
     title: str
     note: str = ""

@@ -34,8 +34,6 @@ class NamespaceActive:
 
 @dataclass
 class ClaimBound:
-    """A PersistentVolumeClaim is bound."""
-
     name: str
     timeout_s: float
 
@@ -82,8 +80,6 @@ class DeploymentAvailable:
 
 @dataclass
 class JobComplete:
-    """A Job has completed."""
-
     name: str
     timeout_s: float
 

@@ -30,7 +30,6 @@ class BucketHistogram:
         self._sum += value
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
-        """The exposition."""
         totals = list(accumulate(self._counts))
         for bound, total in zip([*map(str, self._bounds), "+Inf"], totals, strict=True):
             yield f'{name}_bucket{{{labels},le="{bound}"}} {float(total)}'

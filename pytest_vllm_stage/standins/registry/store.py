@@ -98,7 +98,6 @@ class Store:
         self._database.executescript(_SCHEMA)
 
     def close(self) -> None:
-        """Close the file."""
         self._database.close()
 
     def clear(self) -> None:
