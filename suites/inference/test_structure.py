@@ -97,6 +97,7 @@ def tools(*, strict: bool = True) -> list[dict[str, Any]]:
 
 def read(text: str, what: str) -> Any:
     """The JSON that a text should be."""
+    assert isinstance(text, str), f"{what} is of type {type(text).__name__}, expected a string of JSON"
     problem = ""
     try:
         return json.loads(text)

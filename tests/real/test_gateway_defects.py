@@ -27,6 +27,26 @@ pytestmark = pytest.mark.real
 QUICK = (
     "zeros_dropped",
     "empty_arrays_become_objects",
+    "unknown_fields_dropped",
+    "unknown_fields_dropped_from_streams",
+    "first_stop_text_only",
+    "limit_injected",
+    "limit_lowered",
+    "seed_dropped",
+    "choices_dropped",
+    "system_prompt_added",
+    "numbers_masked",
+    "unicode_normalised",
+    "firewall_blocks_code",
+    "charset_refused",
+    "extra_fields_stripped",
+    "logprobs_stripped",
+    "model_renamed",
+    "answers_swapped",
+    "usage_chunk_lost",
+    "events_merged",
+    "deltas_trimmed",
+    "double_encoded",
 )
 CHOSEN = {
     name: defect for name, defect in find_defects().items() if name in QUICK or os.environ.get("VLLM_STAGE_NIGHTLY")

@@ -80,7 +80,7 @@ class FirstToolCallOnly(
 class ArgumentsAsObject(
     AnswerDefect,
     by={checks.TOOL_REQUESTED},
-    says=r"argument",
+    says=r"expected a string of JSON",
     source="https://github.com/ggml-org/llama.cpp/issues/20198",
 ):
     """A tool call's arguments are decoded: an object where a text with JSON is expected."""
@@ -102,7 +102,7 @@ class DoubleEncoded(Defect, by={checks.CHARACTERS}, says=r"Ã", source="https://
 
 class CacheIgnoresParameters(
     Defect,
-    by={checks.TOOL_NONE, checks.PARAMETERS},
+    by={checks.PARAMETERS},
     says=r"max_tokens=2 after max_tokens=6",
     source="https://github.com/microsoft/autogen/issues/7968",
 ):
@@ -157,26 +157,27 @@ class IdenticalRequestsCoalesced(
     says=r"identical requests",
     source="https://github.com/verl-project/uni-agent/pull/204",
 ):
-    """Identical requests that are under way at a time get one answer."""
+    """Identical requests within two seconds get one answer."""
 
     def __init__(self) -> None:
-        self._running: dict[bytes, asyncio.Future[Answer]] = {}
+        self._recent: dict[bytes, tuple[float, asyncio.Future[Answer]]] = {}
 
     async def on_request(self, exchange: Exchange) -> Answer | None:
         """Wait for the first one's answer."""
-        request = exchange.request
+        request, loop = exchange.request, asyncio.get_running_loop()
         if not request.generates or request.json.get("stream"):
             return None
-        if running := self._running.get(request.body):
-            return await asyncio.shield(running)
-        self._running[request.body] = asyncio.get_running_loop().create_future()
+        at_s, first = self._recent.get(request.body, (0.0, None))
+        if first is not None and loop.time() - at_s < 2:
+            return await asyncio.shield(first)
+        exchange.notes["first"] = loop.create_future()
+        self._recent[request.body] = loop.time(), exchange.notes["first"]
         return None
 
     async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
         """Hand the answer to those who wait."""
-        running = self._running.pop(exchange.request.body, None)
-        if running is not None:
-            running.set_result(answer)
+        if first := exchange.notes.get("first"):
+            first.set_result(answer)
 
 
 class LargeAnswersCut(

@@ -36,8 +36,8 @@ class ZerosDropped(
     def change(self, body: dict[str, Any]) -> None:
         for name in [name for name, value in body.items() if not value]:
             del body[name]
-        # Where the model's own default is 0 nothing would be lost.
-        body.setdefault("temperature", 1.0)
+        # The model's own default may be near 0, where little would be lost.
+        body.setdefault("temperature", 2.0)
 
 
 class EmptyArraysBecomeObjects(

@@ -6,8 +6,8 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator, Set
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Set
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -223,7 +223,7 @@ class Defect:
     async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
         """Change a whole answer, or the head of a stream."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Change a stream; each event has its blank line."""
         async for event in events:
             yield event
@@ -358,9 +358,11 @@ class Proxy:
         exchange.notes["closes"] = exchange.notes.get("closes") or not chunked
         framing = {"transfer-encoding": "chunked"} if chunked else {"connection": "close"}
         await exchange.client.send_head(answer, framing)
-        async for piece in self._defect.on_stream(exchange, _events(response)):
-            if piece:
-                await exchange.client.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        # Closed at once, so that a defect that reads on does so before the connection to the server ends.
+        async with aclosing(self._defect.on_stream(exchange, _events(response))) as pieces:
+            async for piece in pieces:
+                if piece:
+                    await exchange.client.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
         if chunked:
             await exchange.client.write(b"0\r\n\r\n")
 

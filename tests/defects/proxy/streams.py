@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from tests.defects import checks
@@ -29,7 +29,7 @@ def _write(chunk: dict[str, Any]) -> bytes:
 class ChunkDefect(Defect):
     """Changes the JSON of each event."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Change, drop or add events."""
         async for event in events:
             chunk = _read(event)
@@ -77,11 +77,10 @@ class CharactersReplaced(
 ):
     """Each block of bytes is decoded on its own, which replaces the characters that it cuts."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Blocks of seven bytes."""
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Blocks of a single byte, which cut every character of several."""
         async for event in events:
-            blocks = (event[at : at + 7] for at in range(0, len(event), 7))
-            yield "".join(block.decode(errors="replace") for block in blocks).encode()
+            yield "".join(bytes([byte]).decode(errors="replace") for byte in event).encode()
 
 
 class ToolIndexLost(
@@ -237,7 +236,7 @@ class EventsMerged(
 ):
     """Two events that come together lose the blank line between them."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Merge the second event with the third."""
         place = 0
         async for event in events:
@@ -250,7 +249,7 @@ class DoneTwice(
 ):
     """The gateway adds its own ``[DONE]``."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """At the end."""
         async for event in events:
             yield event
@@ -265,7 +264,7 @@ class PingsAsChunks(
 ):
     """A sign of life is sent as data, where a comment is expected."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """After the first event."""
         first = True
         async for event in events:
@@ -298,7 +297,7 @@ class StreamBuffered(
 ):
     """A stream is passed on when it is complete."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Collect it."""
         yield b"".join([event async for event in events])
 
@@ -311,7 +310,7 @@ class LongLinesLost(
 ):
     """A line over 16 KiB ends the stream."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """As readers of lines with a limit do."""
         async for event in events:
             if len(event) > 16 * 1024:
@@ -330,7 +329,7 @@ class GenerationGoesOn(
     def aborts_upstream(self) -> bool:
         return False
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Read the server's stream to its end, even where no client reads ours."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
 
@@ -356,7 +355,7 @@ class StreamCut(
 ):
     """A route's time-out counts the whole stream."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Drop the connection."""
         loop = asyncio.get_running_loop()
         started_s = loop.time()
@@ -376,7 +375,7 @@ class SlowReaderDropped(
 ):
     """A client for which 64 events wait is dropped."""
 
-    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Read as fast as the server sends, and let a bounded queue overflow."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(64)
 
