@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -14,7 +15,8 @@ from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import PAST_CAPACITY, EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
-from tests.unit.made_samples import closed_step, failed, measurement, open_step, queued, sample
+from tests.unit.made_samples import closed_step, failed, open_step, queued, sample
+from tests.unit.test_slo_healthy import GATES, closed_loop, open_loop
 
 PROMISED = (Objective("error_rate", 0), Objective("ttft_p50_ms", 2000))
 #: What the local profile sends to a model: 15 seconds of short answers.
@@ -93,16 +95,47 @@ def past_capacity(rate: float) -> Measurement:
     return queued(open_step(rate, LOCAL_S, decide_early=True), 8, lambda dice: dice.uniform(1.1, 1.3))
 
 
+def ended(made: Measurement, reason: str, at_s: float) -> Measurement:
+    """What is left of a step whose sending ends."""
+    sent = tuple(one for one in made.samples if one.scheduled_s <= at_s)
+    last_s = max(one.end_s for one in sent)
+    stop = EarlyStop(at_s, len(sent), reason, made.step.duration_s - at_s)
+    server = tuple(reading for reading in made.server if reading.at_s <= last_s)
+    return replace(made, samples=sent, server=server, early_stop=stop)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(partial(open_loop, 5, 0.088 * slower, 0.19 * slower) for slower in (1, 4)),
+        *(partial(open_loop, 10, 0.11 * slower, 0.32 * slower) for slower in (1, 4)),
+        *(partial(closed_loop, users, 14.0, 0.2) for users in (1, 5, 10, 25)),
+    ],
+    ids=lambda make: "-".join(map(str, (make.func.__name__, *make.args))),
+)
+def test_healthy_step_that_ends_early_passes(make: Callable[..., Measurement]) -> None:
+    """The verdict on what was sent is the one that was certain."""
+    early = 0
+    for seed in range(15):
+        made = make(dice=random.Random(seed), start=1)
+        made = replace(made, step=replace(made.step, decide_early=True))
+        decision = EarlyDecision(made.step, PROMISED, gates=GATES)
+        for one in sorted(made.samples, key=lambda one: one.end_s):
+            if one.end_s < made.step.duration_s and (reason := decision(one)):
+                early += 1
+                found = judge(ended(made, reason, one.end_s), PROMISED, gates=GATES)[1]
+                assert (reason, found.outcome) == ("pass", Outcome.PASS), found.why
+                break
+    assert early > 10
+
+
 @pytest.mark.parametrize("rate", [10.0, 25.0])
 def test_observation_past_capacity_ends_early_and_is_still_called_past_capacity(rate: float) -> None:
     made = past_capacity(rate)
     reason, at_s = ends(made.step, made.samples, observation=True)
     assert reason == PAST_CAPACITY
     assert at_s < 0.75 * LOCAL_S
-    sent = [one for one in made.samples if one.scheduled_s <= at_s]
-    stop = EarlyStop(at_s, len(sent), reason, LOCAL_S - at_s)
-    server = [reading for reading in made.server if reading.at_s <= sent[-1].end_s]
-    found = judge(replace(measurement(made.step, sent, server), early_stop=stop), PROMISED)[1]
+    found = judge(ended(made, reason, at_s), PROMISED)[1]
     assert found.outcome is Outcome.FAIL
     assert f"{rate:g} requests/s is past capacity, about 6." in found.why
 
