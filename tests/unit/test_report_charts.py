@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,30 @@ def test_dots_of_a_step_are_its_requests(page: str) -> None:
     assert part
     dots = [path.count("h0") for path in re.findall(r'<path d="([^"]*)"', part[0]) if "h0" in path]
     assert dots == [200, 200], "TTFT and response time of each request"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.18, 7.0, ["0.2", "0.5", "1", "2", "5"]), (0.5, 2e5, ["1", "10", "100", "1000", "10000", "100000"])],
+)
+def test_ticks_of_a_logarithmic_axis_are_few_and_plain(low: float, high: float, expected: list[str]) -> None:
+    assert labels_between(low, high) == expected
+
+
+def test_ticks_of_a_short_logarithmic_axis_are_even_steps() -> None:
+    labels = labels_between(0.175, 0.35)
+    assert 3 <= len(labels) <= 5
+    steps = [float(after) - float(before) for before, after in pairwise(labels)]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+
+
+def labels_between(low: float, high: float) -> list[str]:
+    figure, grid = svg.new_figure(3.0)
+    axes = figure.add_subplot(grid[0, 0])
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    svg.plain_ticks(axes.yaxis)
+    return [label.get_text() for label in axes.get_yticklabels()]
 
 
 def test_thinning_keeps_what_failed_and_what_was_slow() -> None:
