@@ -69,6 +69,16 @@ def pods(reader: StageReader, service: Object) -> list[Object]:
 
 
 @pytest.fixture
+def serving_pods(reader: StageReader, declared: list[Object], kubectl: str) -> list[Object]:
+    """The live pods of the declared Deployments and models."""
+    from pytest_vllm_stage.checks.stage import members
+
+    found = members.select_pods(reader.listed("Pod"), declared)
+    assert found, f"no pod of the stage runs\n  next: {kubectl} get pods"
+    return found
+
+
+@pytest.fixture
 def download(declared: list[Object], declared_service: Object) -> Object:
     """The declared Job that fills the model's volume."""
     from pytest_vllm_stage.stage import drift

@@ -71,6 +71,15 @@ class StageReader:
         except (EnvironmentUnusable, RequestRejected):
             return []
 
+    def get_where_allowed(self, kind: str, name: str) -> Object | None:
+        """One object; None where it does not exist, or this user may not read it."""
+        try:
+            return self.get(kind, name)
+        except ApiServerUnreachable:
+            raise
+        except (EnvironmentUnusable, RequestRejected):
+            return None
+
     def everywhere(self, kind: str) -> list[Object]:
         """Cluster-wide objects; empty where this user may not list them."""
         try:

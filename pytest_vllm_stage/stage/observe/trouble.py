@@ -144,10 +144,14 @@ def _unschedulable(pod: Object, events: list[Object], nodes: Sequence[Object]) -
 
 
 def _bars(node: Object, pod: Object) -> list[str]:
+    return [f"node {objects.name_of(node)} has taint {name}" for name in find_barring_taints(node, pod)]
+
+
+def find_barring_taints(node: Object, pod: Object) -> list[str]:
     """The node's taints that the pod does not tolerate, by name."""
     tolerations = pod["spec"].get("tolerations") or []
     return [
-        f"node {objects.name_of(node)} has taint {_taint_name(taint)}"
+        _taint_name(taint)
         for taint in (node.get("spec") or {}).get("taints") or []
         if taint.get("effect") != "PreferNoSchedule" and not any(_tolerates(entry, taint) for entry in tolerations)
     ]

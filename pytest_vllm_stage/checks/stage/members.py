@@ -1,0 +1,51 @@
+"""Which live objects belong to the stage: a namespace may hold others too. Pure functions over objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.deploy import render
+from pytest_vllm_stage.stage.objects import Object
+
+SERVICE_LABEL = "serving.kserve.io/inferenceservice"
+
+
+def select_pods(pods: Iterable[Object], declared: list[Object]) -> list[Object]:
+    """The pods of declared Deployments and InferenceServices that are on a node and neither finished nor leaving."""
+    models = {objects.name_of(item) for item in render.select_kind(declared, "InferenceService")}
+    workloads = tuple(f"{objects.name_of(item)}-" for item in render.select_kind(declared, "Deployment"))
+    return [
+        pod
+        for pod in pods
+        if pod["spec"].get("nodeName")
+        and not pod["metadata"].get("deletionTimestamp")
+        and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+        and (_labels(pod).get(SERVICE_LABEL) in models or (objects.name_of(pod).startswith(workloads) and workloads))
+    ]
+
+
+def select_services(services: Iterable[Object], declared: list[Object]) -> list[Object]:
+    """The declared Services and those that KServe generates for a declared model; Knative's have no pod when idle."""
+    names = {objects.name_of(item) for item in render.select_kind(declared, "Service")}
+    models = {objects.name_of(item) for item in render.select_kind(declared, "InferenceService")}
+    return [
+        item
+        for item in services
+        if objects.name_of(item) in names
+        or (_labels(item).get(SERVICE_LABEL) in models and not any("knative.dev" in key for key in _labels(item)))
+    ]
+
+
+def select_declared(items: Iterable[Object], declared: Sequence[Object]) -> list[Object]:
+    """The live objects that a manifest declares, and those that an object owns."""
+    names = {(item["kind"], objects.name_of(item)) for item in declared}
+    return [
+        item
+        for item in items
+        if (item["kind"], objects.name_of(item)) in names or item["metadata"].get("ownerReferences")
+    ]
+
+
+def _labels(item: Object) -> dict[str, str]:
+    return item["metadata"].get("labels") or {}

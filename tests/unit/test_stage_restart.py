@@ -1,0 +1,191 @@
+"""States that break at the next restart, over a recorded stage: each is named, and the healthy stage has none."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.checks.stage import certificates, members, restart
+from pytest_vllm_stage.stage import objects
+from tests.unit.recorded_stage import LATER, MODEL, RecordedStage, owned
+
+Object = dict[str, Any]
+NOW = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
+
+
+def find_problems(stage: RecordedStage) -> list[str]:
+    """Every line of the checks of suites/deployment/test_restart.py that are about objects."""
+    pods = members.select_pods(stage.listed("Pod"), stage.declared)
+    assert len(pods) == 4
+    nodes = {objects.name_of(node): node for node in stage.listed("Node")}
+    kinds = ("Secret", "ConfigMap", "ServiceAccount")
+    live = {kind: {objects.name_of(item): item for item in stage.listed(kind)} for kind in kinds}
+    return [
+        *restart.check_deletions(members.select_declared(stage.live, stage.declared)),
+        *restart.check_nodes(pods, nodes),
+        *restart.check_services(members.select_services(stage.listed("Service"), stage.declared), pods),
+        *restart.check_quotas(stage.listed("ResourceQuota"), stage.listed("LimitRange"), pods),
+        *restart.check_references(pods, live),
+    ]
+
+
+def test_a_healthy_stage_survives_a_restart() -> None:
+    assert find_problems(RecordedStage.load()) == []
+
+
+def deleted_claim(stage: RecordedStage) -> None:
+    claim = stage.get("PersistentVolumeClaim", f"model-{MODEL}")
+    claim["metadata"]["deletionTimestamp"] = LATER
+
+
+def lost_claim(stage: RecordedStage) -> None:
+    stage.get("PersistentVolumeClaim", "minio-data")["status"]["phase"] = "Lost"
+
+
+def cordoned(stage: RecordedStage) -> None:
+    spec = stage.listed("Node")[0]["spec"]
+    spec["unschedulable"] = True
+    spec["taints"] = [{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]
+
+
+def tainted(stage: RecordedStage) -> None:
+    stage.listed("Node")[0]["spec"]["taints"] = [{"key": "dedicated", "value": "batch", "effect": "NoSchedule"}]
+
+
+def under_pressure(stage: RecordedStage) -> None:
+    condition = next(one for one in stage.listed("Node")[0]["status"]["conditions"] if one["type"] == "DiskPressure")
+    condition |= {"status": "True", "message": "kubelet has disk pressure"}
+
+
+def selects_nothing(stage: RecordedStage) -> None:
+    stage.get("Service", "minio")["spec"]["selector"]["tier"] = "gold"
+
+
+def wrong_port(stage: RecordedStage) -> None:
+    stage.get("Service", "minio")["spec"]["ports"][0]["targetPort"] = "api"
+
+
+def quota(**hard: str) -> Callable[[RecordedStage], None]:
+    def plant(stage: RecordedStage) -> None:
+        used = {"pods": "4", "limits.memory": "2Gi"}
+        made: Object = {"kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": hard}}
+        made["status"] = {"hard": hard, "used": {name: used.get(name, "0") for name in hard}}
+        stage.live.append(made)
+
+    return plant
+
+
+def largest(memory: str) -> Callable[[RecordedStage], None]:
+    def plant(stage: RecordedStage) -> None:
+        limits = [{"type": "Container", "max": {"memory": memory}}]
+        stage.live.append({"kind": "LimitRange", "metadata": {"name": "small"}, "spec": {"limits": limits}})
+
+    return plant
+
+
+def changed_secret(stage: RecordedStage) -> None:
+    owned(stage.get("Secret", "minio-credentials"), "kubectl-edit", "f:data", "f:secretkey")
+
+
+def removed_account(stage: RecordedStage) -> None:
+    stage.live.remove(stage.get("ServiceAccount", "vllm"))
+
+
+@pytest.mark.parametrize(
+    ("plant", "expected"),
+    [
+        (deleted_claim, f"persistentvolumeclaim/model-{MODEL} is being deleted since {LATER}; held by finalizer "),
+        (lost_claim, "persistentvolumeclaim/minio-data: expected phase Bound, got Lost"),
+        (cordoned, "node vllm-stage is cordoned, and no other node takes a replacement of minio-"),
+        (tainted, "node vllm-stage has taint dedicated=batch:NoSchedule, and no other node takes"),
+        (under_pressure, "node vllm-stage reports DiskPressure: kubelet has disk pressure"),
+        (selects_nothing, "service minio selects no pod (selector app.kubernetes.io/name=minio, tier=gold)"),
+        (wrong_port, "service minio sends to port api, which no container has (named: s3)"),
+        (quota(pods="3"), "quota q allows pods=3, 4 are used: a replaced pod is not admitted"),
+        (quota(**{"limits.cpu": "8"}), "quota q demands limits.cpu, which container minio of pod minio-"),
+        (largest("200Mi"), "LimitRange small allows memory up to 200Mi, container minio of pod minio-"),
+        (changed_secret, f"secret minio-credentials was changed at {LATER}, after pod minio-"),
+        (removed_account, f"serviceaccount vllm of pod {MODEL}-predictor-"),
+    ],
+)
+def test_a_state_that_breaks_at_a_restart_is_named(plant: Callable[[RecordedStage], None], expected: str) -> None:
+    stage = RecordedStage.load()
+    plant(stage)
+    lines = find_problems(stage)
+    assert lines
+    assert lines[0].startswith(expected), lines
+
+
+def another_node(stage: RecordedStage) -> None:
+    cordoned(stage)
+    stage.live.append({"kind": "Node", "metadata": {"name": "other"}, "spec": {}, "status": {}})
+
+
+def relabelled_secret(stage: RecordedStage) -> None:
+    owned(stage.get("Secret", "minio-credentials"), "kubectl-label", "f:metadata", "f:labels", "f:team")
+
+
+def idle_knative_service(stage: RecordedStage) -> None:
+    labels = {members.SERVICE_LABEL: MODEL, "networking.internal.knative.dev/serviceType": "Private"}
+    spec = {"selector": {"serving.knative.dev/revisionUID": "u"}, "ports": [{"port": 80, "targetPort": "h2c"}]}
+    stage.live.append({"kind": "Service", "metadata": {"name": "m-00001-private", "labels": labels}, "spec": spec})
+
+
+@pytest.mark.parametrize(
+    "plant", [another_node, relabelled_secret, idle_knative_service, quota(pods="4"), quota(**{"limits.memory": "2Gi"})]
+)
+def test_a_state_that_survives_a_restart_is_not_reported(plant: Callable[[RecordedStage], None]) -> None:
+    stage = RecordedStage.load()
+    plant(stage)
+    assert find_problems(stage) == []
+
+
+def tls_secret(pem: bytes) -> Object:
+    data = {"tls.crt": base64.b64encode(pem).decode()}
+    return {"kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": "tls"}, "data": data}
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Valid for 30 days from now."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl")
+    folder: Path = tmp_path_factory.mktemp("certificate")
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", "key.pem", "-out", "cert.pem", "-days", "30", "-subj", "/CN=stage"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return (folder / "cert.pem").read_bytes()
+
+
+def test_the_end_of_a_certificate_is_read_and_judged(certificate: bytes) -> None:
+    expires = certificates.expiry_of(certificate)
+    assert expires is not None
+    secret, day = tls_secret(certificate), datetime.timedelta(days=1)
+    assert 29 * day < expires - datetime.datetime.now(datetime.UTC) < 31 * day
+    assert certificates.check_secrets([secret], expires - 8 * day) == []
+    (soon,) = certificates.check_secrets([secret], expires - day)
+    assert soon.startswith("secret tls: its certificate expires at ")
+    assert soon.endswith(", in 24 hours")
+    (late,) = certificates.check_secrets([secret], expires + day)
+    assert late.startswith("secret tls: its certificate expired at ")
+
+
+@pytest.mark.parametrize("pem", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", b"\xff\x00"])
+def test_what_is_not_a_certificate_is_not_judged(pem: bytes) -> None:
+    assert certificates.check_secrets([tls_secret(pem)], NOW) == []
+
+
+def test_pods_of_others_are_not_the_stages() -> None:
+    stage = RecordedStage.load()
+    other = stage.pod_of("minio") | {"metadata": {"name": "notebook-0", "labels": {}}}
+    finished = [pod for pod in stage.listed("Pod") if pod["status"]["phase"] == "Succeeded"]
+    assert finished
+    assert members.select_pods([other, *finished], stage.declared) == []
