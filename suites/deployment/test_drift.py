@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllm_stage.checks.stage import members
 from pytest_vllm_stage.checks.stage.drift import compare, strangers
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.observe import health
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from pytest_vllm_stage import StageReader
 
     Object = dict[str, Any]
+
+
+#: Kinds of which KServe, Knative or a Deployment generates objects.
+GENERATED_KINDS = (
+    "Deployment",
+    "ReplicaSet",
+    "Service",
+    "Ingress",
+    "HTTPRoute",
+    "VirtualService",
+    "HorizontalPodAutoscaler",
+    "Route",
+)
 
 
 def test_declared_objects_are_live_unchanged(reader: StageReader, declared: list[Object], kubectl: str) -> None:
@@ -54,25 +68,37 @@ def test_generated_deployment_is_as_requested(
     )
 
 
-def test_pods_equal_their_template(reader: StageReader, kubectl: str) -> None:
+def test_pods_equal_their_template(reader: StageReader, serving_pods: list[Object], kubectl: str) -> None:
     """Every running pod of a Deployment has the fields of its template and what the platform adds to pods.
 
     An admission webhook or a LimitRange changes pods only: their Deployment stays as declared.
     """
     around = compare.surroundings(reader.listed_where_allowed("LimitRange"), reader.listed("InferenceService"))
-    pods = [pod for pod in reader.listed("Pod") if not pod["metadata"].get("deletionTimestamp")]
-    pairs = [(owner, pod) for owner in reader.listed("ReplicaSet") for pod in objects.owned_by(pods, owner)]
+    pairs = [(owner, pod) for owner in reader.listed("ReplicaSet") for pod in objects.owned_by(serving_pods, owner)]
     assert pairs, f"no pod of a Deployment runs\n  next: {kubectl} get deployments,pods"
     lines = [line for owner, pod in pairs for line in compare.compare_pod(owner, pod, around)]
     assert not lines, health.message("pods differ from their template", lines, _show(kubectl, lines))
 
 
-def test_no_undeclared_object_acts_on_the_stage(reader: StageReader, declared: list[Object], kubectl: str) -> None:
+def test_generated_objects_are_not_changed_by_hand(reader: StageReader, declared: list[Object], kubectl: str) -> None:
+    """No person owns a field of an object that a controller generates for the stage.
+
+    The controller may revert the change at any time, or keep it for ever.
+    """
+    found = [item for kind in GENERATED_KINDS for item in reader.listed_where_allowed(kind)]
+    generated = [item for item in members.select_declared(found, []) if item["metadata"].get("managedFields")]
+    lines = [line for item in generated for line in compare.find_manual_changes(item)]
+    assert not lines, health.message("a generated object was changed by hand", lines, _show(kubectl, lines))
+
+
+def test_no_undeclared_object_acts_on_the_stage(
+    reader: StageReader, declared: list[Object], serving_pods: list[Object], kubectl: str
+) -> None:
     """No policy, quota, autoscaler or Service that no manifest declares was added since the stage was deployed."""
     services = reader.listed("InferenceService")
     assert services, f"the namespace has no InferenceService\n  next: {kubectl} get inferenceservices"
     found = {kind: reader.listed_where_allowed(kind) for kind in strangers.ACTING_KINDS}
-    lines = strangers.find_strangers(found, declared, reader.listed("Pod"), services)
+    lines = strangers.find_strangers(found, declared, serving_pods, services)
     assert not lines, health.message("an undeclared object acts on the stage", lines, _show(kubectl, lines))
 
 

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from pytest_vllm_stage.checks.stage.drift import platform
 from pytest_vllm_stage.checks.stage.drift.expected import expected_deployment
-from pytest_vllm_stage.checks.stage.drift.fields import MISSING, Difference, Path, find_differences
-from pytest_vllm_stage.checks.stage.drift.owners import Owner, find_owner, last_person
+from pytest_vllm_stage.checks.stage.drift.fields import MISSING, Difference, Path, find_differences, render_path
+from pytest_vllm_stage.checks.stage.drift.owners import Owner, find_owner, last_person, owned_by_persons
 from pytest_vllm_stage.checks.stage.drift.platform import Surroundings, explain_addition, explain_change, limit_defaults
 from pytest_vllm_stage.core import secret
 from pytest_vllm_stage.stage import drift, objects
@@ -65,6 +66,22 @@ def compare_pod(replica_set: Object, pod: Object, around: Surroundings) -> list[
         *find_differences(template["spec"], pod["spec"], ("spec",)),
     ]
     return [f"Pod/{objects.name_of(pod)} {line}" for line in _describe(pod, found, around)]
+
+
+def find_manual_changes(generated: Object) -> list[str]:
+    """The fields of a generated object that a person owns; ``kubectl rollout restart`` does not count."""
+    name = f"{generated['kind']}/{objects.name_of(generated)}"
+    return [
+        f"{name} {render_path(path)}: live, not generated: {_show(path, _value_at(generated, path))}; set {owner}"
+        for path, owner in owned_by_persons(generated)
+        if not platform.is_restart(render_path(path)) and not (generated["kind"] == "Deployment" and path[0] == "spec")
+    ]
+
+
+def _value_at(item: Any, path: Path) -> Any:
+    for step in path:
+        item = item.get(step) if isinstance(item, dict) and not step.startswith("[") else None
+    return MISSING if item is None else item
 
 
 def _controllers_of(generated: Object) -> set[str]:

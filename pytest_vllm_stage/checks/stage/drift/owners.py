@@ -66,6 +66,36 @@ def last_person(item: Object) -> Owner | None:
     return max((owner for owner in owners if owner.is_person), key=lambda owner: owner.time, default=None)
 
 
+def owned_by_persons(item: Object) -> list[tuple[Path, Owner]]:
+    """Each field that a person has, as far as ``managedFields`` names it, with the person."""
+    found = []
+    for entry in item["metadata"].get("managedFields") or []:
+        owner = Owner(str(entry.get("manager", "")), str(entry.get("time", "")))
+        if owner.is_person and entry.get("subresource") != "status":
+            found += [(path, owner) for path in _leaves(entry.get("fieldsV1") or {})]
+    return found
+
+
+def _leaves(tree: Object, path: Path = ()) -> Iterator[Path]:
+    for key, below in tree.items():
+        if key == ".":
+            continue
+        step = key[2:] if key.startswith("f:") else f"[{_item_name(key)}]"
+        if below and set(below) != {"."}:
+            yield from _leaves(below, (*path, step))
+        else:
+            yield (*path, step)
+
+
+def _item_name(key: str) -> str:
+    """The item of a list in words: ``k:{"name":"minio"}`` is ``minio``."""
+    try:
+        value = json.loads(key[2:])
+    except ValueError:
+        return key[2:]
+    return "/".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
 def _has_field(tree: Any, path: Path) -> bool:
     """The tree has the path, or ends on the way at a field that is owned as a whole."""
     for index, step in enumerate(path):

@@ -167,7 +167,7 @@ def explain_addition(item: Object, found: Difference, owner: Owner, around: Surr
         if re.fullmatch(pattern, where) and (value is _ANY or found.live in _as_tuple(value)):
             return "default"
     if owner.is_person:
-        return None if not _is_restart(where) else "kubectl rollout restart"
+        return None if not is_restart(where) else "kubectl rollout restart"
     return next((by for explain in _EXPLAINERS if (by := explain(item, found, around))), None)
 
 
@@ -175,7 +175,8 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _is_restart(where: str) -> bool:
+def is_restart(where: str) -> bool:
+    """The annotation that ``kubectl rollout restart`` sets."""
     return where.endswith("annotations.kubectl.kubernetes.io/restartedAt")
 
 

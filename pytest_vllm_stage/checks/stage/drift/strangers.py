@@ -16,6 +16,7 @@ ACTING_KINDS = (
     "HorizontalPodAutoscaler",
     "ScaledObject",
     "VerticalPodAutoscaler",
+    "PodDisruptionBudget",
     "ResourceQuota",
     "LimitRange",
 )
@@ -62,6 +63,10 @@ def _describe(kind: str, item: Object, pods: Sequence[Object]) -> Iterator[str]:
     elif kind == "Service":
         hit = _selected(pods, spec.get("selector") or {}) if spec.get("selector") else []
         text = f"sends requests to {_names(hit)}" if hit else ""
+    elif kind == "PodDisruptionBudget":
+        hit = _selected(pods, (spec.get("selector") or {}).get("matchLabels") or {})
+        blocked = hit and not (item.get("status") or {}).get("disruptionsAllowed")
+        text = f"allows no disruption of {_names(hit)}, so that a node drain never ends" if blocked else ""
     elif kind in ("HorizontalPodAutoscaler", "ScaledObject", "VerticalPodAutoscaler"):
         target = (spec.get("scaleTargetRef") or spec.get("targetRef") or {}).get("name", "")
         text = f"changes the scale of {target}" if any(_belongs(pod, target) for pod in pods) else ""
