@@ -25,8 +25,10 @@ def reader(kube: DynamicClient, cluster: ClusterFacts, stage: StageFacts) -> Sta
 
 
 @pytest.fixture
-def kubectl(cluster: ClusterFacts, stage: StageFacts) -> str:
-    """The start of a command that a person can run against this stage."""
+def kubectl(cluster: ClusterFacts, stage: StageFacts, stage_config: StageConfig) -> str:
+    """The start of a command that a person can run against this stage, also when the run is over."""
+    if stage.owned and stage_config.keep == "never":  # the run removes it, and a local cluster with it
+        return f"with --stage-keep=on-failure, kubectl -n {stage.namespace}"
     return cluster.kubectl_for(stage.namespace)
 
 
