@@ -23,7 +23,7 @@ from pytest_vllm_stage.serving.sse import Parser
 #: Seconds that a lane lasts at least, and at most: a little more than the common limits of 30 and 60 s.
 LEAST_S, MOST_S = 32.0, 62.0
 #: Seconds without a byte of a whole answer; other checks keep the engine busy meanwhile.
-ANSWER_TIMEOUT_S = 300.0
+ANSWER_TIMEOUT_S = 600.0
 #: Tokens of the stream that is read slowly, each an event of one or two KiB, more than all buffers on the way hold.
 STREAMED_TOKENS, ALTERNATIVES = 256, 20
 #: Tokens of the first answer, which shows the engine's pace, and how much the estimate may be wrong.
