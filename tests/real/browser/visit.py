@@ -16,6 +16,8 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 #: The width of a sheet of A4 at 96 dots per inch, less its margins.
 SHEET = 718
+#: Of each action: the machine may be busy.
+_TIMEOUT_MS = 180_000
 _OPEN_ALL = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
 _TOO_WIDE = "document.documentElement.scrollWidth - innerWidth"
 _ROWS_OF_SEARCH = """words => {
@@ -33,6 +35,7 @@ def carry_out(browser: Browser, visit: dict[str, Any]) -> dict[str, Any]:
     # Without the page's own policy, which would hide that a text is taken as markup, and which axe cannot run under.
     size = {"width": visit["width"], "height": 900}
     context = browser.new_context(viewport=size, color_scheme=visit["scheme"], bypass_csp=True)
+    context.set_default_timeout(_TIMEOUT_MS)
     page = context.new_page()
     own = Path(visit["file"]).as_uri()
     requests: list[str] = []
@@ -93,7 +96,8 @@ def _print(page: Page) -> int:
 def main() -> None:
     """Carry out the visits."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=sys.argv[1], args=["--no-sandbox", "--disable-gpu"])
+        options = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=sys.argv[1], args=options, timeout=_TIMEOUT_MS)
         found = [carry_out(browser, one) for one in json.load(sys.stdin)]
         browser.close()
     json.dump(found, sys.stdout)
