@@ -17,6 +17,8 @@ from pytest_vllm_stage.core.files import read_text
 
 #: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
+#: No metric is larger; beyond it a number is damaged, and may overflow what is computed from it.
+_LARGEST = 1e15
 #: What makes runs comparable; every key has exactly these fields, and an unknown value is the empty string.
 KEY_FIELDS = (
     "model",
@@ -111,14 +113,17 @@ def _check(data: Mapping[str, Any], where: str) -> None:
         value = data.get(name)
         if not isinstance(value, kind) or (name == "at" and isinstance(value, bool)):
             raise ConfigError(f"{where}: {name}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
-    for name, value in data["metrics"].items():
+    numbers = {"at": data["at"]} | {f"metrics.{name}": value for name, value in data["metrics"].items()}
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{where}: metrics.{name}: expected a number, got {value!r}")
-    if wrong := sorted(set(KEY_FIELDS) ^ set(data["key"])):
-        raise ConfigError(f"{where}: key: missing or unknown: {', '.join(wrong)}; its fields: {', '.join(KEY_FIELDS)}")
+            raise ConfigError(f"{where}: {name}: expected a number, got {value!r}")
+        if not 0 <= value <= _LARGEST:
+            raise ConfigError(f"{where}: {name}: expected a number from 0 to {_LARGEST:g}, got {value!r:.20}")
     for name, value in data["key"].items():
         if not isinstance(value, str):
             raise ConfigError(f"{where}: key.{name}: expected a string, got {value!r}")
+    if wrong := sorted(set(KEY_FIELDS) ^ set(data["key"])):
+        raise ConfigError(f"{where}: key: missing or unknown: {', '.join(wrong)}; its fields: {', '.join(KEY_FIELDS)}")
 
 
 def differing(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, tuple[str, str]]:

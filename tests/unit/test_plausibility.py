@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import EarlyStop, Measurement, ServerReading
 from pytest_vllm_stage.measurement.samples_file import read_measurement, write_measurement
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
+from pytest_vllm_stage.slo.baselines import KEY_FIELDS, Baseline, make_key, read_baselines
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.regression import gate
 from pytest_vllm_stage.slo.verdict import judge
 from tests.unit.made_samples import failed, measurement, open_step, sample
 
@@ -168,6 +170,34 @@ CHANGES: list[Callable[[Any], Any]] = [
     lambda value: True,
     lambda value: {},
 ]
+
+
+BASELINES = [
+    Baseline(f"run-{i}", 1790000000.0 + i, make_key(**dict.fromkeys(KEY_FIELDS, "x")), metrics, "ok", True)
+    for i, metrics in enumerate([{"ttft_p50_ms": 100.0 + i, "output_tokens_per_s": 50.0} for i in range(5)])
+]
+
+
+@settings(derandomize=True, deadline=None, max_examples=MUTATIONS)
+@given(seed=st.integers(0, 2**32))
+def test_no_mutated_baseline_has_an_impossible_metric_or_crashes_the_gate(
+    seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    dice = random.Random(seed)
+    lines = [{"schema_version": 1, **asdict(one)} for one in BASELINES]
+    place = dice.randrange(len(lines))
+    mutate(lines[place], dice.choice(list(numbers_of(lines[place]))), dice.choice(CHANGES))
+    path = tmp_path_factory.getbasetemp() / "mutated.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    refusal, read = "", []
+    try:
+        read = read_baselines(path)
+    except ConfigError as error:
+        refusal = str(error)
+    assert not refusal or refusal.startswith(f"{path}:{place + 1}: ")
+    assert all(0 <= value < math.inf for one in read for value in one.metrics.values())
+    for metric, value in BASELINES[0].metrics.items():
+        gate(metric, value, [one.metrics[metric] for one in read])  # it must not raise
 
 
 OUTCOMES = ("refused", *(outcome.value for outcome in Outcome))
