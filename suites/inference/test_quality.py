@@ -13,8 +13,15 @@ from statistics import fmean
 
 import pytest
 
-from pytest_vllm_stage import EndpointClient, ModelProfile, Target, does_not_apply
-from pytest_vllm_stage.checks.inference.reference import Reference, agreement, compare, texts
+from pytest_vllm_stage import EndpointClient, ModelProfile, StageConfig, Target, does_not_apply
+from pytest_vllm_stage.checks.inference.reference import (
+    SAME_KERNELS_NATS,
+    Reference,
+    agreement,
+    compare,
+    deviation_nats,
+    texts,
+)
 from pytest_vllm_stage.checks.inference.scores import Scores, score
 from pytest_vllm_stage.checks.inference.together import together
 
@@ -78,6 +85,66 @@ def test_perplexity_of_fixed_texts_equals_the_recorded_one(
             f"the perplexity of text {name!r} is {now.perplexity:.2f}, recorded is {then.perplexity:.2f}: "
             f"{moved:+.3f} nats per token, {reference.tolerance_nats} allowed"
         )
+
+
+def test_scores_of_fixed_texts_equal_the_recorded_ones_token_by_token(
+    endpoint: EndpointClient,
+    reference: Reference,
+    needs: Needs,
+    targets: dict[str, Target],
+    stage_config: StageConfig,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """The model scores every token as it was recorded, where another model of the stage shows that the engine does.
+
+    It sees what a mean hides, for example wrong scales in one layer. Other kernels move tokens nearly as far as such a
+    defect does, so the recorded scores bind only an engine that reproduces them for another model.
+    """
+    needs("prompt_logprobs")
+    version = endpoint.version()
+    if reference.engine_version != version:
+        recorded = f"recorded from engine {reference.engine_version}" if reference.engine_version else "unlabelled"
+        does_not_apply(f"the reference is {recorded}, this is {version}: other kernels round differently")
+    try:
+        deviation = deviation_nats(scored(endpoint), reference.scores)
+    except ValueError:
+        pytest.fail("the texts were recorded with other tokens: the server has another tokenizer")
+    record_property("quality.deviation_nats", round(deviation, 4))
+    if deviation <= SAME_KERNELS_NATS:
+        return
+    others = _deviations_of_others(endpoint, targets, stage_config)
+    exact = [f"{model} by {moved:.3f}" for model, moved in others.items() if moved <= SAME_KERNELS_NATS]
+    if not exact:
+        does_not_apply(
+            f"the scores deviate by {deviation:.3f} nats per token, and no other model of this engine reproduces its "
+            "recorded scores: the kernels are others than at the recording"
+        )
+    pytest.fail(
+        f"the scores of the fixed texts deviate by {deviation:.3f} nats per token from the recorded ones, expected at "
+        f"most {SAME_KERNELS_NATS}; the same engine reproduces those of {', '.join(exact)}: compare the weights of "
+        f"{endpoint.target.model} with their source"
+    )
+
+
+def _deviations_of_others(
+    endpoint: EndpointClient, targets: dict[str, Target], config: StageConfig
+) -> dict[str, float]:
+    """Served name to deviation, of the stage's other models with a reference from the same engine version."""
+    found = {}
+    for role, target in targets.items():
+        declared = config.profile.find_model(role, target.model)
+        if (
+            target.model == endpoint.target.model
+            or declared is None
+            or declared.reference is None
+            or target.unreachable
+        ):
+            continue
+        reference = Reference.read(declared.reference)
+        with EndpointClient(target) as other:
+            if reference.engine_version == other.version():
+                found[target.model] = deviation_nats(scored(other), reference.scores)
+    return found
 
 
 def test_the_quantised_model_agrees_with_the_full_one(

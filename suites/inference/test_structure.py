@@ -177,7 +177,11 @@ def asked_for_calls(
     """The calls in the answer to a question, and the finish reason."""
     if stream:
         streamed = endpoint.stream_chat(question, **{**DRAW, **asked}).read()
-        return read_streamed_calls(streamed.chunks), streamed.finish_reasons[-1] if streamed.finish_reasons else None
+        assert streamed.finish_reasons, (
+            f"the stream ended with status 200, {len(streamed.chunks)} chunks and no finish reason: the engine gave "
+            "up, and its log has the reason"
+        )
+        return read_streamed_calls(streamed.chunks), streamed.finish_reasons[-1]
     answer = endpoint.chat(question, **{**DRAW, **asked})
     return read_calls(answer.choice), answer.finish_reason
 

@@ -15,6 +15,7 @@ from pytest_vllm_stage.engine.environment import EngineEnvironment
 from tests.real import servers
 
 pytestmark = pytest.mark.real
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.checks.inference.reference import Reference, agreement, compare, estimate, texts
+from pytest_vllm_stage.checks.inference.reference import Reference, agreement, compare, deviation_nats, estimate, texts
 from pytest_vllm_stage.checks.inference.scores import Scores, score
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.paths import fixtures_dir
@@ -83,6 +83,15 @@ def test_an_interval_is_as_wide_as_it_says() -> None:
     assert outside <= 6, f"{outside} of 60 intervals of 98 % miss the true mean"
 
 
+def test_a_deviation_of_tokens_does_not_cancel_as_a_mean_does() -> None:
+    then = {"a": Scores([-1.0, -2.0], [1, 2]), "b": Scores([-1.0, -1.0], [1, 2])}
+    now = {"a": Scores([-1.1, -1.9], [1, 2]), "b": Scores([-1.1, -0.9], [1, 2])}
+    assert deviation_nats(then, then) == 0
+    assert math.isclose(deviation_nats(now, then), 0.1)
+    with pytest.raises(ValueError, match="zip"):
+        deviation_nats({**now, "b": Scores([-1.0], [1])}, then)
+
+
 def test_a_worse_model_is_distinguished_from_an_equal_one() -> None:
     dice = random.Random(2)
     full = {"t": Scores([-dice.random() for _ in range(400)], list(range(400)))}
@@ -110,6 +119,7 @@ def test_what_is_recorded_is_complete_and_says_how_it_was_made(path: Path) -> No
     prompts = json.loads((fixtures_dir() / "prompts" / "golden.json").read_text())
     assert list(reference.golden) == prompts
     assert data["made_with"].startswith("record.py")
+    assert f"vLLM {reference.engine_version}. " in data["made_with"]
     assert data["scores"]["spread_nats"] * 2 < reference.tolerance_nats < 0.2
     if reference.full is not None:
         found = compare(Reference.read(reference.full).scores, reference.scores)
