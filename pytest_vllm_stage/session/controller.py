@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.session.failures import KIND, is_environment_unusable
 
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 _ABORTED = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
 
 
@@ -25,9 +27,14 @@ class Controller:
         self._interrupted_by_hand = False
         self._collected = False
 
-    def pytest_report_header(self) -> str | None:
-        """Show the settings and their sources, if any was given."""
-        return self._run.config.header() if "config" in vars(self._run) else None
+    def pytest_report_header(self) -> list[str]:
+        """Show the settings and their sources, if any was given; a terminal would break them within a word."""
+        lines = self._run.config.header().splitlines() if "config" in vars(self._run) else []
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is None or not reporter.isatty:
+            return lines
+        width = self._config.get_terminal_writer().fullwidth
+        return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="    ", **_WHOLE_WORDS)]
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
         """Name the load steps that are planned too short for a verdict, before they run."""

@@ -135,3 +135,14 @@ def test_quiet_runs_show_no_progress(place: pytest.Pytester) -> None:
         assert screen.read_to_end() == pytest.ExitCode.OK
     assert ERASE not in screen.text
     assert "step: cluster" not in screen.text
+
+
+def test_the_header_is_wrapped_between_words(place: pytest.Pytester) -> None:
+    (place.path / "go").touch()
+    with run_on_terminal(place, "--stage-run-dir=a-folder", columns=50) as screen:
+        assert screen.read_to_end() == pytest.ExitCode.OK
+    header = screen.text.partition("vllm-stage: profile")[2].partition("rootdir:")[0].splitlines()
+    assert len(header) > 1
+    assert "(--stage-run-dir)" in "".join(header)
+    assert any("a-folder" in line for line in header)
+    assert max(len(line) for line in header) <= 50
