@@ -22,9 +22,12 @@ from pytest_vllm_stage.checks.inference.relations.ahead import AT_ONCE, AskingAh
 from pytest_vllm_stage.checks.inference.relations.asking import ORDINARY, Asker, name
 from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, LABEL, MATRIX, Case
 from pytest_vllm_stage.checks.inference.relations.reading import find_difference, read_answer
+from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
 
 if TYPE_CHECKING:
+    import httpx
+
     from pytest_vllm_stage import ModelProfile, StageConfig
 
 Needs = Callable[..., None]
@@ -234,9 +237,12 @@ def test_explicit_default_equals_absent_parameter(endpoint: EndpointClient, coun
     body: dict[str, Any] = {"model": endpoint.target.model, "temperature": 0, "max_tokens": 4}
     body |= {"messages": [{"role": "user", "content": counting}]} if path == CHAT else {"prompt": "1, 2, 3, 4, 5, 6,"}
     expected = read_answer(endpoint.raw("POST", path, json=body).json())
+
+    def ask(parameter: str) -> httpx.Response:
+        return endpoint.raw("POST", path, json=body | {parameter: DEFAULTS[parameter]})
+
     changed = {}
-    for parameter, value in DEFAULTS.items():
-        response = endpoint.raw("POST", path, json=body | {parameter: value})
+    for parameter, response in zip(DEFAULTS, together(ask, DEFAULTS, at_once=AT_ONCE), strict=True):
         if response.status_code != 200:
             changed[parameter] = f"answered {response.status_code}: {response.text[:200]}"
         elif difference := find_difference(expected, read_answer(response.json()), "the answer"):
