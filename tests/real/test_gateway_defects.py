@@ -1,12 +1,11 @@
 """A proxy plants defects of gateways before a real vLLM: the inference suite catches each of them and names it.
 
-The quick ones run here; with VLLM_STAGE_NIGHTLY set, all of them. `python -m tests.defects.proxy` does the same before
-any running server.
+The quick ones run always, the others with ``-m nightly``. `python -m tests.defects.proxy` does the same before any
+running server.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,9 +47,7 @@ QUICK = (
     "deltas_trimmed",
     "double_encoded",
 )
-CHOSEN = {
-    name: defect for name, defect in find_defects().items() if name in QUICK or os.environ.get("VLLM_STAGE_NIGHTLY")
-}
+DEFECTS = find_defects()
 #: As the local stage serves the model.
 ARGUMENTS = ("--max-model-len=2048", "--max-num-seqs=8", "--enable-auto-tool-choice", "--tool-call-parser=hermes")
 AT_ONCE = 2
@@ -68,9 +65,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def outcomes(url: str, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Outcome]]:
     """The outcome of each defect of this run, a few at a time."""
     calls = [getattr(item, "callspec", None) for item in request.session.items]
-    chosen = [call.params["name"] for call in calls if call and call.params.get("name") in CHOSEN]
+    chosen = [call.params["name"] for call in calls if call and call.params.get("name") in DEFECTS]
     pool = ThreadPoolExecutor(AT_ONCE)
-    running = {name: pool.submit(plant, url, CHOSEN[name]) for name in chosen}
+    running = {name: pool.submit(plant, url, DEFECTS[name]) for name in chosen}
     yield lambda name: running[name].result()
     pool.shutdown(cancel_futures=True)
 
@@ -81,15 +78,17 @@ def plant(url: str, defect: type[Defect]) -> Outcome:
 
 
 def test_no_check_fails_behind_a_proxy_without_a_defect(url: str) -> None:
-    checks = set().union(*(defect.by for defect in CHOSEN.values()))
+    checks = set().union(*(DEFECTS[name].by for name in QUICK))
     outcome = run_through(url, Defect(), "-k", " or ".join(sorted(checks)))
     assert not outcome.failed, outcome.output
     assert outcome.passed >= len(checks), outcome.output
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly) for name in DEFECTS]
+)
 def test_gateway_defect_is_caught_and_named(name: str, outcomes: Callable[[str], Outcome]) -> None:
-    outcome, defect = outcomes(name), CHOSEN[name]
+    outcome, defect = outcomes(name), DEFECTS[name]
     missed = defect.by - set(outcome.failed)
     assert not missed, f"missed by {missed}\n{outcome.output}"
     assert any(re.search(defect.says, line) for line in outcome.messages), outcome.output
