@@ -253,15 +253,29 @@ def test_no_mutated_samples_file_passes_with_an_impossible_metric_or_crashes(
     assert judged(lambda: read_measurement(path)) in OUTCOMES
 
 
+@functools.cache
+def sound_report() -> Any:
+    """The report with a possible time for each first token."""
+    report = json.loads((DATA / "guidellm-zero-times.json").read_text())
+    for request in report["benchmarks"][0]["requests"]["successful"]:
+        times = request["info"]["timings"]
+        times["first_token_iteration"] = times["first_output_token_iteration"] = times["first_request_iteration"]
+    return report
+
+
+def test_the_report_without_a_mutation_passes(tmp_path: Path) -> None:
+    path = tmp_path / "mutated.json"
+    path.write_text(json.dumps(sound_report()))
+    assert judged(lambda: read_report(path, REPORT_STEP)) == "pass"
+
+
 @settings(derandomize=True, deadline=None, max_examples=MUTATIONS)
 @given(seed=st.integers(0, 2**32))
 def test_no_mutated_report_passes_with_an_impossible_metric_or_crashes(
     seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     dice = random.Random(seed)
-    report = json.loads((DATA / "guidellm-zero-times.json").read_text())
-    row = report["benchmarks"][0]["requests"]["successful"][3]["info"]["timings"]
-    row["first_token_iteration"] = row["first_request_iteration"]
+    report = copy.deepcopy(sound_report())
     mutate(report, dice.choice(list(numbers_of(report))), dice.choice(CHANGES))
     path = tmp_path_factory.getbasetemp() / "mutated.json"
     path.write_text(json.dumps(report))
