@@ -102,11 +102,11 @@ def declared(cluster: ClusterFacts, stage_config: StageConfig) -> list[dict[str,
 @pytest.fixture(scope="session")
 def targets(stage_run: Run, request: pytest.FixtureRequest) -> dict[str, Target]:
     """Role to the model endpoint that is validated: the stage's, or the servers of --stage-endpoint."""
-    from pytest_vllm_stage.session import targets as find
+    from pytest_vllm_stage.session.targets import find_endpoint_targets, find_stage_targets
 
     if stage_run.config.endpoint:
-        return find.of_endpoints(stage_run)
-    return find.of_stage(stage_run, request.getfixturevalue("stage"))
+        return find_endpoint_targets(stage_run)
+    return find_stage_targets(stage_run, request.getfixturevalue("stage"))
 
 
 @pytest.fixture(scope="session")
@@ -273,7 +273,7 @@ def benchmark_job(
     """
     from pytest_vllm_stage.benchmark import jobs
 
-    found = jobs.of_role(stage_run, model_role, cluster, stage, kube, minio)
+    found = jobs.find_job(stage_run, model_role, cluster, stage, kube, minio)
     if found.absent:
         pytest.skip(found.absent)
     return found

@@ -68,7 +68,7 @@ class BenchmarkJob:
         return parse_summary(path.read_bytes(), str(path))
 
 
-def of_role(
+def find_job(
     run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: DynamicClient, minio: S3Client
 ) -> BenchmarkJob:
     """The Job of a model, carried out by the first process that asks.

@@ -17,6 +17,7 @@ from typing import Any
 
 from pytest_vllm_stage.core.activity import PROGRESS_INTERVAL_S, Activity, Live, NoLiveLine
 
+_SHORT_S = 1.0
 Say = Callable[[str], None]
 #: Called with a phase's name; the phase runs inside what it returns.
 StepContext = Callable[[str], AbstractContextManager[object]]
@@ -68,8 +69,9 @@ class Journal:
         facts: dict[str, Any] = dict(data)
         started = time.monotonic()
         outcome = "done"
+        activity = self.activity(name)
         try:
-            with self.activity(name) as activity, self.step(name):
+            with activity, self.step(name):
                 if not activity.show():
                     self.say(f"{name} ...")
                 yield facts
@@ -79,7 +81,9 @@ class Journal:
         finally:
             duration_s = time.monotonic() - started
             self.event("phase", name, duration_s=round(duration_s, 3), outcome=outcome, **facts)
-            self.say(f"{name}: {outcome} in {duration_s:.1f} s")
+            # On a terminal, a phase that was too short to be seen is left out.
+            if not activity.shown_live or outcome != "done" or duration_s >= _SHORT_S:
+                self.say(f"{name}: {outcome} in {duration_s:.1f} s")
 
     def activity(
         self, what: str, *, total_s: float | None = None, limit: bool = False, interval_s: float = PROGRESS_INTERVAL_S

@@ -11,7 +11,7 @@ from pytest_vllm_stage.serving.target import Target, is_simulated
 from pytest_vllm_stage.stage.facts import StageFacts
 
 
-def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
+def find_stage_targets(run: Run, stage: StageFacts) -> dict[str, Target]:
     """The stage's targets by role."""
     return {
         target.role: Target(
@@ -29,7 +29,7 @@ def of_stage(run: Run, stage: StageFacts) -> dict[str, Target]:
     }
 
 
-def of_endpoints(run: Run) -> dict[str, Target]:
+def find_endpoint_targets(run: Run) -> dict[str, Target]:
     """The targets of ``--stage-endpoint``, by role; each server is asked for its model.
 
     Raises:

@@ -35,7 +35,7 @@ from pytest_vllm_stage.session import targets
 def declared(run):
     return {"endpoint": Target("endpoint", "sim-model", run.config.endpoint, max_model_len=4096)}
 
-targets.of_endpoints = declared
+targets.find_endpoint_targets = declared
 """
 
 

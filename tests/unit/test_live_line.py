@@ -190,3 +190,13 @@ def test_without_a_terminal_the_state_is_printed_again_after_the_interval() -> N
         work.update("10 packages")
         work.update("10 packages")
     assert [line.split(" (")[0] for line in said] == ["build etcd: 10 packages"] * 2
+
+
+def test_a_short_phase_leaves_no_line_on_a_terminal_unless_it_fails(terminal: Terminal) -> None:
+    said: list[str] = []
+    journal = Journal(say=said.append, live=Shown(LiveLine(terminal.descriptor)))
+    with journal.phase("prompts full-rate-5"):
+        pass
+    with pytest.raises(ValueError, match="bad"), journal.phase("prompts full-rate-10"):
+        raise ValueError("bad")
+    assert [line.split(" in ")[0] for line in said] == ["prompts full-rate-10: ValueError"]
