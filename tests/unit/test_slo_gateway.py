@@ -69,6 +69,12 @@ def test_what_a_gateway_does_not_do_is_not_found(made: Measurement) -> None:
     assert gateway_findings(made) == {}
 
 
+def test_what_the_client_itself_adds_is_not_the_gateways() -> None:
+    made = step_with(many(ttft_s=0.4))
+    assert gateway_findings(made).keys() == {"gateway_ttft"}
+    assert gateway_findings(replace(made, client=replace(made.client, loop_lag_p99_ms=300.0))) == {}
+
+
 def test_longer_token_gaps_than_the_engines_are_found() -> None:
     found = gateway_findings(step_with(many(itl_s=0.03)))
     assert found == {"gateway_gaps": "tokens reach clients 30 ms apart on average, the engine takes 10 ms for each"}
