@@ -68,6 +68,7 @@ def find_causes(data: RunData) -> list[Cause]:
     blocked = [test for test in data.record["tests"] if test["outcome"] == "skipped"]
     causes = [_cause(tests, blocked) for tests in groups.values()]
     causes += [_leftover(line) for line in data.record["leftovers"]]
+    causes += [Cause(line, f"During the run, {line}", (), ()) for line in data.record["restarts"]]
     return sorted(causes, key=lambda cause: -len(cause.tests) - len(cause.blocked))
 
 

@@ -30,10 +30,10 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``simulated`` (a simulated
         engine answered: nothing in it may be published as a model's), ``dummy_weights`` (the served models with random
         weights), ``settings`` with sources, ``versions``,
-        ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``leftovers``, ``kept``, ``errors``,
-        ``exit_status``, ``benchmarks`` (one per load step), ``load_access`` (which tests ran during each),
-        ``regressions`` (one comparison per load step), ``capacities``, ``publications`` (a model's published results
-        each).
+        ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``restarts`` (of model servers while
+        the run went on), ``leftovers``, ``kept``, ``errors``, ``exit_status``, ``benchmarks`` (one per load step),
+        ``load_access`` (which tests ran during each), ``regressions`` (one comparison per load step), ``capacities``,
+        ``publications`` (a model's published results each).
     """
     events = read_events(journal_path)
     described = config.to_json() if config else {key: events[0].get(key, {}) for key in ("settings", "profile")}
@@ -58,6 +58,7 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         "waits": [_without_kind(event) for event in events if event["kind"] == "wait"],
         "tests": [_without_kind(event) for event in events if event["kind"] == "test"],
         "swept": [event["name"] for event in events if event["kind"] == "swept"],
+        "restarts": [event["name"] for event in events if event["kind"] == "restart"],
         "leftovers": [event["name"] for event in events if event["kind"] == "leftover"],
         "kept": _last(events, "kept") or None,
         "reused": _last(events, "reused").get("name"),

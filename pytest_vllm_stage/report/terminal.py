@@ -24,6 +24,7 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
         rows.append((f"exit {ENVIRONMENT_EXIT_CODE}", f"{EnvironmentUnusable.kind}: no verdict on the stage"))
     rows += [("published", f"{one['name']}: {one['uri']} ({one['state']})") for one in data["publications"]]
     rows += [("swept", line) for line in data["swept"]]
+    rows += [("RESTARTED", line) for line in data["restarts"]]
     rows += [("LEFT OVER", line) for line in data["leftovers"]]
     diagnostics = directory / "diagnostics"
     rows += [("diagnosed", str(diagnostics))] if diagnostics.is_dir() else []

@@ -98,7 +98,7 @@ class Controller:
 
         self._flush()
         # First, since a stage is also kept for a step that fails only by the rule over the whole run.
-        broken = finish.judge_load(self._run)
+        broken = [*finish.judge_load(self._run), *finish.judge_restarts(self._run)]
         leftovers = finish.release(self._run, failed=exitstatus != 0 or bool(broken))
         session.exitstatus = self._exit_status(int(exitstatus), failed=bool(leftovers or broken))
         allure_dir = allure.results_dir(self._config, self._run.directory)

@@ -13,6 +13,7 @@ from pytest_vllm_stage.report import allure, junit, record, run_end, terminal
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.session import kept, lifecycle
 from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.objects import SERVICE_LABEL
 
 
 def release(run: Run, *, failed: bool) -> list[str]:
@@ -110,6 +111,39 @@ def judge_load(run: Run) -> list[str]:
     from pytest_vllm_stage.benchmark import steps
 
     return _without_raising(run, "benchmarks", lambda: steps.finish(run))
+
+
+def judge_restarts(run: Run) -> list[str]:
+    """Return and record a line for each model server that restarted while the run went on: an outage between checks.
+
+    A stage that cannot be read any more has none; the checks have reported why.
+    """
+    cluster_text, stage_text = run.shared.get("cluster"), run.shared.get("stage")
+    if cluster_text is None or stage_text is None:
+        return []
+    cluster, stage = ClusterFacts.from_json(cluster_text), StageFacts.from_json(stage_text)
+    since_s = stage.deployed_at or read_events(run.journal_path)[0]["at"]
+    try:
+        lines = find_restarts(cluster, stage, since_s)
+    except (StageError, OSError):
+        return []
+    for line in lines:
+        run.journal.event("restart", line)
+    return lines
+
+
+def find_restarts(cluster: ClusterFacts, stage: StageFacts, since_s: float) -> list[str]:
+    """Describe the containers of the target models' pods that restarted later than ``since_s``."""
+    from pytest_vllm_stage.stage import client
+    from pytest_vllm_stage.stage.observe import health
+    from pytest_vllm_stage.stage.observe.reader import StageReader
+
+    with client.connection(cluster, stage.namespace) as kube:
+        reader = StageReader(kube, cluster, stage.namespace)
+        events = reader.listed_where_allowed("Event")
+        names = [target.inference_service for target in stage.targets]
+        pods = [pod for name in names for pod in reader.listed("Pod", {SERVICE_LABEL: name})]
+    return health.find_restarts_since(pods, events, since_s)
 
 
 def write_record(run: Run, exit_status: int, leftovers: list[str], allure_dir: Path) -> list[str]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 #: Owner of the fields that this project sets by server-side apply.
 FIELD_MANAGER = "pytest-vllm-stage"
+#: Label of the pods and Services that KServe generates, with the InferenceService's name.
+SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 
 
 def find_resource(kube: DynamicClient, kind: str, api_version: str = "") -> Resource:

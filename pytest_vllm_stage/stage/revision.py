@@ -12,7 +12,6 @@ from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.reader import StageReader
 
 _KNATIVE_LABEL = "serving.knative.dev/revision"
-_SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 _API_KEY = re.compile(r"(--api-key[= ])\S+")
 
 
@@ -46,7 +45,7 @@ class Serving:
 
 def serving(reader: StageReader, service_name: str) -> Serving:
     """What the first Ready pod of an InferenceService runs; unknown where none is Ready."""
-    pods = sorted(reader.listed("Pod", {_SERVICE_LABEL: service_name}), key=objects.name_of)
+    pods = sorted(reader.listed("Pod", {objects.SERVICE_LABEL: service_name}), key=objects.name_of)
     ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
     if not ready:
         return Serving()
@@ -73,7 +72,7 @@ def running(reader: StageReader, service: Object) -> Revision:
         StageFailure: none is, or several are, so that the answering one is unknown.
     """
     name = objects.name_of(service)
-    pods = reader.listed("Pod", {_SERVICE_LABEL: name})
+    pods = reader.listed("Pod", {objects.SERVICE_LABEL: name})
     ready = [pod for pod in pods if objects.is_true(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")]
     found = {_identify_revision(pod) for pod in ready}
     if len(found) == 1:
@@ -86,7 +85,7 @@ def running(reader: StageReader, service: Object) -> Revision:
     several = ", ".join(sorted(revision for revision, _ in found)) or "none"
     raise StageFailure(
         f"inferenceservice/{name}: revisions with Ready pods: {several}; expected one",
-        hint=f"{reader.cluster.kubectl_for(reader.namespace)} get pods -l {_SERVICE_LABEL}={name}",
+        hint=f"{reader.cluster.kubectl_for(reader.namespace)} get pods -l {objects.SERVICE_LABEL}={name}",
     )
 
 

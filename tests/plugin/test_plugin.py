@@ -286,6 +286,17 @@ def test_strict_lets_a_check_be_that_does_not_apply(place: pytest.Pytester) -> N
     result.stdout.fnmatch_lines(["SKIPPED * does not apply: the profile says so"])
 
 
+def test_a_restart_during_the_run_fails_it_and_is_named(
+    place: pytest.Pytester, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.makepyfile(test_it="def test_it(stage): pass")
+    monkeypatch.setenv("FAKE_RESTARTS", "container c was restarted 2 times")
+    result = place.runpytest_subprocess("--stage-keep=on-failure")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["RESTARTED container c was restarted 2 times"])
+    assert words(calls) == {"cluster": 1, "stage": 1, "keep": 1}
+
+
 def test_a_step_that_only_the_whole_run_shows_to_be_broken_fails_it_and_keeps_the_stage(
     place: pytest.Pytester, calls: Path
 ) -> None:

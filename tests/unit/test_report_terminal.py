@@ -46,6 +46,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "exit_status": 1,
         "publications": [],
         "swept": [],
+        "restarts": [],
         "leftovers": [],
         "kept": None,
         "benchmarks": [],

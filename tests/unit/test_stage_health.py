@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -89,6 +90,16 @@ def test_restarts_are_reported_with_their_reason() -> None:
     (line,) = health.check_pods([pod(statuses=[container_status(restartCount=2, lastState=end)])])
     assert line == "container kserve-container of pod p was restarted 2 times (OOMKilled, exit code 137)"
     assert "pod p is not Ready" in health.check_pods([pod(ready=False)])[0]
+
+
+@pytest.mark.parametrize(("since", "reported"), [("2026-01-01T00:00:00", True), ("2026-01-01T00:01:00", False)])
+def test_a_restart_after_a_time_is_reported(since: str, reported: bool) -> None:
+    end = {"terminated": {"reason": "Error", "exitCode": 137, "finishedAt": "2026-01-01T00:00:30Z"}}
+    restarted = pod(statuses=[container_status(restartCount=2, lastState=end)])
+    since_s = datetime.datetime.fromisoformat(f"{since}+00:00").timestamp()
+    lines = health.find_restarts_since([pod(), restarted], [], since_s)
+    assert len(lines) == int(reported)
+    assert all(line.endswith("of pod p was restarted 2 times (Error, exit code 137)") for line in lines)
 
 
 def test_claims_are_bound_in_their_size() -> None:

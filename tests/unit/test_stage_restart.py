@@ -133,7 +133,7 @@ def relabelled_secret(stage: RecordedStage) -> None:
 
 
 def idle_knative_service(stage: RecordedStage) -> None:
-    labels = {members.SERVICE_LABEL: MODEL, "networking.internal.knative.dev/serviceType": "Private"}
+    labels = {objects.SERVICE_LABEL: MODEL, "networking.internal.knative.dev/serviceType": "Private"}
     spec = {"selector": {"serving.knative.dev/revisionUID": "u"}, "ports": [{"port": 80, "targetPort": "h2c"}]}
     stage.live.append({"kind": "Service", "metadata": {"name": "m-00001-private", "labels": labels}, "spec": spec})
 

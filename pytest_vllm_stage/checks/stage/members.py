@@ -8,8 +8,6 @@ from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.objects import Object
 
-SERVICE_LABEL = "serving.kserve.io/inferenceservice"
-
 
 def select_pods(pods: Iterable[Object], declared: list[Object]) -> list[Object]:
     """The pods of declared Deployments and InferenceServices that are on a node and neither finished nor leaving."""
@@ -21,7 +19,7 @@ def select_pods(pods: Iterable[Object], declared: list[Object]) -> list[Object]:
         if pod["spec"].get("nodeName")
         and not pod["metadata"].get("deletionTimestamp")
         and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
-        and (_labels(pod).get(SERVICE_LABEL) in models or (objects.name_of(pod).startswith(workloads) and workloads))
+        and (_model_of(pod) in models or objects.name_of(pod).startswith(workloads))
     ]
 
 
@@ -33,7 +31,7 @@ def select_services(services: Iterable[Object], declared: list[Object]) -> list[
         item
         for item in services
         if objects.name_of(item) in names
-        or (_labels(item).get(SERVICE_LABEL) in models and not any("knative.dev" in key for key in _labels(item)))
+        or (_model_of(item) in models and not any("knative.dev" in key for key in _labels(item)))
     ]
 
 
@@ -45,6 +43,10 @@ def select_declared(items: Iterable[Object], declared: Sequence[Object]) -> list
         for item in items
         if (item["kind"], objects.name_of(item)) in names or item["metadata"].get("ownerReferences")
     ]
+
+
+def _model_of(item: Object) -> str | None:
+    return _labels(item).get(objects.SERVICE_LABEL)
 
 
 def _labels(item: Object) -> dict[str, str]:

@@ -124,7 +124,7 @@ class InferenceServiceReady:
         service = reader.get("InferenceService", self.name)
         if service is None:
             return ConditionStatus(False, "absent")
-        pods = reader.listed("Pod", {"serving.kserve.io/inferenceservice": self.name})
+        pods = reader.listed("Pod", {objects.SERVICE_LABEL: self.name})
         deployment = reader.get("Deployment", f"{self.name}-predictor")
         name = drift.runtime_name(service)
         runtime = reader.get("ServingRuntime", name) or reader.get("ClusterServingRuntime", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,15 +49,34 @@ def check_pods(pods: Sequence[Object], events: Iterable[Object] = ()) -> list[st
         name, status = objects.name_of(pod), pod.get("status") or {}
         if not objects.is_true(pod, "Ready"):
             lines.append(f"pod {name} is not Ready: {rollout.pod_states([pod])}")
-        for container in status.get("containerStatuses") or []:
-            count = container.get("restartCount", 0)
-            if count:
-                ended = (container.get("lastState") or {}).get("terminated") or {}
-                why = f"{ended.get('reason', 'unknown reason')}, exit code {ended.get('exitCode', 'unknown')}"
-                probe = probes.killed_cause(_spec_of(pod, container["name"]), _about(pod, known))
-                by = f": {probe}" if probe else ""
-                lines.append(f"container {container['name']} of pod {name} was restarted {count} times ({why}){by}")
+        restarted = [one for one in status.get("containerStatuses") or [] if one.get("restartCount")]
+        lines += [_describe_restart(pod, container, known) for container in restarted]
     return lines
+
+
+def find_restarts_since(pods: Iterable[Object], events: Iterable[Object], since_s: float) -> list[str]:
+    """Report the containers whose last restart is later than a time in seconds since the epoch."""
+    known = list(events)
+    return [
+        _describe_restart(pod, container, known)
+        for pod in pods
+        for container in (pod.get("status") or {}).get("containerStatuses") or []
+        if container.get("restartCount") and _ended_at_s(container) > since_s
+    ]
+
+
+def _ended_at_s(container: Object) -> float:
+    ended = ((container.get("lastState") or {}).get("terminated") or {}).get("finishedAt")
+    return datetime.datetime.fromisoformat(ended.replace("Z", "+00:00")).timestamp() if ended else 0.0
+
+
+def _describe_restart(pod: Object, container: Object, events: Iterable[Object]) -> str:
+    count, name = container["restartCount"], objects.name_of(pod)
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    why = f"{ended.get('reason', 'unknown reason')}, exit code {ended.get('exitCode', 'unknown')}"
+    probe = probes.killed_cause(_spec_of(pod, container["name"]), _about(pod, events))
+    by = f": {probe}" if probe else ""
+    return f"container {container['name']} of pod {name} was restarted {count} times ({why}){by}"
 
 
 def _spec_of(pod: Object, container: str) -> Object:
