@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.settings.options import OPTIONS, Option
 from pytest_vllm_stage.stage.observe.runbook import SYMPTOMS
+from tests.real import drift_faults
 from tests.unit.deployment_faults import FAULTS
 
 ROOT = Path(__file__).parents[1]
@@ -122,12 +123,19 @@ def deployment_faults_table() -> str:
     return "\n".join(["| planted | first line |", "|---|---|", *rows])
 
 
+def drift_faults_table() -> str:
+    """Each drift fault that is planted on a live stage with what the line that reports it holds."""
+    rows = [f"| {fault.planted} | `{fault.line.strip()}` |" for fault in drift_faults.FAULTS]
+    return "\n".join(["| planted | reported as |", "|---|---|", *rows])
+
+
 #: File and marker to what stands between ``<!-- marker -->`` and ``<!-- end of marker -->``.
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "options"): options_table,
     ("README.md", "fixtures"): fixtures_table,
     ("docs/architecture.md", "rooms"): rooms_table,
     ("docs/checks.md", "deployment faults"): deployment_faults_table,
+    ("docs/checks.md", "drift faults"): drift_faults_table,
     ("docs/troubleshooting.md", "symptoms"): symptoms_table,
 }
 

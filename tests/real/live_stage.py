@@ -1,0 +1,67 @@
+"""A local cluster for stages with the simulated engine, and kubectl for what a test plants there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.engine import simulated
+from pytest_vllm_stage.settings.profile import Profile, parse_profile
+from pytest_vllm_stage.stage.deploy import secrets, waves
+
+SILENT = Journal()
+
+
+@contextmanager
+def simulated_cluster(run_id: str) -> Iterator[ClusterFacts]:
+    """A local cluster whose pods can mount the simulated engine and its weights."""
+    engine, weights = simulated.ensure(SILENT)
+    mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": weights}
+    cluster = local.start(run_id=run_id, lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=900)
+    try:
+        yield cluster
+    finally:
+        assert cluster.state_dir
+        local.stop(cluster.state_dir, SILENT)
+
+
+def deploy(cluster: ClusterFacts, overlay: Path, namespace: str, models: dict[str, str], folder: Path) -> None:
+    """Deploy an overlay's stage; ``models`` maps each role to its InferenceService.
+
+    Raises:
+        WaitFailed: the stage does not become Ready.
+    """
+    waves.deploy(
+        cluster,
+        _profile(overlay, namespace, models, folder),
+        namespace=namespace,
+        run_id=namespace,
+        secrets=secrets.load(overlay, None),
+        journal=SILENT,
+        diagnostics=folder / "diagnostics",
+    )
+
+
+def _profile(overlay: Path, namespace: str, models: dict[str, str], folder: Path) -> Profile:
+    data = {
+        "name": namespace,
+        "description": "",
+        "overlay": str(overlay),
+        "namespace": namespace,
+        "models": {role: {"inference_service": service} for role, service in models.items()},
+    }
+    return parse_profile(data, folder / f"{namespace}.toml")
+
+
+def run_kubectl(cluster: ClusterFacts, namespace: str, *arguments: str, manifest: str = "") -> None:
+    place = ["--kubeconfig", cluster.kubeconfig, "--context", cluster.context, "-n", namespace]
+    done = subprocess.run(
+        [cluster.kubectl, *place, *arguments], input=manifest, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
