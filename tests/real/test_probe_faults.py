@@ -1,0 +1,80 @@
+"""Probes on a wrong path on a real local stage: the deployment ends by its cause, a later restart names the probe."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_stage.core.errors import WaitFailed
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.stage import client
+from pytest_vllm_stage.stage.deploy import teardown
+from pytest_vllm_stage.stage.observe import health
+from pytest_vllm_stage.stage.observe.reader import StageReader
+from tests.real.drift_faults import MODEL
+from tests.real.live_stage import SILENT, deploy, simulated_cluster
+
+pytestmark = pytest.mark.real
+
+LOG = logging.getLogger(__name__)
+NAMESPACE = "probes"
+OTHER = f"{MODEL}-quantized"
+OVERLAY = """
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources:
+  - {base}
+patches:
+  - target: {{kind: InferenceService, name: {model}}}
+    patch: |
+      - op: add
+        path: /spec/predictor/model/readinessProbe
+        value: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
+  - target: {{kind: InferenceService, name: {other}}}
+    patch: |
+      - op: add
+        path: /spec/predictor/model/livenessProbe
+        value: {{httpGet: {{path: /livez, port: 8080}}, initialDelaySeconds: 45, periodSeconds: 1, failureThreshold: 1}}
+"""
+
+
+def test_probes_on_a_wrong_path_are_named(tmp_path: Path) -> None:
+    base = os.path.relpath((fixtures_dir() / "overlays" / "local-sim").resolve(), tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(OVERLAY.format(base=base, model=MODEL, other=OTHER))
+    with simulated_cluster(NAMESPACE) as cluster, client.connection(cluster, NAMESPACE) as kube:
+        with pytest.raises(WaitFailed) as failed:
+            deploy(cluster, tmp_path, NAMESPACE, {"full": MODEL, "quantized": OTHER}, tmp_path)
+        reader = StageReader(kube, cluster, NAMESPACE)
+        headline = failed.value.message.splitlines()[0]
+        LOG.info("%.0f s after the InferenceService was created: %s", _age_s(reader), headline)
+        lines = _await_restart(reader)
+        teardown.teardown(cluster, NAMESPACE, NAMESPACE, {"teardown_s": 120}, SILENT)
+    assert f"inferenceservice/{MODEL} cannot become Ready: readiness probe GET :8080/healthz answers 404" in headline
+    LOG.info("%s", lines[-1])
+    assert "liveness probe GET :8080/livez restarts container kserve-container" in lines[-1]
+
+
+def _age_s(reader: StageReader) -> float:
+    """Seconds since the InferenceService was created."""
+    service = reader.get("InferenceService", MODEL)
+    assert service
+    created = datetime.datetime.fromisoformat(service["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
+    return (datetime.datetime.now(datetime.UTC) - created).total_seconds()
+
+
+def _await_restart(reader: StageReader) -> list[str]:
+    """The lines of the check of pods, once the kubelet has restarted the other model's container."""
+    lines: list[str] = []
+
+    def look() -> Observation:
+        pods = reader.listed("Pod", {"serving.kserve.io/inferenceservice": OTHER})
+        lines[:] = [line for line in health.check_pods(pods, reader.listed("Event")) if "was restarted" in line]
+        return Observation(bool(lines), "; ".join(map(str, lines)) or "no restart")
+
+    wait_until("restart by the liveness probe", look, timeout_s=180, journal=SILENT)
+    return lines
