@@ -26,6 +26,9 @@ LEAST_S, MOST_S = 32.0, 62.0
 ANSWER_TIMEOUT_S = 600.0
 #: Tokens of the stream that is read slowly, each an event of one or two KiB, more than all buffers on the way hold.
 STREAMED_TOKENS, ALTERNATIVES = 256, 20
+#: The share of them that must have scores: engines before https://github.com/vllm-project/vllm/issues/37737 was fixed
+#: lose those of withheld text, which `test_relations` reports, and not this lane.
+LEAST_SCORED = 0.9
 #: Tokens of the first answer, which shows the engine's pace, and how much the estimate may be wrong.
 PACE_TOKENS, TOLERANCE_S = 48, 2.0
 
@@ -123,18 +126,23 @@ class SlowLanes:
 
     def _read_slowly(self) -> str:
         """Read a stream slowly, over a connection that buffers little."""
-        parameters = {"temperature": 0, "max_tokens": STREAMED_TOKENS, "ignore_eos": True, "stream": True}
-        body = self._endpoint.chat_body("Count.", **parameters, logprobs=True, top_logprobs=ALTERNATIVES)
-        tokens, ended, parser = 0, False, Parser()
+        exact = {"temperature": 0, "max_tokens": STREAMED_TOKENS, "ignore_eos": True}
+        large = {"logprobs": True, "top_logprobs": ALTERNATIVES}
+        usage = {"include_usage": True}
+        body = self._endpoint.chat_body("Count.", **exact, **large, stream=True, stream_options=usage)
+        tokens, counted, ended, parser = 0, 0, False, Parser()
         with WireConnection(self._endpoint.target, buffers_little=True) as connection:
             for line in connection.open_stream(CHAT, body):
                 for event in parser.feed(line, 0.0):
                     ended = event.data == DONE
-                    choices = [] if ended else chunk_of(event)["choices"]
+                    chunk = {} if ended else chunk_of(event)
+                    choices = chunk.get("choices", ())
+                    counted = (chunk.get("usage") or {}).get("completion_tokens", counted)
                     tokens += sum(len((one.get("logprobs") or {}).get("content", ())) for one in choices)
                     self._finish.wait(max(0.0, MOST_S * tokens / STREAMED_TOKENS - self._lasted_s()))
         _require(ended, f"the stream ended without [DONE], after {tokens} of {STREAMED_TOKENS} tokens")
-        _require(tokens == STREAMED_TOKENS, f"expected {STREAMED_TOKENS} tokens, got {tokens}")
+        _require(counted == STREAMED_TOKENS, f"expected usage of {STREAMED_TOKENS} tokens, got {counted}")
+        _require(tokens >= LEAST_SCORED * STREAMED_TOKENS, f"expected {STREAMED_TOKENS} scored tokens, got {tokens}")
         return ""
 
     def _ask_long(self) -> str:

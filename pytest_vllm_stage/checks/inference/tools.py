@@ -30,6 +30,10 @@ def read_streamed_calls(chunks: Iterable[Mapping[str, Any]], choice_index: int =
             if choice.get("index", 0) != choice_index:
                 continue
             for piece in choice.get("delta", {}).get("tool_calls") or []:
+                if not isinstance(piece.get("index"), int):
+                    raise AssertionError(
+                        f"a streamed tool call has no index, by which clients join its pieces: {piece}"
+                    )
                 call = parts.setdefault(piece["index"], ["", "", ""])
                 for place, text in enumerate((piece.get("id") or "", *_function(piece))):
                     call[place] += str(text)
