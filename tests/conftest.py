@@ -10,12 +10,13 @@ from pytest_vllm_stage.core.paths import cache_dir
 
 
 def pytest_configure() -> None:
-    """Keep bytecode away from the sources where it is unwanted there.
+    """Keep bytecode away from the sources where it is unwanted there, and the pod of a CI runner out of the tests.
 
     Container images often forbid it. Compiling is then two thirds of each of the hundreds of runs that the tests start.
     """
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         os.environ.setdefault("PYTHONPYCACHEPREFIX", str(cache_dir() / "tests" / "bytecode"))
+    os.environ.pop("KUBERNETES_SERVICE_HOST", None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

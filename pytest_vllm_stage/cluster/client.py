@@ -17,12 +17,15 @@ from urllib.parse import urlsplit
 import urllib3
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.rest import RESTResponse
+from kubernetes.config.config_exception import ConfigException
+from kubernetes.config.incluster_config import InClusterConfigLoader
 from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster import kubeconfig_files
 from pytest_vllm_stage.cluster.api_errors import translate_api_errors
 from pytest_vllm_stage.cluster.discovery import InMemoryDiscoverer
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.settings import pod
 
 REQUEST_TIMEOUT_S = 15.0
 #: A kept-alive connection that the server has closed meanwhile is reopened once; nothing else is retried.
@@ -63,8 +66,36 @@ def connect(paths: str, context: str, *, uses_env_proxy: bool = True) -> Dynamic
         EnvironmentUnusable: the API server does not answer, or refuses the credentials; it names the server.
     """
     api = _open_api_client(paths, context, uses_env_proxy=uses_env_proxy)
+    return _await_answer(api, f"context {context}")
+
+
+def connect_in_cluster() -> DynamicClient:
+    """Connect to the cluster that this process runs in a pod of; the caller closes its ``client``.
+
+    The client's loader reads the ServiceAccount's token again after a minute, since the kubelet rotates it.
+
+    Raises:
+        ConfigError: this process is not in a pod, or the pod has no token.
+        EnvironmentUnusable: the API server does not answer, or refuses the token.
+    """
+    configuration = Configuration()
+    configuration.retries = _RETRIES
+    token, authority = str(pod.SERVICE_ACCOUNT / "token"), str(pod.SERVICE_ACCOUNT / "ca.crt")
     try:
-        with translate_api_errors(f"first request to {api.configuration.host} (context {context})"):
+        InClusterConfigLoader(token, authority).load_and_set(configuration)
+    except (ConfigException, OSError) as error:
+        raise ConfigError(
+            f"--stage-cluster=in-cluster: this process has no ServiceAccount of a pod: {error}",
+            hint="run it in a pod that mounts its token (automountServiceAccountToken), or name a context: "
+            "--stage-context",
+        ) from None
+    api = _with_tls(configuration, f"ServiceAccount in {pod.SERVICE_ACCOUNT}")
+    return _await_answer(api, "in-cluster")
+
+
+def _await_answer(api: ApiClient, way: str) -> DynamicClient:
+    try:
+        with translate_api_errors(f"first request to {api.configuration.host} ({way})"):
             return DynamicClient(api, discoverer=InMemoryDiscoverer)
     except BaseException:
         api.close()
@@ -89,7 +120,12 @@ def _open_api_client(paths: str, context: str, *, uses_env_proxy: bool) -> ApiCl
     # The loader writes inline keys into files. TLS is set up at once, and the files are gone before the first request.
     with tempfile.TemporaryDirectory(prefix="vllm-stage-") as folder:
         kubeconfig_files.load(paths, context, configuration, folder)
-        tls = _tls_context(configuration, f"kubeconfig {paths}, context {context}")
+        return _with_tls(configuration, f"kubeconfig {paths}, context {context}")
+
+
+def _with_tls(configuration: Configuration, where: str) -> ApiClient:
+    """The client of a configuration, whose certificate files are read now and never again."""
+    tls = _tls_context(configuration, where)
     configuration.ssl_ca_cert = configuration.cert_file = configuration.key_file = None
     if _is_loopback(configuration.host) and configuration._proxy_from_env:
         configuration.proxy = None

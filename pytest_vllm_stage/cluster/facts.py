@@ -14,9 +14,10 @@ class ClusterFacts:
     """A cluster that can run a stage.
 
     Attributes:
-        kind: ``local`` was created on this machine, ``kubeconfig`` existed before.
-        kubeconfig: The kubeconfig files, absolute, in the form of ``$KUBECONFIG``.
-        context: The context in them.
+        kind: ``local`` was created on this machine; ``kubeconfig`` existed before; this process runs in a pod of
+            ``in-cluster``.
+        kubeconfig: The kubeconfig files, absolute, in the form of ``$KUBECONFIG``; empty for ``in-cluster``.
+        context: The context in them; empty for ``in-cluster``.
         kubernetes_version: The API server's ``gitVersion``.
         kubectl: Path of a kubectl of a suitable version, for ``kubectl kustomize``.
         reaches_services: Cluster IPs answer from this machine without port-forward.
@@ -25,7 +26,7 @@ class ClusterFacts:
         versions: Component versions for the record, for example ``{"kserve": "v0.20.0"}``.
     """
 
-    kind: Literal["local", "kubeconfig"]
+    kind: Literal["local", "kubeconfig", "in-cluster"]
     kubeconfig: str
     context: str
     kubernetes_version: str
@@ -35,8 +36,15 @@ class ClusterFacts:
     state_dir: str | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def in_cluster(self) -> bool:
+        """This process runs in a pod of the cluster."""
+        return self.kind == "in-cluster"
+
     def kubectl_for(self, namespace: str) -> str:
         """The start of a kubectl command for a namespace of this cluster."""
+        if self.in_cluster:  # kubectl finds the ServiceAccount itself
+            return f"kubectl -n {namespace}"
         several = os.pathsep in self.kubeconfig  # --kubeconfig accepts one file
         program = f"KUBECONFIG={self.kubeconfig} kubectl" if several else f"kubectl --kubeconfig {self.kubeconfig}"
         return f"{program} --context {self.context} -n {namespace}"

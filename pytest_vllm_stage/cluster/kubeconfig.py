@@ -18,9 +18,7 @@ def connect(context: str) -> ClusterFacts:
     """
     from pytest_vllm_stage.cluster import client
 
-    kubectl = shutil.which("kubectl") or shutil.which("oc")
-    if kubectl is None:
-        raise EnvironmentUnusable("neither kubectl nor oc is on the PATH", hint="install kubectl")
+    kubectl = find_kubectl()
     paths = kubeconfig_files.configured_paths()
     with client.connection(paths, context) as connected:
         version = connected.version["kubernetes"]["gitVersion"]
@@ -33,3 +31,15 @@ def connect(context: str) -> ClusterFacts:
         reaches_services=False,
         owned=False,
     )
+
+
+def find_kubectl() -> str:
+    """The path of kubectl, or of oc, which renders manifests in the same way.
+
+    Raises:
+        EnvironmentUnusable: neither is on the PATH.
+    """
+    found = shutil.which("kubectl") or shutil.which("oc")
+    if found is None:
+        raise EnvironmentUnusable("neither kubectl nor oc is on the PATH", hint="install kubectl")
+    return found

@@ -162,5 +162,6 @@ def _endpoints_of(run: Run) -> str:
             return kept.find(config.reuse).run_id
         except ConfigError:
             return run.run_id  # the fixture `stage` raises it
-    # A local cluster belongs to one run.
-    return run.run_id if config.cluster_kind == "local" else f"{config.context}/{config.namespace}"
+    if config.cluster_kind == "local":  # it belongs to one run
+        return run.run_id
+    return f"{config.context or config.cluster_kind}/{config.namespace}"

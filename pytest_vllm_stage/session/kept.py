@@ -134,6 +134,8 @@ def inspection_command(kept: Kept) -> str:
 
 
 def _kubectl(cluster: ClusterFacts) -> list[str]:
+    if cluster.in_cluster:
+        return [cluster.kubectl]
     return [cluster.kubectl, "--kubeconfig", cluster.kubeconfig, "--context", cluster.context]
 
 

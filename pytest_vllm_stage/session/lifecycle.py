@@ -85,8 +85,10 @@ def make_cluster(run: Run) -> ClusterFacts:
         return kept.find(run.config.reuse).cluster
     if run.config.cluster_kind == "local":
         return _make_local_cluster(run)
-    from pytest_vllm_stage.cluster import kubeconfig
+    from pytest_vllm_stage.cluster import in_cluster, kubeconfig
 
+    if run.config.cluster_kind == "in-cluster":
+        return in_cluster.connect()
     return kubeconfig.connect(run.config.context or "")
 
 

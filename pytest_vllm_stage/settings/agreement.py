@@ -14,6 +14,7 @@ from pathlib import Path
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
 from pytest_vllm_stage.core.suggestions import describe_unknown
+from pytest_vllm_stage.settings import pod
 from pytest_vllm_stage.settings.config import SAMPLES, StageConfig
 from pytest_vllm_stage.settings.urls import ENDPOINT_ROLE, check_gpu_metrics_url, check_registry_url
 
@@ -82,24 +83,39 @@ def _check_engine(config: StageConfig) -> None:
 
 def _check_cluster(config: StageConfig) -> None:
     local = config.text("cluster") == "local"
-    if local and config.context:
+    if config.text("cluster") in ("local", "in-cluster") and config.context:
+        wanted = "a local one" if local else "the pod's own"
         raise ConfigError(
-            f"{config.source('context')} names a cluster, but {config.source('cluster')} asks for a local one"
+            f"{config.source('context')} names a cluster, but {config.source('cluster')} asks for {wanted}"
         )
     if config.text("cluster") == "kubeconfig" and not config.context and not config.reuse:
         raise ConfigError(
             f"{config.source('cluster')} is kubeconfig: --stage-context must name the context; none is used unnamed"
         )
     deploys = config.flag("deploy") and config.is_given("deploy")
-    if deploys and not config.context and not config.reuse and not config.results and not local:
+    unnamed = not config.context and config.cluster_kind != "in-cluster"
+    if deploys and unnamed and not config.reuse and not config.results and not local:
         raise ConfigError(
             f"{config.source('deploy')} deploys on an existing cluster, and none is named: name it with "
             "--stage-context, or leave it out to deploy on a local cluster"
         )
-    if config.cluster_kind == "kubeconfig" and not config.deploys and not config.reuse and not config.results:
-        reason = "is only read without --stage-deploy"
-        _refuse(config, "context", reason, tuple(name for name in ("keep",) if config.keep != "never"))
-        _refuse(config, "context", reason, ("env_file",), typed=True)
+    if config.text("cluster") == "in-cluster" and not config.results and not pod.runs_in_pod():
+        raise ConfigError(
+            f"{config.source('cluster')} is in-cluster: expected to run in a pod with the token of its ServiceAccount, "
+            f"got no {pod.SERVICE_ACCOUNT / 'token'}",
+            hint="automountServiceAccountToken: true in the pod, or name a cluster: --stage-context",
+        )
+    if config.cluster_kind != "local" and not (config.deploys or config.reuse or config.results or config.endpoint):
+        _refuse_changes(config)
+
+
+def _refuse_changes(config: StageConfig) -> None:
+    """Refuse settings of a deployment on a cluster that is only read."""
+    chosen = next((config.source(name) for name in ("context", "cluster") if config.is_given(name)), None)
+    reason = f"{chosen or 'the cluster of the pod'} is only read without --stage-deploy"
+    for name, typed in (("keep", False), ("env_file", True)):
+        if config.is_given(name, typed=typed) and not (name == "keep" and config.keep == "never"):
+            raise ConfigError(f"{reason}: it cannot go with {config.source(name)}")
 
 
 def _check_reuse(config: StageConfig) -> None:

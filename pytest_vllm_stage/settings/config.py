@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.settings import pod
 from pytest_vllm_stage.settings.options import BY_NAME
 from pytest_vllm_stage.settings.urls import split_endpoints
 
@@ -94,10 +95,16 @@ class StageConfig:
 
     @property
     def cluster_kind(self) -> str:
-        """``local`` or ``kubeconfig``; ``auto`` is decided by whether a context is named."""
-        if self.text("cluster") == "auto":
-            return "kubeconfig" if self.context else "local"
-        return self.text("cluster")
+        """``local``, ``kubeconfig`` or ``in-cluster``.
+
+        ``auto`` is the cluster of a named context, else that of the pod, else a local one. The simulated engine and a
+        stage that is reused do not depend on the pod.
+        """
+        if self.text("cluster") != "auto":
+            return self.text("cluster")
+        if self.context:
+            return "kubeconfig"
+        return "in-cluster" if pod.runs_in_pod() and not self.simulated and not self.reuse else "local"
 
     @property
     def context(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-CLUSTERS = ("auto", "local", "kubeconfig")
+CLUSTERS = ("auto", "local", "kubeconfig", "in-cluster")
 ENGINES = ("vllm", "sim")
 PUBLISHES = ("auto", "always", "never")
 KEEPS = ("never", "on-failure", "always")
@@ -97,8 +97,9 @@ TOKENS = (
 OPTIONS: tuple[Option, ...] = (
     Option(
         "cluster",
-        "where the stage runs: `local` creates a one-node Kubernetes on this machine, `kubeconfig` uses the "
-        "cluster named by --stage-context, `auto` is kubeconfig when a context is named, else local",
+        "where the stage runs: `local` creates a one-node Kubernetes on this machine, `kubeconfig` uses the cluster "
+        "named by --stage-context, `in-cluster` that of the pod in which pytest runs; `auto` is kubeconfig when a "
+        "context is named, else in-cluster in a pod with a ServiceAccount's token, else local",
         default="auto",
         choices=CLUSTERS,
     ),
@@ -112,7 +113,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("namespace", "namespace of the stage, instead of the profile's", metavar="NAME"),
     Option(
         "deploy",
-        "deploy the stage on the cluster named by --stage-context; without it that cluster is only read",
+        "deploy the stage on the existing cluster; without it that cluster is only read",
         default="false",
         flag=True,
     ),

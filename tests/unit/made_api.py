@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -200,8 +201,8 @@ def kubeconfig(server: str, **user: Any) -> Object:
 
 
 @contextmanager
-def served(server: ApiServer | None = None) -> Iterator[ApiServer]:
-    """Run an API server."""
+def served(server: ApiServer | None = None, tls: ssl.SSLContext | None = None) -> Iterator[ApiServer]:
+    """Run an API server, with TLS where a context is given."""
     held = server or ApiServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -235,9 +236,11 @@ def served(server: ApiServer | None = None) -> Iterator[ApiServer]:
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.daemon_threads = True
+    if tls:
+        web.socket = tls.wrap_socket(web.socket, server_side=True)
     thread = Thread(target=web.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    held.url = f"http://127.0.0.1:{web.server_port}"
+    held.url = f"{'https' if tls else 'http'}://127.0.0.1:{web.server_port}"
     try:
         yield held
     finally:

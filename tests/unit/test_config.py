@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.settings import pod
 from pytest_vllm_stage.settings.config import Setting, StageConfig
 from pytest_vllm_stage.settings.options import OPTIONS, TOKENS, Option, Token
 from pytest_vllm_stage.settings.resolver import resolve_settings
@@ -37,6 +38,18 @@ def profile(tmp_path: Path) -> str:
     path = tmp_path / "small.toml"
     path.write_text(PROFILE)
     return str(path)
+
+
+@pytest.fixture
+def pod_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files and variables of a pod with a ServiceAccount."""
+    folder = tmp_path / "serviceaccount"
+    folder.mkdir()
+    (folder / "token").write_text("t")
+    (folder / "namespace").write_text("of-the-pod")
+    monkeypatch.setattr(pod, "SERVICE_ACCOUNT", folder)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    return folder
 
 
 def settings(
@@ -139,6 +152,8 @@ def test_a_relative_path_starts_where_its_source_lies(profile: str, tmp_path: Pa
         ({"reuse": "latest", "deploy": "true"}, ["--stage-reuse", "--stage-deploy"]),
         ({"reuse": "latest", "context": "c"}, ["--stage-reuse", "--stage-context"]),
         ({"reuse": "latest", "env_file": "e"}, ["--stage-reuse", "--stage-env-file"]),
+        ({"cluster": "in-cluster"}, ["--stage-cluster is in-cluster", "got no /var/run/secrets/"]),
+        ({"cluster": "in-cluster", "context": "c"}, ["--stage-context", "--stage-cluster asks for the pod's own"]),
         ({"context": "c", "keep": "always"}, ["--stage-context is only read without --stage-deploy", "--stage-keep"]),
         ({"context": "c", "env_file": "e"}, ["--stage-context is only read", "--stage-env-file"]),
         ({"endpoint": "http://h", "cluster": "local"}, ["--stage-endpoint", "--stage-cluster"]),
@@ -316,6 +331,48 @@ def test_a_ca_file_without_certificates_is_refused(profile: str, tmp_path: Path,
 def test_existing_cluster_is_read_only_by_default(profile: str, cli: dict[str, str], kind: str, deploys: bool) -> None:
     config = settings(profile, cli)
     assert (config.cluster_kind, config.deploys) == (kind, deploys)
+
+
+@pytest.mark.parametrize(
+    ("cli", "kind", "deploys"),
+    [
+        ({"keep": "never"}, "in-cluster", False),
+        ({"deploy": "true"}, "in-cluster", True),
+        ({"cluster": "in-cluster", "keep": "never"}, "in-cluster", False),
+        ({"cluster": "local"}, "local", True),
+        ({"context": "prod", "keep": "never"}, "kubeconfig", False),
+        ({"reuse": "latest"}, "local", True),
+        ({"endpoint": "http://h:1"}, "in-cluster", False),
+    ],
+)
+def test_a_pod_with_a_token_uses_its_own_cluster(
+    profile: str, pod_files: Path, cli: dict[str, str], kind: str, deploys: bool
+) -> None:
+    config = settings(profile, cli)
+    assert (config.cluster_kind, config.deploys) == (kind, deploys)
+    assert config.namespace == "from-profile", "the pod may be in another namespace than the stage"
+
+
+def test_the_simulated_engine_needs_a_local_cluster_also_in_a_pod(
+    profile: str, pod_files: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "overlay-sim").mkdir()
+    (tmp_path / "overlay-sim" / "kustomization.yaml").write_text("resources: []\n")
+    assert settings(profile, {"engine": "sim"}).cluster_kind == "local"
+    with pytest.raises(ConfigError, match=r"--stage-engine: engine sim needs .* it cannot go with --stage-cluster"):
+        settings(profile, {"engine": "sim", "cluster": "in-cluster"})
+
+
+def test_a_pod_without_a_token_gets_a_local_cluster(profile: str, pod_files: Path) -> None:
+    (pod_files / "token").unlink()
+    assert settings(profile).cluster_kind == "local"
+
+
+def test_the_cluster_of_the_pod_is_only_read_by_default(profile: str, pod_files: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the cluster of the pod is only read without --stage-deploy.* --stage-keep"):
+        settings(profile, {"keep": "always"})
+    with pytest.raises(ConfigError, match=r"--stage-cluster is only read without --stage-deploy.* --stage-env-file"):
+        settings(profile, {"cluster": "in-cluster", "keep": "never", "env_file": "e"})
 
 
 def test_the_simulated_engine_has_an_overlay_of_its_own_and_is_described_as_what_it_is(

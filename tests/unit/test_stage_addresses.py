@@ -18,6 +18,7 @@ from tests.unit.made_objects import condition, pod, service
 
 NEAR = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", reaches_services=True, owned=True)
 FAR = dataclasses.replace(NEAR, kind="kubeconfig", reaches_services=False)
+INSIDE = dataclasses.replace(FAR, kind="in-cluster", kubeconfig="", context="")
 NO_KUBE: Any = None
 
 
@@ -83,6 +84,44 @@ def test_a_far_cluster_answers_where_it_publishes(there: list[Object], listener:
         "address": {"url": f"http://127.0.0.1:{listener}/"},
     }
     assert model(made, FAR) == f"http://127.0.0.1:{listener}"
+
+
+def test_a_pod_uses_the_address_in_the_cluster_before_the_one_for_clients_outside(
+    there: list[Object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = service()
+    made["status"] |= {"url": "https://m.apps.test", "address": {"url": "http://m-predictor.ns.svc.cluster.local"}}
+    there.append(a_service("m-predictor", "10.0.0.7"))
+    tried: list[str] = []
+    answering = {"http://m-predictor.ns.svc.cluster.local"}
+
+    def answers(url: str) -> bool:
+        tried.append(url)
+        return url in answering
+
+    monkeypatch.setattr(addresses, "_resolves", lambda host: host == "m-predictor.ns.svc")
+    monkeypatch.setattr(addresses, "answers", answers)
+    assert model(made, INSIDE) == "http://m-predictor.ns.svc.cluster.local"
+    answering.clear()
+    tried.clear()
+    with pytest.raises(EnvironmentUnusable, match="is not reachable from here") as failed:
+        model(made, INSIDE)
+    assert tried == [
+        "http://m-predictor.ns.svc.cluster.local", "http://m-predictor.ns.svc:80", "https://m.apps.test",
+    ]  # fmt: skip
+    assert failed.value.hint == "kubectl -n ns get networkpolicies"
+
+
+def test_a_pod_without_the_clusters_dns_uses_the_cluster_ip(
+    there: list[Object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = {"kind": "Route", "metadata": {"name": "minio"}, "spec": {"host": "minio.apps.test"}}
+    there += [a_service("minio", "10.0.0.9", port=9000), route]
+    monkeypatch.setattr(addresses, "answers", lambda _url: True)
+    monkeypatch.setattr(addresses, "_resolves", lambda _host: True)
+    assert addresses.find_minio_url(NO_KUBE, INSIDE, "ns") == "http://minio.ns.svc:9000"
+    monkeypatch.setattr(addresses, "_resolves", lambda _host: False)
+    assert addresses.find_minio_url(NO_KUBE, INSIDE, "ns") == "http://10.0.0.9:9000"
 
 
 def test_a_far_cluster_that_does_not_answer_names_what_was_tried(there: list[Object], closed_port: int) -> None:

@@ -8,7 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from pytest_vllm_stage.cluster import client
+from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.settings import pod
 from pytest_vllm_stage.stage.deploy import waves
 from tests.unit.made_api import served
 from tests.unit.made_objects import condition, service
@@ -28,3 +33,21 @@ def test_a_model_that_is_not_ready_gets_no_address(tmp_path: Path) -> None:
     assert (quantized.base_url, quantized.unreachable) == (url, "")
     assert full.base_url == ""
     assert full.unreachable == "inferenceservice/bad is not Ready (R: why) and no address answers; tried: nothing"
+
+
+def test_a_pod_in_another_namespace_is_given_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "namespace").write_text("nightly\n")
+    monkeypatch.setattr(pod, "SERVICE_ACCOUNT", tmp_path)
+    profile: Any = SimpleNamespace(models={"full": SimpleNamespace(inference_service="m")})
+    with served() as api:
+        facts = api.facts(tmp_path)
+        inside = dataclasses.replace(facts, kind="in-cluster")
+        with client.connection(facts.kubeconfig, facts.context) as kube:
+            for cluster, namespace, hint in (
+                (inside, "stage", "this pod is in namespace nightly: for a stage there, --stage-namespace=nightly"),
+                (inside, "nightly", "is --stage-namespace right?"),
+                (facts, "stage", "is --stage-namespace right?"),
+            ):
+                with pytest.raises(StageFailure, match=r"inferenceservice/m .* does not exist") as failed:
+                    waves._services(kube, cluster, namespace, profile)
+                assert failed.value.hint.endswith(hint)

@@ -1,4 +1,4 @@
-"""Where the stage's servers answer, seen from this machine."""
+"""Where the stage's servers answer, seen from this machine or this pod."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def find_model_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, s
     """Root URL of an InferenceService's server.
 
     Where cluster IPs answer it is the predictor's Service, else what the service itself publishes, if it answers; the
-    Service last, for a machine that happens to be inside the cluster's network.
+    Service last, for a machine that happens to be inside the cluster's network. In a pod of the cluster the published
+    cluster-local address comes first, then the Service, and the URL for clients outside last.
 
     Raises:
         StageFailure: the predictor has no Service, or nothing answers and the InferenceService is not Ready.
@@ -33,10 +34,11 @@ def find_model_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, s
     if cluster.reaches_services:
         return _find_service_url(kube, cluster, namespace, f"{name}-predictor", "80")
     status = service.get("status") or {}
-    published = [status.get("url"), (status.get("address") or {}).get("url")]
-    tried = [str(url).rstrip("/") for url in published if url and not _is_placeholder(str(url))]
+    outer, inner = _published(status.get("url")), _published((status.get("address") or {}).get("url"))
+    own = []
     if objects.get(kube, "Service", f"{name}-predictor", namespace):
-        tried.append(_find_service_url(kube, cluster, namespace, f"{name}-predictor", "80"))
+        own.append(_find_service_url(kube, cluster, namespace, f"{name}-predictor", "80"))
+    tried = [*inner, *own, *outer] if cluster.in_cluster else [*outer, *inner, *own]
     found = next(filter(answers, tried), None)
     if found:
         return found
@@ -48,10 +50,16 @@ def find_model_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, s
             f"tried: {', '.join(tried) or 'nothing'}",
             hint=f"{cluster.kubectl_for(namespace)} describe inferenceservice {name}",
         )
+    forward = f"port-forward service/{name}-predictor 8080:80, then --stage-endpoint"
     raise EnvironmentUnusable(
         f"inferenceservice/{name} is not reachable from here; tried: {', '.join(tried) or 'nothing'}",
-        hint=f"{cluster.kubectl_for(namespace)} port-forward service/{name}-predictor 8080:80, then --stage-endpoint",
+        hint=f"{cluster.kubectl_for(namespace)} {'get networkpolicies' if cluster.in_cluster else forward}",
     )
+
+
+def _published(url: object) -> list[str]:
+    """A URL of an InferenceService's status, unless it is absent or a placeholder."""
+    return [str(url).rstrip("/")] if url and not _is_placeholder(str(url)) else []
 
 
 def _is_placeholder(url: str) -> bool:
@@ -62,7 +70,8 @@ def _is_placeholder(url: str) -> bool:
 
 def find_minio_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
     """Root URL of MinIO's S3 API, or None where the stage has none that is reachable from here."""
-    route = None if cluster.reaches_services else objects.get(kube, "Route.route.openshift.io", MINIO, namespace)
+    near = cluster.reaches_services or cluster.in_cluster
+    route = None if near else objects.get(kube, "Route.route.openshift.io", MINIO, namespace)
     if route and route["spec"].get("host"):
         return f"https://{route['spec']['host']}"
     if objects.get(kube, "Service", MINIO, namespace) is None:
@@ -87,6 +96,8 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
     ports = {str(entry["port"]): entry for entry in spec.get("ports") or []}
     chosen = ports.get(port) or next(iter(ports.values()), {"port": int(port)})
     if spec.get("clusterIP") not in (None, "", "None"):
+        if cluster.in_cluster and _resolves(f"{name}.{namespace}.svc"):
+            return _url(f"{name}.{namespace}.svc", chosen["port"])
         return _url(spec["clusterIP"], chosen["port"])
     # A headless Service has the pods' addresses and ports instead of its own.
     pods = objects.listed(kube, "Pod", namespace, spec.get("selector"))
@@ -100,6 +111,14 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
 
 def _url(host: str, port: int | str) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _resolves(host: str) -> bool:
+    """The name has an address here: a pod with ``dnsPolicy: Default`` does not know the cluster's names."""
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
 
 
 def answers(url: str) -> bool:

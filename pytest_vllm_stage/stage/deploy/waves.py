@@ -15,6 +15,7 @@ from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.settings import pod
 from pytest_vllm_stage.settings.profile import Profile
 from pytest_vllm_stage.stage import client, drift, objects
 from pytest_vllm_stage.stage.deploy import addresses, render
@@ -145,10 +146,17 @@ def _services(kube: DynamicClient, cluster: ClusterFacts, namespace: str, profil
         if service is None:
             raise StageFailure(
                 f"inferenceservice/{model.inference_service} (role {role}) does not exist in namespace {namespace}",
-                hint=f"{cluster.kubectl_for(namespace)} get inferenceservices; is --stage-namespace right?",
+                hint=f"{cluster.kubectl_for(namespace)} get inferenceservices; {_namespace_advice(cluster, namespace)}",
             )
         found[role] = service
     return found
+
+
+def _namespace_advice(cluster: ClusterFacts, namespace: str) -> str:
+    own = pod.read_pod_namespace() if cluster.in_cluster else None
+    if own and own != namespace:
+        return f"this pod is in namespace {own}: for a stage there, --stage-namespace={own}"
+    return "is --stage-namespace right?"
 
 
 def is_simulated(services: Mapping[str, Object]) -> bool:
