@@ -24,6 +24,7 @@ from kubernetes.dynamic import DynamicClient
 from pytest_vllm_stage.cluster import kubeconfig_files
 from pytest_vllm_stage.cluster.api_errors import translate_api_errors
 from pytest_vllm_stage.cluster.discovery import InMemoryDiscoverer
+from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.settings import pod
 
@@ -67,6 +68,14 @@ def connect(paths: str, context: str, *, uses_env_proxy: bool = True) -> Dynamic
     """
     api = _open_api_client(paths, context, uses_env_proxy=uses_env_proxy)
     return _await_answer(api, f"context {context}")
+
+
+def connect_to(cluster: ClusterFacts) -> DynamicClient:
+    """Connect to a known cluster; the caller closes its ``client``. Raises what `connect` does."""
+    if cluster.in_cluster:
+        return connect_in_cluster()
+    # A proxy of the environment is for the internet: a cluster on this machine is not reached through it.
+    return connect(cluster.kubeconfig, cluster.context, uses_env_proxy=cluster.kind != "local")
 
 
 def connect_in_cluster() -> DynamicClient:

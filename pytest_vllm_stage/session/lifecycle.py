@@ -85,11 +85,21 @@ def make_cluster(run: Run) -> ClusterFacts:
         return kept.find(run.config.reuse).cluster
     if run.config.cluster_kind == "local":
         return _make_local_cluster(run)
-    from pytest_vllm_stage.cluster import in_cluster, kubeconfig
+    return _attach_to_cluster(run)
 
-    if run.config.cluster_kind == "in-cluster":
-        return in_cluster.connect()
-    return kubeconfig.connect(run.config.context or "")
+
+def _attach_to_cluster(run: Run) -> ClusterFacts:
+    """The existing cluster, after this user's rights were compared with what the run needs."""
+    from pytest_vllm_stage.cluster import access, client, in_cluster, kubeconfig
+
+    config = run.config
+    facts = in_cluster.connect() if config.cluster_kind == "in-cluster" else kubeconfig.connect(config.context or "")
+    kube = client.connect_to(facts)
+    try:
+        access.check_access(kube, "deploy" if config.deploys else "read-only", config.namespace, run.journal)
+    finally:
+        kube.client.close()
+    return facts
 
 
 def _make_local_cluster(run: Run) -> ClusterFacts:

@@ -23,11 +23,7 @@ def connect(cluster: ClusterFacts, namespace: str) -> DynamicClient:
         ConfigError: the kubeconfig or its context is wrong.
         EnvironmentUnusable: the cluster does not answer, refuses the credentials, or lacks KServe; it names which.
     """
-    # A proxy of the environment is for the internet: a cluster on this machine is not reached through it.
-    if cluster.in_cluster:
-        kube = client.connect_in_cluster()
-    else:
-        kube = client.connect(cluster.kubeconfig, cluster.context, uses_env_proxy=cluster.kind != "local")
+    kube = client.connect_to(cluster)
     try:
         for kind in ("ServingRuntime.serving.kserve.io", "InferenceService.serving.kserve.io"):
             _require(kube, namespace, kind)

@@ -207,6 +207,7 @@ def served(server: ApiServer | None = None, tls: ssl.SSLContext | None = None) -
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # header and body are two writes: the second would wait for an acknowledgement
 
         def _handle(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
