@@ -17,6 +17,7 @@ from tests.unit.made_run import check, make_run, steps
 DOCS = Path(__file__).parents[2] / "docs"
 NAME = re.compile(r"vllm_stage_[a-z_]+")
 RECIPES = sorted((DOCS / "ci").iterdir())
+ACCESS = Path(__file__).parents[2] / "fixtures" / "access" / "read-only"
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,26 @@ def test_dashboard_asks_for_metrics_that_are_written(written: set[str]) -> None:
     assert used <= written
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path.suffix in (".yaml", ".yml")], ids=lambda path: path.name
+)
 def test_recipe_is_yaml_and_uses_options_that_exist(path: Path) -> None:
     text = path.read_text()
     assert list(yaml.safe_load_all(text))
     options = set(re.findall(r"--stage-[a-z-]+", text))
     assert options, "it runs the suites"
     assert options <= {option.cli for option in OPTIONS}
+
+
+def test_nightly_run_has_the_account_whose_rights_are_declared() -> None:
+    cron, _claim = yaml.safe_load_all((DOCS / "ci" / "cronjob.yaml").read_text())
+    pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    account = yaml.safe_load((ACCESS / "service-account.yaml").read_text())["metadata"]["name"]
+    namespace = yaml.safe_load((ACCESS / "kustomization.yaml").read_text())["namespace"]
+    assert (pod["serviceAccountName"], cron["metadata"]["namespace"]) == (account, namespace)
+    assert "automountServiceAccountToken" not in pod
+    names = {entry["name"] for entry in pod["initContainers"][0]["env"]}
+    assert {name for name in names if name.startswith("VLLM_STAGE_")} <= {option.env for option in OPTIONS}
 
 
 def test_manual_links_every_recipe() -> None:
