@@ -99,6 +99,7 @@ def _attach_to_cluster(run: Run) -> ClusterFacts:
         access.check_access(kube, "deploy" if config.deploys else "read-only", config.namespace, run.journal)
     finally:
         kube.client.close()
+    run.journal.event("versions", "cluster", kubernetes=facts.kubernetes_version)
     return facts
 
 

@@ -263,5 +263,7 @@ class StageConfig:
         """One line for pytest's header: what was chosen, and by what."""
         chosen: list[tuple[str, Setting | TokenSetting]] = [("profile", self.settings["profile"])]
         chosen += [(name, s) for name, s in self.settings.items() if s.source != "default" and name != "profile"]
+        if self.cluster_kind == "in-cluster" and not (self.is_given("cluster") or self.endpoint or self.results):
+            chosen.append(("cluster", Setting("in-cluster", "this pod has a ServiceAccount's token")))
         line = "vllm-stage: " + ", ".join(f"{name} {setting}" for name, setting in (*chosen, *self.tokens.items()))
         return f"{line}\nvllm-stage: SIMULATED: {SIMULATED_NOTICE}" if self.simulated else line

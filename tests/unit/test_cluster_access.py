@@ -199,6 +199,7 @@ def test_a_run_checks_the_rights_of_its_mode_before_anything_else(
         lifecycle.make_cluster(run)
     api.rules = rules_of(all_rights(mode))
     assert lifecycle.make_cluster(run).context == "ctx"
+    assert '"kubernetes": "v1.34.4"' in run.journal_path.read_text()
     assert not api.asked("GET")[-1].endswith("inferenceservices"), "nothing but the rights was asked for"
 
 

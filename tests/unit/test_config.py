@@ -363,6 +363,15 @@ def test_the_simulated_engine_needs_a_local_cluster_also_in_a_pod(
         settings(profile, {"engine": "sim", "cluster": "in-cluster"})
 
 
+def test_the_header_names_the_cluster_that_auto_found(profile: str, pod_files: Path) -> None:
+    found = "cluster in-cluster (this pod has a ServiceAccount's token)"
+    assert found in settings(profile).header()
+    for cli in ({"cluster": "in-cluster"}, {"endpoint": "http://h:1"}, {"context": "c"}):
+        assert found not in settings(profile, cli).header()
+    (pod_files / "token").unlink()
+    assert found not in settings(profile).header()
+
+
 def test_a_pod_without_a_token_gets_a_local_cluster(profile: str, pod_files: Path) -> None:
     (pod_files / "token").unlink()
     assert settings(profile).cluster_kind == "local"
