@@ -124,7 +124,7 @@ def check_access(kube: DynamicClient, mode: str, namespace: str, journal: Journa
     except ApiServerUnreachable:
         raise
     except (EnvironmentUnusable, RequestRejected) as error:
-        journal.event("access", namespace, unchecked=str(error.message))
+        journal.event("rights", namespace, unchecked=str(error.message))
         return
     for role in roles:
         rights = [right for right in role.rights if right in missing]
@@ -137,7 +137,7 @@ def check_access(kube: DynamicClient, mode: str, namespace: str, journal: Journa
                 f"{text}, which a run needs ({mode}); {grants}",
                 hint=f"an administrator runs: {role.command(user, namespace)}",
             )
-        journal.event("access", namespace, missing=describe(rights), role=role.name)
+        journal.event("rights", namespace, missing=describe(rights), role=role.name)
         journal.say(f"access: {text}: {role.without}; {grants}")
 
 

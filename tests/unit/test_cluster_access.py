@@ -15,6 +15,7 @@ from pytest_vllm_stage.cluster.access import Right, RoleManifest
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.report import record
 from pytest_vllm_stage.run.context import Run, RunIdentity
 from pytest_vllm_stage.session import lifecycle
 from pytest_vllm_stage.settings.resolver import resolve_settings
@@ -197,9 +198,11 @@ def test_a_run_checks_the_rights_of_its_mode_before_anything_else(
     api.rules = rules_of([right for right in all_rights(mode) if right.resource != "pods/log"])
     with pytest.raises(EnvironmentUnusable, match=rf"may not get pods/log .* needs \({mode}\)"):
         lifecycle.make_cluster(run)
-    api.rules = rules_of(all_rights(mode))
+    api.rules = rules_of([right for right in all_rights(mode) if right.resource != "nodes"])
     assert lifecycle.make_cluster(run).context == "ctx"
-    assert '"kubernetes": "v1.34.4"' in run.journal_path.read_text()
+    written = record.build(run.journal_path, config)
+    assert (written["versions"]["kubernetes"], written["load_access"]) == ("v1.34.4", [])
+    assert '"missing": "list nodes"' in run.journal_path.read_text()
     assert not api.asked("GET")[-1].endswith("inferenceservices"), "nothing but the rights was asked for"
 
 
