@@ -37,8 +37,8 @@ class FoundCapacity:
     @property
     def broken(self) -> bool:
         """A rate that is promised was shown not to hold."""
-        breaks = self.capacity.breaks
-        return self.limit is not None and breaks is not None and breaks <= self.limit and not self.capacity.undecided
+        broken = self.capacity.shown_broken
+        return self.limit is not None and broken is not None and broken <= self.limit
 
     def text(self) -> str:
         """One line for people."""

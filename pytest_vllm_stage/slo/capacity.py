@@ -31,6 +31,7 @@ class Capacity:
         holds: The highest rate whose objectives were shown kept; None if there was none.
         breaks: The lowest rate whose objectives were shown broken, or that stayed undecided; None if there was none.
         undecided: ``breaks`` is a rate that stayed undecided, not one that was shown broken.
+        shown_broken: The lowest rate whose objectives were shown broken; None if there was none.
         confidence: Confidence in the whole bracket.
         steps: Number of steps that were run.
         ended: Why the search ended.
@@ -39,6 +40,7 @@ class Capacity:
     holds: float | None
     breaks: float | None
     undecided: bool
+    shown_broken: float | None
     confidence: float
     steps: int
     ended: str
@@ -46,7 +48,8 @@ class Capacity:
     def text(self, promise: float | None = None) -> str:
         """One line, with the profile's promised rate where there is one."""
         promised = f"; the profile promises {promise:g}" if promise is not None else ""
-        how = "is undecided" if self.undecided else "breaks the SLO"
+        above = f", {self.shown_broken:.3g} breaks the SLO" if self.shown_broken is not None else ""
+        how = f"is undecided{above}" if self.undecided else "breaks the SLO"
         upper = f", {self.breaks:.3g} {how}" if self.breaks is not None else ", no upper limit was found"
         lower = "no rate was shown to hold" if self.holds is None else f"{self.holds:.3g} requests/s hold"
         return f"capacity: {lower}{upper} ({100 * self.confidence:g} % confidence, {self.steps} steps){promised}"
@@ -70,6 +73,7 @@ class CapacitySearch:
     _holds: float | None = None
     _breaks: float | None = None
     _undecided: bool = False
+    _shown_broken: float | None = None
     _hint: float | None = None
     _retry: float | None = None
     _retried: set[float] = field(default_factory=set)
@@ -133,6 +137,8 @@ class CapacitySearch:
         if outcome is Outcome.INVALID:
             self._ended = f"{rate:g} requests/s could not be measured"
             return
+        if outcome is Outcome.FAIL:
+            self._shown_broken = min(rate, self._shown_broken or math.inf)
         if self._breaks is None or rate < self._breaks:
             self._breaks, self._undecided = rate, outcome is Outcome.INCONCLUSIVE
         self._hint = shown_capacity * _BELOW_SHOWN if shown_capacity else None
@@ -140,4 +146,6 @@ class CapacitySearch:
     def result(self) -> Capacity:
         """What is known so far; also valid when the search was aborted."""
         ended = self._ended or "the search was aborted"
-        return Capacity(self._holds, self._breaks, self._undecided, 1 - self.alpha, self._steps, ended)
+        return Capacity(
+            self._holds, self._breaks, self._undecided, self._shown_broken, 1 - self.alpha, self._steps, ended
+        )

@@ -54,6 +54,7 @@ ANY_TEXT = "test_any_text_is_completed_by_its_own_tokens"
 # test_quality
 GOLDEN = "test_golden_answers_equal_the_recorded_ones"
 PERPLEXITY = "test_perplexity_of_fixed_texts_equals_the_recorded_one"
+TOKEN_SCORES = "test_scores_of_fixed_texts_equal_the_recorded_ones_token_by_token"
 QUANTISED = "test_the_quantised_model_agrees_with_the_full_one"
 # test_relations
 STREAM_IS_PLAIN = "test_stream_equals_plain"

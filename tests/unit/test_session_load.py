@@ -178,23 +178,23 @@ def test_run_fails_a_step_that_its_own_verdict_leaves_undecided(tmp_path: Path) 
     """13 misses of 18 have p = 0.048: undecided at half of 5 %, a fail once the other step has failed by itself."""
     text = PROFILE.split("[models.quantized]")[0] + (
         '[models.full]\ninference_service = "f"\n[slo]\nttft_p50_ms = 500\n'
-        "[load]\nrates = [1, 2]\nduration_s = 9\nprompt_tokens = 64\noutput_tokens = 16\n"
+        "[load]\nrates = [0.25, 0.5]\nduration_s = 72\nprompt_tokens = 64\noutput_tokens = 16\n"
     )
     run = run_of(made(tmp_path, text), tmp_path)
     objectives = plans.objectives_of(run.config, "full")
-    for one in (measured("full", 1, 18), measured("full", 2, 13)):
+    for one in (measured("full", 0.25, 18), measured("full", 0.5, 13)):
         write_step(steps.folder_of(run), one, *judge(one, objectives, gates=2))
-    before = read_result(steps.folder_of(run) / "full-rate-2.json")
+    before = read_result(steps.folder_of(run) / "full-rate-0.5.json")
     assert before["verdict"]["outcome"] == "inconclusive"
     (changed,) = steps.finish(run)
-    assert "full-rate-2: fail: " in changed
+    assert "full-rate-0.5: fail: " in changed
     assert "broken by Holm's rule" in changed
-    assert read_result(steps.folder_of(run) / "full-rate-2.json")["verdict"]["outcome"] == "fail"
+    assert read_result(steps.folder_of(run) / "full-rate-0.5.json")["verdict"]["outcome"] == "fail"
     with (steps.folder_of(run) / "benchmarks.csv").open() as file:
         assert [row["outcome"] for row in csv.DictReader(file)] == ["fail", "fail"]
     assert steps.finish(run) == [changed], "the same again, from the verdict that the step had by itself"
     (event,) = [event for event in read_events(run.journal_path) if event["kind"] == "benchmark"]
-    assert (event["name"], event["outcome"]) == ("full-rate-2", "fail")
+    assert (event["name"], event["outcome"]) == ("full-rate-0.5", "fail")
 
 
 def test_a_steps_metrics_are_computed_once_however_often_they_are_read(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_vllm_stage.benchmark.find_capacity import FoundCapacity
 from pytest_vllm_stage.slo.capacity import MOST_STEPS, Capacity, CapacitySearch
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.objectives import Objective
@@ -99,3 +100,13 @@ def test_bracket_is_right_with_its_stated_confidence() -> None:
         found = machine.result()
         wrong += (found.holds or 0) > true or (found.breaks or 1e9) <= true
     assert wrong / 400 <= 0.07
+
+
+def test_a_rate_above_an_undecided_one_was_still_shown_broken() -> None:
+    outcomes = {True: Outcome.INCONCLUSIVE, False: Outcome.FAIL}
+    found, _ = search(lambda rate: Outcome.PASS if rate < 4 else outcomes[rate < 6], 16.0)
+    assert found.undecided
+    assert found.shown_broken == pytest.approx(6, rel=0.4)
+    assert f"is undecided, {found.shown_broken:.3g} breaks the SLO" in found.text()
+    assert FoundCapacity("full", found, limit=16.0).broken
+    assert not FoundCapacity("full", found, limit=4.0).broken
