@@ -117,7 +117,7 @@ def _where(data: RunData) -> str:
     if data.setting("results"):
         return f"no endpoint: saved results {data.setting('results')}"
     context, namespace = data.setting("context"), data.record["profile"].get("namespace", "")
-    cluster = f"context {context}" if context else data.setting("cluster") or ""
+    cluster = f"context {context}" if context else data.record.get("cluster_kind") or data.setting("cluster") or ""
     place = f"cluster {cluster}" if cluster else ""
     return ", ".join(part for part in (place, f"namespace {namespace}" if namespace else "") if part)
 

@@ -36,7 +36,9 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         ``publications`` (a model's published results each).
     """
     events = read_events(journal_path)
-    described = config.to_json() if config else {key: events[0].get(key, {}) for key in ("settings", "profile")}
+    described = (
+        config.to_json() if config else {key: events[0].get(key, {}) for key in ("settings", "profile", "cluster_kind")}
+    )
     phases = [_without_kind(event) for event in events if event["kind"] == "phase"]
     end = _last(events, "end")
     return {

@@ -256,6 +256,7 @@ class StageConfig:
         tokens = {name: {"value": str(token.value), "source": token.source} for name, token in self.tokens.items()}
         return {
             "settings": {name: vars(setting) for name, setting in self.settings.items()} | tokens,
+            "cluster_kind": self.cluster_kind,
             "profile": self.profile.facts() | {"namespace": self.namespace},
         }
 

@@ -454,3 +454,8 @@ def test_results_are_published_only_to_a_deployed_stage_by_default(profile: str)
 def test_a_registry_url_that_is_not_a_servers_root_is_refused(profile: str, url: str) -> None:
     with pytest.raises(ConfigError, match=r"--stage-registry-url: .* is not the URL of a server"):
         settings(profile, {"registry_url": url})
+
+
+@pytest.mark.parametrize(("options", "kind"), [({}, "local"), ({"context": "c"}, "kubeconfig")])
+def test_record_has_the_cluster_that_auto_chose(profile: str, options: dict[str, str], kind: str) -> None:
+    assert settings(profile, options).to_json()["cluster_kind"] == kind
