@@ -76,10 +76,10 @@ class RoleManifest:
     without: str = ""
 
     def command(self, user: str, namespace: str) -> str:
-        """What an administrator runs to apply it and to bind it to a user."""
+        """What an administrator runs to apply it and to bind it to a user, next to the subjects that it is bound to."""
         scoped = self.kind == "Role"
         kubectl = f"kubectl -n {namespace}" if scoped else "kubectl"
-        apply = f"{kubectl} auth reconcile -f {shlex.quote(str(self.path))}"
+        apply = f"{kubectl} apply -f {shlex.quote(str(self.path))}"
         if not user:
             return apply
         account = user.removeprefix(_SERVICE_ACCOUNT)

@@ -127,7 +127,7 @@ def test_missing_verbs_are_grouped_as_the_role_groups_them(api: Reviewer, kube: 
 
 def test_the_command_applies_the_role_and_binds_it(api: Reviewer, kube: Any) -> None:
     path = fixtures_dir() / "access" / "read-only" / "stage.yaml"
-    apply = f"kubectl -n stage auth reconcile -f {path} && kubectl -n stage create rolebinding vllm-stage-read-only"
+    apply = f"kubectl -n stage apply -f {path} && kubectl -n stage create rolebinding vllm-stage-read-only"
     end = "--dry-run=client -o yaml | kubectl -n stage auth reconcile -f -"
     for user, subject in ((ACCOUNT, "--serviceaccount=vllm-stage:vllm-stage-validator"), ("kube:al", "--user=kube:al")):
         api.user = user
@@ -136,7 +136,8 @@ def test_the_command_applies_the_role_and_binds_it(api: Reviewer, kube: Any) -> 
         assert failed.value.hint == f"an administrator runs: {apply} --role=vllm-stage-read-only {subject} {end}"
     with pytest.raises(EnvironmentUnusable) as failed:
         check(kube, "deploy")
-    assert "kubectl auth reconcile" in failed.value.hint
+    assert failed.value.hint.startswith("an administrator runs: kubectl apply -f ")
+    assert failed.value.hint.endswith(" | kubectl auth reconcile -f -")
     assert "kubectl create clusterrolebinding vllm-stage-deploy --clusterrole=vllm-stage-deploy" in failed.value.hint
 
 

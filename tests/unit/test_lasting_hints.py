@@ -41,7 +41,12 @@ def run_of(folder: Path, cluster: ClusterFacts | None, **cli: str) -> Run:
         (None, {"context": "c"}, "install kubectl", True),
         (EXISTING, DEPLOY, PODS, False),
         (EXISTING, DEPLOY, "kubectl auth can-i --list", True),
-        (EXISTING, DEPLOY, "an administrator runs: kubectl auth reconcile -f stage.yaml", True),
+        (
+            EXISTING,
+            DEPLOY,
+            "an administrator runs: kubectl apply -f s.yaml && kubectl create c | kubectl auth reconcile -f -",
+            True,
+        ),
         (EXISTING, DEPLOY, "kubectl get crd | grep serving.kserve.io", True),
         (EXISTING, {"context": "c"}, PODS, True),
         (LOCAL, {}, "apt-get install containerd", True),
