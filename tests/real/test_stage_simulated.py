@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,14 +15,17 @@ import pytest
 from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster import local
-from pytest_vllm_stage.core.errors import EnvironmentUnusable
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.session import kept
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
+from pytest_vllm_stage.stage.object_store import find_object_store
+from tests.real.in_cluster_job import Kubectl, image_free, run_job
 
 pytestmark = pytest.mark.real
 
@@ -33,6 +37,12 @@ SECRET = "sesame-sesame"
 SUITES = ("suites/deployment", "suites/inference")
 #: Two thirds of the requests, which the defects' tests send to a simulator without a cluster.
 WITHOUT_MATRIX = "--deselect=suites/inference/test_relations.py"
+
+
+#: What a pod of the stage's own cluster runs, and as whom.
+IN_THE_JOB = "deployment or test_service or test_answers"
+ACCOUNT = "system:serviceaccount:vllm-stage:vllm-stage-validator"
+READ_ONLY = fixtures_dir() / "access" / "read-only"
 
 
 class Outcome(NamedTuple):
@@ -208,6 +218,44 @@ def test_a_namespace_that_is_anothers_is_not_touched(stage: kept.Kept, second: t
         assert outcome.status == 4, outcome.output
         assert outcome.tests("passed") == [] or all("declaration" in one["name"] for one in outcome.tests("passed"))
         assert described(kube, stage.stage.namespace) == before
+
+
+@pytest.fixture
+def nightly(stage: kept.Kept, tmp_path: Path) -> Iterator[Kubectl]:
+    """The recipe's CronJob with the least rights; removed afterwards, since other tests judge the namespace."""
+    kubectl = Kubectl(stage.cluster, stage.stage.namespace)
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "second.toml").write_text(PROFILE)
+    cron = image_free(stage.cluster, tmp_path / "job" / "second.toml", IN_THE_JOB)
+    kubectl("apply", "-k", str(READ_ONLY))
+    kubectl("apply", "-f", "-", stdin=json.dumps(cron))
+    yield kubectl
+    kubectl("delete", "--cascade=foreground", "cronjob/vllm-stage-nightly")
+    kubectl("delete", "-k", str(READ_ONLY))
+
+
+def test_the_suite_runs_as_a_job_with_the_least_rights_and_stores_its_report(
+    stage: kept.Kept, nightly: Kubectl
+) -> None:
+    """In the cluster, read-only; and without one verb it ends before anything else, with the verb, Role and command."""
+    green = run_job(nightly, "green")
+    assert green.succeeded, green.log
+    assert int(re.findall(r"(\d+) passed", green.log)[-1]) > 30, green.log
+    with client.connection(stage.cluster, stage.stage.namespace) as kube:
+        bucket = find_object_store(stage.stage, kube).client()
+        stored = bucket.list_objects_v2(Bucket="test-results", Prefix="reports/").get("Contents", [])
+    assert any(item["Key"].endswith("/report.html") for item in stored), stored
+
+    role = json.loads(nightly("get", "role/vllm-stage-read-only", "-o", "json"))
+    for rule in role["rules"]:
+        rule["resources"] = [resource for resource in rule["resources"] if resource != "pods/log"]
+    nightly("replace", "-f", "-", stdin=json.dumps(role))
+    refused = run_job(nightly, "refused")
+    assert refused.exit_code == ENVIRONMENT_EXIT_CODE, refused.log
+    assert f"{ACCOUNT} may not get pods/log in namespace vllm-stage" in refused.log
+    assert f"Role vllm-stage-read-only ({READ_ONLY / 'stage.yaml'}) grants it" in refused.log
+    assert f"an administrator runs: kubectl -n vllm-stage apply -f {READ_ONLY / 'stage.yaml'} && " in refused.log
+    assert not re.search(r"\d+ passed", refused.log), refused.log
 
 
 def test_a_run_for_vllm_does_not_take_it(stage: kept.Kept, tmp_path: Path) -> None:
