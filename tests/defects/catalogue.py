@@ -309,7 +309,7 @@ DEFECTS = (
         EVERY_CHECK
         - {KEY, BAD_PATH, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED}
         - {ANY_WAY, AMONG_OTHERS, AFTER_FAILURES, EACH_OF_N, IRRELEVANT, STOP_CUTS}
-        # Refusals repeat nobody's text, and slow lanes are planted by the proxy.
+        # Refusals repeat no text, and slow lanes are planted by the proxy.
         - {KEY_SECRET, PROMPTS_PRIVATE, OTHER_ORIGINS, OPEN_PATHS}
         - {SLOW_STREAM, SLOW_ANSWER, SLOW_READER, SLOW_IDLE},
         "answered 503",
