@@ -80,7 +80,7 @@ async def run_step(
     loop_lag = LoopLag()
     pool = Pool(parse_address(job.base_url, job.ca_file))
     await pool.resolve()
-    await warm_up(job, pool)
+    await warm_up(job, pool, report)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -110,7 +110,7 @@ def _bearer(token: Secret | None) -> bytes:
     return f"authorization: Bearer {token.reveal()}\r\n".encode() if token else b""
 
 
-async def warm_up(job: LoadJob, pool: Pool) -> list[Sample]:
+async def warm_up(job: LoadJob, pool: Pool, report: Report = lambda _progress: None) -> list[Sample]:
     """Send the warm-up, a few at a time, and wait for it; the step itself shows its failures."""
     waiting = list(enumerate(job.warmup_bodies))
     samples: list[Sample] = []
@@ -118,6 +118,7 @@ async def warm_up(job: LoadJob, pool: Pool) -> list[Sample]:
 
     def finished(sample: Sample) -> None:
         samples.append(sample)
+        report(LoadProgress(warmup=(len(samples), len(job.warmup_bodies))))
         if waiting:
             start()
         elif len(samples) == len(job.warmup_bodies):

@@ -26,6 +26,7 @@ class LoadProgress:
         running: The engine's batch, at the last reading.
         waiting: The engine's queue, at the last reading.
         certain: The verdict that has just become certain, which ends the sending; empty otherwise.
+        warmup: How many answers of the warm-up are complete, and how many there will be; None once it is over.
     """
 
     sent: int = 0
@@ -35,9 +36,12 @@ class LoadProgress:
     running: float | None = None
     waiting: float | None = None
     certain: str = ""
+    warmup: tuple[int, int] | None = None
 
     def text(self, step: LoadStep) -> str:
         """The state in a few words."""
+        if self.warmup is not None:
+            return "warm-up: {} of {} answered".format(*self.warmup)
         engine = "" if self.running is None else f", engine runs {self.running:g}, {self.waiting or 0:g} wait"
         failed = f", {self.failed} failed" if self.failed else ""
         planned = f" of {step.planned_requests}" if step.open_loop else ""

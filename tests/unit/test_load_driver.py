@@ -142,6 +142,13 @@ def test_a_refused_connection_is_a_failure_of_each_request() -> None:
     assert "Connect" in str(measurement.samples[0].failure)
 
 
+def test_warm_up_reports_its_progress(sim: Sim) -> None:
+    plan, said = step(20, 0.5, seed=8, warmup_requests=3), []
+    asyncio.run(run_step(sim.job(plan), report=lambda progress: said.append(progress.text(plan))))
+    assert said[:3] == [f"warm-up: {done} of 3 answered" for done in (1, 2, 3)]
+    assert not [text for text in said[3:] if "warm-up" in text]
+
+
 def test_a_watcher_ends_the_sending_and_nothing_else(sim: Sim) -> None:
     seen: list[Sample] = []
 
