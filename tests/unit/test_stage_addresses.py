@@ -72,6 +72,22 @@ def test_a_headless_service_answers_on_a_ready_pod(there: list[Object]) -> None:
         model(service(), NEAR)
 
 
+def test_a_named_port_of_a_headless_service_is_the_pods_number(there: list[Object]) -> None:
+    there += [a_service("m-predictor", "None"), pod("b", podIP="10.1.0.2")]
+    there[0]["spec"]["ports"][0]["targetPort"] = "http"
+    there[1]["spec"]["containers"][0]["ports"] = [
+        {"name": "metrics", "containerPort": 9},
+        {"name": "http", "containerPort": 8443},
+    ]
+    assert model(service(), NEAR) == "http://10.1.0.2:8443"
+
+
+def test_an_external_name_is_the_address(there: list[Object]) -> None:
+    there.append(a_service("m-predictor", ""))
+    there[0]["spec"] |= {"type": "ExternalName", "externalName": "models.example.org"}
+    assert model(service(), NEAR) == "http://models.example.org:80"
+
+
 def test_a_service_that_is_not_there_is_the_stages_failure(there: list[Object]) -> None:
     with pytest.raises(StageFailure, match="service/m-predictor does not exist"):
         model(service(), NEAR)

@@ -99,14 +99,22 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
         if cluster.in_cluster and _resolves(f"{name}.{namespace}.svc"):
             return _url(f"{name}.{namespace}.svc", chosen["port"])
         return _url(spec["clusterIP"], chosen["port"])
+    if spec.get("type") == "ExternalName":
+        return _url(spec["externalName"], chosen["port"])
     # A headless Service has the pods' addresses and ports instead of its own.
     pods = objects.listed(kube, "Pod", namespace, spec.get("selector"))
-    ready = [pod["status"]["podIP"] for pod in pods if objects.is_true(pod, "Ready")]
+    ready = [pod for pod in pods if objects.is_true(pod, "Ready")]
     if not ready:
         raise StageFailure(
             f"service/{name} has no Ready pod to answer", hint=f"{cluster.kubectl_for(namespace)} get pods"
         )
-    return _url(ready[0], chosen.get("targetPort", chosen["port"]))
+    return _url(ready[0]["status"]["podIP"], _find_pod_port(ready[0], chosen.get("targetPort", chosen["port"])))
+
+
+def _find_pod_port(pod: Object, target: int | str) -> int | str:
+    """The number of a port that a Service may name; the name itself where no container declares it."""
+    declared = [port for container in pod["spec"]["containers"] for port in container.get("ports") or []]
+    return next((port["containerPort"] for port in declared if port.get("name") == target), target)
 
 
 def _url(host: str, port: int | str) -> str:
