@@ -98,7 +98,7 @@ def test_a_rate_step_agrees_with_our_driver_and_with_the_engine(
     assert (readings[-1].generation_tokens or 0) - (readings[0].generation_tokens or 0) >= 80 * 16
     (phase,) = [event for event in read_events(tmp_path / "journal") if event["name"] == "load s-rate-10"]
     assert (phase["driver"], phase["requests"], phase["failed"]) == ("guidellm 0.8.1", len(theirs.samples), 0)
-    assert any(line.startswith("s-rate-10: GuideLLM since") for line in said)
+    assert any(line.startswith("s-rate-10: GuideLLM runs") for line in said)
     assert "sesame" not in (tmp_path / "journal").read_text() + "".join(said)
 
 
