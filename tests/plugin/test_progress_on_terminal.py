@@ -75,7 +75,7 @@ def run_on_terminal(place: pytest.Pytester, *options: str, columns: int = 100, t
     place.makepyfile(SUITE)
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    # xdist tells its workers the width of its own terminal.
+    # xdist sets the width of its own terminal for its workers.
     environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
