@@ -25,8 +25,27 @@ class ClientGone(Exception):
     """The client closed its connection."""
 
 
+class JsonBody:
+    """A message whose body may be a JSON object."""
+
+    body: bytes
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The body as an object; empty where it is not one."""
+        try:
+            value = json.loads(self.body)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @json.setter
+    def json(self, value: dict[str, Any]) -> None:
+        self.body = json.dumps(value).encode()
+
+
 @dataclass
-class Request:
+class Request(JsonBody):
     """A request as it is forwarded; header names are lower-case."""
 
     method: str
@@ -41,45 +60,19 @@ class Request:
         return self.target.partition("?")[0]
 
     @property
-    def json(self) -> dict[str, Any]:
-        """The body as an object; empty where it is not one."""
-        try:
-            value = json.loads(self.body)
-        except ValueError:
-            return {}
-        return value if isinstance(value, dict) else {}
-
-    @json.setter
-    def json(self, value: dict[str, Any]) -> None:
-        self.body = json.dumps(value).encode()
-
-    @property
     def generates(self) -> bool:
         """Whether it asks for generated text."""
         return self.method == "POST" and self.path in ("/v1/chat/completions", "/v1/completions")
 
 
 @dataclass
-class Answer:
+class Answer(JsonBody):
     """A whole answer, or the head of a stream."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     version: str = "HTTP/1.1"
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The body as an object; empty where it is not one."""
-        try:
-            value = json.loads(self.body)
-        except ValueError:
-            return {}
-        return value if isinstance(value, dict) else {}
-
-    @json.setter
-    def json(self, value: dict[str, Any]) -> None:
-        self.body = json.dumps(value).encode()
 
     @property
     def is_stream(self) -> bool:
