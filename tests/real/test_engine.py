@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -71,6 +73,39 @@ def test_each_variant_answers(
         answer = httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=120).raise_for_status().json()
     assert "Paris" in answer["choices"][0]["message"]["content"]
     assert log_says in log.read_text()
+
+
+#: Multiplies the scales of one layer out of 30, as a broken quantisation might.
+DAMAGE = """
+import sys
+from safetensors.torch import load_file, save_file
+tensors = load_file(sys.argv[1])
+for name in tensors:
+    if ".layers.15." in name and name.endswith("weight_scale"):
+        tensors[name] = tensors[name] * 1.05
+save_file(tensors, sys.argv[1], metadata={"format": "pt"})
+"""
+
+
+@pytest.mark.nightly
+def test_scales_of_one_layer_off_by_5_percent_are_caught(
+    engine: EngineEnvironment, variants: dict[str, Path], tmp_path: Path
+) -> None:
+    damaged, limits = tmp_path / "damaged", ("--max-model-len=512", "--max-num-seqs=4")
+    shutil.copytree(variants[weights.QUANTIZED], damaged)
+    subprocess.run([engine.python, "-c", DAMAGE, damaged / "model.safetensors"], check=True)
+    with (
+        servers.vllm(engine, variants[weights.FULL], weights.FULL, tmp_path / "full.log", *limits) as full,
+        servers.vllm(engine, damaged, weights.QUANTIZED, tmp_path / "quantized.log", *limits) as quantized,
+    ):
+        command = [sys.executable, "-m", "pytest", "suites/inference/test_quality.py", "-q"]
+        command += [f"--stage-endpoint=full={full},quantized={quantized}", f"--stage-run-dir={tmp_path / 'run'}"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    failed = {test["name"].rpartition("::")[2] for test in record["tests"] if test["outcome"] == "failed"}
+    assert "test_scores_of_fixed_texts_equal_the_recorded_ones_token_by_token[quantized]" in failed, result.stdout
+    assert not [name for name in failed if "[full]" in name], result.stdout
+    assert "reproduces those of smollm2-135m by 0.0" in " ".join(result.stdout.split()), result.stdout
 
 
 def test_guidellms_command_line_runs(engine: EngineEnvironment, tmp_path: Path) -> None:
