@@ -132,7 +132,7 @@ def drift_faults_table() -> str:
 #: File and marker to what stands between ``<!-- marker -->`` and ``<!-- end of marker -->``.
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "options"): options_table,
-    ("README.md", "fixtures"): fixtures_table,
+    ("docs/fixtures.md", "fixtures"): fixtures_table,
     ("docs/architecture.md", "rooms"): rooms_table,
     ("docs/checks.md", "deployment faults"): deployment_faults_table,
     ("docs/checks.md", "drift faults"): drift_faults_table,
