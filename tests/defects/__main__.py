@@ -2,10 +2,8 @@
 
     python -m tests.defects                          every defect, then a summary
     python -m tests.defects --only buffered_stream   some of them, with the whole message
-    python -m tests.defects --clean 200              200 runs on a healthy simulated engine: false alarms
-    python -m tests.defects --clean 20 --url URL     the same on a running server
 
-Exit code 1: a defect was not caught as the catalogue says, or there was a false alarm.
+`python -m tests.defects.clean` counts false alarms. Exit code 1: a defect was not caught as the catalogue says.
 """
 
 from __future__ import annotations
@@ -14,13 +12,12 @@ import argparse
 import os
 import re
 import sys
-import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tests.defects import checks
 from tests.defects.catalogue import DEFECTS, KINDS, Defect
+from tests.defects.clean import say
 from tests.defects.oracle import says_something
 from tests.defects.runner import Outcome, run_suite, simulator
 
@@ -90,49 +87,12 @@ def scoreboard(names: list[str], jobs: int) -> int:
     return 1 if wrong or not rows else 0
 
 
-def clean_runs(count: int, url: str | None) -> int:
-    """Run the suite on a healthy server and count what fails."""
-    alarms: Counter[str] = Counter()
-    passed: Counter[tuple[int, int]] = Counter()
-    started = time.monotonic()
-    for place in range(count):
-        outcome = clean_run(url)
-        elapsed_s = time.monotonic() - started
-        say(f"run {place + 1} of {count}: {outcome.passed} passed, {outcome.skipped} skipped, {elapsed_s:.0f} s so far")
-        passed[outcome.passed, outcome.skipped] += 1
-        alarms.update(dict.fromkeys(outcome.failed, 1))
-        if outcome.failed:
-            say(f"run {place + 1}: FALSE ALARM {dict(outcome.failed)}")
-    say(f"{count} clean runs in {time.monotonic() - started:.0f} s, (passed, skipped): {dict(passed)}")
-    say(f"false alarms: {sum(alarms.values())} {dict(alarms) or ''}")
-    return 1 if alarms else 0
-
-
-def clean_run(url: str | None) -> Outcome:
-    """One run on the given server, or on a healthy engine of its own."""
-    if url:
-        return run_suite(url, profile=None, key="")
-    with simulator() as own:
-        return run_suite(own)
-
-
-def say(*lines: str) -> None:
-    """Print lines at once."""
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.defects", description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="plant these defects alone")
-    parser.add_argument("--clean", type=int, metavar="N", help="N runs on a healthy server instead")
-    parser.add_argument("--url", help="with --clean: a running server, whose model the profile local knows")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="defects planted at a time")
     arguments = parser.parse_args()
-    if arguments.clean:
-        return clean_runs(arguments.clean, arguments.url)
     return scoreboard(arguments.only, arguments.jobs)
 
 

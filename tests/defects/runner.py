@@ -51,9 +51,9 @@ class Outcome:
 
 
 @contextmanager
-def simulator(*faults: Any) -> Iterator[str]:
-    """Run a new simulated engine with these faults; yields its URL."""
-    command = [sys.executable, "-m", "pytest_vllm_stage.standins.engine", "--model", MODEL, *PACE]
+def simulator(*faults: Any, arguments: Sequence[str] = ()) -> Iterator[str]:
+    """Run a new simulated engine with these faults, and with further arguments; yields its URL."""
+    command = [sys.executable, "-m", "pytest_vllm_stage.standins.engine", "--model", MODEL, *PACE, *arguments]
     environ = os.environ | {"VLLM_API_KEY": KEY}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
         try:

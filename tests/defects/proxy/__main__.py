@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.defects.__main__ import say
+from tests.defects.clean import say
 from tests.defects.proxy.catalogue import KINDS, find_defects
 from tests.defects.proxy.server import Defect, running_proxy
 from tests.defects.runner import KEY, Outcome, run_suite
