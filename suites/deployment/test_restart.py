@@ -44,11 +44,14 @@ def test_nothing_is_being_deleted(reader: StageReader, declared: list[Object], k
 
 
 def test_nodes_take_replacement_pods(reader: StageReader, serving_pods: list[Object], kubectl: str) -> None:
-    """The nodes of the stage's pods are Ready and without pressure, and some node accepts a replacement of each pod."""
-    nodes = {objects.name_of(node): node for node in reader.everywhere("Node")}
-    if not nodes:
+    """The nodes of the stage's pods are Ready and without pressure, and some node accepts a replacement of each pod.
+
+    A replacement meets taints, labels, free GPUs and the zone of its volume as they are now.
+    """
+    placement = reader.placement()
+    if not placement.nodes:
         pytest.skip("nodes are cluster-wide, and this user may not list them")
-    lines = restart.check_nodes(serving_pods, nodes)
+    lines = restart.check_nodes(serving_pods, placement)
     assert not lines, health.message("a replaced pod finds no healthy node", lines, f"{kubectl} describe nodes")
 
 

@@ -67,7 +67,7 @@ class LiveStage:
     def _find_restart_problems(self, reader: StageReader, pods: list[Object]) -> Iterator[str]:
         claims = members.select_declared(reader.listed("PersistentVolumeClaim"), self.declared)
         yield from restart.check_deletions(claims)
-        yield from restart.check_nodes(pods, {objects.name_of(node): node for node in reader.everywhere("Node")})
+        yield from restart.check_nodes(pods, reader.placement())
         yield from restart.check_services(members.select_services(reader.listed("Service"), self.declared), pods)
         yield from restart.check_quotas(reader.listed("ResourceQuota"), reader.listed("LimitRange"), pods)
         kinds = ("Secret", "ConfigMap", "ServiceAccount")

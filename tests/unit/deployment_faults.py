@@ -124,6 +124,41 @@ MOVED = {
     "metadata": {"name": "g6-1"},
     "spec": {"taints": [{"key": "nvidia.com/gpu", "value": "l4", "effect": "NoSchedule"}]},
 }
+BUSY = {
+    "kind": "Node",
+    "metadata": {"name": "g6-2", "labels": {"topology.kubernetes.io/zone": "eu-b"}},
+    "spec": {},
+    "status": {"allocatable": {"nvidia.com/gpu": "1"}},
+}
+ON_GPU: list[Object] = [{"name": "kserve-container", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]
+HOLDER = pod("notebook-0", spec={"nodeName": "g6-2", "containers": ON_GPU})
+HOLDER["metadata"]["namespace"] = "team-b"
+ZONAL: tuple[Object, ...] = (
+    {
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "model-m"},
+        "spec": {"volumeName": "pv-1"},
+        "status": {"phase": "Bound"},
+    },
+    {
+        "kind": "PersistentVolume",
+        "metadata": {"name": "pv-1"},
+        "spec": {
+            "nodeAffinity": {
+                "required": {
+                    "nodeSelectorTerms": [
+                        {
+                            "matchExpressions": [
+                                {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["eu-a"]}
+                            ]
+                        }
+                    ]
+                }
+            }
+        },
+    },
+)
+WEIGHTS = [{"name": "weights", "persistentVolumeClaim": {"claimName": "model-m"}}]
 
 FAULTS = (
     Fault(
@@ -303,9 +338,41 @@ FAULTS = (
     ),
     Fault(
         "GPU nodes with a taint that is not tolerated",
-        f"{READY}: pod p cannot be scheduled: 0/1 nodes are available: 1 node(s) had untolerated taint(s). (node g6-1 has "
-        "taint nvidia.com/gpu=l4:NoSchedule)",
+        f"{READY}: pod p cannot be scheduled: node g6-1 has taint nvidia.com/gpu=l4:NoSchedule (scheduler: 0/1 nodes are "
+        "available: 1 node(s) had untolerated taint(s).)",
         model(unscheduled("0/1 nodes are available: 1 node(s) had untolerated taint(s)."), MOVED),
+    ),
+    Fault(
+        "GPUs that another team's pod uses",
+        f"{READY}: pod p cannot be scheduled: node g6-2 has 0 of 1 nvidia.com/gpu free, 1 requested (used by "
+        "team-b/notebook-0) (scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.)",
+        model(unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", containers=ON_GPU), BUSY, HOLDER),
+    ),
+    Fault(
+        "volume in another zone than the GPU node",
+        f"{READY}: pod p cannot be scheduled: node g6-2 has topology.kubernetes.io/zone=eu-b and cannot mount PVC model-m, "
+        "whose volume pv-1 requires topology.kubernetes.io/zone In [eu-a] (scheduler: 0/1 nodes are available: 1 node(s) "
+        "didn't match PersistentVolume's node affinity.)",
+        model(
+            unscheduled(
+                "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity.", volumes=WEIGHTS
+            ),
+            BUSY,
+            *ZONAL,
+        ),
+    ),
+    Fault(
+        "node selector that no node has",
+        f"{READY}: pod p cannot be scheduled: node g6-2 has no label nvidia.com/gpu.present (node selector: "
+        "nvidia.com/gpu.present=true) (scheduler: 0/1 nodes are available: 1 node(s) didn't match Pod's node "
+        "affinity/selector.)",
+        model(
+            unscheduled(
+                "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
+                nodeSelector={"nvidia.com/gpu.present": "true"},
+            ),
+            BUSY,
+        ),
     ),
     Fault(
         "scheduler that does not run",

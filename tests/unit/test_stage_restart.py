@@ -14,6 +14,7 @@ import pytest
 
 from pytest_vllm_stage.checks.stage import certificates, members, restart
 from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 from tests.unit.recorded_stage import LATER, MODEL, RecordedStage, owned
 
 Object = dict[str, Any]
@@ -24,12 +25,14 @@ def find_problems(stage: RecordedStage) -> list[str]:
     """Every line of the checks of suites/deployment/test_restart.py that are about objects."""
     pods = members.select_pods(stage.listed("Pod"), stage.declared)
     assert len(pods) == 4
-    nodes = {objects.name_of(node): node for node in stage.listed("Node")}
+    placement = PlacementFacts(
+        *(stage.listed(kind) for kind in ("Node", "Pod", "PersistentVolumeClaim", "PersistentVolume"))
+    )
     kinds = ("Secret", "ConfigMap", "ServiceAccount")
     live = {kind: {objects.name_of(item): item for item in stage.listed(kind)} for kind in kinds}
     return [
         *restart.check_deletions(members.select_declared(stage.live, stage.declared)),
-        *restart.check_nodes(pods, nodes),
+        *restart.check_nodes(pods, placement),
         *restart.check_services(members.select_services(stage.listed("Service"), stage.declared), pods),
         *restart.check_quotas(stage.listed("ResourceQuota"), stage.listed("LimitRange"), pods),
         *restart.check_references(pods, live),
@@ -53,6 +56,18 @@ def cordoned(stage: RecordedStage) -> None:
     spec = stage.listed("Node")[0]["spec"]
     spec["unschedulable"] = True
     spec["taints"] = [{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]
+
+
+def another_node(stage: RecordedStage) -> None:
+    another_node_without_the_volumes(stage)
+    for volume in stage.listed("PersistentVolume"):
+        del volume["spec"]["nodeAffinity"]
+
+
+def another_node_without_the_volumes(stage: RecordedStage) -> None:
+    """The stage's volumes are folders of the first node."""
+    cordoned(stage)
+    stage.live.append({"kind": "Node", "metadata": {"name": "other"}, "spec": {}, "status": {}})
 
 
 def tainted(stage: RecordedStage) -> None:
@@ -104,6 +119,7 @@ def removed_account(stage: RecordedStage) -> None:
         (deleted_claim, f"persistentvolumeclaim/model-{MODEL} is being deleted since {LATER}; held by finalizer "),
         (lost_claim, "persistentvolumeclaim/minio-data: expected phase Bound, got Lost"),
         (cordoned, "node vllm-stage is cordoned, and no other node takes a replacement of minio-"),
+        (another_node_without_the_volumes, "node vllm-stage is cordoned, and no other node takes a replacement of "),
         (tainted, "node vllm-stage has taint dedicated=batch:NoSchedule, and no other node takes"),
         (under_pressure, "node vllm-stage reports DiskPressure: kubelet has disk pressure"),
         (selects_nothing, "service minio selects no pod (selector app.kubernetes.io/name=minio, tier=gold)"),
@@ -121,11 +137,6 @@ def test_a_state_that_breaks_at_a_restart_is_named(plant: Callable[[RecordedStag
     lines = find_problems(stage)
     assert lines
     assert lines[0].startswith(expected), lines
-
-
-def another_node(stage: RecordedStage) -> None:
-    cordoned(stage)
-    stage.live.append({"kind": "Node", "metadata": {"name": "other"}, "spec": {}, "status": {}})
 
 
 def relabelled_secret(stage: RecordedStage) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import claims, controllers, messages, trouble
+from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 from pytest_vllm_stage.stage.quantities import parse_quantity
 from tests.unit.made_objects import (
     claim,
@@ -317,13 +318,14 @@ def test_taints_are_named_with_their_node() -> None:
         {"metadata": {"name": "a"}, "spec": {"taints": taints}},
         {"metadata": {"name": "b"}, "spec": {}},
     ]
-    found = trouble.find_pod_trouble([made], [], no_logs, nodes)
-    assert cause(found) == "pod p cannot be scheduled: 0/2 nodes (node a has taint dedicated=gpu:NoSchedule)"
+    around = PlacementFacts(nodes)
+    found = trouble.find_pod_trouble([made], [], no_logs, around)
+    assert cause(found) == "pod p cannot be scheduled: node a has taint dedicated=gpu:NoSchedule (scheduler: 0/2 nodes)"
     for toleration in ({"operator": "Exists"}, {"key": "dedicated", "value": "gpu", "effect": "NoSchedule"}):
         made["spec"]["tolerations"] = [toleration]
-        assert cause(trouble.find_pod_trouble([made], [], no_logs, nodes)) == "pod p cannot be scheduled: 0/2 nodes"
+        assert cause(trouble.find_pod_trouble([made], [], no_logs, around)) == "pod p cannot be scheduled: 0/2 nodes"
     made["spec"]["tolerations"] = [{"key": "dedicated", "value": "cpu"}]
-    assert "dedicated=gpu" in cause(trouble.find_pod_trouble([made], [], no_logs, nodes))
+    assert "dedicated=gpu" in cause(trouble.find_pod_trouble([made], [], no_logs, around))
 
 
 def test_a_removed_pod_counts_until_another_one_replaces_it() -> None:

@@ -9,7 +9,7 @@ from pytest_vllm_stage.checks.stage.drift.platform import limit_defaults
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.controllers import describe_blockers
-from pytest_vllm_stage.stage.observe.trouble import find_barring_taints
+from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts, find_obstacles
 from pytest_vllm_stage.stage.quantities import parse_quantity
 
 PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
@@ -27,9 +27,9 @@ def check_deletions(items: Iterable[Object]) -> list[str]:
     return lines
 
 
-def check_nodes(pods: Sequence[Object], nodes: Mapping[str, Object]) -> list[str]:
+def check_nodes(pods: Sequence[Object], placement: PlacementFacts) -> list[str]:
     """Report nodes under pressure, and nodes that take no replacement of a pod that no other node takes either."""
-    lines = []
+    lines, nodes = [], {objects.name_of(node): node for node in placement.nodes}
     for name in sorted({str(pod["spec"]["nodeName"]) for pod in pods} & nodes.keys()):
         node, hosted = nodes[name], [pod for pod in pods if pod["spec"]["nodeName"] == name]
         lines += [
@@ -40,26 +40,16 @@ def check_nodes(pods: Sequence[Object], nodes: Mapping[str, Object]) -> list[str
         ready = objects.condition(node, "Ready")
         if ready.get("status") not in ("True", None):
             lines.append(f"node {name} is not Ready: {ready.get('message') or ready.get('reason') or 'unknown'}")
-        stranded = [pod for pod in hosted if not any(_takes(other, pod) for other in nodes.values())]
-        if stranded:
-            names = ", ".join(sorted(map(objects.name_of, stranded)))
-            lines.append(
-                f"node {name} {_describe_bar(node, stranded[0])}, and no other node takes a replacement of {names}"
-            )
+        stranded: dict[str, list[str]] = {}
+        for pod in hosted:
+            if all(find_obstacles(other, pod, placement) for other in nodes.values()):
+                why = " and ".join(find_obstacles(node, pod, placement))
+                stranded.setdefault(why, []).append(objects.name_of(pod))
+        lines += [
+            f"node {name} {why}, and no other node takes a replacement of {', '.join(sorted(names))}"
+            for why, names in stranded.items()
+        ]
     return lines
-
-
-def _takes(node: Object, pod: Object) -> bool:
-    labels = node["metadata"].get("labels") or {}
-    selected = (pod["spec"].get("nodeSelector") or {}).items() <= labels.items()
-    return selected and not (node.get("spec") or {}).get("unschedulable") and not find_barring_taints(node, pod)
-
-
-def _describe_bar(node: Object, pod: Object) -> str:
-    if (node.get("spec") or {}).get("unschedulable"):
-        return "is cordoned"
-    barred = find_barring_taints(node, pod)
-    return f"has taint {', '.join(barred)}" if barred else "has lost a label that the pod's node selector asks for"
 
 
 def check_services(services: Iterable[Object], pods: Sequence[Object]) -> list[str]:

@@ -9,6 +9,7 @@ from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import claims, controllers, rollout, trouble
 from pytest_vllm_stage.stage.observe.reader import ConditionStatus, StageReader
+from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 
@@ -153,8 +154,16 @@ def _find_claim_trouble(reader: StageReader, claim: Object) -> Trouble | None:
 
 
 def _find_pod_trouble(reader: StageReader, pods: Sequence[Object]) -> Trouble | None:
-    unscheduled = any(objects.condition(pod, "PodScheduled").get("status") == "False" for pod in pods)
-    return trouble.find_pod_trouble(pods, reader.events, reader.logs, reader.everywhere("Node") if unscheduled else ())
+    return trouble.find_pod_trouble(pods, reader.events, reader.logs, _read_placement_facts(reader, pods))
+
+
+def _read_placement_facts(reader: StageReader, pods: Sequence[Object]) -> PlacementFacts:
+    """What decides where pods can run, read only where one was not scheduled."""
+    states = [objects.condition(pod, "PodScheduled") for pod in pods]
+    messages = [str(state.get("message", "")) for state in states if state.get("status") == "False"]
+    if not messages:
+        return PlacementFacts()
+    return reader.placement(with_pods=any("Insufficient" in message for message in messages))
 
 
 def _runtimes(reader: StageReader, found: Object | None) -> list[str]:

@@ -14,6 +14,7 @@ from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import diagnose
+from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 
@@ -88,6 +89,15 @@ class StageReader:
             raise
         except EnvironmentUnusable:
             return []
+
+    def placement(self, *, with_pods: bool = True) -> PlacementFacts:
+        """What decides where the pods of the namespace can run; ``with_pods`` lists those of all namespaces too."""
+        return PlacementFacts(
+            nodes=self.everywhere("Node"),
+            pods=self.everywhere("Pod") if with_pods else (),
+            claims=self.listed_where_allowed("PersistentVolumeClaim"),
+            volumes=self.everywhere("PersistentVolume"),
+        )
 
 
 class Condition(Protocol):

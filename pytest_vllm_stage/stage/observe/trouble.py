@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import messages, probes, runbook
+from pytest_vllm_stage.stage.observe import messages, probes, runbook, scheduling
+from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 
 #: (pod, container, of the previous instance) to its log lines.
 Logs = Callable[[str, str, bool], list[str]]
 #: A container that ended this often without a known cause is in a crash loop.
 RESTARTS_OF_A_LOOP = 2
+_UNKNOWN = PlacementFacts()
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,25 @@ class Trouble:
 
 
 def find_pod_trouble(
-    pods: Iterable[Object], events: list[Object], logs: Logs, nodes: Sequence[Object] = ()
+    pods: Iterable[Object], events: list[Object], logs: Logs, placement: PlacementFacts = _UNKNOWN
 ) -> Trouble | None:
     """The first trouble among pods that are not being deleted; a pod that was removed counts while none replaced it."""
     present = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
     current = [pod for pod in present if not _removal(pod)]
-    found = (find_trouble_of_pod(pod, events, logs, nodes) for pod in current or present)
+    found = (find_trouble_of_pod(pod, events, logs, placement) for pod in current or present)
     return next((trouble for trouble in found if trouble), None)
 
 
-def find_trouble_of_pod(pod: Object, events: list[Object], logs: Logs, nodes: Sequence[Object] = ()) -> Trouble | None:
+def find_trouble_of_pod(
+    pod: Object, events: list[Object], logs: Logs, placement: PlacementFacts = _UNKNOWN
+) -> Trouble | None:
     """The reason why a pod does not run or has failed."""
     name, status = objects.name_of(pod), pod.get("status") or {}
     removal = _removal(pod)
     if removal:
         return Trouble(f"pod {name} {removal}", name)
     mine = warnings_of(pod, events)
-    scheduling = _unschedulable(pod, events, nodes)
+    scheduling = _unschedulable(pod, events, placement)
     if scheduling:
         return scheduling
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
@@ -128,46 +132,21 @@ def warnings_of(item: Object, events: Iterable[Object]) -> list[Object]:
     ]
 
 
-def _unschedulable(pod: Object, events: list[Object], nodes: Sequence[Object]) -> Trouble | None:
+def _unschedulable(pod: Object, events: list[Object], placement: PlacementFacts) -> Trouble | None:
     scheduled = objects.condition(pod, "PodScheduled")
     if scheduled.get("status") != "False" or scheduled.get("reason") != "Unschedulable":
         return None
     uid = pod["metadata"].get("uid")
     if any(e.get("reason") == "TriggeredScaleUp" and e["involvedObject"].get("uid") == uid for e in events):
         return None  # the autoscaler is adding a node
-    name, wanted = objects.name_of(pod), pod["spec"].get("nodeSelector") or {}
-    selector = ", ".join(f"{key}={value}" for key, value in wanted.items())
+    name, message = objects.name_of(pod), str(scheduled.get("message", ""))
+    known = scheduling.explain_unschedulable(pod, placement)
+    if known:
+        counts = runbook.cut(message.partition(" preemption: ")[0])
+        return Trouble(f"pod {name} cannot be scheduled: {known} (scheduler: {counts})", name, times=5)
+    selector = ", ".join(f"{key}={value}" for key, value in (pod["spec"].get("nodeSelector") or {}).items())
     where = f" (node selector {selector})" if selector else ""
-    cause = f"pod {name} cannot be scheduled{where}: {runbook.cut(scheduled.get('message', ''))}"
-    barred = [line for node in nodes for line in _bars(node, pod)]
-    return Trouble(f"{cause} ({'; '.join(barred[:4])})" if barred else cause, name, times=5)
-
-
-def _bars(node: Object, pod: Object) -> list[str]:
-    return [f"node {objects.name_of(node)} has taint {name}" for name in find_barring_taints(node, pod)]
-
-
-def find_barring_taints(node: Object, pod: Object) -> list[str]:
-    """The node's taints that the pod does not tolerate, by name."""
-    tolerations = pod["spec"].get("tolerations") or []
-    return [
-        _taint_name(taint)
-        for taint in (node.get("spec") or {}).get("taints") or []
-        if taint.get("effect") != "PreferNoSchedule" and not any(_tolerates(entry, taint) for entry in tolerations)
-    ]
-
-
-def _taint_name(taint: Object) -> str:
-    value = f"={taint['value']}" if taint.get("value") else ""
-    return f"{taint['key']}{value}:{taint['effect']}"
-
-
-def _tolerates(toleration: Object, taint: Object) -> bool:
-    if toleration.get("effect") not in (None, "", taint.get("effect")):
-        return False
-    if toleration.get("operator") == "Exists":
-        return toleration.get("key") in (None, "", taint["key"])
-    return bool(toleration.get("key") == taint["key"] and toleration.get("value", "") == taint.get("value", ""))
+    return Trouble(f"pod {name} cannot be scheduled{where}: {runbook.cut(message)}", name, times=5)
 
 
 def _find_container_trouble(pod: Object, container: Object, logs: Logs) -> Trouble | None:

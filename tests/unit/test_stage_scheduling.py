@@ -1,0 +1,175 @@
+"""Why no node can host a pod: each obstacle is named with its node, and a node that fits has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.checks.stage import restart
+from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts, explain_unschedulable, find_obstacles
+from tests.unit.made_objects import Object, pod
+
+GPU = "nvidia.com/gpu"
+ZONE = "topology.kubernetes.io/zone"
+
+
+def gpu_node(name: str = "g1", gpus: int = 4, **labels: str) -> Object:
+    return {
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {ZONE: "eu-a", "type": "l4", **labels}},
+        "spec": {},
+        "status": {"allocatable": {"cpu": "16", "memory": "64Gi", GPU: str(gpus), "pods": "110"}},
+    }
+
+
+def wants(gpus: int = 1, name: str = "p", node: str = "", **spec: Any) -> Object:
+    resources = {"requests": {"cpu": "2", "memory": "8Gi", GPU: str(gpus)}, "limits": {GPU: str(gpus)}}
+    placed = {"nodeName": node} if node else {}
+    return pod(name, spec={"containers": [{"name": "c", "resources": resources}], **placed, **spec})
+
+
+def required(*expressions: Object) -> Object:
+    terms = {"nodeSelectorTerms": [{"matchExpressions": list(expressions)}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
+def in_zone(*zones: str) -> Object:
+    return {"key": ZONE, "operator": "In", "values": list(zones)}
+
+
+def zonal(zone: str) -> tuple[Object, Object, Object]:
+    """The volumes of a pod, the claim and the volume that is in a zone."""
+    term = {"nodeSelectorTerms": [{"matchExpressions": [in_zone(zone)]}]}
+    volume = {"metadata": {"name": "pv-1"}, "spec": {"nodeAffinity": {"required": term}}}
+    claim = {"metadata": {"name": "model-m"}, "spec": {"volumeName": "pv-1"}}
+    return {"volumes": [{"name": "w", "persistentVolumeClaim": {"claimName": "model-m"}}]}, claim, volume
+
+
+def obstacles(made: Object, node: Object, *pods: Object, claims: Any = (), volumes: Any = ()) -> list[str]:
+    return find_obstacles(node, made, PlacementFacts([node], pods, claims, volumes))
+
+
+def test_a_node_that_fits_has_no_obstacle() -> None:
+    mounts, claim, volume = zonal("eu-a")
+    affinity = required(in_zone("eu-a", "eu-b"), {"key": "type", "operator": "Exists"})
+    made = wants(nodeSelector={"type": "l4"}, affinity=affinity, **mounts)
+    other = wants(3, "other", "g1")
+    assert obstacles(made, gpu_node(), other, claims=[claim], volumes=[volume]) == []
+
+
+def test_devices_that_a_node_lacks_or_that_are_in_use() -> None:
+    cpu_node = gpu_node()
+    del cpu_node["status"]["allocatable"][GPU]
+    assert obstacles(wants(4), cpu_node) == [f"offers no {GPU} of 4 requested"]
+    assert obstacles(wants(4), gpu_node(gpus=1)) == [f"offers 1 {GPU} of 4 requested"]
+    holder, ended, elsewhere = wants(3, "holder", "g1"), wants(4, "done", "g1"), wants(4, "away", "g2")
+    ended["status"]["phase"] = "Succeeded"
+    holder["metadata"]["namespace"] = "team-b"
+    assert obstacles(wants(2), gpu_node(), holder, ended, elsewhere) == [
+        f"has 1 of 4 {GPU} free, 2 requested (used by team-b/holder)"
+    ]
+
+
+def test_pods_of_one_name_in_two_namespaces_count_twice() -> None:
+    users = [wants(2, "predictor", "g1") for _ in range(2)]
+    for number, user in enumerate(users):
+        user["metadata"] |= {"namespace": f"n{number}", "uid": f"u{number}"}
+    assert obstacles(wants(1), gpu_node(), *users) == [
+        f"has 0 of 4 {GPU} free, 1 requested (used by n0/predictor, n1/predictor)"
+    ]
+
+
+def test_a_running_pod_does_not_stand_in_its_own_way() -> None:
+    running = wants(4, node="g1")
+    assert obstacles(running, gpu_node(), running) == []
+
+
+def test_the_largest_init_container_counts_and_a_sidecar_adds() -> None:
+    made = wants(2, initContainers=[{"name": "i", "resources": {"requests": {GPU: "4"}}}])
+    assert obstacles(made, gpu_node(gpus=3)) == [f"offers 3 {GPU} of 4 requested"]
+    sidecar = {"name": "s", "restartPolicy": "Always", "resources": {"limits": {GPU: "2"}}}
+    assert obstacles(wants(2, initContainers=[sidecar]), gpu_node(gpus=3)) == [f"offers 3 {GPU} of 4 requested"]
+
+
+def test_memory_is_shown_in_gibibytes() -> None:
+    node = gpu_node()
+    node["status"]["allocatable"]["memory"] = "4096Mi"
+    assert obstacles(wants(), node) == ["offers 4Gi memory of 8Gi requested"]
+
+
+def test_labels_that_differ_or_are_missing() -> None:
+    assert obstacles(wants(nodeSelector={"type": "h100", f"{GPU}.present": "true"}), gpu_node()) == [
+        "has label type=l4 (node selector: type=h100)",
+        f"has no label {GPU}.present (node selector: {GPU}.present=true)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expression", "met"),
+    [
+        (in_zone("eu-a"), True),
+        (in_zone("eu-b"), False),
+        ({"key": "type", "operator": "NotIn", "values": ["l4"]}, False),
+        ({"key": "absent", "operator": "NotIn", "values": ["l4"]}, True),
+        ({"key": "absent", "operator": "Exists"}, False),
+        ({"key": "absent", "operator": "DoesNotExist"}, True),
+        ({"key": "memory-gb", "operator": "Gt", "values": ["16"]}, True),
+        ({"key": "memory-gb", "operator": "Lt", "values": ["16"]}, False),
+        ({"key": "type", "operator": "Gt", "values": ["16"]}, False),
+    ],
+)
+def test_node_affinity_is_judged_as_the_scheduler_does(expression: Object, met: bool) -> None:
+    found = obstacles(wants(affinity=required(expression)), gpu_node("g1", 4, **{"memory-gb": "24"}))
+    values = f" [{', '.join(expression['values'])}]" if "values" in expression else ""
+    assert found == (
+        [] if met else [f"does not match the node affinity {expression['key']} {expression['operator']}{values}"]
+    )
+
+
+def test_a_volume_in_another_zone() -> None:
+    mounts, claim, volume = zonal("eu-b")
+    assert obstacles(wants(**mounts), gpu_node(), claims=[claim], volumes=[volume]) == [
+        f"has {ZONE}=eu-a and cannot mount PVC model-m, whose volume pv-1 requires {ZONE} In [eu-b]"
+    ]
+    assert obstacles(wants(**mounts), gpu_node()) == [], "claims and volumes that cannot be listed are not judged"
+
+
+def test_cordons_and_absent_nodes_in_words() -> None:
+    node = gpu_node()
+    node["spec"] = {
+        "unschedulable": True,
+        "taints": [
+            {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"},
+            {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"},
+        ],
+    }
+    assert obstacles(wants(), node) == ["is cordoned", "is not Ready"]
+
+
+def test_nodes_with_the_same_obstacles_are_named_together_and_gpu_nodes_first() -> None:
+    workers = [gpu_node(f"w{number}") for number in range(5)]
+    for worker in workers:
+        del worker["status"]["allocatable"][GPU]
+    tainted = gpu_node("g9", type="h100")
+    tainted["spec"]["taints"] = [{"key": GPU, "effect": "NoSchedule"}]
+    made = wants(nodeSelector={"type": "l4"})
+    assert explain_unschedulable(made, PlacementFacts([*workers, tainted])) == (
+        f"node g9 has taint {GPU}:NoSchedule and has label type=h100 (node selector: type=l4); "
+        f"each of the nodes w0, w1, w2 and 2 more offers no {GPU} of 1 requested"
+    )
+    many = [gpu_node(f"n{number}", gpus=number) for number in range(1, 7)]
+    assert explain_unschedulable(wants(8), PlacementFacts(many)).endswith("; 3 more nodes have other reasons")
+
+
+def test_a_node_without_a_status_is_judged_by_its_labels_and_taints_alone() -> None:
+    assert find_obstacles({"metadata": {"name": "n"}}, wants(), PlacementFacts()) == []
+
+
+def test_a_healthy_pod_that_could_not_be_scheduled_again() -> None:
+    running = wants(4, "m-predictor", "g1")
+    node = gpu_node(gpus=0)  # a device plugin that has ended
+    assert restart.check_nodes([running], PlacementFacts([node, gpu_node("g2", gpus=1)], [running])) == [
+        f"node g1 offers no {GPU} of 4 requested, and no other node takes a replacement of m-predictor"
+    ]
+    assert restart.check_nodes([running], PlacementFacts([node, gpu_node("g2")], [running])) == []
