@@ -68,7 +68,7 @@ def publication_of(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str
 
 def registry_url(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> str | None:
     """Root of the Model Registry; None where the stage has none that is reachable from here."""
-    return run.config.registry_url or addresses.find_registry_url(kube, cluster, run.config.namespace)
+    return run.config.registry_url or addresses.find_registry_address(kube, cluster, run.config.namespace).url or None
 
 
 def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> RegistryClient:

@@ -31,7 +31,8 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         engine answered: nothing in it may be published as a model's), ``dummy_weights`` (the served models with random
         weights), ``settings`` with sources, ``versions``,
         ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``restarts`` (of model servers while
-        the run went on), ``leftovers``, ``kept``, ``errors``, ``exit_status``, ``benchmarks`` (one per load step),
+        the run went on), ``leftovers``, ``kept``, ``errors``, ``exit_status``, ``addresses`` (of each server: the way
+        to it, and why no better one), ``benchmarks`` (one per load step),
         ``load_access`` (which tests ran during each), ``regressions`` (one comparison per load step), ``capacities``,
         ``publications`` (a model's published results each).
     """
@@ -65,7 +66,10 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         "kept": _last(events, "kept") or None,
         "reused": _last(events, "reused").get("name"),
         "errors": [_without_kind(event) for event in events if event["kind"] == "error"],
-        "benchmarks": _benchmarks(events),
+        "addresses": list(
+            {event["name"]: _without_kind(event) for event in events if event["kind"] == "address"}.values()
+        ),
+        "benchmarks": _latest(events, "benchmark"),
         "load_access": _load_access(events),
         "regressions": [_without_kind(event) for event in events if event["kind"] == "regression"],
         "capacities": [_without_kind(event) for event in events if event["kind"] == "capacity"],
@@ -81,9 +85,9 @@ def notices(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _benchmarks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The load steps in the order measured; a later event of a step replaces an earlier one."""
-    return list({event["name"]: _without_kind(event) for event in events if event["kind"] == "benchmark"}.values())
+def _latest(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The events of a kind in the order of their names' first one; a later event of a name replaces an earlier one."""
+    return list({event["name"]: _without_kind(event) for event in events if event["kind"] == kind}.values())
 
 
 def _load_access(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

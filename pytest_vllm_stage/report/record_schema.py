@@ -23,7 +23,7 @@ _FIELDS: Mapping[str, Kind] = {
     "benchmarks": list,
 }
 #: Lists that an earlier version did not write.
-_LATER_LISTS = ("regressions", "capacities", "publications", "restarts", "leftovers", "errors", "swept")
+_LATER_LISTS = ("addresses", "regressions", "capacities", "publications", "restarts", "leftovers", "errors", "swept")
 #: List to the fields that each of its entries has.
 _ENTRIES: Mapping[str, Mapping[str, Kind]] = {
     "tests": {"name": str, "outcome": str, "reason": str},

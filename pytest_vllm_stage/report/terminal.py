@@ -19,6 +19,7 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
     """The lines; the last ones say what to run next."""
     rows = list(notices(data))
     rows += [("where", _where(data)), ("versions", _versions(data["versions"])), ("time", _times(data))]
+    rows.append(("reached", _reached(data["addresses"])))
     rows.append(("tests", ", ".join(f"{n} {outcome}" for outcome, n in counts(data).items()) or "none"))
     if data["exit_status"] == ENVIRONMENT_EXIT_CODE:
         rows.append((f"exit {ENVIRONMENT_EXIT_CODE}", f"{EnvironmentUnusable.kind}: no verdict on the stage"))
@@ -73,6 +74,13 @@ def _where(data: dict[str, Any]) -> str:
         return f"endpoint {settings['endpoint']['value']} (no cluster)"
     reused = f", reused from run {data['reused']}" if data["reused"] else ""
     return f"profile {data['profile']['name']}, namespace {data['profile']['namespace']}{reused}"
+
+
+def _reached(addresses: list[dict[str, Any]]) -> str:
+    """The way to each server; empty where all are the cluster's own Services."""
+    if all(address["way"] == "Service" for address in addresses):
+        return ""
+    return ", ".join(f"{one['name']}: {one['way'] or 'no way'} {one['url']}".rstrip() for one in addresses)
 
 
 def _versions(versions: dict[str, str]) -> str:

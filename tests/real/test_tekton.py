@@ -167,7 +167,7 @@ def model() -> list[Object]:
 
 @pytest.fixture(scope="module")
 def minio(cluster: ClusterFacts, view: StageReader) -> S3Client:
-    url = addresses.find_minio_url(view.kube, cluster, NAMESPACE)
+    url = addresses.find_minio_address(view.kube, cluster, NAMESPACE).url
     return find_object_store(StageFacts(NAMESPACE, RUN, True, (), url), view.kube).client()
 
 

@@ -12,6 +12,13 @@ def condition(kind: str, status: str = "True", **more: str) -> Object:
     return {"type": kind, "status": status, **more}
 
 
+def admitted_route(service: str, host: str, **spec: Any) -> Object:
+    """An OpenShift Route with TLS at the edge, as a router admits it."""
+    router = {"host": host, "conditions": [condition("Admitted")]}
+    made = {"host": host, "to": {"kind": "Service", "name": service}, "tls": {"termination": "edge"}, **spec}
+    return {"kind": "Route", "metadata": {"name": service}, "spec": made, "status": {"ingress": [router]}}
+
+
 def container_status(name: str = "kserve-container", **more: Any) -> Object:
     return {"name": name, "restartCount": 0, "ready": True, "state": {"running": {}}, "lastState": {}, **more}
 

@@ -47,6 +47,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "publications": [],
         "swept": [],
         "restarts": [],
+        "addresses": [],
         "leftovers": [],
         "kept": None,
         "benchmarks": [],
@@ -97,3 +98,13 @@ def test_folder_of_diagnostics_is_named_where_there_is_one(tmp_path: Path) -> No
     assert not any("diagnosed" in line for line in terminal.summary(record(), tmp_path))
     (tmp_path / "diagnostics").mkdir()
     assert any(line.startswith("diagnosed") for line in terminal.summary(record(), tmp_path))
+
+
+def test_the_way_to_each_server_is_one_line_where_it_is_not_the_clusters_service(tmp_path: Path) -> None:
+    near = {"name": "full", "way": "Service", "url": "http://10.0.0.7:80"}
+    far = {"name": "minio", "way": "Route", "url": "https://minio.apps.test"}
+    none = {"name": "other", "way": "", "url": ""}
+    assert not any(line.startswith("reached") for line in terminal.summary(record(addresses=[near]), tmp_path))
+    lines = terminal.summary(record(addresses=[near, far, none]), tmp_path)
+    (line,) = [line for line in lines if line.startswith("reached")]
+    assert "full: Service http://10.0.0.7:80, minio: Route" in line

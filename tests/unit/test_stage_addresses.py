@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy import addresses
 from pytest_vllm_stage.stage.objects import Object
-from tests.unit.made_objects import condition, pod, service
+from pytest_vllm_stage.stage.reach.address import NoAddress
+from tests.unit.made_objects import admitted_route, condition, pod, service
 
 NEAR = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", reaches_services=True, owned=True)
 FAR = dataclasses.replace(NEAR, kind="kubeconfig", reaches_services=False)
@@ -35,8 +37,12 @@ def there(monkeypatch: pytest.MonkeyPatch) -> list[Object]:
     def get(_kube: object, kind: str, name: str, _namespace: str) -> Object | None:
         return next((i for i in held if i["kind"] == kind.partition(".")[0] and i["metadata"]["name"] == name), None)
 
+    def listed(_kube: object, kind: str, *_: object) -> list[Object]:
+        return [item for item in held if item["kind"] == kind.partition(".")[0]]
+
     monkeypatch.setattr(objects, "get", get)
-    monkeypatch.setattr(objects, "listed", lambda _kube, kind, *_: [item for item in held if item["kind"] == kind])
+    monkeypatch.setattr(objects, "find_resource", lambda _kube, kind: SimpleNamespace(name=kind, group=""))
+    monkeypatch.setattr(objects, "listed", listed)
     return held
 
 
@@ -54,7 +60,14 @@ def closed_port(listener: int) -> int:
 
 
 def model(item: Object, cluster: ClusterFacts) -> str:
-    return addresses.find_model_url(NO_KUBE, cluster, "ns", item)
+    found = addresses.find_model_address(NO_KUBE, cluster, "ns", item)
+    if isinstance(found, NoAddress):
+        raise addresses.judge_unreachable(cluster, "ns", item, found)
+    return found.url
+
+
+def minio(cluster: ClusterFacts) -> str:
+    return addresses.find_minio_address(NO_KUBE, cluster, "ns").url
 
 
 def test_a_near_cluster_answers_on_the_cluster_ip(there: list[Object]) -> None:
@@ -111,12 +124,12 @@ def test_a_pod_uses_the_address_in_the_cluster_before_the_one_for_clients_outsid
     tried: list[str] = []
     answering = {"http://m-predictor.ns.svc.cluster.local"}
 
-    def answers(url: str) -> bool:
+    def probe(url: str) -> str:
         tried.append(url)
-        return url in answering
+        return "" if url in answering else "is closed"
 
     monkeypatch.setattr(addresses, "_resolves", lambda host: host == "m-predictor.ns.svc")
-    monkeypatch.setattr(addresses, "answers", answers)
+    monkeypatch.setattr(addresses, "probe", probe)
     assert model(made, INSIDE) == "http://m-predictor.ns.svc.cluster.local"
     answering.clear()
     tried.clear()
@@ -133,19 +146,27 @@ def test_a_pod_without_the_clusters_dns_uses_the_cluster_ip(
 ) -> None:
     route = {"kind": "Route", "metadata": {"name": "minio"}, "spec": {"host": "minio.apps.test"}}
     there += [a_service("minio", "10.0.0.9", port=9000), route]
-    monkeypatch.setattr(addresses, "answers", lambda _url: True)
+    monkeypatch.setattr(addresses, "probe", lambda _url: "")
     monkeypatch.setattr(addresses, "_resolves", lambda _host: True)
-    assert addresses.find_minio_url(NO_KUBE, INSIDE, "ns") == "http://minio.ns.svc:9000"
+    assert minio(INSIDE) == "http://minio.ns.svc:9000"
     monkeypatch.setattr(addresses, "_resolves", lambda _host: False)
-    assert addresses.find_minio_url(NO_KUBE, INSIDE, "ns") == "http://10.0.0.9:9000"
+    assert minio(INSIDE) == "http://10.0.0.9:9000"
 
 
 def test_a_far_cluster_that_does_not_answer_names_what_was_tried(there: list[Object], closed_port: int) -> None:
     made = service()
     made["status"]["url"] = f"http://127.0.0.1:{closed_port}"
     there.append(a_service("m-predictor", "127.0.0.1", port=closed_port))
-    with pytest.raises(EnvironmentUnusable, match=rf"tried: http://127\.0\.0\.1:{closed_port}, http://127") as failed:
+    with pytest.raises(EnvironmentUnusable, match=rf"tried: http://127\.0\.0\.1:{closed_port}\n") as failed:
         model(made, FAR)
+    assert failed.value.message.splitlines()[1:] == [
+        "  Route: none leads to service/m-predictor",
+        "  Ingress: none leads to service/m-predictor",
+        "  HTTPRoute: none leads to service/m-predictor",
+        f"  status.url: http://127.0.0.1:{closed_port} accepts no connection: Connection refused",
+        "  status.address: inferenceservice publishes none",
+        f"  service/m-predictor: http://127.0.0.1:{closed_port} accepts no connection: Connection refused",
+    ]
     assert "port-forward service/m-predictor" in failed.value.hint
 
 
@@ -163,23 +184,38 @@ def test_a_far_model_that_is_not_ready_has_no_address(there: list[Object], close
 def test_the_placeholder_host_is_never_connected_to(there: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def answers(url: str) -> bool:
+    def probe(url: str) -> str:
         asked.append(url)
-        return True
+        return ""
 
-    monkeypatch.setattr(addresses, "answers", answers)
+    monkeypatch.setattr(addresses, "probe", probe)
     made = service()
     made["status"] |= {"url": "http://m-ns.example.com", "address": {"url": "http://m.ns.svc.cluster.local"}}
     assert model(made, FAR) == "http://m.ns.svc.cluster.local"
     assert asked == ["http://m.ns.svc.cluster.local"]
 
 
-def test_minio_is_its_service_or_its_route(there: list[Object], closed_port: int) -> None:
-    assert addresses.find_minio_url(NO_KUBE, NEAR, "ns") is None
-    there.append(a_service("minio", "127.0.0.1", port=9000) | {})
-    assert addresses.find_minio_url(NO_KUBE, NEAR, "ns") == "http://127.0.0.1:9000"
+def test_minio_is_its_service_or_its_route(
+    there: list[Object], closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert minio(NEAR) == ""
+    there.append(a_service("minio", "127.0.0.1", port=9000))
+    assert minio(NEAR) == "http://127.0.0.1:9000"
     there[0]["spec"]["ports"] = [{"port": closed_port}]
-    assert addresses.find_minio_url(NO_KUBE, FAR, "ns") is None
-    there.append({"kind": "Route", "metadata": {"name": "minio"}, "spec": {"host": "minio.example"}})
-    assert addresses.find_minio_url(NO_KUBE, FAR, "ns") == "https://minio.example"
-    assert addresses.find_minio_url(NO_KUBE, NEAR, "ns") == f"http://127.0.0.1:{closed_port}"
+    assert minio(FAR) == ""
+    there.append(admitted_route("minio", "minio.example"))
+    monkeypatch.setattr(addresses, "probe", lambda _url: "")
+    assert minio(FAR) == "https://minio.example"
+    assert minio(NEAR) == f"http://127.0.0.1:{closed_port}"
+
+
+def test_the_route_of_minios_console_is_not_its_api(there: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
+    there += [a_service("minio", "10.0.0.9", port=9000), admitted_route("minio", "api.example")]
+    there[0]["spec"]["ports"][0] |= {"name": "api", "targetPort": "s3"}
+    there[1]["metadata"]["name"] = "a-console"
+    there[1]["spec"]["port"] = {"targetPort": "console"}
+    monkeypatch.setattr(addresses, "probe", lambda _url: "")
+    assert minio(FAR) == "http://10.0.0.9:9000"
+    for port in ("api", "s3", 9000):
+        there[1]["spec"]["port"]["targetPort"] = port
+        assert minio(FAR) == "https://api.example"

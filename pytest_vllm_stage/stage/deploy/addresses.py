@@ -8,84 +8,124 @@ from urllib.parse import urlsplit
 from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.reach.address import AccessWay, Candidate, ChosenAddress, NoAddress, choose_address
+from pytest_vllm_stage.stage.reach.published import Backend, find_candidates
+from pytest_vllm_stage.stage.reach.read import read_publishers
 
 MINIO = "minio"
 REGISTRY = "model-registry"
 CONNECT_TIMEOUT_S = 3.0
-#: ``ingressDomain`` of KServe's configuration as it is delivered; nothing of the stage can ever answer there.
-PLACEHOLDER_DOMAIN = "example.com"
+#: In a pod of the cluster, what the cluster's own network reaches comes first.
+_INSIDE = (
+    AccessWay.STATUS_ADDRESS,
+    AccessWay.SERVICE,
+    AccessWay.ROUTE,
+    AccessWay.INGRESS,
+    AccessWay.HTTP_ROUTE,
+    AccessWay.STATUS_URL,
+)
 
 
-def find_model_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service: Object) -> str:
-    """Root URL of an InferenceService's server.
+def find_model_address(
+    kube: DynamicClient, cluster: ClusterFacts, namespace: str, service: Object
+) -> ChosenAddress | NoAddress:
+    """The address of an InferenceService's server.
 
-    Where cluster IPs answer it is the predictor's Service, else what the service itself publishes, if it answers; the
-    Service last, for a machine that happens to be inside the cluster's network. In a pod of the cluster the published
-    cluster-local address comes first, then the Service, and the URL for clients outside last.
+    Where cluster IPs answer it is the predictor's Service. Elsewhere it is the first that accepts a connection: a
+    Route, an Ingress, an HTTPRoute, what the InferenceService publishes, and the Service last, for a machine that
+    happens to be inside the cluster's network. In a pod of the cluster the published cluster-local address comes
+    first, then the Service, and the addresses for clients outside last.
 
     Raises:
-        StageFailure: the predictor has no Service, or nothing answers and the InferenceService is not Ready.
-        EnvironmentUnusable: the service is Ready and no URL of it is reachable from here; names the tried ones.
+        StageFailure: cluster IPs answer, and the predictor has no Service.
     """
     name = objects.name_of(service)
     if cluster.reaches_services:
-        return _find_service_url(kube, cluster, namespace, f"{name}-predictor", "80")
-    status = service.get("status") or {}
-    outer, inner = _published(status.get("url")), _published((status.get("address") or {}).get("url"))
-    own = []
-    if objects.get(kube, "Service", f"{name}-predictor", namespace):
-        own.append(_find_service_url(kube, cluster, namespace, f"{name}-predictor", "80"))
-    tried = [*inner, *own, *outer] if cluster.in_cluster else [*outer, *inner, *own]
-    found = next(filter(answers, tried), None)
-    if found:
-        return found
+        return _choose_near(kube, cluster, namespace, _predictor(name), "80")
+    return _choose(kube, cluster, Backend(namespace, (_predictor(name), name)), "80", service)
+
+
+def judge_unreachable(cluster: ClusterFacts, namespace: str, service: Object, found: NoAddress) -> StageError:
+    """The error that a model without an address is: the stage's failure where its InferenceService is not Ready."""
+    name = objects.name_of(service)
+    ways = "".join(f"\n  {line}" for line in found.passed_over)
     if not objects.is_true(service, "Ready"):
         ready = objects.condition(service, "Ready")
         reason = f"{ready.get('reason', '')}: {ready.get('message', '')}".strip(": ") or "no reason given"
-        raise StageFailure(
+        return StageFailure(
             f"inferenceservice/{name} is not Ready ({reason}) and no address answers; "
-            f"tried: {', '.join(tried) or 'nothing'}",
+            f"tried: {', '.join(found.tried) or 'nothing'}{ways}",
             hint=f"{cluster.kubectl_for(namespace)} describe inferenceservice {name}",
         )
-    forward = f"port-forward service/{name}-predictor 8080:80, then --stage-endpoint"
-    raise EnvironmentUnusable(
-        f"inferenceservice/{name} is not reachable from here; tried: {', '.join(tried) or 'nothing'}",
+    forward = f"port-forward service/{_predictor(name)} 8080:80, then --stage-endpoint"
+    return EnvironmentUnusable(
+        f"inferenceservice/{name} is not reachable from here; tried: {', '.join(found.tried) or 'nothing'}{ways}",
         hint=f"{cluster.kubectl_for(namespace)} {'get networkpolicies' if cluster.in_cluster else forward}",
     )
 
 
-def _published(url: object) -> list[str]:
-    """A URL of an InferenceService's status, unless it is absent or a placeholder."""
-    return [str(url).rstrip("/")] if url and not _is_placeholder(str(url)) else []
+def _predictor(name: str) -> str:
+    """The Service of an InferenceService's predictor."""
+    return f"{name}-predictor"
 
 
-def _is_placeholder(url: str) -> bool:
-    """KServe publishes hosts below ``example.com`` until an administrator names a domain."""
-    host = urlsplit(url).hostname or ""
-    return host == PLACEHOLDER_DOMAIN or host.endswith(f".{PLACEHOLDER_DOMAIN}")
+def find_minio_address(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> ChosenAddress | NoAddress:
+    """The address of MinIO's S3 API, which is never that of its console."""
+    return _find_service_address(kube, cluster, namespace, MINIO, "9000")
 
 
-def find_minio_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
-    """Root URL of MinIO's S3 API, or None where the stage has none that is reachable from here."""
-    near = cluster.reaches_services or cluster.in_cluster
-    route = None if near else objects.get(kube, "Route.route.openshift.io", MINIO, namespace)
-    if route and route["spec"].get("host"):
-        return f"https://{route['spec']['host']}"
-    if objects.get(kube, "Service", MINIO, namespace) is None:
-        return None
-    url = _find_service_url(kube, cluster, namespace, MINIO, "9000")
-    return url if cluster.reaches_services or answers(url) else None
+def find_registry_address(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> ChosenAddress | NoAddress:
+    """The address of the REST API of the stage's own Model Registry."""
+    return _find_service_address(kube, cluster, namespace, REGISTRY, "8080")
 
 
-def find_registry_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> str | None:
-    """Root URL of the Model Registry's REST API, or None where the stage has none that is reachable from here."""
-    if objects.get(kube, "Service", REGISTRY, namespace) is None:
-        return None
-    url = _find_service_url(kube, cluster, namespace, REGISTRY, "8080")
-    return url if cluster.reaches_services or answers(url) else None
+def _find_service_address(
+    kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str
+) -> ChosenAddress | NoAddress:
+    service = objects.get(kube, "Service", name, namespace)
+    if service is None:
+        return NoAddress((f"service/{name} does not exist in namespace {namespace}",))
+    if cluster.reaches_services:
+        return _choose_near(kube, cluster, namespace, name, port)
+    chosen = _find_port(service, port)
+    names = frozenset(str(chosen[key]) for key in ("port", "name", "targetPort") if chosen.get(key))
+    return _choose(kube, cluster, Backend(namespace, (name,), names), port)
+
+
+def _choose_near(kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str) -> ChosenAddress:
+    url = _find_service_url(kube, cluster, namespace, name, port)
+    return ChosenAddress(url, AccessWay.SERVICE, "cluster IPs answer from this machine")
+
+
+def _choose(
+    kube: DynamicClient, cluster: ClusterFacts, backend: Backend, port: str, service: Object | None = None
+) -> ChosenAddress | NoAddress:
+    candidates = [
+        *find_candidates(backend, read_publishers(kube, backend), service),
+        _find_service(kube, cluster, backend, port),
+    ]
+    if cluster.in_cluster:
+        candidates.sort(key=lambda candidate: _INSIDE.index(candidate.way))
+    return choose_address(candidates, probe)
+
+
+def _find_service(kube: DynamicClient, cluster: ClusterFacts, backend: Backend, port: str) -> Candidate:
+    """The Service itself, by its name or its cluster IP."""
+    name = backend.names[0]
+    try:
+        url = _find_service_url(kube, cluster, backend.namespace, name, port)
+    except StageFailure as error:
+        return Candidate(AccessWay.SERVICE, problem=error.message)
+    return Candidate(AccessWay.SERVICE, f"service/{name}", url)
+
+
+def _find_port(service: Object, port: str) -> Object:
+    """The Service's entry of a port; its first one where it does not have that port."""
+    ports: dict[str, Object] = {str(entry["port"]): entry for entry in service["spec"].get("ports") or []}
+    return ports.get(port) or next(iter(ports.values()), {"port": int(port)})
 
 
 def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str) -> str:
@@ -93,8 +133,7 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
     if found is None:
         raise StageFailure(f"service/{name} does not exist", hint=f"{cluster.kubectl_for(namespace)} get services")
     spec = found["spec"]
-    ports = {str(entry["port"]): entry for entry in spec.get("ports") or []}
-    chosen = ports.get(port) or next(iter(ports.values()), {"port": int(port)})
+    chosen = _find_port(found, port)
     if spec.get("clusterIP") not in (None, "", "None"):
         if cluster.in_cluster and _resolves(f"{name}.{namespace}.svc"):
             return _url(f"{name}.{namespace}.svc", chosen["port"])
@@ -108,7 +147,7 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
         raise StageFailure(
             f"service/{name} has no Ready pod to answer", hint=f"{cluster.kubectl_for(namespace)} get pods"
         )
-    return _url(ready[0]["status"]["podIP"], _find_pod_port(ready[0], chosen.get("targetPort", chosen["port"])))
+    return _url(ready[0]["status"]["podIP"], _find_pod_port(ready[0], chosen.get("targetPort") or chosen["port"]))
 
 
 def _find_pod_port(pod: Object, target: int | str) -> int | str:
@@ -131,10 +170,19 @@ def _resolves(host: str) -> bool:
 
 def answers(url: str) -> bool:
     """Something accepts connections at the URL's host and port."""
+    return not probe(url)
+
+
+def probe(url: str) -> str:
+    """Why nothing accepts connections at the URL's host and port; empty where something does."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         with socket.create_connection((parts.hostname or "", port), CONNECT_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
+            return ""
+    except socket.gaierror:
+        return "has a host name without an address here"
+    except TimeoutError:
+        return f"accepts no connection within {CONNECT_TIMEOUT_S:g} s"
+    except OSError as error:
+        return f"accepts no connection: {error.strerror or error}"

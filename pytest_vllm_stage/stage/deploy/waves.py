@@ -26,6 +26,7 @@ from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import conditions, diagnose
 from pytest_vllm_stage.stage.observe.reader import Condition, StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
+from pytest_vllm_stage.stage.reach.address import NoAddress
 
 
 def deploy(
@@ -64,12 +65,12 @@ def deploy(
                 StageReader(kube, cluster, namespace), manifests, profile, Ownership.for_run(run_id), values, journal
             )
             services = _services(kube, cluster, namespace, profile)
-            targets = _targets(kube, cluster, namespace, services)
+            targets = _targets(kube, cluster, namespace, services, journal)
             _await_answers(targets, profile.waits_s["first_answer_s"], journal)
         except StageFailure:
             diagnose.collect(cluster, namespace, diagnostics)
             raise
-        minio_url = addresses.find_minio_url(kube, cluster, namespace)
+        minio_url = _find_minio_url(kube, cluster, namespace, journal)
     return StageFacts(
         namespace,
         run_id,
@@ -105,8 +106,8 @@ def attach(cluster: ClusterFacts, profile: Profile, namespace: str, journal: Jou
     """
     with client.connection(cluster, namespace) as kube:
         services = _services(kube, cluster, namespace, profile)
-        targets = _reachable_targets(kube, cluster, namespace, services)
-        minio_url = addresses.find_minio_url(kube, cluster, namespace)
+        targets = _reachable_targets(kube, cluster, namespace, services, journal)
+        minio_url = _find_minio_url(kube, cluster, namespace, journal)
     facts = StageFacts(namespace, "", False, targets, minio_url, simulated=is_simulated(services))
     journal.event("attached", namespace, targets=[target.base_url or target.unreachable for target in facts.targets])
     return facts
@@ -166,29 +167,42 @@ def is_simulated(services: Mapping[str, Object]) -> bool:
 
 
 def _targets(
-    kube: DynamicClient, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
+    kube: DynamicClient, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object], journal: Journal
 ) -> tuple[TargetFacts, ...]:
-    return tuple(_target(kube, cluster, namespace, role, service) for role, service in services.items())
+    return tuple(_target(kube, cluster, namespace, role, service, journal) for role, service in services.items())
 
 
 def _reachable_targets(
-    kube: DynamicClient, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object]
+    kube: DynamicClient, cluster: ClusterFacts, namespace: str, services: Mapping[str, Object], journal: Journal
 ) -> tuple[TargetFacts, ...]:
     """The targets of an existing stage: the checks report a broken model, and no request is sent to it."""
     found = []
     for role, service in services.items():
         try:
-            found.append(_target(kube, cluster, namespace, role, service))
+            found.append(_target(kube, cluster, namespace, role, service, journal))
         except StageFailure as error:
-            found.append(TargetFacts(role, objects.name_of(service), "", unreachable=error.message))
+            found.append(TargetFacts(role, objects.name_of(service), "", unreachable=error.message.splitlines()[0]))
     return tuple(found)
 
 
-def _target(kube: DynamicClient, cluster: ClusterFacts, namespace: str, role: str, service: Object) -> TargetFacts:
+def _target(
+    kube: DynamicClient, cluster: ClusterFacts, namespace: str, role: str, service: Object, journal: Journal
+) -> TargetFacts:
     runtime = objects.get(kube, "ServingRuntime", drift.runtime_name(service), namespace)
     args = drift.demand(service, runtime).args if runtime else ()
-    url = addresses.find_model_url(kube, cluster, namespace, service)
-    return TargetFacts(role, objects.name_of(service), url, max_model_len(args), max_num_seqs=max_num_seqs(args))
+    name = objects.name_of(service)
+    address = addresses.find_model_address(kube, cluster, namespace, service)
+    journal.event("address", name, **address.to_record())
+    if isinstance(address, NoAddress):
+        raise addresses.judge_unreachable(cluster, namespace, service, address)
+    return TargetFacts(role, name, address.url, max_model_len(args), max_num_seqs=max_num_seqs(args))
+
+
+def _find_minio_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, journal: Journal) -> str | None:
+    """Root URL of MinIO's S3 API; None where the stage has none that is reachable from here."""
+    address = addresses.find_minio_address(kube, cluster, namespace)
+    journal.event("address", addresses.MINIO, **address.to_record())
+    return address.url or None
 
 
 def max_model_len(args: Sequence[str]) -> int | None:
