@@ -106,7 +106,7 @@ def targets(stage_run: Run, request: pytest.FixtureRequest) -> dict[str, Target]
 
     if stage_run.config.endpoint:
         return find_endpoint_targets(stage_run)
-    return find_stage_targets(stage_run, request.getfixturevalue("stage"))
+    return find_stage_targets(stage_run, request.getfixturevalue("stage"), request.getfixturevalue("cluster"))
 
 
 @pytest.fixture(scope="session")
@@ -127,15 +127,14 @@ def endpoint(model_role: str, _clients: dict[str, EndpointClient]) -> EndpointCl
 
 
 @pytest.fixture(scope="session")
-def object_store(
-    stage: StageFacts, cluster: ClusterFacts, kube: DynamicClient, stage_config: StageConfig
-) -> ObjectStore:
+def object_store(stage_run: Run, stage: StageFacts, cluster: ClusterFacts, kube: DynamicClient) -> ObjectStore:
     """The address of the stage's S3 API and the credentials of its Secret."""
+    from pytest_vllm_stage.cluster.authorities import find_ca_file
     from pytest_vllm_stage.stage.object_store import find_object_store
 
     # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
     use_proxies = cluster.kind != "local"
-    return find_object_store(stage, kube, ca_file=stage_config.ca_file, use_proxies=use_proxies)
+    return find_object_store(stage, kube, ca_file=find_ca_file(stage_run, cluster), use_proxies=use_proxies)
 
 
 @pytest.fixture(scope="session")
@@ -229,15 +228,17 @@ def registry_client(
 
 
 @pytest.fixture(scope="session")
-def model_registry(registry_client: RegistryClient, stage_config: StageConfig) -> ModelRegistry:
+def model_registry(registry_client: RegistryClient, stage_run: Run, cluster: ClusterFacts) -> ModelRegistry:
     """The official client of the Model Registry, ``model_registry.ModelRegistry``; skips where the server has no v1."""
+    from pytest_vllm_stage.cluster.authorities import find_ca_file
     from pytest_vllm_stage.core.skips import does_not_apply
     from pytest_vllm_stage.publication.registry.official import API_VERSION, connect_official_client
 
     url, api = registry_client.url, registry_client.api
     if api != API_VERSION:
         does_not_apply(f"the Model Registry at {url} speaks {api} only, and the official client {API_VERSION} only")
-    return connect_official_client(url, token=stage_config.registry_token, ca_file=stage_config.ca_file)
+    token, ca_file = stage_run.config.registry_token, find_ca_file(stage_run, cluster)
+    return connect_official_client(url, token=token, ca_file=ca_file)
 
 
 @pytest.fixture(scope="session")

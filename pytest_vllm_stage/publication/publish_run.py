@@ -12,6 +12,7 @@ from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.benchmark import plans, steps
 from pytest_vllm_stage.benchmark.artifacts import FOLDER, StepArtifact
+from pytest_vllm_stage.cluster.authorities import find_ca_file
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.publication import links, publishing
@@ -87,7 +88,7 @@ def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Re
         url,
         run.journal,
         token=run.config.registry_token,
-        ca_file=run.config.ca_file,
+        ca_file=find_ca_file(run, cluster),
         # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
         use_proxies=cluster.kind != "local",
     )
@@ -99,7 +100,7 @@ def connect_bucket(run: Run, kube: DynamicClient, cluster: ClusterFacts, stage: 
     Raises:
         StageError: the stage has no object store that is reachable from here, or its Secret does not exist.
     """
-    store = find_object_store(stage, kube, ca_file=run.config.ca_file, use_proxies=cluster.kind != "local")
+    store = find_object_store(stage, kube, ca_file=find_ca_file(run, cluster), use_proxies=cluster.kind != "local")
     return Bucket(store, run.config.profile.registry.bucket)
 
 

@@ -34,7 +34,8 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         the run went on), ``leftovers``, ``kept``, ``errors``, ``exit_status``, ``addresses`` (of each server: the way
         to it, and why no better one), ``benchmarks`` (one per load step),
         ``load_access`` (which tests ran during each), ``regressions`` (one comparison per load step), ``capacities``,
-        ``publications`` (a model's published results each).
+        ``authorities`` (the certificates that the cluster publishes, and where they were read; None unless they were
+        asked for), ``publications`` (a model's published results each).
     """
     events = read_events(journal_path)
     described = (
@@ -73,6 +74,7 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         "load_access": _load_access(events),
         "regressions": [_without_kind(event) for event in events if event["kind"] == "regression"],
         "capacities": [_without_kind(event) for event in events if event["kind"] == "capacity"],
+        "authorities": _last(events, "authorities") or None,
         "publications": [_without_kind(event) for event in events if event["kind"] == "published"],
     }
 

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer, Tokens, Usage
-from pytest_vllm_stage.serving.failures import RequestFailed, StreamBroken, shown
+from pytest_vllm_stage.serving.certificate_errors import explain_refusal
+from pytest_vllm_stage.serving.failures import CertificateRefused, RequestFailed, StreamBroken, shown
 from pytest_vllm_stage.serving.metrics import BadExposition, EngineMetrics, parse
 from pytest_vllm_stage.serving.stream import Stream
 from pytest_vllm_stage.serving.target import Target
@@ -283,6 +284,11 @@ class EndpointClient:
             self.last_response = response = self._http.send(request, stream=stream)
             return response
         except httpx.HTTPError as error:
+            refused = explain_refusal(error, self.target.base_url)
+            if refused:
+                raise CertificateRefused(
+                    f"{what} at {self.target.base_url} was not sent: {refused.reason}", hint=refused.hint
+                ) from None
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise RequestFailed(
                 f"{what} at {self.target.base_url} got no response: {reason}",
@@ -297,7 +303,7 @@ class EndpointClient:
 
 
 def _trust(target: Target) -> ssl.SSLContext | bool:
-    """The authorities that are trusted: the target's alone, or the system's."""
+    """Verifies against the target's authorities, or the system's where it names none."""
     if not target.base_url.startswith("https:"):
         return True
     return ssl.create_default_context(cafile=target.ca_file)

@@ -1,4 +1,4 @@
-"""How a request to a served model fails: `RequestFailed`, and of it `StreamBroken`, both failures of the stage."""
+"""How a request to a served model fails: `RequestFailed`, and two special cases of it; all failures of the stage."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class RequestFailed(StageFailure):
         super().__init__(message, hint=hint)
         self.status = status
         self.body = body
+
+
+class CertificateRefused(RequestFailed):
+    """The server's certificate is not accepted; nothing was sent."""
 
 
 class StreamBroken(RequestFailed):

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 
+from pytest_vllm_stage.cluster.authorities import find_ca_file
+from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
+from pytest_vllm_stage.serving.failures import CertificateRefused
 from pytest_vllm_stage.serving.target import Target, is_simulated
 from pytest_vllm_stage.stage.facts import StageFacts
 
 
-def find_stage_targets(run: Run, stage: StageFacts) -> dict[str, Target]:
-    """The stage's targets by role."""
+def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> dict[str, Target]:
+    """The stage's targets by role.
+
+    Raises:
+        EnvironmentUnusable: the cluster's authorities are to be trusted, and cannot be read.
+    """
+    ca_file = find_ca_file(run, cluster)
     return {
         target.role: Target(
             role=target.role,
@@ -20,7 +28,7 @@ def find_stage_targets(run: Run, stage: StageFacts) -> dict[str, Target]:
             base_url=target.base_url,
             max_model_len=target.max_model_len,
             api_key=run.config.api_key,
-            ca_file=run.config.ca_file,
+            ca_file=ca_file,
             unreachable=target.unreachable,
             max_num_seqs=target.max_num_seqs,
             dummy_weights=_has_dummy_weights(run, target.role, target.inference_service),
@@ -77,7 +85,7 @@ def _served_models(target: Target, run: Run) -> list[str]:
     except RequestFailed as error:
         raise EnvironmentUnusable(
             f"--stage-endpoint {target.base_url} does not answer: {error.message}",
-            hint=f"curl -i {target.base_url}/v1/models",
+            hint=error.hint if isinstance(error, CertificateRefused) else f"curl -i {target.base_url}/v1/models",
         ) from None
     finally:
         client.close()

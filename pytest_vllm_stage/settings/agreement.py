@@ -144,13 +144,17 @@ def _check_values(config: StageConfig) -> None:
 
 
 def _check_files(config: StageConfig) -> None:
-    for name in ("ca_file", "env_file"):
-        path = config.path(name)
+    authorities = Path(config.ca_file) if config.ca_file else None
+    for name, path in (("ca_file", authorities), ("env_file", config.env_file)):
         if path and not path.is_file():
             raise ConfigError(f"{config.source(name)}: there is no file {str(path)!r}")
-    path = config.path("ca_file")
-    if path:
-        _check_certificates(path, config.source("ca_file"))
+    if authorities:
+        _check_certificates(authorities, config.source("ca_file"))
+    if config.trusts_cluster and config.endpoint:
+        raise ConfigError(
+            f"{config.source('ca_file')} is cluster, and {config.source('endpoint')} validates a server without a "
+            "cluster: name the PEM file of its authorities"
+        )
 
 
 def _check_certificates(path: Path, source: str) -> None:

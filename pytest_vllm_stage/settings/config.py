@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.settings import pod
-from pytest_vllm_stage.settings.options import BY_NAME
+from pytest_vllm_stage.settings.options import BY_NAME, CLUSTER_AUTHORITIES
 from pytest_vllm_stage.settings.urls import split_endpoints
 
 if TYPE_CHECKING:
@@ -144,8 +144,13 @@ class StageConfig:
 
     @property
     def ca_file(self) -> str | None:
-        """The PEM file of trusted authorities; None trusts the system's."""
-        return self.get("ca_file")
+        """The PEM file of trusted authorities; None for the system's, or where `trusts_cluster`."""
+        return None if self.trusts_cluster else self.get("ca_file")
+
+    @property
+    def trusts_cluster(self) -> bool:
+        """The authorities that the cluster publishes are trusted; `cluster.authorities` collects them in a file."""
+        return self.get("ca_file") == CLUSTER_AUTHORITIES
 
     @property
     def env_file(self) -> Path | None:

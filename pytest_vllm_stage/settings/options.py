@@ -11,6 +11,8 @@ PUBLISHES = ("auto", "always", "never")
 KEEPS = ("never", "on-failure", "always")
 LOAD_DRIVERS = ("builtin", "guidellm")
 REPORTS = ("always", "never")
+#: The value of ca_file that names no file.
+CLUSTER_AUTHORITIES = "cluster"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Option:
         flag: It is a switch: on or off.
         number: It is a whole number from 0.
         path: It names a file or a folder.
+        keywords: Values of a path option that are not paths.
         bare: The value of the option given without one; None where a value is required.
         metavar: The value's name in ``--help``.
     """
@@ -36,6 +39,7 @@ class Option:
     flag: bool = False
     number: bool = False
     path: bool = False
+    keywords: tuple[str, ...] = ()
     bare: str | None = None
     metavar: str | None = None
 
@@ -131,7 +135,14 @@ OPTIONS: tuple[Option, ...] = (
         metavar="URL",
     ),
     Option("model", "with --stage-endpoint: the served model to check, when the server has several", metavar="NAME"),
-    Option("ca_file", "PEM file of the authorities that sign the endpoints' certificates", path=True, metavar="FILE"),
+    Option(
+        "ca_file",
+        "PEM file of the authorities that sign the endpoints' certificates; `cluster` trusts, besides the system's, "
+        "those that the stage's cluster publishes: OpenShift's ingress CA, else the namespace's kube-root-ca.crt",
+        path=True,
+        keywords=(CLUSTER_AUTHORITIES,),
+        metavar="FILE|cluster",
+    ),
     Option(
         "env_file",
         "KEY=VALUE file with the stage's secrets (template: fixtures/base-secrets/env.template)",

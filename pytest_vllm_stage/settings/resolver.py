@@ -73,7 +73,7 @@ def _parse(option: Option, value: str | bool, source: str, folder: Path | None) 
         raise ConfigError(f"{source}: {describe_unknown(text, option.choices, f'value {text!r}')}")
     if option.number and not (text.isascii() and text.isdigit() and len(text) < 20):
         raise ConfigError(f"{source}: expected a whole number from 0, got {text[:40]!r}")
-    if option.path:
+    if option.path and text not in option.keywords:
         text = str((folder or Path()) / Path(text).expanduser())
     if option.name == "endpoint":
         text = normalise_endpoints(text, source)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.checks.stage import certificates, members, restart
+from pytest_vllm_stage.core.certificates import parse_pem
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 from tests.unit.recorded_stage import LATER, MODEL, RecordedStage, owned
@@ -177,8 +178,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def test_the_end_of_a_certificate_is_read_and_judged(certificate: bytes) -> None:
-    expires = certificates.expiry_of(certificate)
-    assert expires is not None
+    found = parse_pem(certificate)
+    assert found is not None
+    expires = found.not_after
     secret, day = tls_secret(certificate), datetime.timedelta(days=1)
     assert 29 * day < expires - datetime.datetime.now(datetime.UTC) < 31 * day
     assert certificates.check_secrets([secret], expires - 8 * day) == []
