@@ -10,7 +10,7 @@ import asyncio
 import gc
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
 from pytest_vllm_stage.load.nvml import open_local_gpus
 from pytest_vllm_stage.load.progress import LoadProgress, LoopLag
 from pytest_vllm_stage.load.timer import Timer
+from pytest_vllm_stage.load.workers.share import WHOLE, Share
 from pytest_vllm_stage.measurement.samples import ClientFacts, EarlyStop, Measurement, Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 
@@ -36,6 +37,8 @@ _LEAD_S = 0.2
 Watcher = Callable[[Sample], str | None]
 #: Called with the step's progress.
 Report = Callable[[LoadProgress], None]
+#: Awaited when the warm-up is over; returns the ``perf_counter`` at which the step starts.
+AgreeStart = Callable[[], Awaitable[float]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class LoadJob:
         gpu_metrics_url: A DCGM exporter's page (``.../metrics``) or a Prometheus' root; None without GPU metrics.
         gpu_metrics_token: Sent there as bearer token.
         facts: Added to the measurement.
+        share: Which part of the step is sent; the bodies are this part's.
     """
 
     step: LoadStep
@@ -65,10 +69,30 @@ class LoadJob:
     gpu_metrics_url: str | None = None
     gpu_metrics_token: Secret | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    share: Share = WHOLE
+
+    @property
+    def users(self) -> int | None:
+        """Concurrent users of a closed loop."""
+        return self.share.users(self.step)
+
+    def schedule_s(self) -> list[float]:
+        """Send times of the bodies of an open loop, in seconds from the step's start."""
+        times_s = self.step.schedule_s()
+        return [times_s[place] for place in self.share.places(self.step, len(times_s))][: len(self.bodies)]
+
+
+async def start_soon() -> float:
+    """The start of a step that nothing else waits for."""
+    return time.perf_counter() + _LEAD_S
 
 
 async def run_step(
-    job: LoadJob, *, watcher: Watcher | None = None, report: Report = lambda _progress: None
+    job: LoadJob,
+    *,
+    watcher: Watcher | None = None,
+    report: Report = lambda _progress: None,
+    agree_start: AgreeStart = start_soon,
 ) -> Measurement:
     """Warm up, carry the step out, and wait for every answer.
 
@@ -76,6 +100,7 @@ async def run_step(
         job: What to do.
         watcher: Receives each sample, and may end the sending early.
         report: Receives the progress about once a second.
+        agree_start: Decides when the step starts.
     """
     loop_lag = LoopLag()
     pool = Pool(parse_address(job.base_url, job.ca_file))
@@ -85,7 +110,8 @@ async def run_step(
     gc.freeze()
     gc.disable()
     try:
-        return await _StepInProgress(job, pool, watcher, report, loop_lag).carry_out()
+        zero_s = await agree_start()
+        return await _StepInProgress(job, pool, watcher, report, loop_lag, zero_s).carry_out()
     finally:
         gc.enable()
         gc.unfreeze()
@@ -130,7 +156,7 @@ async def warm_up(job: LoadJob, pool: Pool, report: Report = lambda _progress: N
         Exchange(outgoing, index, body, now_s).start(now_s)
 
     outgoing = Outgoing(job.step, pool, _head(job), time.perf_counter(), finished)
-    for _ in range(min(job.step.concurrency or 4, len(waiting))):
+    for _ in range(min(job.users or 4, len(waiting))):
         start()
     if job.warmup_bodies:
         await done.wait()
@@ -138,7 +164,15 @@ async def warm_up(job: LoadJob, pool: Pool, report: Report = lambda _progress: N
 
 
 class _StepInProgress:
-    def __init__(self, job: LoadJob, pool: Pool, watcher: Watcher | None, report: Report, loop_lag: LoopLag) -> None:
+    def __init__(
+        self,
+        job: LoadJob,
+        pool: Pool,
+        watcher: Watcher | None,
+        report: Report,
+        loop_lag: LoopLag,
+        zero_s: float,
+    ) -> None:
         self._job = job
         self._step = job.step
         self._pool = pool
@@ -146,10 +180,10 @@ class _StepInProgress:
         self._report = report
         self._loop_lag = loop_lag
         self._loop = asyncio.get_running_loop()
-        self._zero_s = time.perf_counter() + _LEAD_S
-        self._started_at = time.time() + _LEAD_S
+        self._zero_s = zero_s
+        self._started_at = time.time() + zero_s - time.perf_counter()
         self._out = Outgoing(job.step, pool, _head(job), self._zero_s, self._finished)
-        self._schedule_s = job.step.schedule_s()[: len(job.bodies)] if job.step.open_loop else []
+        self._schedule_s = job.schedule_s() if job.step.open_loop else []
         self._samples: list[Sample] = []
         self._sent = 0
         self._failed = 0
@@ -163,7 +197,8 @@ class _StepInProgress:
 
     async def carry_out(self) -> Measurement:
         """Run it until the last answer."""
-        expected_open = self._step.concurrency or min(64, max(4, round(self._step.request_rate or 1)))
+        rate = (self._step.request_rate or 1) / self._job.share.workers
+        expected_open = self._job.users or min(64, max(4, round(rate)))
         await self._pool.warm(expected_open)
         await self._monitor.read()
         background = [self._loop.create_task(work) for work in (self._monitor.run(self._quiet_s()), self._run_upkeep())]
@@ -204,7 +239,7 @@ class _StepInProgress:
     def _send_scheduled(self) -> None:
         """Send the requests whose scheduled time has come; called by the timer."""
         if not self._step.open_loop:
-            for _ in range(self._step.concurrency or 1):
+            for _ in range(self._job.users or 1):
                 self._send_next_user()
             return
         while self._sending and self._sent < len(self._schedule_s):
@@ -288,7 +323,12 @@ class _StepInProgress:
 
 
 def create_monitor(job: LoadJob, zero_s: float) -> Monitor:
-    """Create a monitor of the job's engine, and of its GPUs: an exporter's, else those of a server on this machine."""
+    """Create a monitor of the job's engine, and of its GPUs: an exporter's, else those of a server on this machine.
+
+    Where several drivers share a step, the first one reads them for all.
+    """
+    if job.share.worker:
+        return Monitor(None, None, zero_s)
     engine = parse_address(job.metrics_url or job.base_url, job.ca_file)
     gpu = gpu_source(parse_address(job.gpu_metrics_url, job.ca_file)) if job.gpu_metrics_url else None
     local_gpus = None if gpu else open_local_gpus(engine.host, engine.port)

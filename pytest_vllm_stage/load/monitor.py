@@ -141,7 +141,7 @@ class Monitor:
     """Reads the engine, and a GPU exporter where one is configured, until it is stopped.
 
     Args:
-        engine: The engine's metrics.
+        engine: The engine's metrics; None where another driver reads them.
         gpu: A DCGM exporter's, or a Prometheus'; None where there is none.
         zero_s: ``perf_counter`` at the step's start.
         headers: Further header lines for the engine, each with its line end.
@@ -151,7 +151,7 @@ class Monitor:
 
     def __init__(
         self,
-        engine: Source,
+        engine: Source | None,
         gpu: Source | None,
         zero_s: float,
         headers: bytes = b"",

@@ -75,6 +75,16 @@ class PromptMaker:
             ConfigError: the prompt is too short for the template and for being unique.
             StageFailure: the tokenizer counts one differently from what its words promise.
         """
+        texts = list(self.unchecked_texts(step, count, purpose))
+        self._check_all(self._to_check(texts, step.prompt_tokens), step.prompt_tokens)
+        return texts
+
+    def unchecked_texts(self, step: LoadStep, count: int, purpose: str) -> Iterator[str]:
+        """The same texts as `texts`, one by one, without asking the server; fewer are the first of more.
+
+        Raises:
+            ConfigError: the prompt is too short for the template and for being unique.
+        """
         length = step.prompt_tokens - self.overhead
         shared = max(0, step.shared_prefix_tokens - self.overhead)
         if length - shared < LEAST_OWN_TOKENS:
@@ -83,9 +93,7 @@ class PromptMaker:
                 f"{self.overhead}, the shared prefix {shared}, and {LEAST_OWN_TOKENS} must be the prompt's own"
             )
         prefix = self._words(random.Random(f"{step.seed} shared"), shared)  # noqa: S311 - test data, no secret
-        texts = list(self._unique(f"{step.seed} {purpose}", prefix, length - shared, count))
-        self._check_all(self._to_check(texts, step.prompt_tokens), step.prompt_tokens)
-        return texts
+        return self._unique(f"{step.seed} {purpose}", prefix, length - shared, count)
 
     def _to_check(self, texts: Sequence[str], length: int) -> Sequence[str]:
         if length in self.checked_lengths:

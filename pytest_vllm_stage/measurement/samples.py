@@ -26,6 +26,10 @@ FAILURES = {
     "output_tokens": "the answer has another number of tokens than the plan asked for",
 }
 
+#: In a measurement's facts where several workers shared the step: their ``count``, those that are ``lost``, each with
+#: its ``worker``, ``name`` and ``reason``, and how their clocks differ: ``clock_offset_ms``, ``clock_uncertainty_ms``.
+LOAD_WORKERS = "load_workers"
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from pytest_vllm_stage.measurement.metrics import Metrics
-from pytest_vllm_stage.measurement.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.samples import LOAD_WORKERS, Measurement, Sample
 from pytest_vllm_stage.slo.objectives import Objective
 
 #: The largest valid P99 of the send lag; 5 % of the TTFT objective where that is more.
@@ -45,6 +45,7 @@ class Finding:
 def findings(measurement: Measurement, metrics: Metrics, objectives: Sequence[Objective]) -> tuple[Finding, ...]:
     """Everything that is wrong or unexpected in a measurement, the invalidating findings first."""
     found = [
+        *_workers(measurement, objectives),
         *_client(measurement, metrics, objectives),
         *_prompts(measurement),
         *_cache(measurement),
@@ -78,6 +79,20 @@ def _client(measurement: Measurement, metrics: Metrics, objectives: Sequence[Obj
         sent, least = f"{100 * achieved:.1f} %", f"{100 * SENT_SHARE:g} %"
         text = f"the client sent {sent} of the planned rate, expected at least {least}{busy}"
         yield Finding("rate_not_sent", text, True)
+
+
+def _workers(measurement: Measurement, objectives: Sequence[Objective]) -> Iterator[Finding]:
+    """What is wrong with a step that several load workers shared: it is one step only if each did its part in time."""
+    workers = measurement.facts.get(LOAD_WORKERS)
+    if not isinstance(workers, Mapping):
+        return
+    for lost in workers.get("lost") or ():
+        text = f"load worker {lost['worker']} of {workers['count']} ({lost['name']}) has no result: {lost['reason']}"
+        yield Finding("worker_lost", text, True)
+    limit_ms, uncertain_ms = lag_limit_ms(objectives), workers.get("clock_uncertainty_ms") or 0.0
+    if uncertain_ms > limit_ms:
+        text = f"the load workers' common start is only known within {uncertain_ms:.1f} ms, limit {limit_ms:g} ms"
+        yield Finding("clocks_uncertain", text, True)
 
 
 def _prompts(measurement: Measurement) -> Iterator[Finding]:
