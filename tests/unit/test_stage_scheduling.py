@@ -162,6 +162,13 @@ def test_nodes_with_the_same_obstacles_are_named_together_and_gpu_nodes_first() 
     assert explain_unschedulable(wants(8), PlacementFacts(many)).endswith("; 3 more nodes have other reasons")
 
 
+def test_a_node_with_many_obstacles_shows_the_first_two() -> None:
+    made = wants(8, nodeSelector={"type": "h100", "pool": "a"})
+    assert explain_unschedulable(made, PlacementFacts([gpu_node()])) == (
+        "node g1 has label type=l4 (node selector: type=h100) and has no label pool (node selector: pool=a) (1 more)"
+    )
+
+
 def test_a_node_without_a_status_is_judged_by_its_labels_and_taints_alone() -> None:
     assert find_obstacles({"metadata": {"name": "n"}}, wants(), PlacementFacts()) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait, "OBSERVE_INTERVAL_S", {"local": 0.0})
+    monkeypatch.setattr(wait, "OWN_INTERVAL_S", 0.0)
 
 
 def wait_for(*conditions: Scripted, path: Path | None = None) -> None:
@@ -79,6 +80,12 @@ def test_each_condition_is_recorded_under_its_own_name(tmp_path: Path) -> None:
     waits = {event["name"]: event for event in read_events(tmp_path / "j")}
     assert waits["a"]["outcome"] == waits["b"]["outcome"] == "done"
     assert waits["b"]["state"] == "there"
+
+
+@pytest.mark.parametrize("kind", typing.get_args(typing.get_type_hints(ClusterFacts)["kind"]))
+def test_conditions_are_awaited_on_every_kind_of_cluster(kind: Any) -> None:
+    facts = ClusterFacts(kind, "kc", "ctx", "v1", "kubectl", False, False)
+    wait.wait_for_all(FakeView(NO_KUBE, facts, "ns"), [Scripted("a", [DONE])], Journal())
 
 
 def test_what_is_reached_is_not_looked_at_again() -> None:

@@ -110,8 +110,11 @@ COMPONENTS = (
     Component("minio", "github.com/minio/minio", {"minio": "github.com/minio/minio"}),
 )
 
-#: Not part of a cluster: built only when requested by name, as the test of the Tekton Task does.
+#: Not part of a cluster: built only when requested by name. Tests run Tekton's controllers and KWOK's fake nodes;
+#: --stage-cluster=kind runs kind where none is on the PATH.
 EXTRAS = (
+    Component("kind", "sigs.k8s.io/kind", {"kind": "sigs.k8s.io/kind"}),
+    Component("kwok", "sigs.k8s.io/kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
     Component(
         "tekton",
         "github.com/tektoncd/pipeline",

@@ -12,9 +12,10 @@ from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.quantities import parse_quantity
 
-#: Groups of nodes, and names of one group, that a message shows.
+#: Groups of nodes, names of one group, and obstacles of one node that a message shows.
 MOST_GROUPS = 3
 MOST_NAMES = 3
+MOST_OBSTACLES = 2
 _CORDON = "node.kubernetes.io/unschedulable"
 _ABSENT_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
@@ -46,10 +47,16 @@ def explain_unschedulable(pod: Object, placement: PlacementFacts) -> str:
         if obstacles:
             grouped.setdefault((lacks_device, obstacles), []).append(objects.name_of(node))
     ranked = sorted(grouped.items(), key=lambda item: (item[0][0], len(item[0][1]), item[1]))
-    lines = [f"{_name_nodes(names)} {' and '.join(obstacles)}" for (_, obstacles), names in ranked[:MOST_GROUPS]]
+    lines = [f"{_name_nodes(names)} {_join_obstacles(obstacles)}" for (_, obstacles), names in ranked[:MOST_GROUPS]]
     if more := sum(len(names) for _, names in ranked[MOST_GROUPS:]):
         lines.append(f"{more} more nodes have other reasons")
     return "; ".join(lines)
+
+
+def _join_obstacles(obstacles: Sequence[str]) -> str:
+    more = len(obstacles) - MOST_OBSTACLES
+    joined = " and ".join(obstacles[:MOST_OBSTACLES])
+    return f"{joined} ({more} more)" if more > 0 else joined
 
 
 def _name_nodes(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from pytest_vllm_stage.stage.observe.reader import Condition, ConditionStatus, S
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 #: Seconds between observations; a shared API server is polled less often than the run's own.
-OBSERVE_INTERVAL_S = {"local": 0.5, "kubeconfig": 2.0}
+OWN_INTERVAL_S, SHARED_INTERVAL_S = 0.5, 2.0
 #: Observations of an unresponsive API server before the wait fails.
 MOST_UNANSWERED = 20
 
@@ -34,7 +34,7 @@ def wait_for_all(reader: StageReader, conditions: Sequence[Condition], journal: 
             group.observe,
             timeout_s=longest + 30,
             journal=journal,
-            interval_s=OBSERVE_INTERVAL_S[reader.cluster.kind],
+            interval_s=OWN_INTERVAL_S if reader.cluster.owned else SHARED_INTERVAL_S,
             hint=f"{reader.cluster.kubectl_for(reader.namespace)} get pods,events",
         )
 
