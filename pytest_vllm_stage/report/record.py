@@ -35,7 +35,8 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         to it, and why no better one), ``benchmarks`` (one per load step),
         ``load_access`` (which tests ran during each), ``regressions`` (one comparison per load step), ``capacities``,
         ``authorities`` (the certificates that the cluster publishes, and where they were read; None unless they were
-        asked for), ``publications`` (a model's published results each).
+        asked for), ``tokens`` (whose tokens were requested, without them), ``publications`` (a model's published
+        results each).
     """
     events = read_events(journal_path)
     described = (
@@ -75,6 +76,7 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         "regressions": [_without_kind(event) for event in events if event["kind"] == "regression"],
         "capacities": [_without_kind(event) for event in events if event["kind"] == "capacity"],
         "authorities": _last(events, "authorities") or None,
+        "tokens": [_without_kind(event) for event in events if event["kind"] == "token"],
         "publications": [_without_kind(event) for event in events if event["kind"] == "published"],
     }
 

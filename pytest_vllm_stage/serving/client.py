@@ -60,7 +60,7 @@ class EndpointClient:
         self._silence_timeout_s = silence_timeout_s
         self._http = httpx.Client(
             base_url=target.base_url,
-            headers={"Authorization": f"Bearer {target.api_key.reveal()}"} if target.api_key else None,
+            event_hooks={"request": [self._authorize]},
             timeout=httpx.Timeout(silence_timeout_s, connect=CONNECT_TIMEOUT_S),
             verify=_trust(target),
             trust_env=False,
@@ -295,10 +295,16 @@ class EndpointClient:
                 hint=f"curl -sv {self.target.base_url}/health",
             ) from None
 
+    def _authorize(self, request: httpx.Request) -> None:
+        """Send the current token, which may be renewed between requests, unless the request has its own."""
+        if self.target.api_key:
+            request.headers.setdefault("Authorization", f"Bearer {self.target.api_key.reveal()}")
+
     def _refused(self, response: httpx.Response, what: str, how: str) -> RequestFailed:
         body = response.text
-        if self.target.api_key:
-            body = body.replace(self.target.api_key.reveal(), str(self.target.api_key))
+        sent = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.target.api_key and sent:
+            body = body.replace(sent, str(self.target.api_key))
         return RequestFailed(f"{what} {how}: {shown(body)}", status=response.status_code, body=body)
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict, replace
 
 from pytest_vllm_stage.cluster.authorities import find_ca_file
 from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.cluster.service_account_tokens import ServiceAccountToken, TokenGrant, open_token
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.serving.failures import CertificateRefused
 from pytest_vllm_stage.serving.target import Target, is_simulated
-from pytest_vllm_stage.stage.facts import StageFacts
+from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
+from pytest_vllm_stage.stage.protection import name_default_account
 
 
 def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> dict[str, Target]:
     """The stage's targets by role.
 
     Raises:
-        EnvironmentUnusable: the cluster's authorities are to be trusted, and cannot be read.
+        EnvironmentUnusable: the cluster's authorities are to be trusted, and cannot be read; or this user may not
+            request the token of a protected model.
+        ConfigError: the ServiceAccount of a protected model does not exist.
     """
     ca_file = find_ca_file(run, cluster)
     return {
@@ -27,14 +31,38 @@ def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> di
             model=target.inference_service,
             base_url=target.base_url,
             max_model_len=target.max_model_len,
-            api_key=run.config.api_key,
+            api_key=run.config.api_key or _open_token(run, cluster, target),
             ca_file=ca_file,
             unreachable=target.unreachable,
             max_num_seqs=target.max_num_seqs,
             dummy_weights=_has_dummy_weights(run, target.role, target.inference_service),
+            token_account=_find_token_account(run, target),
         )
         for target in stage.targets
     }
+
+
+def _open_token(run: Run, cluster: ClusterFacts, target: TargetFacts) -> ServiceAccountToken | None:
+    """The token of a protected model, which stays in this process; a failure is kept for the other processes."""
+    account = _find_token_account(run, target)
+    if not account:
+        return None
+    grant = TokenGrant(run.config.namespace, account, run.config.profile.models[target.role].token_audience or "")
+    opened: list[ServiceAccountToken] = []
+
+    def request() -> str:
+        opened.append(open_token(cluster, grant))
+        run.journal.event("token", target.role, **asdict(grant), expires_at=opened[0].expires_at)
+        return "{}"
+
+    run.shared.ensure(f"token-{target.role}", request)
+    return opened[0] if opened else open_token(cluster, grant)
+
+
+def _find_token_account(run: Run, target: TargetFacts) -> str:
+    """The ServiceAccount whose token a model's proxy accepts; empty for a model without such a proxy."""
+    default = name_default_account(target.inference_service) if target.protected else ""
+    return run.config.profile.models[target.role].token_account or default
 
 
 def find_endpoint_targets(run: Run) -> dict[str, Target]:
@@ -51,7 +79,7 @@ def _target_at(run: Run, role: str, url: str) -> Target:
     run.journal.event("endpoint", url, model=run.config.model)
     target = Target(role, "", url, None, run.config.api_key, run.config.ca_file)
     model = run.shared.ensure(f"endpoint-{role}", lambda: _model_at(target, run))
-    return dataclasses.replace(target, model=model, dummy_weights=_has_dummy_weights(run, role, model))
+    return replace(target, model=model, dummy_weights=_has_dummy_weights(run, role, model))
 
 
 def _has_dummy_weights(run: Run, role: str, model: str) -> bool:

@@ -152,6 +152,10 @@ class ModelProfile(Table):
     """Price of the model's node."""
     dummy_weights: bool = False
     """Served with random weights (`--load-format=dummy`): labelled so in every report, and never published."""
+    token_account: Text | None = None
+    """ServiceAccount whose token is sent to the model; default for a protected InferenceService: `NAME-sa`."""
+    token_audience: Text | None = None
+    """Audience of that token; by default the API server's own, as proxies expect that review it there."""
     load: LoadTable = LoadTable()
     """Overrides the profile's `load` table, key by key."""
     slo: SloTable = SloTable()

@@ -21,6 +21,7 @@ class TargetFacts:
         max_model_len: Context length in tokens as the manifests declare it; None where they do not declare it.
         unreachable: Why no request can be sent to it; empty where one can.
         max_num_seqs: Requests that its engine runs at once, as the manifests declare it; None where they do not say.
+        protected: Its InferenceService asks for a proxy that reviews the token of each request.
     """
 
     role: str
@@ -29,6 +30,7 @@ class TargetFacts:
     max_model_len: int | None = None
     unreachable: str = ""
     max_num_seqs: int | None = None
+    protected: bool = False
 
 
 @dataclass(frozen=True)

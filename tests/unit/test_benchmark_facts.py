@@ -22,7 +22,9 @@ def test_the_declared_batch_limit_reaches_the_measurement(limit: int | None) -> 
         api_key=None,
         ca_file=None,
         trusts_cluster=False,
-        profile=SimpleNamespace(name="p", find_model=lambda *_: None),
+        profile=SimpleNamespace(
+            name="p", models={"full": SimpleNamespace(token_account=None)}, find_model=lambda *_: None
+        ),
     )
     run: Any = SimpleNamespace(run_id="r", config=config)
     stage = StageFacts("n", "", False, (TargetFacts("full", "f", "http://127.0.0.1:9", 512, max_num_seqs=limit),))

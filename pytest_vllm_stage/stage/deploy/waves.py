@@ -26,6 +26,7 @@ from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import conditions, diagnose
 from pytest_vllm_stage.stage.observe.reader import Condition, StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
+from pytest_vllm_stage.stage.protection import is_protected
 from pytest_vllm_stage.stage.reach.address import NoAddress
 
 
@@ -195,7 +196,14 @@ def _target(
     journal.event("address", name, **address.to_record())
     if isinstance(address, NoAddress):
         raise addresses.judge_unreachable(cluster, namespace, service, address)
-    return TargetFacts(role, name, address.url, max_model_len(args), max_num_seqs=max_num_seqs(args))
+    return TargetFacts(
+        role,
+        name,
+        address.url,
+        max_model_len(args),
+        max_num_seqs=max_num_seqs(args),
+        protected=is_protected(service),
+    )
 
 
 def _find_minio_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, journal: Journal) -> str | None:
