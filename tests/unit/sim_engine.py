@@ -21,8 +21,9 @@ from pytest_vllm_stage.measurement.step import LoadStep
 class Sim:
     """A running simulated engine."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, process: subprocess.Popen[str] | None = None) -> None:
         self.url = url
+        self.process = process
         self.maker: PromptMaker = make_prompt_maker(self.count)
 
     def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
@@ -89,6 +90,6 @@ def running_sim(*options: str) -> Iterator[Sim]:
             first = cast(Any, process.stdout).readline()
             found = re.search(r"http://\S+", first)
             assert found is not None, first
-            yield Sim(found[0])
+            yield Sim(found[0], process)
         finally:
             process.terminate()

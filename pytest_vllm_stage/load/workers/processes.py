@@ -1,7 +1,4 @@
-"""Load workers as processes of this machine, with the same share, agreement and merging as pods of a cluster.
-
-``python -m pytest_vllm_stage.load.workers.processes --url URL --workers N --rate R`` measures what N of them can send.
-"""
+"""Load workers as processes of this machine, with the same shares, agreement and merging as pods of a cluster."""
 
 from __future__ import annotations
 
@@ -29,6 +26,7 @@ class LocalWorkers:
     def __init__(self, folder: Path, processes: list[subprocess.Popen[str]]) -> None:
         self._folder = folder
         self.processes = processes
+        self.start_at: float | None = None
 
     @property
     def count(self) -> int:
@@ -44,6 +42,7 @@ class LocalWorkers:
         draft = self._folder / "start.draft"
         draft.write_text(f"{start_at:.6f}\n", encoding="utf-8")
         draft.replace(self._folder / _START)
+        self.start_at = start_at
         return start_at
 
     def name(self, worker: int) -> str:
