@@ -99,6 +99,14 @@ def ensure(folder: Path, what: str, build: Callable[[Build], Facts], journal: Jo
         return facts
 
 
+def end_with_this_process() -> list[str]:
+    """A command prefix: the command and everything that it starts is killed when this process ends."""
+    command = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    if command and os.geteuid() == 0:
+        command += ["unshare", "--pid", "--fork", "--kill-child"]
+    return command
+
+
 def _read(folder: Path) -> Facts | None:
     try:
         facts: Facts = json.loads((folder / MARKER).read_text())

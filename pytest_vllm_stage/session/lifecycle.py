@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,11 +114,12 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
     for line in local.sweep(journal):
         journal.event("swept", line)
         journal.say(f"removed the leftovers of a killed run: {line}")
-    with journal.phase("step: components"):
-        local.components.ensure(journal)
-    with journal.phase("step: engine"):
-        engine, weights = _engine(run)
-        journal.event("versions", "engine", **engine.versions)
+    with _engine_in_creation(run):
+        with journal.phase("step: components"):
+            local.components.ensure(journal)
+        with journal.phase("step: engine"):
+            engine, weights = _engine(run)
+            journal.event("versions", "engine", **engine.versions)
     mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": weights}
     with journal.phase("step: cluster"):
         facts = local.start(
@@ -129,6 +131,14 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
         )
     journal.event("versions", "cluster", **{"kubernetes": facts.kubernetes_version, **facts.versions})
     return facts
+
+
+def _engine_in_creation(run: Run) -> AbstractContextManager[None]:
+    """In a first run the engine is downloaded while the cluster's programs are built."""
+    from pytest_vllm_stage.cluster.local import components
+    from pytest_vllm_stage.engine import ahead
+
+    return nullcontext() if run.config.simulated or components.are_built() else ahead.creating_engine()
 
 
 def _engine(run: Run) -> tuple[EngineEnvironment, Path]:

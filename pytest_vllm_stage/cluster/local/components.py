@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pytest_vllm_stage.cluster.local import gotool, kserve_files, tekton_files
+from pytest_vllm_stage.core import build_once
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE, cache_dir
@@ -148,6 +149,11 @@ def ensure(journal: Journal, names: Iterable[str] | None = None) -> dict[str, Pa
     return {program: component.folder / program for component in wanted for program in component.programs}
 
 
+def are_built() -> bool:
+    """Whether the cache has every component of a cluster."""
+    return all(component.folder.exists() for component in COMPONENTS)
+
+
 def versions() -> dict[str, str]:
     """Component name to pinned version."""
     return {component.name: component.version for component in COMPONENTS if component.module}
@@ -217,7 +223,7 @@ def _run(component: Component, command: list[str], log: Path, environment: dict[
     """Run a build, and report its progress."""
     with log.open("w", encoding="utf-8") as output, journal.activity(f"build {component.name}") as activity:
         process = subprocess.Popen(
-            [*_dying_with_us(), *command],
+            [*build_once.end_with_this_process(), *command],
             cwd=component.source,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -238,14 +244,6 @@ def _run(component: Component, command: list[str], log: Path, environment: dict[
             f"build of {component.name} failed (go build exited with {process.returncode})\n  {tail}\n  log: {log}",
             hint="if a download failed, run the command again",
         )
-
-
-def _dying_with_us() -> list[str]:
-    """A command prefix: the command and everything that it starts is killed when this process is."""
-    command = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-    if command and os.geteuid() == 0:
-        command += ["unshare", "--pid", "--fork", "--kill-child"]
-    return command
 
 
 def _progress(log: Path) -> str:
