@@ -19,7 +19,7 @@ SILENT = Journal()
 
 
 @contextmanager
-def simulated_cluster(run_id: str) -> Iterator[ClusterFacts]:
+def running_simulated_cluster(run_id: str) -> Iterator[ClusterFacts]:
     """A local cluster whose pods can mount the simulated engine and its weights."""
     engine, weights = simulated.ensure(SILENT)
     mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": weights}
@@ -28,7 +28,7 @@ def simulated_cluster(run_id: str) -> Iterator[ClusterFacts]:
         yield cluster
     finally:
         assert cluster.state_dir
-        local.stop(cluster.state_dir, SILENT)
+        assert local.stop(cluster.state_dir, SILENT) == []
 
 
 def deploy(cluster: ClusterFacts, overlay: Path, namespace: str, models: dict[str, str], folder: Path) -> None:

@@ -60,6 +60,7 @@ def step(**changes: Any) -> LoadStep:
     return replace(made, **changes)
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_a_rate_step_agrees_with_our_driver_and_with_the_engine(
     engine: EngineEnvironment, sim: Sim, tmp_path: Path
 ) -> None:

@@ -13,11 +13,11 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import client, drift, objects
-from pytest_vllm_stage.stage.deploy import render, teardown
+from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.reader import StageReader
 from tests.real.drift_faults import FAULTS, MODEL, DriftFault
-from tests.real.live_stage import SILENT, deploy, run_kubectl, simulated_cluster
+from tests.real.live_stage import SILENT, deploy, run_kubectl
 
 pytestmark = pytest.mark.real
 
@@ -76,13 +76,12 @@ class LiveStage:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStage]:
-    overlay, folder = fixtures_dir() / "overlays" / "local-sim", tmp_path_factory.mktemp("drift")
-    with simulated_cluster(NAMESPACE) as cluster:
-        deploy(cluster, overlay, NAMESPACE, {"full": MODEL}, folder)
-        with client.connection(cluster, NAMESPACE) as kube:
-            yield LiveStage(cluster, kube, render.in_namespace(render.render(overlay, cluster.kubectl), NAMESPACE))
-        teardown.teardown(cluster, NAMESPACE, NAMESPACE, {"teardown_s": 120}, SILENT)
+def stage(simulated_cluster: ClusterFacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStage]:
+    """A stage that ends with its cluster: its removal would take half a minute."""
+    cluster, overlay = simulated_cluster, fixtures_dir() / "overlays" / "local-sim"
+    deploy(cluster, overlay, NAMESPACE, {"full": MODEL}, tmp_path_factory.mktemp("drift"))
+    with client.connection(cluster, NAMESPACE) as kube:
+        yield LiveStage(cluster, kube, render.in_namespace(render.render(overlay, cluster.kubectl), NAMESPACE))
 
 
 def await_problem(stage: LiveStage, text: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import WaitFailed
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -17,7 +18,7 @@ from pytest_vllm_stage.stage.deploy import teardown
 from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.stage.observe.reader import StageReader
 from tests.real.drift_faults import MODEL
-from tests.real.live_stage import SILENT, deploy, simulated_cluster
+from tests.real.live_stage import SILENT, deploy
 
 pytestmark = pytest.mark.real
 
@@ -43,17 +44,17 @@ patches:
 """
 
 
-def test_probes_on_a_wrong_path_are_named(tmp_path: Path) -> None:
+def test_probes_on_a_wrong_path_are_named(simulated_cluster: ClusterFacts, tmp_path: Path) -> None:
     base = os.path.relpath((fixtures_dir() / "overlays" / "local-sim").resolve(), tmp_path.resolve())
     (tmp_path / "kustomization.yaml").write_text(OVERLAY.format(base=base, model=MODEL, other=OTHER))
-    with simulated_cluster(NAMESPACE) as cluster, client.connection(cluster, NAMESPACE) as kube:
+    with client.connection(simulated_cluster, NAMESPACE) as kube:
         with pytest.raises(WaitFailed) as failed:
-            deploy(cluster, tmp_path, NAMESPACE, {"full": MODEL, "quantized": OTHER}, tmp_path)
-        reader = StageReader(kube, cluster, NAMESPACE)
+            deploy(simulated_cluster, tmp_path, NAMESPACE, {"full": MODEL, "quantized": OTHER}, tmp_path)
+        reader = StageReader(kube, simulated_cluster, NAMESPACE)
         headline = failed.value.message.splitlines()[0]
         LOG.info("%.0f s after the InferenceService was created: %s", _age_s(reader), headline)
         lines = _await_restart(reader)
-        teardown.teardown(cluster, NAMESPACE, NAMESPACE, {"teardown_s": 120}, SILENT)
+        teardown.teardown(simulated_cluster, NAMESPACE, NAMESPACE, {"teardown_s": 120}, SILENT)
     assert f"inferenceservice/{MODEL} cannot become Ready: readiness probe GET :8080/healthz answers 404" in headline
     LOG.info("%s", lines[-1])
     assert "liveness probe GET :8080/livez restarts container kserve-container" in lines[-1]

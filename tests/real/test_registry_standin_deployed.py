@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
-from pytest_vllm_stage.engine import simulated
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.deploy import render, teardown
 from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
@@ -34,18 +31,9 @@ MODELS = PREFIXES["v1alpha3"] + "/registered_models"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[ClusterFacts]:
-    engine, weights = simulated.ensure(SILENT)
-    mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": weights}
-    facts = local.start(run_id="registry", lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=900)
-    yield facts
-    assert facts.state_dir
-    assert local.stop(facts.state_dir, SILENT) == []
-
-
-@pytest.fixture(scope="module")
-def view(cluster: ClusterFacts) -> Iterator[StageReader]:
+def view(simulated_cluster: ClusterFacts) -> Iterator[StageReader]:
     """The namespace, with the registry of the local overlay alone in it, Available."""
+    cluster = simulated_cluster
     overlay = render.render(fixtures_dir() / "overlays" / "local", cluster.kubectl)
     kept = [item for item in overlay if item["kind"] == "Namespace" or objects.name_of(item) == NAME]
     assert [item["kind"] for item in kept] == ["Namespace", "Service", "Deployment"]
@@ -98,22 +86,24 @@ def test_it_answers_at_its_service_and_names_itself(registry: httpx.Client) -> N
     assert registry.get("/").text == "404 page not found\n"
 
 
-def test_it_needs_no_privilege_and_says_what_it_is_in_its_log(cluster: ClusterFacts, view: StageReader) -> None:
+def test_it_needs_no_privilege_and_says_what_it_is_in_its_log(
+    simulated_cluster: ClusterFacts, view: StageReader
+) -> None:
     pod = pod_of(view)
     assert pod["metadata"]["labels"]["vllm-stage/stand-in"] == "true"
     context = pod["spec"]["containers"][0]["securityContext"]
     assert context["capabilities"] == {"drop": ["ALL"]}
     assert (context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, True)
-    assert "a stand-in for the Model Registry" in kubectl(cluster, "logs", f"deployment/{NAME}")
+    assert "a stand-in for the Model Registry" in kubectl(simulated_cluster, "logs", f"deployment/{NAME}")
 
 
 def test_what_is_registered_outlives_its_container(
-    cluster: ClusterFacts, view: StageReader, registry: httpx.Client
+    simulated_cluster: ClusterFacts, view: StageReader, registry: httpx.Client
 ) -> None:
     """Its process ends on SIGTERM with exit code 0, the kubelet starts another one, and that one has the entries."""
     before = registry.get(MODELS).json()["items"]
     assert before
-    kubectl(cluster, "exec", f"deployment/{NAME}", "--", "/bin/sh", "-c", "kill -TERM 1")
+    kubectl(simulated_cluster, "exec", f"deployment/{NAME}", "--", "/bin/sh", "-c", "kill -TERM 1")
 
     def look() -> Observation:
         (status,) = pod_of(view)["status"]["containerStatuses"]

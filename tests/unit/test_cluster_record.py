@@ -220,6 +220,19 @@ def test_a_snapshot_sees_the_machine() -> None:
     assert seen["processes"] == sorted(seen["processes"])
 
 
+def test_a_component_outside_a_cluster_is_not_a_clusters_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "cache_dir", lambda: tmp_path)
+    program = tmp_path / "components" / "sleep"
+    program.parent.mkdir()
+    shutil.copy(shutil.which("sleep") or "sleep", program)
+    with subprocess.Popen([program, "60"]) as process:
+        seen = listing.processes()
+        process.kill()
+    assert not [line for line in seen if line.startswith(f"{process.pid} ")]
+
+
 def test_missing_programs_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, **_: None if name == "runc" else f"/usr/bin/{name}")
     monkeypatch.setattr(packages, "cni_dir", lambda: None)

@@ -61,16 +61,21 @@ def difference(before: dict[str, list[str]], after: dict[str, list[str]]) -> lis
 
 
 def processes() -> list[str]:
-    """Processes of clusters and their supervisors, with their command lines."""
+    """Processes of clusters and their supervisors, with their command lines.
+
+    A component that runs in this process's network namespace, as kubectl does, is not part of a cluster.
+    """
     marked = {pid for pid, _ in removal.marked()}
     components = str(cache_dir() / "components")
+    network = os.readlink("/proc/self/ns/net")
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            ours = "cluster.local.supervisor" in command or command.startswith(components)
+            contained = command.startswith(components) and os.readlink(entry / "ns" / "net") != network
+            ours = "cluster.local.supervisor" in command or contained
             if ours or int(entry.name) in marked or "/vllm-stage-" in (entry / "cgroup").read_text():
                 found.append(f"{entry.name} {command}")
     return sorted(found)
