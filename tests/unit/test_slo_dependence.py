@@ -16,6 +16,7 @@ from pytest_vllm_stage.slo.dependence import (
     Dependence,
     correlation_time,
     find_dependence,
+    pool,
     requests_in_engine,
 )
 from pytest_vllm_stage.slo.early import EarlyDecision
@@ -141,3 +142,21 @@ def test_a_step_under_way_measures_its_dependence_at_most_once_in_a_twentieth_of
     for one in made.samples:
         decision(one)
     assert 2 <= len(looks) <= 20
+
+
+def test_pooled_correlation_time_is_the_estimate_of_a_long_step_and_nearer_the_known_one_in_a_short_step() -> None:
+    assert pool(20, 5, 1_000_000) == pytest.approx(20, rel=0.01)
+    assert pool(20, 5, 600) == pytest.approx(20**0.385 * 5**0.615, rel=0.01)
+    assert 5 < pool(20, 5, 60) < 7
+    assert pool(5, 5, 60) == pytest.approx(5)
+
+
+def test_a_burst_of_arrivals_does_not_decide_the_design_effect_of_a_step_alone() -> None:
+    """Steps of one queue differ in their estimated correlation time more than in their design effect for a pass."""
+    times, effects = [], []
+    for seed in range(12):
+        made = queued(open_step(11.2, 54, arrivals=POISSON, seed=seed), 16, lambda _dice: 1.0, seed=seed)
+        found = find_dependence(made.samples, open_loop=True, random_arrivals=True)
+        times.append(found.in_engine_time)
+        effects.append(found.design_effects([0.1] * 600, [0.0] * 600, 0.1)[0])
+    assert max(effects) / min(effects) < 0.8 * max(times) / min(times)
