@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.statistics import rank_of
 from pytest_vllm_stage.slo.engine_load import ALWAYS_SHARE, EngineLoad, find_engine_load
-from pytest_vllm_stage.slo.steadiness import Steadiness, find_trends
+from pytest_vllm_stage.slo.steadiness import Steadiness, find_answer_lengths, find_fill_time, find_trends
 
 ADVICE = "one rate step down, or fewer output tokens"
 #: The step is cut into this many blocks to see whether the latency rises.
@@ -48,7 +48,8 @@ def saturation(
 ) -> Saturation:
     """Look for the signs; a closed loop cannot exceed the capacity, but its requests can wait.
 
-    Near capacity a queue varies widely without growing, so the signs count only together with a trend.
+    Near capacity a queue varies widely without growing, so the signs count only together with a trend. A step that is
+    too short for a trend needs all three.
     """
     load = load or find_engine_load(measurement)
     if not measurement.step.open_loop:
@@ -64,8 +65,8 @@ def saturation(
         )
         if sign
     )
-    short = not steadiness.trends
-    if len(signs) < 2 or not (short or any(trend.p < TREND for trend in steadiness.trends)):
+    rises = any(trend.p < TREND for trend in steadiness.trends)
+    if not (len(signs) >= 2 and rises if steadiness.trends else len(signs) == 3):
         return Saturation(False, signs, None, "")
     capacity = load.capacity_requests_per_s or 0.0
     step = measurement.step
@@ -103,13 +104,16 @@ def _waiting(server: Sequence[ServerReading], until_s: float) -> list[float]:
 
 
 def _fewer_end(samples: Sequence[Sample], until_s: float) -> str:
-    """Compare the ends in the second half with the arrivals in an equally long time, one short answer (P10) earlier."""
-    latencies = sorted(sample.end_s - sample.scheduled_s for sample in samples)
-    if len(latencies) < 4:
+    """Compare the ends in the second half with the arrivals in an equally long time, one short answer (P10) earlier.
+
+    An engine that is still filling at half of the step ends fewer than arrive, whatever its capacity is.
+    """
+    lengths = find_answer_lengths(samples)
+    if len(lengths) < 4:
         return ""
-    shift_s = latencies[rank_of(10, len(latencies)) - 1]
+    shift_s = lengths[rank_of(10, len(lengths)) - 1]
     half_s = until_s / 2
-    if shift_s > half_s:
+    if max(shift_s, find_fill_time(samples)) > half_s:
         return ""
     arrived = sum(half_s - shift_s < sample.scheduled_s <= until_s - shift_s for sample in samples)
     ended = sum(half_s < sample.end_s <= until_s for sample in samples)

@@ -1,9 +1,9 @@
 """Trends over a step: a growing queue keeps its objectives only for a while, so a pass needs a step without a trend.
 
-The part of the step after the start (the duration of an answer) is cut into blocks, and the changes from block to block
-are tested by Student's t. Changes are tested instead of levels because near capacity a queue varies like a random walk,
-where a test of the slope reports every excursion as a trend (Granger & Newbold 1974, "Spurious regressions in
-econometrics"). The changes between block means of a random walk have a correlation of 1/4 (Working 1960, "Note on the
+The part of the step after the engine is filled is cut into blocks, and the changes from block to block are tested by
+Student's t. Changes are tested instead of levels because near capacity a queue varies like a random walk, where a test
+of the slope reports every excursion as a trend (Granger & Newbold 1974, "Spurious regressions in econometrics"). The
+changes between block means of a random walk have a correlation of 1/4 (Working 1960, "Note on the
 correlation of first differences of averages in a random chain", Econometrica 28), which widens the standard error by
 `_WIDER`; in a queue that returns to its mean the changes cancel out, and the test is conservative.
 """
@@ -29,6 +29,8 @@ SIGNIFICANCE = 0.002
 #: No early pass while a trend is this likely.
 DOUBT = 0.2
 _WIDER = math.sqrt(1.5)
+#: The engine counts as filled once it holds this share of the requests that it holds without a queue.
+_FILLED_SHARE = 0.95
 #: The slope's lower bound is this many standard errors below it: the 95 % quantile of Student's t with 8 degrees.
 _SAFE_ERRORS = 1.86
 
@@ -104,10 +106,35 @@ def find_trends(samples: Sequence[Sample]) -> Steadiness:
 
 
 def _start_s(samples: Sequence[Sample], answered: Sequence[Sample]) -> float:
-    """When the first answers ended: before that the engine only fills."""
+    """When the engine is filled and the first answers, which may be slower, have ended."""
     first = answered[: max(1, len(answered) // 10)]
     length_s = statistics.median(sample.end_s - sample.scheduled_s for sample in first)
-    return samples[0].scheduled_s + length_s
+    return samples[0].scheduled_s + max(length_s, find_fill_time(answered))
+
+
+def find_answer_lengths(samples: Sequence[Sample]) -> list[float]:
+    """The time of each answer without the queue, ascending: the quickest first token, and the rest of the answer."""
+    answered = [s for s in samples if s.failure is None and s.first_token_s is not None]
+    quickest_s = min(((s.first_token_s or 0.0) - s.scheduled_s for s in answered), default=0.0)
+    return sorted(quickest_s + s.end_s - (s.first_token_s or 0.0) for s in answered)
+
+
+def find_fill_time(samples: Sequence[Sample]) -> float:
+    """How long a step takes to fill an empty engine, in seconds; longer than an answer where answers vary.
+
+    After a time t the engine holds the rate times the mean of min(S, t), where S is an answer's length: equal answers
+    fill it within one of them, exponential ones within three.
+    """
+    lengths = find_answer_lengths(samples)
+    rest = _FILLED_SHARE * math.fsum(lengths)
+    at_s = 0.0
+    for i, length_s in enumerate(lengths):
+        step = (length_s - at_s) * (len(lengths) - i)
+        if step >= rest:
+            return at_s + rest / (len(lengths) - i)
+        rest -= step
+        at_s = length_s
+    return at_s
 
 
 def _value(name: str, sample: Sample) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS, find_engine_load
 from pytest_vllm_stage.slo.objectives import Objective
-from pytest_vllm_stage.slo.steadiness import find_trends
+from pytest_vllm_stage.slo.steadiness import find_fill_time, find_trends
 from pytest_vllm_stage.slo.verdict import judge
 from tests.unit.made_samples import closed_step, measurement, open_step, queued, sample
 
@@ -113,6 +114,31 @@ def test_stationary_queues_are_rarely_called_not_steady(load: float) -> None:
         found = judge(made, [Objective("ttft_p90_ms", 3000)])[1]
         called += "not steady" in found.why or "past capacity" in found.why
     assert called <= 2
+
+
+def test_answers_of_unequal_length_fill_the_engine_later() -> None:
+    equal = [sample(i, float(i), ttft_s=0.0, itl_s=1.0, tokens=2) for i in range(20)]
+    assert find_fill_time(equal) == pytest.approx(0.95)
+    lengths = [-math.log(1 - (i + 0.5) / 1000) for i in range(1000)]
+    exponential = [sample(i, float(i), ttft_s=0.0, itl_s=length, tokens=2) for i, length in enumerate(lengths)]
+    assert find_fill_time(exponential) == pytest.approx(3.0, abs=0.1)
+    assert find_fill_time([]) == 0
+
+
+def test_an_engine_that_fills_is_not_called_not_steady() -> None:
+    """Exponential answers fill it in three of their lengths, most of these steps."""
+    called = 0
+    for seed in range(100):
+        step = open_step(14.4, 4.2, arrivals=POISSON, seed=seed)
+        found = judge(queued(step, 16, lambda dice: dice.expovariate(1), seed), [Objective("ttft_p90_ms", 3000)])[1]
+        called += "not steady" in found.why or "past capacity" in found.why
+    assert called <= 1
+
+
+def test_a_short_step_far_past_capacity_is_past_capacity() -> None:
+    made = queued(open_step(5, 6), 1, lambda _dice: 1.0)
+    assert not find_trends(made.samples).trends
+    assert "past capacity" in judge(made, [Objective("ttft_p90_ms", 60_000)])[1].why
 
 
 @pytest.mark.parametrize("rate", [11, 20, 40])
