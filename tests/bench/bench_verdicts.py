@@ -1,6 +1,6 @@
 """How often verdicts are correct near capacity: the judge itself, over many seeded steps of simulated queues.
 
-    python -m tests.bench.bench_verdicts --pieces FOLDER [--minutes 9] [--steps 2000] [--row "M/M 0.7" ...]
+    python -m tests.bench.bench_verdicts --pieces FOLDER [--workers N] [--minutes M] [--row "M/M 0.7" ...]
 
 Each step (see `queues`) is judged against objectives that lie on the stationary queue's true percentile or 20 % above
 it, as `slo.verdict.judge` does with one gate. Past capacity (load above 1) steps begin with an empty engine, and the
@@ -9,7 +9,9 @@ inside: a step passes if its misses are fewer than the 5 % quantile of the misse
 only knowledge of the queue's law gives.
 
 The steps are judged in pieces by seed, one JSON file per piece in FOLDER; the same command continues where it was
-stopped, and prints the table of what is there. Delete the folder when the judge changes.
+stopped, and prints the table of what is there. A piece depends on its row and its seeds only, not on the number of
+workers. All rows are computed on a virtual clock, those of the simulated engine (``sim``) too. Delete the folder when
+the judge changes.
 """
 
 from __future__ import annotations
@@ -75,15 +77,9 @@ class BenchRow:
 LOADS = (0.5, 0.7, 0.9, 0.95, 1.03)
 ROWS = (
     *(BenchRow(queue, load, empty=load > 1) for queue in QUEUES for load in LOADS),
-    BenchRow("M/M", 0.95, empty=True),
-    BenchRow("M/D", 0.95, empty=True),
-    BenchRow("M/M", 0.9, 60),
-    BenchRow("M/D", 0.9, 60),
-    BenchRow("M/M", 0.7, 60),
-    BenchRow("M/M", 1.1, empty=True),
-    BenchRow("M/D", 1.1, empty=True),
-    BenchRow("M/M", 1.3, empty=True),
-    BenchRow("M/D", 1.3, empty=True),
+    *(BenchRow(queue, load, empty=True) for load in (1.1, 1.3) for queue in QUEUES),
+    *(BenchRow(queue, 0.95, empty=True) for queue in QUEUES),
+    *(BenchRow(queue, load, 60) for load in (0.7, 0.9) for queue in ("M/M", "M/D")),
 )
 
 
@@ -158,12 +154,12 @@ def _piece_path(folder: Path, row: BenchRow, start: int) -> Path:
     return folder / f"{row.name.replace('/', '')} {start:05d}.json"
 
 
-def run(folder: Path, rows: Sequence[BenchRow], steps: int, minutes: float, jobs: int) -> bool:
+def run(folder: Path, rows: Sequence[BenchRow], steps: int, minutes: float, workers: int) -> bool:
     """Judge the missing pieces for so long; whether all are there."""
     folder.mkdir(parents=True, exist_ok=True)
     until_s = time.monotonic() + 60 * minutes
     missing = [(row, k) for k in range(0, steps, PIECE) for row in rows if not _piece_path(folder, row, k).exists()]
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(workers) as pool:
         unknown = {_limits_path(folder, row): row for row, _ in missing if row.load < 1}
         todo = [pool.submit(_find_limits, row, path) for path, row in unknown.items() if not path.exists()]
         for one in todo:
@@ -172,7 +168,7 @@ def run(folder: Path, rows: Sequence[BenchRow], steps: int, minutes: float, jobs
         running: list[Any] = []
         for row, k in queue:
             running = [one for one in running if not one.done() or one.result()]
-            while len(running) >= jobs:
+            while len(running) >= workers:
                 time.sleep(0.05)
                 running = [one for one in running if not one.done() or one.result()]
             if time.monotonic() > until_s:
@@ -242,9 +238,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000, help=f"per row, a multiple of {PIECE}")
     parser.add_argument("--minutes", type=float, default=9.0, help="no piece starts later")
     parser.add_argument("--row", nargs="*", type=BenchRow.parse, default=ROWS, help='for example "M/M 0.95 n=60"')
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     arguments = parser.parse_args()
-    complete = run(arguments.pieces, arguments.row, arguments.steps, arguments.minutes, arguments.jobs)
+    complete = run(arguments.pieces, arguments.row, arguments.steps, arguments.minutes, arguments.workers)
     print("\n".join(table(arguments.pieces, arguments.row)))  # noqa: T201
     print("\ncomplete" if complete else "\nincomplete: run it again")  # noqa: T201
     return 0

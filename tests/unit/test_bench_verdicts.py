@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
-from tests.bench.bench_verdicts import BenchRow, find_ideal, judge_step, run_piece
+from tests.bench.bench_verdicts import BenchRow, find_ideal, judge_step, run, run_piece
 from tests.bench.queues import Case, build_measurement, equal_waits, waiting_probability
 
 
@@ -58,3 +60,13 @@ def test_piece_holds_each_step_once(monkeypatch: pytest.MonkeyPatch) -> None:
     piece = run_piece(BenchRow.parse("M/D 1.1 n=100"), 0, {})
     assert {len(judged) for judged in piece["judged"].values()} == {2}
     assert {len(early) for early in piece["early"].values()} == {1}
+
+
+def test_pieces_do_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.bench.bench_verdicts.PIECE", 1)
+    rows = [BenchRow.parse("M/D 1.1 n=60"), BenchRow.parse("sim 1.3 n=60")]
+    for workers in (1, 2):
+        assert run(tmp_path / str(workers), rows, 2, 5.0, workers)
+    one, two = ({path.name: path.read_text() for path in (tmp_path / str(n)).iterdir()} for n in (1, 2))
+    assert len(one) == 4
+    assert one == two
