@@ -133,7 +133,7 @@ def object_store(stage_run: Run, stage: StageFacts, cluster: ClusterFacts, kube:
     from pytest_vllm_stage.stage.object_store import find_object_store
 
     # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
-    use_proxies = cluster.kind != "local"
+    use_proxies = not cluster.on_this_machine
     return find_object_store(stage, kube, ca_file=find_ca_file(stage_run, cluster), use_proxies=use_proxies)
 
 

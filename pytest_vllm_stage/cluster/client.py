@@ -75,7 +75,7 @@ def connect_to(cluster: ClusterFacts) -> DynamicClient:
     if cluster.in_cluster:
         return connect_in_cluster()
     # A proxy of the environment is for the internet: a cluster on this machine is not reached through it.
-    return connect(cluster.kubeconfig, cluster.context, uses_env_proxy=cluster.kind != "local")
+    return connect(cluster.kubeconfig, cluster.context, uses_env_proxy=not cluster.on_this_machine)
 
 
 def connect_in_cluster() -> DynamicClient:

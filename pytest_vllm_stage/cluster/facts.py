@@ -14,19 +14,19 @@ class ClusterFacts:
     """A cluster that can run a stage.
 
     Attributes:
-        kind: ``local`` was created on this machine; ``kubeconfig`` existed before; this process runs in a pod of
-            ``in-cluster``.
+        kind: ``local`` was created on this machine, ``kind`` in a container of it; ``kubeconfig`` existed before; this
+            process runs in a pod of ``in-cluster``.
         kubeconfig: The kubeconfig files, absolute, in the form of ``$KUBECONFIG``; empty for ``in-cluster``.
         context: The context in them; empty for ``in-cluster``.
         kubernetes_version: The API server's ``gitVersion``.
         kubectl: Path of a kubectl of a suitable version, for ``kubectl kustomize``.
         reaches_services: Cluster IPs answer from this machine without port-forward.
         owned: This run created it and deletes it.
-        state_dir: Folder of a ``local`` cluster (logs, certificates, volumes); None for others.
+        state_dir: Folder of a cluster that a run created (its kubeconfig; logs of a ``local`` one); None for others.
         versions: Component versions for the record, for example ``{"kserve": "v0.20.0"}``.
     """
 
-    kind: Literal["local", "kubeconfig", "in-cluster"]
+    kind: Literal["local", "kind", "kubeconfig", "in-cluster"]
     kubeconfig: str
     context: str
     kubernetes_version: str
@@ -35,6 +35,11 @@ class ClusterFacts:
     owned: bool
     state_dir: str | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def on_this_machine(self) -> bool:
+        """It was created here, so that no proxy of the environment leads to it."""
+        return self.kind in ("local", "kind")
 
     @property
     def in_cluster(self) -> bool:

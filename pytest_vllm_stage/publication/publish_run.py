@@ -90,7 +90,7 @@ def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Re
         token=run.config.registry_token,
         ca_file=find_ca_file(run, cluster),
         # A proxy of the environment is for the internet: a cluster on this machine is not behind it.
-        use_proxies=cluster.kind != "local",
+        use_proxies=not cluster.on_this_machine,
     )
 
 
@@ -100,7 +100,7 @@ def connect_bucket(run: Run, kube: DynamicClient, cluster: ClusterFacts, stage: 
     Raises:
         StageError: the stage has no object store that is reachable from here, or its Secret does not exist.
     """
-    store = find_object_store(stage, kube, ca_file=find_ca_file(run, cluster), use_proxies=cluster.kind != "local")
+    store = find_object_store(stage, kube, ca_file=find_ca_file(run, cluster), use_proxies=not cluster.on_this_machine)
     return Bucket(store, run.config.profile.registry.bucket)
 
 

@@ -162,6 +162,6 @@ def _endpoints_of(run: Run) -> str:
             return kept.find(config.reuse).run_id
         except ConfigError:
             return run.run_id  # the fixture `stage` raises it
-    if config.cluster_kind == "local":  # it belongs to one run
+    if config.creates_cluster:  # it belongs to one run
         return run.run_id
     return f"{config.context or config.cluster_kind}/{config.namespace}"

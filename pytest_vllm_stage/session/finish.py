@@ -62,10 +62,8 @@ def keep(run: Run, cluster: ClusterFacts, stage: StageFacts | None) -> list[str]
     declared = lifecycle.fingerprint(run.config, cluster.kubectl) if stage else {}
     facts = stage or StageFacts(lifecycle.namespace_of(run), run.run_id, owned=True, targets=())
     note = kept.Kept(run.run_id, cluster, facts, declared)
-    if cluster.kind == "local" and cluster.owned:
-        from pytest_vllm_stage.cluster import local
-
-        local.keep(cluster)
+    if cluster.owned and cluster.on_this_machine:
+        lifecycle.cluster_module(cluster).keep(cluster)
     kept.note(note)
     commands = {"inspect": kept.inspection_command(note), "remove": kept.removal_command(note)}
     if stage:
@@ -77,10 +75,9 @@ def keep(run: Run, cluster: ClusterFacts, stage: StageFacts | None) -> list[str]
 def end(run: Run, cluster: ClusterFacts) -> list[str]:
     """Remove what the run created; return what is left of it, a line each."""
     with run.journal.phase("step: teardown"):
-        if cluster.kind == "local" and cluster.owned and cluster.state_dir:
-            from pytest_vllm_stage.cluster import local
-
-            return local.stop(cluster.state_dir, run.journal)
+        if cluster.owned and cluster.on_this_machine and cluster.state_dir:
+            left: list[str] = lifecycle.cluster_module(cluster).stop(cluster.state_dir, run.journal)
+            return left
         from pytest_vllm_stage.stage.deploy import teardown
 
         return teardown.teardown(

@@ -92,13 +92,13 @@ def find(run_id: str) -> Kept:
 
 
 def forget_ended() -> None:
-    """Delete the notes of local clusters that have ended, and notes that cannot be read."""
+    """Delete the notes of created clusters that have ended, and notes that cannot be read."""
     paths = list(_folder().glob("*.json"))
     if not paths:
         return
-    from pytest_vllm_stage.cluster import local
+    from pytest_vllm_stage.cluster import kind, local
 
-    living = {record.state_dir for record in local.running()}
+    living = {record.state_dir for record in local.running()} | {str(record.path) for record in kind.running()}
     for path in paths:
         try:
             state_dir = _load(path).cluster.state_dir
@@ -124,7 +124,7 @@ def removal_command(kept: Kept) -> str:
     """The command that removes it, from any folder and without an activated environment."""
     if kept.cluster.state_dir:
         cluster_id = Path(kept.cluster.state_dir).name
-        return shlex.join([sys.executable, "-m", "pytest_vllm_stage.cluster.local", "stop", cluster_id])
+        return shlex.join([sys.executable, "-m", f"pytest_vllm_stage.cluster.{kept.cluster.kind}", "stop", cluster_id])
     return shlex.join([*_kubectl(kept.cluster), "delete", "namespace", kept.stage.namespace])
 
 

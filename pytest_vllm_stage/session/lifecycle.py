@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
@@ -56,7 +58,7 @@ def lasting_hint(run: Run, hint: str) -> str:
     if "kubectl" not in hint or not removed or _WITHOUT_CLUSTER.search(hint):
         return hint
     known = run.shared.get("cluster")
-    owned = ClusterFacts.from_json(known).owned if known else run.config.cluster_kind == "local"
+    owned = ClusterFacts.from_json(known).owned if known else run.config.creates_cluster
     if not owned and _CLUSTER_WIDE.search(hint):
         return hint  # the namespace is removed, the cluster stays
     folder = run.directory / "diagnostics"
@@ -86,6 +88,8 @@ def make_cluster(run: Run) -> ClusterFacts:
         return kept.find(run.config.reuse).cluster
     if run.config.cluster_kind == "local":
         return _make_local_cluster(run)
+    if run.config.cluster_kind == "kind":
+        return _make_kind_cluster(run)
     return _attach_to_cluster(run)
 
 
@@ -111,9 +115,7 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
     journal = run.journal
     with journal.phase("step: packages"):
         local.ensure_packages(journal)
-    for line in local.sweep(journal):
-        journal.event("swept", line)
-        journal.say(f"removed the leftovers of a killed run: {line}")
+    _report_swept(run, local.sweep(journal))
     with _engine_in_creation(run):
         with journal.phase("step: components"):
             local.components.ensure(journal)
@@ -139,6 +141,36 @@ def _engine_in_creation(run: Run) -> AbstractContextManager[None]:
     from pytest_vllm_stage.engine import ahead
 
     return nullcontext() if run.config.simulated or components.are_built() else ahead.creating_engine()
+
+
+def _make_kind_cluster(run: Run) -> ClusterFacts:
+    """Create a cluster with kind, and pull into its node what the profile's overlay runs."""
+    from pytest_vllm_stage.cluster import kind
+    from pytest_vllm_stage.stage import drift
+    from pytest_vllm_stage.stage.deploy import render
+
+    journal, overlay = run.journal, run.config.profile.overlay
+    _report_swept(run, kind.sweep(journal))
+    with journal.phase("step: cluster"):
+        facts = kind.start(
+            run_id=run.run_id,
+            lifeline_pid=run.identity.controller_pid,
+            journal=journal,
+            find_images=lambda kubectl: drift.images(render.render(overlay, kubectl)).values(),
+        )
+    journal.event("versions", "cluster", **{"kubernetes": facts.kubernetes_version, **facts.versions})
+    return facts
+
+
+def cluster_module(cluster: ClusterFacts) -> ModuleType:
+    """The module that keeps and removes a cluster that a run created: ``cluster.kind`` or ``cluster.local``."""
+    return importlib.import_module(f"pytest_vllm_stage.cluster.{cluster.kind}")
+
+
+def _report_swept(run: Run, lines: list[str]) -> None:
+    for line in lines:
+        run.journal.event("swept", line)
+        run.journal.say(f"removed the leftovers of a killed run: {line}")
 
 
 def _engine(run: Run) -> tuple[EngineEnvironment, Path]:

@@ -22,6 +22,8 @@ _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 _NEEDS_CLUSTER = ("cluster", "context", "deploy", "engine", "reuse", "keep", "namespace")
 _NEEDS_STAGE = ("env_file", "publish", "registry_url")
+#: Values of --stage-cluster that leave no choice of a context.
+_OTHER_CLUSTERS = {"local": "a local one", "kind": "one of kind", "in-cluster": "the pod's own"}
 _CHOOSES_TARGET = ("endpoint", "context", "cluster", "deploy", "reuse", "keep")
 _MEASURES = ("load_driver", "load_seed", "full_duration", "gpu_metrics")
 
@@ -77,14 +79,14 @@ def _check_engine(config: StageConfig) -> None:
         return
     other = next(config.source(name) for name in ("endpoint", "context", "cluster") if config.settings[name].value)
     raise ConfigError(
-        f"{config.source('engine')}: engine sim needs a cluster that the run itself creates: it cannot go with {other}"
+        f"{config.source('engine')}: engine sim needs the cluster that the run itself creates by "
+        f"--stage-cluster=local: it cannot go with {other}"
     )
 
 
 def _check_cluster(config: StageConfig) -> None:
-    local = config.text("cluster") == "local"
-    if config.text("cluster") in ("local", "in-cluster") and config.context:
-        wanted = "a local one" if local else "the pod's own"
+    wanted = _OTHER_CLUSTERS.get(config.text("cluster"))
+    if wanted and config.context:
         raise ConfigError(
             f"{config.source('context')} names a cluster, but {config.source('cluster')} asks for {wanted}"
         )
@@ -94,7 +96,13 @@ def _check_cluster(config: StageConfig) -> None:
         )
     deploys = config.flag("deploy") and config.is_given("deploy")
     unnamed = not config.context and config.cluster_kind != "in-cluster"
-    if deploys and unnamed and not config.reuse and not config.results and not local:
+    if (
+        deploys
+        and unnamed
+        and not config.reuse
+        and not config.results
+        and config.text("cluster") not in ("local", "kind")
+    ):
         raise ConfigError(
             f"{config.source('deploy')} deploys on an existing cluster, and none is named: name it with "
             "--stage-context, or leave it out to deploy on a local cluster"
@@ -105,7 +113,7 @@ def _check_cluster(config: StageConfig) -> None:
             f"got no {pod.SERVICE_ACCOUNT / 'token'}",
             hint="automountServiceAccountToken: true in the pod, or name a cluster: --stage-context",
         )
-    if config.cluster_kind != "local" and not (config.deploys or config.reuse or config.results or config.endpoint):
+    if not config.creates_cluster and not (config.deploys or config.reuse or config.results or config.endpoint):
         _refuse_changes(config)
 
 

@@ -95,7 +95,7 @@ class StageConfig:
 
     @property
     def cluster_kind(self) -> str:
-        """``local``, ``kubeconfig`` or ``in-cluster``.
+        """``local``, ``kind``, ``kubeconfig`` or ``in-cluster``.
 
         ``auto`` is the cluster of a named context, else that of the pod, else a local one. The simulated engine and a
         stage that is reused do not depend on the pod.
@@ -107,6 +107,11 @@ class StageConfig:
         return "in-cluster" if pod.runs_in_pod() and not self.simulated and not self.reuse else "local"
 
     @property
+    def creates_cluster(self) -> bool:
+        """The run creates its cluster on this machine, unless it reuses a stage."""
+        return self.cluster_kind in ("local", "kind")
+
+    @property
     def context(self) -> str | None:
         """The context of the kubeconfig that names the cluster."""
         return self.get("context")
@@ -115,7 +120,7 @@ class StageConfig:
     def deploys(self) -> bool:
         """The run deploys the stage itself."""
         without = self.endpoint or self.results
-        return not without and (self.cluster_kind == "local" or self.flag("deploy"))
+        return not without and (self.creates_cluster or self.flag("deploy"))
 
     @property
     def engine(self) -> str:

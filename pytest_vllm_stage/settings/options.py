@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-CLUSTERS = ("auto", "local", "kubeconfig", "in-cluster")
+CLUSTERS = ("auto", "local", "kind", "kubeconfig", "in-cluster")
 ENGINES = ("vllm", "sim")
 PUBLISHES = ("auto", "always", "never")
 KEEPS = ("never", "on-failure", "always")
@@ -101,9 +101,10 @@ TOKENS = (
 OPTIONS: tuple[Option, ...] = (
     Option(
         "cluster",
-        "where the stage runs: `local` creates a one-node Kubernetes on this machine, `kubeconfig` uses the cluster "
-        "named by --stage-context, `in-cluster` that of the pod in which pytest runs; `auto` is kubeconfig when a "
-        "context is named, else in-cluster in a pod with a ServiceAccount's token, else local",
+        "where the stage runs: `local` creates a one-node Kubernetes on this machine, `kind` one in Docker or Podman, "
+        "with profile `kind` by default; `kubeconfig` uses the cluster named by --stage-context, `in-cluster` that of "
+        "the pod in which pytest runs; `auto` is kubeconfig when a context is named, else in-cluster in a pod with a "
+        "ServiceAccount's token, else local",
         default="auto",
         choices=CLUSTERS,
     ),

@@ -43,6 +43,8 @@ def resolve_settings(cli: Lookup, env: Mapping[str, str], ini: Lookup, rootdir: 
         (lambda option: f"ini {option.ini}", ini, rootdir),
     ]
     settings = {option.name: _resolve_option(option, layers) for option in OPTIONS}
+    if settings["cluster"].value == "kind" and settings["profile"].source == "default":
+        settings["profile"] = Setting("kind", "default")
     # Reading a profile imports pydantic: not at the plugin's load.
     from pytest_vllm_stage.settings.profile import load_profile
 

@@ -23,7 +23,7 @@ from pytest_vllm_stage.standins.engine import __main__ as sim_program
 from pytest_vllm_stage.standins.registry import __main__ as registry_program
 
 pytestmark = pytest.mark.real
-OVERLAYS = ("local", "local-sim", "openshift")
+OVERLAYS = ("local", "local-sim", "openshift", "kind")
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_images_are_pinned_labels_agree_and_secrets_are_declared(
     manifests = rendered[overlay]
     assert drift.unpinned(manifests) == []
     assert drift.labels(manifests) == []
-    # The sixth is the local stage's own Model Registry, and OpenShift's workbench.
-    assert len(drift.images(manifests)) == 6
+    # The sixth is the local stage's own Model Registry, and OpenShift's workbench; kind's stage has one model less.
+    assert len(drift.images(manifests)) == (4 if overlay == "kind" else 6)
     declared = {objects.name_of(s): list(s["stringData"]) for s in render.select_kind(manifests, "Secret")}
     references = health.secret_references(manifests)
     assert health.check_secrets(references, declared) == []

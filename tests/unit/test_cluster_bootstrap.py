@@ -80,6 +80,7 @@ def test_kserves_files_are_taken_from_its_module(tmp_path: Path) -> None:
         "config/crd/full/clusterstoragecontainer/serving.kserve.io_clusterstoragecontainers.yaml": "kind: B",
         "config/webhook/manifests.yaml": "---\nkind: H1\n---\nkind: H2\n",
         "config/configmap/inferenceservice.yaml": "kind: ConfigMap",
+        **{path: f"kind: K{number}" for number, path in enumerate(kserve_files.MANAGER)},
     }.items():
         (module / path).parent.mkdir(parents=True, exist_ok=True)
         (module / path).write_text(text)
@@ -88,6 +89,9 @@ def test_kserves_files_are_taken_from_its_module(tmp_path: Path) -> None:
     assert [crd["kind"] for crd in kserve_files.crds(folder)] == ["A", "B"]
     assert [webhook["kind"] for webhook in kserve_files.webhooks(folder)] == ["H1", "H2"]
     assert kserve_files.config_map(folder) == {"kind": "ConfigMap"}
+    assert [item["kind"] for item in kserve_files.manager(folder)] == [
+        f"K{n}" for n in range(len(kserve_files.MANAGER))
+    ]
 
 
 def test_a_module_without_the_files_is_an_error(tmp_path: Path) -> None:

@@ -333,6 +333,16 @@ def test_existing_cluster_is_read_only_by_default(profile: str, cli: dict[str, s
     assert (config.cluster_kind, config.deploys) == (kind, deploys)
 
 
+def test_kind_creates_a_cluster_and_deploys_its_own_profile_by_default(profile: str) -> None:
+    config = settings(profile, {"cluster": "kind"})
+    assert (config.cluster_kind, config.deploys, config.profile.name) == ("kind", True, Path(profile).stem)
+    config = resolve_settings({"cluster": "kind"}.get, {}, lambda _: None, Path.cwd())
+    assert (config.profile.name, config.profile.overlay.name) == ("kind", "kind")
+    for other, why in (("context", "names a cluster, but --stage-cluster asks for one of kind"), ("engine", "sim")):
+        with pytest.raises(ConfigError, match=why):
+            settings(profile, {"cluster": "kind", other: "sim"})
+
+
 @pytest.mark.parametrize(
     ("cli", "kind", "deploys"),
     [

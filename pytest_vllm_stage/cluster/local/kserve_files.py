@@ -12,12 +12,23 @@ from typing import Any
 import yaml
 
 #: Part of the component's fingerprint; another value makes new copies.
-FORMAT = "1"
+FORMAT = "2"
 
 _CRDS = ("config/crd/full/serving.kserve.io_*.yaml", "config/crd/full/clusterstoragecontainer/serving.kserve.io_*.yaml")
 _CRD_FILE = "crds.json"
 _WEBHOOK_FILE = "webhooks.json"
 _CONFIG_FILE = "configmap.json"
+_MANAGER_FILE = "manager.json"
+#: What runs the manager in a pod: the local cluster starts it as a process instead.
+MANAGER = (
+    "config/rbac/service_account.yaml",
+    "config/rbac/role.yaml",
+    "config/rbac/role_binding.yaml",
+    "config/rbac/leader_election_role.yaml",
+    "config/rbac/leader_election_role_binding.yaml",
+    "config/webhook/service.yaml",
+    "config/manager/manager.yaml",
+)
 
 
 def copy(module: Path, folder: Path) -> None:
@@ -26,6 +37,7 @@ def copy(module: Path, folder: Path) -> None:
     _write(folder / _CRD_FILE, crds)
     _write(folder / _WEBHOOK_FILE, _documents(module / "config/webhook/manifests.yaml"))
     _write(folder / _CONFIG_FILE, _documents(module / "config/configmap/inferenceservice.yaml"))
+    _write(folder / _MANAGER_FILE, [document for name in MANAGER for document in _documents(module / name)])
 
 
 def crds(folder: Path) -> list[dict[str, Any]]:
@@ -41,6 +53,11 @@ def webhooks(folder: Path) -> list[dict[str, Any]]:
 def config_map(folder: Path) -> dict[str, Any]:
     """The ConfigMap ``inferenceservice-config`` with KServe's defaults."""
     return _read(folder / _CONFIG_FILE)[0]
+
+
+def manager(folder: Path) -> list[dict[str, Any]]:
+    """What runs the manager in a pod: account, roles, Deployment and the Service of its webhooks."""
+    return _read(folder / _MANAGER_FILE)
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def create(folder: Path, addresses: Addresses) -> Pki:
     _sign(pki, "admin", "/O=system:masters/CN=vllm-stage-admin", [])
     _openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", pki.key("service-account"))
     _openssl("pkey", "-in", pki.key("service-account"), "-pubout", "-out", pki.service_account_public)
+    return pki
+
+
+def create_server_certificate(folder: Path, hosts: Iterable[str]) -> Pki:
+    """Create an authority and the certificate ``server`` of the hosts, whose name is the first."""
+    folder.mkdir(mode=0o700, parents=True)
+    pki, names = Pki(folder), list(hosts)
+    _openssl("req", "-x509", *_NEW_KEY, "-days", _DAYS, "-subj", "/CN=vllm-stage-ca", *_out(pki, "ca"))
+    _sign(pki, "server", f"/CN={names[0]}", [f"DNS:{name}" for name in names])
     return pki
 
 

@@ -59,7 +59,7 @@ def deploy(
     """
     manifests = render.in_namespace(render.render(profile.overlay, cluster.kubectl), namespace)
     _check_roles(profile, manifests)
-    values = secret_values.complete(manifests, secrets, generate=cluster.kind == "local")
+    values = secret_values.complete(manifests, secrets, generate=cluster.owned)
     with client.connection(cluster, namespace) as kube:
         try:
             _apply_waves(

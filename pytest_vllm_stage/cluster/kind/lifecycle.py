@@ -1,0 +1,192 @@
+"""Create, keep, remove and sweep clusters of kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.cluster.kind import kserve
+from pytest_vllm_stage.cluster.kind.record import KindRecord, load_record, load_records, new_name
+from pytest_vllm_stage.cluster.kind.runtime import LOADED, ContainerRuntime, find_runtime, last_line
+from pytest_vllm_stage.cluster.local import components, images, kserve_files, pki
+from pytest_vllm_stage.cluster.local.process import ProcessRef
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
+from pytest_vllm_stage.core.journal import Journal
+
+_CONFIG = {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": [{"role": "control-plane"}]}
+_READY_S = 180
+_KUBECTL_S = 240.0
+_DELETE_S = 120.0
+
+
+def start(
+    *, run_id: str, lifeline_pid: int, journal: Journal, find_images: Callable[[str], Iterable[str]] = lambda _: ()
+) -> ClusterFacts:
+    """Create a cluster with kind, install KServe in it, and pull the stage's images.
+
+    Args:
+        run_id: The run that it is for.
+        lifeline_pid: The cluster is a leftover once this process has ended, unless it is kept.
+        journal: Records the phases.
+        find_images: The images to pull, for the path of kubectl.
+
+    Returns:
+        What the layers above need.
+
+    Raises:
+        EnvironmentUnusable: no container runtime answers, an image cannot be pulled, or the cluster does not get
+            ready; the cluster is removed.
+    """
+    runtime = find_runtime(journal)
+    built = components.ensure(journal, ["kserve"])
+    kubectl = shutil.which("kubectl") or str(components.ensure(journal, ["kubernetes"])["kubectl"])
+    record = _intend(run_id, lifeline_pid, runtime)
+    try:
+        with journal.phase(f"cluster: kind create cluster --name {record.name}"):
+            _create(record, runtime)
+        with journal.phase("cluster: install KServe"):
+            _install_kserve(record, runtime, built["kserve-manager"], kubectl)
+        for image in sorted({image for image in find_images(kubectl) if not image.startswith(LOADED)}):
+            with journal.phase(f"cluster: pull {image}"):
+                runtime.pull(f"{record.name}-control-plane", image)
+        version = json.loads(_kubectl(record, kubectl, "version", "--output=json"))["serverVersion"]["gitVersion"]
+    except BaseException:
+        stop(record.path, journal)
+        raise
+    return ClusterFacts(
+        kind="kind",
+        kubeconfig=str(record.kubeconfig),
+        context=f"kind-{record.name}",
+        kubernetes_version=version,
+        kubectl=kubectl,
+        reaches_services=False,
+        owned=True,
+        state_dir=str(record.path),
+        versions={"kserve": components.versions()["kserve"]},
+    )
+
+
+def _intend(run_id: str, lifeline_pid: int, runtime: ContainerRuntime) -> KindRecord:
+    """Record what is going to be created, before it is."""
+    lifeline = ProcessRef.of(lifeline_pid)
+    if lifeline is None:
+        raise EnvironmentUnusable(f"process {lifeline_pid}, with which the cluster is to end, has ended already")
+    record = KindRecord(new_name(), run_id, runtime.provider, lifeline)
+    record.save()
+    return record
+
+
+def _create(record: KindRecord, runtime: ContainerRuntime) -> None:
+    config = record.path / "kind.json"
+    config.write_text(json.dumps(_CONFIG), encoding="utf-8")
+    place = ("--name", record.name, "--kubeconfig", str(record.kubeconfig))
+    done = runtime.run_kind("create", "cluster", *place, "--config", str(config), "--wait", f"{_READY_S}s")
+    if done.returncode == 0:
+        return
+    image = re.search(r"failed to pull image \"?([^\s\":]+:[^\s\"]+)", done.stderr)
+    again = f"{runtime.kind} create cluster --name try --retain, then kind export logs --name try"
+    raise EnvironmentUnusable(
+        f"kind cannot create a cluster with {runtime.provider}: {last_line(done)}",
+        hint=f"{runtime.provider} pull {image[1]}" if image else again,
+    )
+
+
+def _install_kserve(record: KindRecord, runtime: ContainerRuntime, program: Path, kubectl: str) -> None:
+    files = program.parent
+    (archive,) = images.ensure([kserve.manager_image(program)])
+    done = runtime.run_kind("load", "image-archive", str(archive), "--name", record.name)
+    if done.returncode:
+        raise EnvironmentUnusable(
+            f"kind cannot load {archive.name}: {last_line(done)}", hint=f"{runtime.kind} get nodes"
+        )
+    with tempfile.TemporaryDirectory(prefix="vllm-stage-") as folder:
+        made = pki.create_server_certificate(Path(folder) / "pki", kserve.WEBHOOK_HOSTS)
+        authority, certificate, key = (
+            Path(path).read_bytes() for path in (made.certificate("ca"), made.certificate("server"), made.key("server"))
+        )
+    _apply(record, kubectl, kserve_files.crds(files))
+    _apply(record, kubectl, kserve.build_manager_manifests(files, certificate, key))
+    where = ("--namespace", kserve.NAMESPACE)
+    _kubectl(record, kubectl, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    _kubectl(record, kubectl, *where, "rollout", "status", f"deployment/{kserve.MANAGER}", "--timeout=180s")
+    _apply(record, kubectl, kserve.build_webhooks(files, authority))
+
+
+def _apply(record: KindRecord, kubectl: str, manifests: list[dict[str, Any]]) -> None:
+    listing = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+    _kubectl(record, kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-", text=listing)
+
+
+def _kubectl(record: KindRecord, kubectl: str, *arguments: str, text: str = "") -> str:
+    command = [kubectl, "--kubeconfig", str(record.kubeconfig), *arguments]
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=_KUBECTL_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentUnusable(f"kind cluster {record.name}: kubectl {arguments[0]}: {error}") from None
+    if done.returncode:
+        raise EnvironmentUnusable(f"kind cluster {record.name}: kubectl {arguments[0]}: {last_line(done)}")
+    return done.stdout
+
+
+def keep(facts: ClusterFacts) -> None:
+    """Let a cluster outlive the process that it was created for.
+
+    Raises:
+        EnvironmentUnusable: it is gone.
+    """
+    record = load_record(Path(facts.state_dir or ""))
+    if record is None:
+        raise EnvironmentUnusable(f"cannot keep the kind cluster of {facts.state_dir}: it has been removed")
+    dataclasses.replace(record, kept=True).save()
+
+
+def stop(state_dir: Path | str, journal: Journal) -> list[str]:
+    """Delete a cluster; return a line for it if that failed, and keep its record for the next run then."""
+    record = load_record(Path(state_dir))
+    if record is None:
+        return []
+    with journal.phase(f"cluster: kind delete cluster --name {record.name}"):
+        return _delete(record, journal)
+
+
+def _delete(record: KindRecord, journal: Journal) -> list[str]:
+    try:
+        runtime = find_runtime(journal, {"KIND_EXPERIMENTAL_PROVIDER": record.provider})
+    except EnvironmentUnusable as error:
+        return [f"kind cluster {record.name} of run {record.run_id}: {error.message}"]
+    done = runtime.run_kind("delete", "cluster", "--name", record.name, timeout_s=_DELETE_S)
+    if done.returncode:
+        return [f"kind cluster {record.name} of run {record.run_id}: {last_line(done)}"]
+    record.forget()
+    return []
+
+
+def sweep(journal: Journal) -> list[str]:
+    """Delete the clusters whose run has ended without removing them; return one line per deleted cluster.
+
+    Raises:
+        EnvironmentUnusable: one cannot be deleted.
+    """
+    removed = []
+    for record in [found for found in load_records() if not found.in_use]:
+        left = _delete(record, journal)
+        if left:
+            raise EnvironmentUnusable(
+                f"a cluster of a killed run cannot be removed: {left[0]}",
+                hint=f"kind delete cluster --name {record.name}",
+            )
+        removed.append(f"kind cluster {record.name} of run {record.run_id}")
+    return removed
+
+
+def running() -> list[KindRecord]:
+    """The clusters of this cache whose run works with them, and those that were kept."""
+    return [record for record in load_records() if record.in_use]
