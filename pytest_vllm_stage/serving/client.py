@@ -21,6 +21,8 @@ __all__ = ["Answer", "EndpointClient", "RequestFailed", "Stream", "StreamBroken"
 
 #: A body as it is sent, or its pieces.
 Content = bytes | Iterator[bytes]
+#: A text, its token ids, or several texts that are each answered.
+Prompt = str | Sequence[int] | Sequence[str]
 Messages = str | Sequence[Mapping[str, Any]]
 
 CHAT = "/v1/chat/completions"
@@ -127,7 +129,7 @@ class EndpointClient:
         __tracebackhide__ = True
         return Answer.of(self._json("POST", CHAT, self.chat_body(messages, **parameters)))
 
-    def completion(self, prompt: str | Sequence[int], **parameters: Any) -> Answer:
+    def completion(self, prompt: Prompt, **parameters: Any) -> Answer:
         """A whole plain completion.
 
         Raises:
@@ -145,7 +147,7 @@ class EndpointClient:
         __tracebackhide__ = True
         return self._stream(CHAT, self.chat_body(messages, stream=True, **parameters))
 
-    def stream_completion(self, prompt: str | Sequence[int], **parameters: Any) -> Stream:
+    def stream_completion(self, prompt: Prompt, **parameters: Any) -> Stream:
         """A plain completion as a stream of timed events; see `stream_chat`."""
         __tracebackhide__ = True
         return self._stream(COMPLETIONS, self.completion_body(prompt, stream=True, **parameters))
@@ -230,7 +232,7 @@ class EndpointClient:
         """The body that `chat` sends, for `raw`."""
         return {"model": self.target.model, "messages": _messages(messages), **parameters}
 
-    def completion_body(self, prompt: str | Sequence[int], **parameters: Any) -> dict[str, Any]:
+    def completion_body(self, prompt: Prompt, **parameters: Any) -> dict[str, Any]:
         """The body that `completion` sends, for `raw`."""
         return {"model": self.target.model, "prompt": prompt, **parameters}
 

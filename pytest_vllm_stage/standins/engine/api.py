@@ -20,7 +20,7 @@ from pytest_vllm_stage.standins.engine.parameters import (
     Parameters,
     check_types,
     messages_of,
-    parameters_of,
+    parameters_of_prompts,
     parse_json,
     pieces_of,
     rendered,
@@ -111,7 +111,7 @@ class EngineApi:
         for fault in faults:
             fault.on_body(body, self.settings.model)
         self._check(body)
-        parameters = parameters_of(body, kind, self.settings.max_model_len)
+        parameters = parameters_of_prompts(body, kind, self.settings.max_model_len)
         self._served += 1
         request_id = request.headers.get("x-request-id") or f"{self._dice.getrandbits(64):016x}"
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
@@ -129,9 +129,12 @@ class EngineApi:
         self, who: wire.Identity, parameters: Parameters, faults: Sequence[Fault], received_at: float, reply: Reply
     ) -> None:
         """Decide the whole answer, and submit the job that emits it on schedule."""
-        for fault in faults:
-            fault.on_parameters(parameters)
-        choices = [self._generated(parameters, index, faults) for index in range(parameters.n)]
+        for one in parameters.of_prompts:
+            for fault in faults:
+                fault.on_parameters(one)
+        choices = [
+            self._generated(one, index, faults) for one in parameters.of_prompts for index in range(parameters.n)
+        ]
         usage = wire.usage_of(parameters, choices)
         for fault in faults:
             fault.on_usage(usage)

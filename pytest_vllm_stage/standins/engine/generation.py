@@ -61,7 +61,8 @@ def generate(parameters: Parameters, seed: int, salt: int) -> Generated:
         salt = 0
     elif parameters.seed is not None:
         salt = parameters.seed + 1
-    key = answers.key_of(parameters.prompt, seed, salt + (parameters.penalised << 40))
+    warmth = 0 if salt == 0 else round(parameters.temperature * 100)
+    key = answers.key_of(parameters.prompt, seed, salt + (parameters.penalised << 40) + (warmth << 44))
     generated = _generate(parameters, key)
     if parameters.echo:
         generated.texts[0] = b"".join(parameters.prompt).decode(errors="replace") + generated.texts[0]
@@ -104,6 +105,7 @@ def _guided(guide: Guide, parameters: Parameters, key: int) -> Generated:
     content, calls = ("", [GuidedCall(guide.tool, text)]) if guide.tool else (text, [])
     if parameters.has_tools and not guide.tool:
         content, calls = parse_calls(text)
+        calls = calls if parameters.parallel_calls else calls[:1]
     parts = [(-1, content), *enumerate(call.arguments for call in calls)]
     tokens = [(index, piece) for index, part in parts for piece in split(part)]
     tokens.append((len(calls) - 1, END))

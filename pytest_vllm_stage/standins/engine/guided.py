@@ -15,6 +15,9 @@ from pytest_vllm_stage.standins.engine.structure import Unsupported, fitting, js
 #: A call in the text of a model, as the ``hermes`` parser reads it.
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
+_LITERAL = r'"(?:[^"\\]|\\.)*"'
+_GRAMMAR = re.compile(rf"\s*root\s*::=\s*({_LITERAL}(?:\s*\|\s*{_LITERAL})*)\s*")
+
 Maker = Callable[[random.Random], str]
 
 
@@ -84,12 +87,16 @@ def _structure(body: Mapping[str, Any]) -> Guide | None:
         raise malformed("dict_type", "body.structured_outputs", "Input should be a valid dictionary")
     if "choice" in wanted:
         choices: list[str] = wanted["choice"]
+        if not choices:
+            raise impossible("Choice must not be empty.", "structured_outputs", choices)
         return Guide(lambda dice: dice.choice(choices))
     if "regex" in wanted:
         pattern: str = wanted["regex"]
         return Guide(lambda dice: matching(pattern, dice))
     if "json" in wanted:
         return _schema_guide(wanted["json"])
+    if "grammar" in wanted:
+        return _grammar_guide(wanted["grammar"])
     return _response_format(body.get("response_format") or {"type": "text"})
 
 
@@ -102,6 +109,15 @@ def _response_format(wanted: Any) -> Guide | None:
     if kind == "json_schema":
         return _schema_guide((wanted.get("json_schema") or {}).get("schema"))
     raise malformed("literal_error", "body.response_format.type", "Input should be text, json_object or json_schema")
+
+
+def _grammar_guide(grammar: Any) -> Guide:
+    """A grammar of one rule with literals; no other one is needed here."""
+    rule = _GRAMMAR.fullmatch(grammar) if isinstance(grammar, str) else None
+    if rule is None:
+        raise impossible('Grammar error: expected `root ::= "..." | "..."`', "structured_outputs", grammar)
+    texts = [json.loads(literal) for literal in re.findall(_LITERAL, rule[1])]
+    return Guide(lambda dice: dice.choice(texts))
 
 
 def _schema_guide(schema: Any) -> Guide:

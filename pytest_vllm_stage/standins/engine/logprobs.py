@@ -36,7 +36,9 @@ def of_answer(parameters: Parameters, generated: Generated, places: range) -> di
             for piece, token, logprob in zip(pieces, tokens, chosen, strict=True)
         ]
         return {"content": content}
-    offsets = [sum(map(len, generated.texts[:place])) for place in places]
+    begun = len(b"".join(parameters.prompt).decode(errors="replace")) if parameters.echo else 0
+    lengths = [len("" if piece == END else piece.decode(errors="replace")) for piece in generated.pieces]
+    offsets = [begun + sum(lengths[:place]) for place in places]
     top = [
         {entry["token"]: entry["logprob"] for entry in _top(token, logprob, max(parameters.top_logprobs, 1))}
         for token, logprob in zip(tokens, chosen, strict=True)

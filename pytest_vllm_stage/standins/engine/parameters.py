@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pytest_vllm_stage.standins.engine import tokenizer
@@ -47,6 +47,9 @@ class Parameters:
         stop_pieces: Tokens that end the answer.
         top_logprobs: Number of alternatives reported per token; None reports no logprobs.
         prompt_logprobs: The same for the tokens of the prompt.
+        continuous_usage: Every chunk of a stream carries the counts so far.
+        parallel_calls: More than one tool call is returned.
+        others: The requests of the further prompts, where one request has several.
     """
 
     kind: Kind
@@ -72,6 +75,18 @@ class Parameters:
     guide: Guide | None = None
     has_tools: bool = False
     echo: bool = False
+    continuous_usage: bool = False
+    parallel_calls: bool = True
+    others: tuple[Parameters, ...] = ()
+
+    @property
+    def of_prompts(self) -> tuple[Parameters, ...]:
+        """The request of each prompt."""
+        return (self, *self.others)
+
+    def of_choice(self, index: int) -> Parameters:
+        """The request that a choice answers: each prompt has its ``n`` choices, in the prompts' order."""
+        return self.of_prompts[index // self.n]
 
 
 _INTEGER, _NUMBER, _TEXT, _SWITCH = "integer", "number", "string", "boolean"
@@ -97,6 +112,7 @@ _FIELDS: Mapping[str, str] = {
     "ignore_eos": _SWITCH,
     "echo": _SWITCH,
     "return_token_ids": _SWITCH,
+    "parallel_tool_calls": _SWITCH,
     "stream_options": "dictionary",
     "top_logprobs": _INTEGER,
     "prompt_logprobs": _INTEGER,
@@ -157,6 +173,7 @@ def parameters_of(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Pa
             "input_tokens",
             len(prompt),
         )
+    options = body.get("stream_options") or {}
     parameters = Parameters(
         kind,
         prompt,
@@ -166,7 +183,8 @@ def parameters_of(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Pa
         ignore_eos=bool(body.get("ignore_eos")),
         stop=_stop(body),
         stream=bool(body.get("stream")),
-        include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        include_usage=bool(options.get("include_usage")),
+        continuous_usage=bool(options.get("include_usage") and options.get("continuous_usage_stats")),
         temperature=_in_range(body, "temperature", 1.0),
         seed=body.get("seed"),
         return_token_ids=bool(body.get("return_token_ids")),
@@ -181,6 +199,7 @@ def parameters_of(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Pa
         guide=guide_of(body),
         has_tools=has_tools(body),
         echo=kind == "completion" and bool(body.get("echo")),
+        parallel_calls=body.get("parallel_tool_calls") is not False,
     )
     if parameters.n > 1 and parameters.temperature == 0:
         raise impossible(f"n must be 1 when using greedy sampling, got {parameters.n}.", "n", parameters.n)
@@ -189,6 +208,19 @@ def parameters_of(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Pa
             f"min_tokens must be less than or equal to max_tokens={parameters.limit}.", "min_tokens", body["min_tokens"]
         )
     return parameters
+
+
+def parameters_of_prompts(body: Mapping[str, Any], kind: Kind, max_model_len: int) -> Parameters:
+    """The same for a completion's list of prompts, each of which is answered as if it were asked alone.
+
+    Raises:
+        Refusal: a field is invalid; the refusal names it.
+    """
+    prompts = body.get("prompt")
+    if kind == "chat" or not (isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list)):
+        return parameters_of(body, kind, max_model_len)
+    first, *others = (parameters_of({**body, "prompt": prompt}, kind, max_model_len) for prompt in prompts)
+    return replace(first, others=tuple(others))
 
 
 def _chat_prompt(body: Mapping[str, Any]) -> tuple[list[bytes], str]:

@@ -28,7 +28,8 @@ class Identity:
 
 def usage_of(parameters: Parameters, choices: Sequence[Generated]) -> dict[str, Any]:
     """The token counts."""
-    prompt, completion = len(parameters.prompt), sum(len(generated.pieces) for generated in choices)
+    prompt = sum(len(one.prompt) for one in parameters.of_prompts)
+    completion = sum(len(generated.pieces) for generated in choices)
     return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
 
 
@@ -41,15 +42,17 @@ def answer_body(
         "object": "chat.completion" if who.kind == "chat" else "text_completion",
         "created": who.created,
         "model": who.model,
-        "choices": [_choice(who, parameters, generated, index) for index, generated in enumerate(choices)],
+        "choices": [
+            _choice(who, parameters.of_choice(index), generated, index) for index, generated in enumerate(choices)
+        ],
         "system_fingerprint": SERVER,
         "usage": usage,
     }
-    prompt_ids = [token_id(piece) for piece in parameters.prompt] if parameters.return_token_ids else None
     # In a chat they are the answer's, in a plain completion each choice's.
-    for place in [body] if who.kind == "chat" else body["choices"]:
-        place["prompt_logprobs"] = logprobs.of_prompt(parameters)
-        place["prompt_token_ids"] = prompt_ids
+    for index, place in enumerate([body] if who.kind == "chat" else body["choices"]):
+        own = parameters.of_choice(index)
+        place["prompt_logprobs"] = logprobs.of_prompt(own)
+        place["prompt_token_ids"] = [token_id(piece) for piece in own.prompt] if own.return_token_ids else None
     return body
 
 
@@ -91,14 +94,25 @@ def emissions_of(
     """What leaves with each token of a stream: its chunk, before the first one the role, after the last one the end."""
     emissions = [b""] * max(len(generated.pieces) for generated in choices)
     for index, generated in enumerate(choices):
-        for place, data in enumerate(_choice_emissions(_Chunks(who, index), parameters, generated)):
-            emissions[place] += data
+        own = parameters.of_choice(index)
+        for place, data in enumerate(_choice_emissions(_Chunks(who, index), own, generated)):
+            emissions[place] += _add_usage(data, len(own.prompt), place + 1) if own.continuous_usage else data
     if who.kind == "chat":
-        emissions[0] = b"".join(_Chunks(who, index).role() for index in range(len(choices))) + emissions[0]
+        roles = b"".join(_Chunks(who, index).role() for index in range(len(choices)))
+        counted = _add_usage(roles, len(parameters.prompt), 0) if parameters.continuous_usage else roles
+        emissions[0] = counted + emissions[0]
     if parameters.include_usage:
         emissions[-1] += _Chunks(who, 0).usage(usage)
     emissions[-1] += DONE
     return emissions
+
+
+def _add_usage(emission: bytes, prompt_tokens: int, completion_tokens: int) -> bytes:
+    """The same chunks with the counts so far."""
+    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    usage = counts | {"total_tokens": prompt_tokens + completion_tokens}
+    chunks = [json.loads(event[len(b"data: ") :]) for event in emission.split(b"\n\n") if event]
+    return b"".join(b"data: " + _dumps(chunk | {"usage": usage}) + b"\n\n" for chunk in chunks)
 
 
 def _choice_emissions(chunks: _Chunks, parameters: Parameters, generated: Generated) -> Iterator[bytes]:
