@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,66 @@ import httpx
 import pytest
 
 from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
 
+#: Changes of a chat that make it odd; none asks for much work.
+ODD_CHATS: list[dict[str, Any]] = [
+    {"messages": []},
+    {"messages": [{}]},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": 5}]},
+    {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "hologram", "text": "x"}]}]},
+    {"messages": {"role": "user", "content": "x"}},
+    {"max_tokens": 0},
+    {"max_tokens": 10**12},
+    {"max_tokens": 1.5},
+    {"temperature": "hot"},
+    {"temperature": 1e308},
+    {"top_p": -1},
+    {"top_k": "all"},
+    {"min_p": 2},
+    {"n": -1},
+    {"seed": "x"},
+    {"seed": -1},
+    {"seed": 2**70},
+    {"stop": 5},
+    {"stop": [1]},
+    {"logit_bias": {"abc": 1}},
+    {"logit_bias": []},
+    {"logprobs": True, "top_logprobs": 10**6},
+    {"logprobs": True, "top_logprobs": -5},
+    {"repetition_penalty": 0},
+    {"min_tokens": -1},
+    {"response_format": "json"},
+    {"response_format": {"type": "json_schema"}},
+    {"tools": "x"},
+    {"tools": [{}]},
+    {"tool_choice": {"type": "function", "function": {"name": "missing"}}},
+    {"stream_options": {"include_usage": True}},
+    {"stream_options": "yes", "stream": True},
+    {"structured_outputs": {"choice": []}},
+    {"model": 5},
+    {"unknown_parameter": {"a": [1]}},
+]
+ODD_COMPLETIONS: list[dict[str, Any]] = [
+    {"prompt": None},
+    {"prompt": ""},
+    {"prompt": []},
+    {"prompt": [[]]},
+    {"prompt": {"a": 1}},
+    {"prompt": ["Hello", 5]},
+    {"prompt": 5},
+    {"echo": "perhaps"},
+    {"logprobs": 10**6},
+    {"logprobs": -5},
+    {"max_tokens": -5},
+    {"suffix": 5},
+    {"stream": "perhaps"},
+]
+ODD_BODIES: list[Any] = [[], "Hello", 5, None, {}]
+ODD_AT_ONCE = 8
 UNKNOWN = "no-such-model-is-served-here"
 
 
@@ -145,6 +204,33 @@ def test_invalid_structure_is_refused(
     """
     needs("structured_outputs")
     refused(endpoint.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=4, **wanted)), 400, 422)
+
+
+def test_odd_request_causes_no_server_error(endpoint: EndpointClient) -> None:
+    """A value of the wrong type, range or shape is answered or refused, and never with a 5xx or without JSON.
+
+    Each 5xx counts as an outage of the server, is retried, and may be the request that ends the engine for all.
+    """
+    model = {"model": endpoint.target.model}
+    chat = model | {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    completion = model | {"prompt": "Hello", "max_tokens": 1}
+    requests: list[tuple[str, Any, Any]] = [(CHAT, change, chat | change) for change in ODD_CHATS]
+    requests += [(COMPLETIONS, change, completion | change) for change in ODD_COMPLETIONS]
+    requests += [(path, body, body) for path in (CHAT, COMPLETIONS) for body in ODD_BODIES]
+
+    def ask(request: tuple[str, Any, Any]) -> str:
+        path, _, body = request
+        response = endpoint.raw("POST", path, json=body)
+        try:
+            response.json()
+        except ValueError:
+            return f"{response.status_code} with {response.text[:80]!r}"
+        return f"{response.status_code}: {response.text[:120]}" if response.status_code >= 500 else ""
+
+    problems = zip(requests, together(ask, requests, at_once=ODD_AT_ONCE), strict=True)
+    wrong = {f"{path} with {json.dumps(odd)[:100]}": problem for (path, odd, _), problem in problems if problem}
+    assert not wrong, f"{len(wrong)} of {len(requests)} odd requests are answered with a server error: {wrong}"
+    endpoint.chat("Say hello.", max_tokens=1)
 
 
 def test_server_answers_after_refusing(endpoint: EndpointClient) -> None:

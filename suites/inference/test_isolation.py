@@ -9,6 +9,8 @@ import pytest
 from pytest_vllm_stage import EndpointClient, StreamedAnswer, does_not_apply
 from pytest_vllm_stage.checks.inference.patterns import Pattern, pattern
 from pytest_vllm_stage.checks.inference.together import settled, together
+from pytest_vllm_stage.checks.inference.wire import WireConnection
+from pytest_vllm_stage.serving.client import COMPLETIONS
 
 Needs = Callable[..., None]
 
@@ -17,6 +19,8 @@ AT_ONCE = 12
 #: Lines of a prompt that is longer than two blocks of any common prefix cache: 128 tokens each in vLLM on a CPU.
 MANY_LINES = 50
 FAIRNESS_ATTEMPTS = 3
+#: Tokens of the answer by which the server's pace is measured.
+PACE_TOKENS = 16
 #: Seconds until all slots are seen free; others may use the server meanwhile, and then it takes a gap between them.
 FREE_TIMEOUT_S = 30.0
 
@@ -124,6 +128,38 @@ def test_abandoned_requests_leave_no_trace(endpoint: EndpointClient, needs: Need
     check(shown, endpoint.completion(shown.prompt(), temperature=0, max_tokens=6, ignore_eos=True).text, [])
     free = settled(lambda: all(now <= then for now, then in zip(state(), before, strict=True)), FREE_TIMEOUT_S)
     assert free, f"after {2 * AT_ONCE} abandoned streams, running and waiting are {state()}; before them {before}"
+
+
+def test_client_that_leaves_before_its_answer_frees_its_slot(endpoint: EndpointClient, needs: Needs) -> None:
+    """When a client that waits for a whole answer disconnects, the server stops generating it.
+
+    Gateways watch the clients of streams, and often not those of whole answers: after a time-out and a retry the
+    engine works on both. How long the answer would take follows from the pace of a stream; half of that is allowed.
+    """
+    needs("metrics")
+    prompt, parameters = pattern(44).prompt(), {"temperature": 0, "ignore_eos": True}
+    room = (endpoint.tokenize("x").max_model_len or 2048) - endpoint.tokenize(prompt).count - 8
+
+    def state() -> tuple[float, float]:
+        metrics, model = endpoint.metrics(), {"model_name": endpoint.target.model}
+        aborted = metrics.value("vllm:request_success", finished_reason="abort", **model)
+        return metrics.value("vllm:num_requests_running", **model), aborted
+
+    paced = endpoint.stream_completion(prompt, max_tokens=PACE_TOKENS, **parameters).read().events
+    would_take_s = (paced[-1].arrived_at - paced[0].arrived_at) / PACE_TOKENS * room
+    running_before, aborted_before = state()
+    with WireConnection(endpoint.target) as connection:
+        connection.begin(COMPLETIONS, endpoint.completion_body(prompt, max_tokens=room, **parameters))
+        settled(lambda: state()[0] > running_before, would_take_s / 4)
+
+    def freed() -> bool:
+        running, aborted = state()
+        return running <= running_before or aborted > aborted_before
+
+    assert settled(freed, would_take_s / 2), (
+        f"{would_take_s / 2:.1f} s after its client left, a whole answer of {would_take_s:.1f} s still runs: "
+        f"running {state()[0]:g}, before it {running_before:g}"
+    )
 
 
 def test_concurrent_streams_all_progress(endpoint: EndpointClient) -> None:

@@ -98,6 +98,22 @@ def test_stop_text_is_found_across_tokens(endpoint: EndpointClient, counting: st
         assert said == expected, f"{what} with stop={stop!r}, across two tokens: {said!r}; until there: {expected!r}"
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_stop_text_of_many_bytes_is_found(endpoint: EndpointClient, needs: Needs, stream: bool) -> None:
+    """A stop text whose characters have several bytes ends the answer right before it.
+
+    Tokens end inside such characters: a server that compares bytes, or token by token, never finds it.
+    """
+    needs("structured_outputs")
+    parameters = {"temperature": 0, "max_tokens": 64, "structured_outputs": {"choice": ["Grüße 你好 🙂 und mehr"]}}
+    for stop, expected in (("好", "Grüße 你"), ("🙂", "Grüße 你好 ")):
+        if stream:
+            said = endpoint.stream_chat("Say something.", stop=[stop], **parameters).read().text
+        else:
+            said = endpoint.chat("Say something.", stop=[stop], **parameters).text
+        assert said == expected, f"with stop={stop!r}: {said!r}, expected {expected!r}"
+
+
 def test_stop_token_ends_the_answer(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
     """A token of ``stop_token_ids`` ends the answer, does not show, and is named as the reason.
 

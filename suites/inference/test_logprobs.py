@@ -91,6 +91,34 @@ def test_completion_logprobs_are_consistent(endpoint: EndpointClient, needs: Nee
         assert taken >= max(top.values()) - ROUNDING, f"{token!r} ({taken:.2f}) was taken before a likelier one: {top}"
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("echo", [False, True], ids=["answer", "echo"])
+def test_text_offsets_follow_the_text(endpoint: EndpointClient, needs: Needs, echo: bool, stream: bool) -> None:
+    """Each token's ``text_offset`` is where the token before it ends, in the echoed prompt and in streams too.
+
+    Tools that mark words by their score put the colour on other words where the offsets are shifted.
+    """
+    needs("logprobs")
+    prompt = pattern(43).prompt()
+    parameters = {"temperature": 0, "max_tokens": 5, "logprobs": 1, "ignore_eos": True, "echo": echo}
+    if stream:
+        chunks = endpoint.stream_completion(prompt, **parameters).read().chunks
+        choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    else:
+        choices = [endpoint.completion(prompt, **parameters).choice]
+    scores = [choice["logprobs"] for choice in choices if choice.get("logprobs")]
+    tokens = [token for one in scores for token in one["tokens"]]
+    offsets = [offset for one in scores for offset in one["text_offset"]]
+    assert len(tokens) > 4, f"logprobs of {len(tokens)} tokens, expected 5 or more"
+    # OpenAI counts from the prompt's beginning, vLLM from the answer's.
+    assert offsets[0] in ((0,) if echo else (0, len(prompt))), f"the first token has the text offset {offsets[0]}"
+    for place, (token, offset, after) in enumerate(zip(tokens, offsets, offsets[1:], strict=False)):
+        assert after == offset + len(token), (
+            f"token {place}, {token!r}, has the text offset {offset}, and the token after it {after}, "
+            f"expected {offset + len(token)}: {offsets}"
+        )
+
+
 @pytest.mark.parametrize("path", ["chat", "completion"])
 def test_logprobs_come_only_when_requested(endpoint: EndpointClient, path: str) -> None:
     """Without ``logprobs`` there are none: they make an answer twenty times as large."""

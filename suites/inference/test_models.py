@@ -14,8 +14,11 @@ def test_served_model_is_listed(endpoint: EndpointClient) -> None:
     A route that leads to another service, or a served name that was changed, shows here first: every client that looks
     up its model finds nothing.
     """
-    served = [card["id"] for card in endpoint.models()]
+    cards = endpoint.models()
+    served = [card["id"] for card in cards]
     assert endpoint.target.model in served, f"{endpoint.target.model} is not served here; served: {served}"
+    objects = {card.get("object") for card in cards}
+    assert objects == {"model"}, f"/v1/models lists objects called {sorted(map(str, objects))}, expected 'model'"
 
 
 def test_context_length_is_the_declared_one(endpoint: EndpointClient) -> None:

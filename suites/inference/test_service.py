@@ -102,6 +102,9 @@ def test_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) ->
         "vllm:request_success": 1,
         "vllm:prompt_tokens": usage.prompt_tokens,
         "vllm:generation_tokens": usage.completion_tokens,
+        "vllm:time_to_first_token_seconds_count": 1,
+        "vllm:inter_token_latency_seconds_count": 1,
+        "vllm:e2e_request_latency_seconds_count": 1,
     }
 
     def lacking() -> dict[str, str]:

@@ -88,7 +88,12 @@ def test_chunks_of_a_stream_are_consistent(endpoint: EndpointClient) -> None:
     )
     role = answer.chunks[0]["choices"][0]["delta"].get("role")
     assert role == "assistant", f"the first delta gives the role {role!r}"
+    objects = {chunk.get("object") for chunk in answer.chunks}
+    assert objects == {"chat.completion.chunk"}, f"the chunks are called {sorted(map(str, objects))}"
     choices = [choice for chunk in answer.chunks for choice in chunk["choices"]]
+    unended = [choice for choice in choices if not choice.get("finish_reason")]
+    odd = [choice for choice in unended if choice.get("finish_reason", "absent") is not None]
+    assert not odd, f"before the end the finish reason must be null, it is {odd[0].get('finish_reason', 'absent')!r}"
     assert len(answer.finish_reasons) == 1, f"the stream gave finish reasons {answer.finish_reasons}, expected one"
     assert choices[-1].get("finish_reason"), "text came after the finish reason"
 
@@ -109,6 +114,27 @@ def test_stream_carries_usage_when_requested(endpoint: EndpointClient) -> None:
     streamed = plain.of(chunk)
     assert streamed == plain, f"streamed: {streamed}, plain: {plain}"
     assert not unasked.usage_chunks, "usage was not requested, but returned"
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_continuous_usage_grows_with_the_stream(endpoint: EndpointClient, counting: str, api: str) -> None:
+    """With ``continuous_usage_stats`` every chunk counts the tokens so far, and the last count is the plain answer's.
+
+    Clients that leave early are billed by the last chunk that they saw.
+    """
+    parameters = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    ask = endpoint.stream_chat if api == "chat" else endpoint.stream_completion
+    chunks = ask(counting, stream_options=options, **parameters).read().chunks
+    said = [chunk.get("usage") or {} for chunk in chunks]
+    without = sum(not usage for usage in said)
+    assert not without, f"each chunk was to have usage, {without} of {len(said)} have none"
+    counts = [usage["completion_tokens"] for usage in said]
+    assert counts == sorted(counts), f"the completion tokens of the chunks do not grow: {counts}"
+    assert counts[-1] == 6, f"6 tokens were generated, the last chunk counts {counts[-1]}: {counts}"
+    assert counts[0] < 6, f"the first chunk counts all tokens already: {counts}"
+    prompts = {usage["prompt_tokens"] for usage in said}
+    assert len(prompts) == 1, f"the prompt tokens of one stream are {sorted(prompts)}"
 
 
 def test_stream_is_framed_as_events(endpoint: EndpointClient) -> None:

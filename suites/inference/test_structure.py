@@ -146,6 +146,7 @@ def valid(calls: list[ToolCall], what: str) -> ToolCall:
     (call,) = calls
     assert call.name in SCHEMAS, f"{what}: unknown tool {call.name!r} was called; known: {sorted(SCHEMAS)}"
     assert call.id, f"{what}: the call of {call.name} has no id to answer it by"
+    assert call.type == "function", f"{what}: the call of {call.name} has the type {call.type!r}"
     arguments = read(call.arguments, f"{what}: the text of {call.name}'s arguments")
     problem = schema_violation(arguments, SCHEMAS[call.name], f"{what}: {call.name}'s arguments")
     assert not problem, problem
@@ -163,7 +164,7 @@ def test_requested_tool_call_comes_and_is_valid(
     """
     needs("tools")
     choice = {"type": "function", "function": {"name": named}} if named else "required"
-    calls, reason = asked_for_calls(endpoint, stream, tool_choice=choice, tools=tools())
+    calls, reason, _ = asked_for_calls(endpoint, stream, tool_choice=choice, tools=tools())
     call = valid(calls, f"tool_choice {named or 'required'}")
     assert named in (None, call.name), f"expected a call of {named}, got {call.name}"
     # vLLM says "stop" after a named call, as OpenAI does.
@@ -173,17 +174,17 @@ def test_requested_tool_call_comes_and_is_valid(
 
 def asked_for_calls(
     endpoint: EndpointClient, stream: bool, question: str = QUESTION, **asked: Any
-) -> tuple[list[ToolCall], str | None]:
-    """The calls in the answer to a question, and the finish reason."""
+) -> tuple[list[ToolCall], str | None, str]:
+    """The calls in the answer to a question, the finish reason, and the text besides the calls."""
     if stream:
         streamed = endpoint.stream_chat(question, **{**DRAW, **asked}).read()
         assert streamed.finish_reasons, (
             f"the stream ended with status 200, {len(streamed.chunks)} chunks and no finish reason: the engine gave "
             "up, and its log has the reason"
         )
-        return read_streamed_calls(streamed.chunks), streamed.finish_reasons[-1]
+        return read_streamed_calls(streamed.chunks), streamed.finish_reasons[-1], streamed.text
     answer = endpoint.chat(question, **{**DRAW, **asked})
-    return read_calls(answer.choice), answer.finish_reason
+    return read_calls(answer.choice), answer.finish_reason, answer.text
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
@@ -203,13 +204,14 @@ def test_automatic_tool_call_is_parsed(
         needs("structured_outputs")
         call = {"name": "get_time", "arguments": {"zone": "CET"}}
         asked["structured_outputs"] = {"choice": [f"<tool_call>\n{json.dumps(call)}\n</tool_call>"]}
-    calls, reason = asked_for_calls(endpoint, stream, question="What time is it in CET? Use a tool.", **asked)
+    calls, reason, text = asked_for_calls(endpoint, stream, question="What time is it in CET? Use a tool.", **asked)
     if model_profile is None and not calls:
         pytest.skip(f"{endpoint.target.model} called no tool by itself, and no profile says how it can be made to")
     found = valid(calls, f"tool_choice auto, finish_reason {reason!r}")
     said = (found.name, json.loads(found.arguments))
     assert said == ("get_time", {"zone": "CET"}), f"the time in the zone CET became {found}"
     assert reason == "tool_calls", f"after a tool call the finish reason is {reason!r}"
+    assert '"zone"' not in text, f"the call came as a call, and stayed in the text too: {text!r}"
 
 
 def _skip_unless_it_may_call(endpoint: EndpointClient, asked: dict[str, Any]) -> None:
@@ -223,22 +225,34 @@ def _skip_unless_it_may_call(endpoint: EndpointClient, asked: dict[str, Any]) ->
 def test_tool_choice_none_yields_no_tool_call(endpoint: EndpointClient, needs: Needs) -> None:
     """With ``tool_choice`` none, no call comes, however much the question asks for it."""
     needs("tools")
-    calls, _ = asked_for_calls(endpoint, False, tools=tools(), tool_choice="none", max_tokens=24)
+    calls, _, _ = asked_for_calls(endpoint, False, tools=tools(), tool_choice="none", max_tokens=24)
     assert not calls, f"tool_choice is none, but {calls[0].name} was called"
 
 
 def test_tool_result_reaches_the_model(endpoint: EndpointClient, needs: Needs) -> None:
-    """A call's result, sent back as a ``tool`` message, is in the prompt of the next answer.
+    """The results of two calls, sent back as ``tool`` messages, are in the prompt of the next answer, in their order.
 
-    Tools exist for this round trip: if the result is dropped, the model invents one.
+    Tools exist for this round trip: if a result is dropped, the model invents one. Clients send the assistant's turn
+    back as it came, with null for the text.
     """
     needs("tools", "token_ids")
-    call = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": '{"zone": "UTC"}'}}
+    called = [
+        {
+            "id": f"call_{zone}",
+            "type": "function",
+            "function": {"name": "get_time", "arguments": f'{{"zone": "{zone}"}}'},
+        }
+        for zone in ("UTC", "CET")
+    ]
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "What time is it?"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "It is 17:42 and sunny."},
+        {"role": "assistant", "content": None, "tool_calls": called},
+        {"role": "tool", "tool_call_id": "call_UTC", "content": "It is 17:42 and sunny."},
+        {"role": "tool", "tool_call_id": "call_CET", "content": "It is 18:42 and windy."},
     ]
     answer: Answer = endpoint.chat(messages, temperature=0, max_tokens=8, tools=tools(), return_token_ids=True)
     seen = endpoint.detokenize(answer.body.get("prompt_token_ids") or [])
     assert "17:42" in seen, f"the tool's result is not in the prompt that the engine saw: {seen!r}"
+    assert -1 < seen.find("17:42") < seen.find("18:42"), (
+        f"the results of two tools are swapped in the prompt, or the second one is lost: {seen!r}"
+    )

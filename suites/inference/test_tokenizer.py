@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,9 @@ DIALOGUE = [
     {"role": "assistant", "content": "A walnut tree, 12 m high."},
     {"role": "user", "content": "Since when? Antworte auf Deutsch: „früher“ ✓"},
 ]
+
+#: A turn that is sent in two parts.
+HALVES = ("Since when?", "Antworte auf Deutsch.")
 
 
 def test_text_survives_the_tokenizer(endpoint: EndpointClient, needs: Needs) -> None:
@@ -89,6 +93,13 @@ def test_engine_sees_the_conversation_as_rendered(endpoint: EndpointClient, need
         "the conversation": endpoint.chat(DIALOGUE, **parameters).body.get("prompt_token_ids"),
         "the conversation in parts": endpoint.chat(parts, **parameters).body.get("prompt_token_ids"),
     }
+    halves: list[dict[str, Any]] = [
+        *DIALOGUE[:-1],
+        {"role": "user", "content": [{"type": "text", "text": half} for half in HALVES]},
+    ]
+    prompt = endpoint.detokenize(endpoint.chat(halves, **parameters).body.get("prompt_token_ids") or [])
+    lost = [half for half in HALVES if half not in prompt]
+    assert not lost, f"of a turn in two text parts, the engine did not see {lost}: {prompt!r}"
     for what, ids in seen.items():
         said = endpoint.detokenize(ids) if ids else None
         assert ids == expected, f"the engine did not see {what} as the template renders it, but {said!r}"

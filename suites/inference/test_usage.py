@@ -20,6 +20,37 @@ CONVERSATIONS: dict[str, list[dict[str, str]]] = {
 }
 
 
+#: Turns of a long conversation, and words of a long turn at most: more than gateways' limits on history or text.
+MANY_TURNS, MANY_WORDS = 41, 6000
+
+
+def _turns_of(shape: str, room: int) -> list[str]:
+    if shape == "many-turns":
+        return [f"Question {turn}." if turn % 2 == 0 else f"Answer {turn}." for turn in range(MANY_TURNS)]
+    return ["word " * min(MANY_WORDS, room * 2 // 3) + "last."] if shape == "one-long-turn" else ["ok", "ok", "ok"]
+
+
+@pytest.mark.parametrize("shape", ["many-turns", "one-long-turn", "repeated-turns"])
+def test_long_conversation_is_counted_whole(endpoint: EndpointClient, shape: str) -> None:
+    """A conversation of many turns, of one long turn, or of equal turns is counted as ``/tokenize`` counts it.
+
+    Gateways keep the last turns alone, cut long texts, and take equal turns, or two of one role, for one.
+    """
+    texts = _turns_of(shape, endpoint.tokenize("x").max_model_len or 2048)
+    messages = [{"role": ("user", "assistant")[turn % 2], "content": text} for turn, text in enumerate(texts)]
+    if shape == "repeated-turns":
+        again = [*messages, messages[-1]]
+        body = {"model": endpoint.target.model, "messages": again}
+        # Some chat templates refuse two turns of one role.
+        messages = again if endpoint.raw("POST", "/tokenize", json=body).status_code == 200 else messages
+    counted = endpoint.tokenize(messages=messages).count
+    usage = endpoint.chat(messages, max_tokens=1, temperature=0).usage
+    said = f"a conversation of {len(messages)} turns, {sum(map(len, texts))} characters"
+    assert usage.prompt_tokens == counted, (
+        f"{said}: usage reports {usage.prompt_tokens} prompt tokens, /tokenize {counted}"
+    )
+
+
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_prompt_tokens_of_a_chat_equal_the_tokenizers_count(
     endpoint: EndpointClient, messages: list[dict[str, str]]

@@ -16,6 +16,7 @@ BAD_PATH = "test_unknown_path_or_method_is_refused"
 BAD_JSON = "test_body_that_is_not_json_is_refused"
 BAD_FIELD = "test_invalid_field_is_refused_by_name"
 BAD_STRUCTURE = "test_invalid_structure_is_refused"
+ODD = "test_odd_request_causes_no_server_error"
 OVER_LONG = "test_prompt_over_the_context_length_is_refused"
 RECOVERS = "test_server_answers_after_refusing"
 # test_forwarding
@@ -31,6 +32,7 @@ PARAMETERS = "test_answer_belongs_to_its_parameters"
 CACHED = "test_cached_prefix_changes_no_answer"
 CACHE_HIT = "test_enabled_prefix_cache_is_hit"
 ABANDONED = "test_abandoned_requests_leave_no_trace"
+LEAVES_EARLY = "test_client_that_leaves_before_its_answer_frees_its_slot"
 ALL_MOVE = "test_concurrent_streams_all_progress"
 # test_limits
 MAX_TOKENS = "test_max_tokens_is_honoured"
@@ -38,6 +40,7 @@ SAYS_LENGTH = "test_answer_cut_by_its_limit_has_finish_reason_length"
 SAYS_STOP = "test_answer_that_ends_by_itself_has_finish_reason_stop"
 STOP = "test_answer_ends_before_the_stop_text"
 STOP_ACROSS = "test_stop_text_is_found_across_tokens"
+STOP_BYTES = "test_stop_text_of_many_bytes_is_found"
 STOP_TOKEN = "test_stop_token_ends_the_answer"
 CONTEXT = "test_the_whole_context_can_be_used"
 # test_logprobs
@@ -45,9 +48,13 @@ LOGPROBS = "test_chat_logprobs_are_consistent"
 LOGPROBS_STREAMED = "test_streamed_logprobs_equal_plain_logprobs"
 LOGPROBS_COMPLETION = "test_completion_logprobs_are_consistent"
 LOGPROBS_UNASKED = "test_logprobs_come_only_when_requested"
+OFFSETS = "test_text_offsets_follow_the_text"
 # test_models
 LISTED = "test_served_model_is_listed"
 DECLARED = "test_context_length_is_the_declared_one"
+# test_parameters
+EVERYWHERE = "test_parameters_count_in_every_way"
+BATCH = "test_prompts_of_one_request_are_answered_in_order"
 # test_properties
 ANY_REQUEST = "test_any_request_gets_what_it_asks_for"
 ANY_TEXT = "test_any_text_is_completed_by_its_own_tokens"
@@ -104,6 +111,7 @@ ARRIVES = "test_stream_arrives_incrementally"
 DONE = "test_stream_ends_with_done"
 ONE_PIECE = "test_chunks_of_a_stream_are_consistent"
 STREAM_USAGE = "test_stream_carries_usage_when_requested"
+CONTINUOUS = "test_continuous_usage_grows_with_the_stream"
 FRAMED = "test_stream_is_framed_as_events"
 CHARACTERS = "test_characters_are_never_cut"
 FREES_SLOT = "test_client_that_disconnects_frees_its_slot"
@@ -120,6 +128,12 @@ SURVIVES = "test_text_survives_the_tokenizer"
 ENGINES_TOKENS = "test_tokenizer_endpoint_equals_the_engines_tokenizer"
 TEMPLATE = "test_chat_template_renders_every_turn"
 RENDERED = "test_engine_sees_the_conversation_as_rendered"
+# test_tools
+TOOL_EMPTY = "test_tool_without_parameters_gets_an_empty_object"
+TOOL_PARALLEL = "test_parallel_tool_calls_can_be_switched_off"
+TOOL_CUT = "test_tool_call_cut_by_its_limit_has_finish_reason_length"
+TOOL_CHARACTERS = "test_tool_arguments_keep_their_characters"
+FORMS = "test_every_form_of_structure_is_kept"
 # test_transport
 ON_THE_WIRE = "test_http_variant_changes_nothing"
 LARGE_BODY = "test_large_body_is_read_whole"
@@ -128,9 +142,10 @@ LARGE_EVENT = "test_large_event_arrives_whole"
 # test_usage
 PROMPT_CHAT = "test_prompt_tokens_of_a_chat_equal_the_tokenizers_count"
 PROMPT_COMPLETION = "test_prompt_tokens_of_a_completion_equal_the_tokenizers_count"
+LONG_CONVERSATION = "test_long_conversation_is_counted_whole"
 COMPLETION_COUNT = "test_completion_tokens_equal_the_tokens_generated"
 
-#: The checks that compare whole answers, so that any defect may break them, whichever feature it is of.
+#: The checks that ask for many features or compare whole answers, so that any defect may break them.
 relations = frozenset(
     (
         STREAM_IS_PLAIN,
@@ -143,5 +158,18 @@ relations = frozenset(
         DEFAULTS,
         ABSENT_LIMIT,
         NEW_PROMPT,
+        EVERYWHERE,
+        BATCH,
+        FORMS,
+        TOOL_EMPTY,
+        TOOL_PARALLEL,
+        TOOL_CUT,
+        TOOL_CHARACTERS,
+        CONTINUOUS,
+        OFFSETS,
+        STOP_BYTES,
+        LONG_CONVERSATION,
+        ODD,
+        LEAVES_EARLY,
     )
 )

@@ -14,12 +14,13 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+    type: str = "function"
 
 
 def read_calls(choice: Mapping[str, Any]) -> list[ToolCall]:
     """The calls of a whole answer's choice."""
     calls = (choice.get("message") or {}).get("tool_calls") or []
-    return [ToolCall(str(call.get("id") or ""), *_function(call)) for call in calls]
+    return [ToolCall(str(call.get("id") or ""), *_function(call), str(call.get("type"))) for call in calls]
 
 
 def read_streamed_calls(chunks: Iterable[Mapping[str, Any]], choice_index: int = 0) -> list[ToolCall]:
@@ -35,6 +36,11 @@ def read_streamed_calls(chunks: Iterable[Mapping[str, Any]], choice_index: int =
                         f"a streamed tool call has no index, by which clients join its pieces: {piece}"
                     )
                 call = parts.setdefault(piece["index"], ["", "", ""])
+                if call[0] and piece.get("id"):
+                    raise AssertionError(
+                        f"a streamed tool call has an id again, {call[0]} and then {piece['id']}: clients join the "
+                        "pieces, and take the second id for a part of the first"
+                    )
                 for place, text in enumerate((piece.get("id") or "", *_function(piece))):
                     call[place] += str(text)
     return [ToolCall(*parts[index]) for index in sorted(parts)]

@@ -136,6 +136,17 @@ class WireConnection:
         except (OSError, http.client.HTTPException) as error:
             raise WireFailed(f"no answer: {type(error).__name__}: {error}") from None
 
+    def begin(self, path: str, body: dict[str, Any]) -> None:
+        """Send one request, and read nothing of its answer.
+
+        Raises:
+            WireFailed: it could not be sent.
+        """
+        try:
+            self._send(*self._request(path, body, HttpVariant()), HttpVariant())
+        except OSError as error:
+            raise WireFailed(f"the request could not be sent: {type(error).__name__}: {error}") from None
+
     def open_stream(self, path: str, body: dict[str, Any]) -> Iterator[bytes]:
         """The lines of a streamed answer, each read when it is asked for.
 

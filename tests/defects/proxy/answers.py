@@ -318,3 +318,89 @@ class StatusesFlattened(
         """Keep the body."""
         if answer.status in (400, 404, 422):
             answer.status = 502
+
+
+class PromptsOutOfOrder(
+    AnswerDefect,
+    by={checks.BATCH},
+    says=r"a list of prompts != each prompt alone",
+    source="https://github.com/openai/openai-python/issues/90",
+):
+    """The answers to several prompts are numbered as they come, and not by their prompts."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if len(body["choices"]) > 2:
+            for place, choice in enumerate(reversed(body["choices"])):
+                choice["index"] = place
+
+
+class CallLeftInText(
+    AnswerDefect,
+    by={checks.TOOL_AUTO},
+    says=r"stayed in the text too",
+    source="https://github.com/can1357/oh-my-pi/issues/8495",
+):
+    """A parsed tool call stays in the text as well."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            message = choice.get("message") or {}
+            for call in message.get("tool_calls") or []:
+                message["content"] = (message.get("content") or "") + json.dumps(call["function"]["arguments"])
+                message["content"] = message["content"].replace("\\", "")
+
+
+class EmptyArgumentsLost(
+    AnswerDefect,
+    by={checks.TOOL_EMPTY},
+    says=r"a tool without parameters: the text of the arguments is not JSON",
+    source="https://github.com/pipecat-ai/pipecat/issues/4059",
+):
+    """Arguments without a field become an empty text."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            for call in (choice.get("message") or {}).get("tool_calls") or []:
+                if json.loads(call["function"]["arguments"]) == {}:
+                    call["function"]["arguments"] = ""
+
+
+class ArgumentsEscapedTwice(
+    AnswerDefect,
+    by={checks.TOOL_CHARACTERS},
+    says=r"expected the arguments \{'zone': 'Zürich'\}",
+    source="https://github.com/NousResearch/hermes-agent/issues/42801",
+):
+    """Characters beyond ASCII in arguments are escaped once too often."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            for call in (choice.get("message") or {}).get("tool_calls") or []:
+                escaped = call["function"]["arguments"].encode("ascii", "backslashreplace").decode()
+                call["function"]["arguments"] = escaped.replace("\\x", "\\\\x")
+
+
+class CutCallSaysToolCalls(
+    AnswerDefect,
+    by={checks.TOOL_CUT},
+    says=r"cut after 4 tokens ends with 'tool_calls'",
+    source="https://github.com/local-inference-lab/vllm/pull/767",
+):
+    """Any answer with a call ends with ``tool_calls``, a cut one too."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            if (choice.get("message") or {}).get("tool_calls"):
+                choice["finish_reason"] = "tool_calls"
+
+
+class WholeAnswersGoOn(
+    Defect,
+    by={checks.LEAVES_EARLY},
+    says=r"a whole answer of .* still runs",
+    source="https://github.com/BerriAI/litellm/issues/37140",
+):
+    """A client that waits for a whole answer and disconnects is not reported to the server."""
+
+    def aborts_upstream(self) -> bool:
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from typing import Any, ClassVar
@@ -327,3 +328,159 @@ class RequestSentTwice(
     def copies(self, exchange: Exchange) -> int:
         """Two of what costs tokens."""
         return 2 if exchange.request.generates else 1
+
+
+class TemperatureClamped(
+    BodyDefect,
+    by={checks.EVERYWHERE},
+    says=r"temperature 2 drew what temperature 1 draws",
+    source="https://github.com/theopenco/llmgateway/pull/3268",
+):
+    """A temperature over 1, which another provider refuses, is lowered to 1."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        body["temperature"] = min(body.get("temperature", 1.0), 1.0)
+
+
+class ZeroSeedDropped(
+    BodyDefect,
+    by={checks.EVERYWHERE},
+    says=r"seed 0 never repeated its answer",
+    source="https://github.com/InternLM/lmdeploy/pull/4526",
+):
+    """A seed of 0 counts as none."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if not body.get("seed"):
+            body.pop("seed", None)
+
+
+class CompletionsKnowLess(
+    BodyDefect,
+    by={checks.EVERYWHERE},
+    says=r"parameters without effect on completions.*min_p.*include_stop_str_in_output",
+    source="https://github.com/BerriAI/litellm/issues/32042",
+):
+    """Completions have a list of parameters of their own, which is shorter than that of chats."""
+
+    LOST = ("min_p", "top_k", "repetition_penalty", "min_tokens", "include_stop_str_in_output", "stop_token_ids")
+
+    def change(self, body: dict[str, Any]) -> None:
+        if "prompt" in body:
+            for name in self.LOST:
+                body.pop(name, None)
+
+
+class PromptsJoined(
+    BodyDefect,
+    by={checks.BATCH},
+    says=r"a list of prompts != each prompt alone.*choices, expected 6",
+    source="https://github.com/Ai00-X/ai00_server/pull/169",
+):
+    """The prompts of one request are joined into one."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        prompts = body.get("prompt")
+        if isinstance(prompts, list) and prompts and isinstance(prompts[0], str):
+            body["prompt"] = "".join(prompts)
+
+
+class LastTurnsOnly(
+    BodyDefect,
+    by={checks.LONG_CONVERSATION},
+    says=r"a conversation of 41 turns",
+    source="https://github.com/jupyterlab/jupyter-ai/pull/240",
+):
+    """The history is cut to its last ten turns."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if isinstance(body.get("messages"), list):
+            body["messages"] = body["messages"][-10:]
+
+
+class EqualTurnsMerged(
+    BodyDefect,
+    by={checks.LONG_CONVERSATION},
+    says=r"a conversation of 4 turns",
+    source="https://github.com/microsoft/agent-framework/pull/4716",
+):
+    """A turn that repeats the one before it counts as sent twice."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        messages = body.get("messages")
+        if isinstance(messages, list):
+            body["messages"] = [one for place, one in enumerate(messages) if not place or one != messages[place - 1]]
+
+
+class LongTextsCut(
+    BodyDefect,
+    by={checks.LONG_CONVERSATION},
+    says=r"a conversation of 1 turns",
+    source="https://github.com/openshift/lightspeed-service/pull/573",
+):
+    """A turn of more than 4096 characters is cut there."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for message in body.get("messages") or []:
+            if isinstance(message, dict) and isinstance(message.get("content"), str):
+                message["content"] = message["content"][:4096]
+
+
+class FirstTextPartOnly(
+    BodyDefect,
+    by={checks.RENDERED},
+    says=r"of a turn in two text parts",
+    source="https://github.com/BaseIntelligence/bounty-challenge/issues/16575",
+):
+    """Of a turn in several text parts, the first one is passed on."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for message in body.get("messages") or []:
+            if isinstance(message, dict) and isinstance(message.get("content"), list):
+                message["content"] = message["content"][:1]
+
+
+class ParallelCallsAllowed(
+    BodyDefect,
+    by={checks.TOOL_PARALLEL},
+    says=r"parallel_tool_calls False: of two calls expected 1",
+    source="https://github.com/vllm-project/vllm/issues/9451",
+):
+    """``parallel_tool_calls`` is taken for compatibility, and has no effect."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        body.pop("parallel_tool_calls", None)
+
+
+class JsonObjectDropped(
+    BodyDefect,
+    by={checks.FORMS},
+    says=r"constrained by .*json_object",
+    source="https://github.com/mlflow/mlflow/pull/23932",
+):
+    """Of the structured formats, the one with a schema is passed on, ``json_object`` is not."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if (body.get("response_format") or {}) == {"type": "json_object"}:
+            body.pop("response_format")
+
+
+class FieldsAssumed(
+    Defect,
+    by={checks.ODD},
+    says=r"answered with a server error",
+    source="https://github.com/elizaOS/eliza/pull/10111",
+):
+    """A body whose fields have another shape than expected ends in the gateway's own exception."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Look into the messages, and fail where there are none."""
+        if exchange.request.path != "/v1/chat/completions":
+            return None
+        try:
+            json.loads(exchange.request.body)["messages"][0]["content"].strip()
+        except (KeyError, TypeError, IndexError, AttributeError):
+            return refuse(500, "Internal Server Error")
+        except ValueError:
+            return None
+        return None

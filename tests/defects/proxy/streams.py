@@ -318,6 +318,98 @@ class LongLinesLost(
             yield event
 
 
+class FinishReasonOmitted(
+    ChunkDefect,
+    by={checks.ONE_PIECE},
+    says=r"the finish reason must be null, it is 'absent'",
+    source="https://github.com/maximhq/bifrost/issues/7397",
+):
+    """Chunks before the last one have no finish reason, in place of null."""
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        for choice in chunk.get("choices") or []:
+            if choice.get("finish_reason") is None:
+                choice.pop("finish_reason", None)
+        return [chunk]
+
+
+class FinishReasonEmpty(
+    ChunkDefect,
+    by={checks.ONE_PIECE},
+    says=r"the finish reason must be null, it is ''",
+    source="https://github.com/CangShui/workbuddy-gateway/pull/3",
+):
+    """Chunks before the last one have an empty finish reason, which clients take for the end."""
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        for choice in chunk.get("choices") or []:
+            choice["finish_reason"] = choice.get("finish_reason") or ""
+        return [chunk]
+
+
+class ToolIdRepeated(
+    ChunkDefect,
+    by={checks.TOOL_REQUESTED},
+    says=r"has an id again",
+    source="https://github.com/poolsideai/pool/issues/9",
+):
+    """Every piece of a streamed tool call has an id, each another one."""
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        for choice in chunk.get("choices") or []:
+            for call in choice.get("delta", {}).get("tool_calls") or []:
+                exchange.notes["pieces"] = exchange.notes.get("pieces", 0) + 1
+                call["id"] = f"call-{exchange.notes['pieces']}"
+        return [chunk]
+
+
+class UsageOfEachChunkAlone(
+    ChunkDefect,
+    by={checks.CONTINUOUS},
+    says=r"do not grow|the last chunk counts",
+    source="https://github.com/vllm-project/vllm/pull/9357",
+):
+    """Continuous usage counts the tokens of each chunk, and not those so far."""
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        if chunk.get("usage"):
+            chunk["usage"]["completion_tokens"] = min(chunk["usage"]["completion_tokens"], 1)
+        return [chunk]
+
+
+class OffsetsBeginAgain(
+    ChunkDefect,
+    by={checks.OFFSETS},
+    says=r"has the text offset",
+    source="https://github.com/vllm-project/vllm/pull/47815",
+):
+    """The text offsets of each chunk begin at 0."""
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        for choice in chunk.get("choices") or []:
+            if offsets := (choice.get("logprobs") or {}).get("text_offset"):
+                choice["logprobs"]["text_offset"] = [offset - offsets[0] for offset in offsets]
+        return [chunk]
+
+
+class StopTextOfBytesLeaks(
+    TextChangeDefect,
+    by={checks.STOP_BYTES},
+    says=r"with stop=",
+    source="https://github.com/abetlen/llama-cpp-python/issues/372",
+):
+    """A stop text beyond ASCII is found too late, and part of it is sent."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Remember the stop text."""
+        stop = exchange.request.json.get("stop")
+        self._stop = "".join(stop) if isinstance(stop, list) and all(isinstance(one, str) for one in stop) else ""
+        return None
+
+    def rewrite(self, text: str) -> str:
+        return text if self._stop.isascii() else text + self._stop
+
+
 class GenerationGoesOn(
     Defect,
     by={checks.FREES_SLOT},
