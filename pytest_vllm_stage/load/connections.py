@@ -141,10 +141,12 @@ class Pool:
     Attributes:
         address: The server.
         opened: Connections opened so far.
+        fresh: Each request opens a connection of its own, as separate clients do; none is kept.
     """
 
     address: Address
     opened: int = 0
+    fresh: bool = False
     _host: str = ""
     _idle: list[LoadConnection] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -185,7 +187,7 @@ class Pool:
 
     def give_back(self, connection: LoadConnection) -> None:
         """The connection is free again."""
-        if self._closed or not connection.open:
+        if self._closed or self.fresh or not connection.open:
             connection.close()
             return
         connection.idle_since_s = time.perf_counter()
@@ -198,6 +200,8 @@ class Pool:
 
     def top_up(self, spare: int = SPARE) -> None:
         """Open connections in the background until that many are idle."""
+        if self.fresh:
+            return
         for _ in range(spare - len(self._idle) - self._opening):
             self._opening += 1
             self.spawn(self._open_one())
@@ -233,6 +237,8 @@ class Pool:
 
     async def warm(self, count: int) -> None:
         """Open this many idle connections before they are needed; requests report the failures."""
+        if self.fresh:
+            return
         made = await asyncio.gather(*(self.connect() for _ in range(count)), return_exceptions=True)
         for connection in made:
             if isinstance(connection, LoadConnection):

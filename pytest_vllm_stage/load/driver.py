@@ -57,6 +57,7 @@ class LoadJob:
         gpu_metrics_token: Sent there as bearer token.
         facts: Added to the measurement.
         share: Which part of the step is sent; the bodies are this part's.
+        fresh_connections: Each request opens a connection of its own: a load balancer then chooses a pod for each.
     """
 
     step: LoadStep
@@ -70,6 +71,7 @@ class LoadJob:
     gpu_metrics_token: Secret | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     share: Share = WHOLE
+    fresh_connections: bool = False
 
     @property
     def users(self) -> int | None:
@@ -103,7 +105,7 @@ async def run_step(
         agree_start: Decides when the step starts.
     """
     loop_lag = LoopLag()
-    pool = Pool(parse_address(job.base_url, job.ca_file))
+    pool = Pool(parse_address(job.base_url, job.ca_file), fresh=job.fresh_connections)
     await pool.resolve()
     await warm_up(job, pool, report)
     gc.collect()
