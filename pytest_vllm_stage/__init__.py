@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.publication.bucket.bucket import Bucket
     from pytest_vllm_stage.publication.publish_run import Publication
     from pytest_vllm_stage.publication.registry.client import RegistryClient
+    from pytest_vllm_stage.resilience.carry_out import DisruptionResult
     from pytest_vllm_stage.run.context import Run
     from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer, Usage
     from pytest_vllm_stage.serving.client import EndpointClient
@@ -50,6 +51,7 @@ __all__ = [
     "ClusterFacts",
     "Comparison",
     "ConfigError",
+    "DisruptionResult",
     "EndpointClient",
     "EnvironmentUnusable",
     "FoundCapacity",
@@ -93,6 +95,7 @@ _MODULES = {
     "publication.bucket.bucket": ("Bucket",),
     "publication.publish_run": ("Publication",),
     "publication.registry.client": ("RegistryClient",),
+    "resilience.carry_out": ("DisruptionResult",),
     "run.context": ("Run",),
     "serving.answers": ("Answer", "StreamedAnswer", "Usage"),
     "serving.client": ("EndpointClient",),

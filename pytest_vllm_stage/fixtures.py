@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.publication.bucket.bucket import Bucket
     from pytest_vllm_stage.publication.publish_run import Publication
     from pytest_vllm_stage.publication.registry.client import RegistryClient
+    from pytest_vllm_stage.resilience.carry_out import DisruptionResult
     from pytest_vllm_stage.serving.client import EndpointClient
     from pytest_vllm_stage.serving.target import Target
     from pytest_vllm_stage.settings.config import StageConfig
@@ -206,6 +207,28 @@ def find_capacity(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[s
         return find_capacity.find(stage_run, role, clients[role], maker(role, plans.api_of(stage_run.config, role)))
 
     return find
+
+
+@pytest.fixture
+def disrupt(
+    stage_run: Run, cluster: ClusterFacts, stage: StageFacts, kube: DynamicClient, request: pytest.FixtureRequest
+) -> Callable[[str, str], DisruptionResult]:
+    """Carries out a disruption of a role's model while traffic runs, judges the window around it, and undoes it."""
+    from pytest_vllm_stage.benchmark import plans
+    from pytest_vllm_stage.resilience import carry_out
+    from pytest_vllm_stage.resilience.site import Site
+    from pytest_vllm_stage.stage.observe.reader import StageReader
+
+    clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
+
+    def disrupt_role(name: str, role: str) -> DisruptionResult:
+        config = stage_run.config
+        reader = StageReader(kube, cluster, stage.namespace)
+        service = config.profile.models[role].inference_service
+        site = Site(stage_run, stage, reader, service, config.profile.resilience)
+        return carry_out.carry_out(site, name, clients[role], maker(role, plans.api_of(config, role)))
+
+    return disrupt_role
 
 
 @pytest.fixture(scope="session")

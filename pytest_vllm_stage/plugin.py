@@ -26,6 +26,7 @@ MARKERS = (
     "smoke: fast checks of whether the endpoint is alive and gives plausible answers",
     "load: puts load on an endpoint; runs exclusively, after all other tests",
     "after_load: reads the results of the load steps; runs after all of them",
+    "disruptive: changes the stage while traffic runs; runs exclusively, after everything else",
     "real: needs the local cluster or the real engine (tests of this project)",
     "nightly: a slow variant of another test, which runs only with -m nightly (tests of this project)",
 )

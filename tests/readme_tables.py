@@ -25,6 +25,8 @@ GROUPS = {
         "strict",
         "full_duration",
         "find_capacity",
+        "disrupt",
+        "disrupt_cluster",
         "load_driver",
         "load_seed",
         "gpu_metrics",
@@ -36,6 +38,7 @@ GROUPS = {
 ROOMS = (
     "session",
     "report",
+    "resilience",
     "checks",
     "publication",
     "benchmark",

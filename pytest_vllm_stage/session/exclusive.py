@@ -25,6 +25,8 @@ from pytest_vllm_stage.run.context import Run
 LOAD = "load"
 #: Marks a test that reads the results of the load tests: it runs after all of them.
 AFTER_LOAD = "after_load"
+#: Marks a test that disrupts the stage: it runs exclusively, after everything else.
+DISRUPTIVE = "disruptive"
 #: The longest that a test may wait for the lock.
 WAIT_S = 4 * 3600.0
 #: After so long without an event in the journal no load test will follow: a worker was stopped (``-x``) or died.
@@ -39,37 +41,43 @@ class ExclusiveAccess:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._loads: list[str] = []
+        self._before_disruptions: list[str] = []
         self._denied: EnvironmentUnusable | None = None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Put load tests after all others, and the tests that read their results after them."""
+        """Put load tests after all others, then the tests that read their results, then those that disrupt."""
         items.sort(key=_place)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Remember which load tests this run has."""
+        """Remember which load tests this run has, and what runs before the first disruption."""
         self._loads = [item.nodeid for item in session.items if _place(item) == 1]
+        if any(_disrupts(item) for item in session.items):
+            self._before_disruptions = [one.nodeid for one in session.items if _place(one) < 3 and _uses_stage(one)]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Hold the lock during set-up, call and teardown of a test that uses the stage."""
         place = _place(item)
-        if self._denied or "stage_run" not in getattr(item, "fixturenames", ()):
+        if self._denied or not _uses_stage(item) or (place == 3 and not _disrupts(item)):
             return (yield)
+        exclusive = place in (1, 3)
         try:
             if place == 2:
-                self._wait_for_loads()
-            descriptor = self._acquire(item.nodeid, exclusive=place == 1)
+                self._wait_for(self._loads, "load tests")
+            elif place == 3:
+                self._wait_for(self._before_disruptions, "tests before the disruptions")
+            descriptor = self._acquire(item.nodeid, exclusive=exclusive)
         except EnvironmentUnusable as error:
             self._denied = error
             return (yield)
-        with self._recorded(descriptor, item.nodeid, exclusive=place == 1):
+        with self._recorded(descriptor, item.nodeid, exclusive=exclusive):
             return (yield)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Fail the test that did not get the lock, and all later ones that need it."""
-        if self._denied and "stage_run" in getattr(item, "fixturenames", ()):
+        if self._denied and _uses_stage(item):
             raise self._denied
 
     def _acquire(self, nodeid: str, *, exclusive: bool) -> int:
@@ -89,8 +97,8 @@ class ExclusiveAccess:
         try:
             yield
         finally:
-            # A load test's access is recorded in any case: others wait for it.
-            if exclusive or self._run.active:
+            # What others wait for is recorded in any case.
+            if exclusive or self._before_disruptions or self._run.active:
                 ended = time.time()
                 self._run.journal.event("access", nodeid, exclusive=exclusive, began_at=began, ended_at=ended)
             os.close(descriptor)
@@ -110,20 +118,20 @@ class ExclusiveAccess:
                 self._run.journal.say(f"{nodeid} waits: other tests are using the endpoints")
             time.sleep(_POLL_S)
 
-    def _wait_for_loads(self) -> None:
-        """Wait, before taking the lock, until every load test of the run has had access, in any worker."""
+    def _wait_for(self, earlier: list[str], what: str) -> None:
+        """Wait, before taking the lock, until each of the earlier tests has had access, in any worker."""
         from pytest_vllm_stage.core.journal import read_events
 
         started, path = time.time(), self._run.journal_path
-        while self._loads:
-            done = {event["name"] for event in read_events(path) if event["kind"] == "access" and event["exclusive"]}
-            missing = [nodeid for nodeid in self._loads if nodeid not in done]
+        while earlier:
+            done = {event["name"] for event in read_events(path) if event["kind"] == "access"}
+            missing = [nodeid for nodeid in earlier if nodeid not in done]
             if not missing:
                 return
             last_event = max(started, path.stat().st_mtime) if path.exists() else started
             if time.time() - last_event > IDLE_S:
                 raise EnvironmentUnusable(
-                    f"{len(missing)} load tests never ran, the first of them {missing[0]}: "
+                    f"{len(missing)} {what} never ran, the first of them {missing[0]}: "
                     f"the run recorded nothing for {IDLE_S / 60:g} minutes",
                     hint="look for a worker that crashed or was stopped in the output above, and run again",
                 )
@@ -131,10 +139,21 @@ class ExclusiveAccess:
 
 
 def _place(item: pytest.Item) -> int:
-    """0 for an ordinary test, 1 for a load test, 2 for a test that reads their results."""
+    """0 for an ordinary test, 1 for a load test, 2 for a test that reads their results, 3 for one that disrupts."""
+    if item.get_closest_marker(DISRUPTIVE):
+        return 3
     if item.get_closest_marker(AFTER_LOAD):
         return 2
     return 1 if item.get_closest_marker(LOAD) else 0
+
+
+def _uses_stage(item: pytest.Item) -> bool:
+    return "stage_run" in getattr(item, "fixturenames", ())
+
+
+def _disrupts(item: pytest.Item) -> bool:
+    """Whether it does something: without --stage-disrupt the suite is a single skipped test."""
+    return _place(item) == 3 and not item.get_closest_marker("skip")
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

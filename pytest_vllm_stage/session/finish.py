@@ -119,7 +119,10 @@ def judge_restarts(run: Run) -> list[str]:
     if cluster_text is None or stage_text is None:
         return []
     cluster, stage = ClusterFacts.from_json(cluster_text), StageFacts.from_json(stage_text)
-    since_s = stage.deployed_at or read_events(run.journal_path)[0]["at"]
+    events = read_events(run.journal_path)
+    # A disruption restarts an engine on purpose, and reports what it saw.
+    disrupted_at = [event["at"] for event in events if event["kind"] == "disruption"]
+    since_s = max([stage.deployed_at or events[0]["at"], *disrupted_at])
     try:
         lines = find_restarts(cluster, stage, since_s)
     except (StageError, OSError):

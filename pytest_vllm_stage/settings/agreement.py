@@ -38,6 +38,7 @@ def check_agreement(config: StageConfig) -> None:
     _check_engine(config)
     _check_cluster(config)
     _check_reuse(config)
+    _check_disruptions(config)
     _check_values(config)
     _check_files(config)
     _check_results(config)
@@ -131,6 +132,29 @@ def _check_reuse(config: StageConfig) -> None:
         _refuse(config, "reuse", "deletes nothing", ("keep",))
         _refuse(config, "reuse", "attaches to a stage that is deployed, on the cluster it names", ("deploy", "context"))
         _refuse(config, "reuse", "attaches to a stage that has its secrets", ("env_file",), typed=True)
+
+
+def _check_disruptions(config: StageConfig) -> None:
+    """Refuse disruptions of a stage that is only read, or of a cluster that was neither created here nor named."""
+    if not config.disruptions:
+        return
+    source, named = config.source("disrupt"), config.get("disrupt_cluster")
+    for name in ("endpoint", "results"):
+        if config.settings[name].value:
+            raise ConfigError(f"{source} changes a stage: it cannot go with {config.source(name)}")
+    if not (config.deploys or config.reuse):
+        chosen = next((config.source(name) for name in ("context", "cluster") if config.is_given(name)), None)
+        reason = f"{chosen or 'the cluster of the pod'} is only read without --stage-deploy"
+        raise ConfigError(f"{reason}: it cannot go with {source}")
+    if config.cluster_kind == "local" and not config.reuse:
+        return
+    expected = config.reuse or config.context or config.cluster_kind
+    if named != expected:
+        got = f"got {named!r}" if named else "it is not set"
+        raise ConfigError(
+            f"{source} changes a cluster that this run does not create: expected --stage-disrupt-cluster={expected}, "
+            f"which names it, {got}"
+        )
 
 
 def _check_values(config: StageConfig) -> None:

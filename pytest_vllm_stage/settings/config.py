@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.settings import pod
+from pytest_vllm_stage.settings.disruptions import parse_disruptions
 from pytest_vllm_stage.settings.options import BY_NAME, CLUSTER_AUTHORITIES
 from pytest_vllm_stage.settings.urls import split_endpoints
 
@@ -191,6 +192,12 @@ class StageConfig:
     def find_capacity(self) -> bool:
         """The run searches the capacity of each model."""
         return self.flag("find_capacity")
+
+    @property
+    def disruptions(self) -> tuple[str, ...]:
+        """The disruptions of --stage-disrupt, in the order in which they are carried out; usually none."""
+        given = self.get("disrupt")
+        return parse_disruptions(given, self.source("disrupt")) if given else ()
 
     @property
     def load_driver(self) -> str:

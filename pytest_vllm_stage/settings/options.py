@@ -200,6 +200,18 @@ OPTIONS: tuple[Option, ...] = (
         flag=True,
     ),
     Option(
+        "disrupt",
+        "run suites/resilience: change the stage while traffic runs, and judge the window around each change; `all`, "
+        "or some of rollout, pod, engine, drain, readiness, publication, scale, with commas",
+        metavar="LIST|all",
+    ),
+    Option(
+        "disrupt_cluster",
+        "allow --stage-disrupt on a cluster that this run did not create, by its name: the value of --stage-context or "
+        "--stage-reuse, or `in-cluster`",
+        metavar="NAME",
+    ),
+    Option(
         "load_driver",
         "what sends the load: `builtin`, or `guidellm` from the engine's environment",
         default="builtin",
@@ -243,5 +255,8 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 BY_NAME = {option.name: option for option in OPTIONS}
-#: What a profile may set: it does not choose another profile, and the run directory exists before a profile is read.
-PROFILE_OPTIONS = tuple(option for option in OPTIONS if option.name not in ("profile", "run_dir"))
+#: What a profile may set: it does not choose another profile, the run directory exists before a profile is read, and
+#: a stage is disrupted by the command of that run alone.
+PROFILE_OPTIONS = tuple(
+    option for option in OPTIONS if option.name not in ("profile", "run_dir", "disrupt", "disrupt_cluster")
+)

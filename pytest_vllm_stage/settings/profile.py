@@ -29,6 +29,7 @@ from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.suggestions import describe_unknown
 from pytest_vllm_stage.settings.load_table import LoadTable
 from pytest_vllm_stage.settings.options import PROFILE_OPTIONS
+from pytest_vllm_stage.settings.resilience_table import ResilienceTable
 from pytest_vllm_stage.settings.slo_tables import RegressionTable, SloTable
 from pytest_vllm_stage.settings.tables import (
     OptionalText,
@@ -269,6 +270,8 @@ class Profile(Table):
     """How a run is compared with earlier ones (`--stage-baselines`)."""
     registry: RegistryProfile = RegistryProfile()
     """Where results go."""
+    resilience: ResilienceTable = ResilienceTable()
+    """The traffic and the objectives while the stage is disrupted (`--stage-disrupt`)."""
 
     _source: Path = PrivateAttr(Path())
 
@@ -282,6 +285,9 @@ class Profile(Table):
         for role in self.registry.models:
             if role not in self.models:
                 refuse(describe_unknown(role, self.models, "role"), "registry", "models", role)
+        for role in self.resilience.roles:
+            if role not in self.models:
+                refuse(describe_unknown(role, self.models, "role"), "resilience", "roles")
         return self
 
     @property

@@ -122,6 +122,39 @@ def apply(kube: DynamicClient, manifest: Object, namespace: str) -> Object:
         return _decode(response)
 
 
+def patch(kube: DynamicClient, kind: str, name: str, namespace: str, body: Object) -> Object:
+    """Change fields by a JSON merge patch, in which null removes a field; return the object as the server holds it."""
+    resource = find_resource(kube, kind)
+    with translate_api_errors(f"patch {kind.lower()}/{name}"):
+        response = resource.patch(
+            name=name,
+            namespace=_scope(resource, namespace),
+            body=body,
+            content_type="application/merge-patch+json",
+            serialize=False,
+        )
+        return _decode(response)
+
+
+def evict(kube: DynamicClient, namespace: str, pod: str) -> None:
+    """Evict a pod as a drain does: its disruption budget and its grace period apply.
+
+    Raises:
+        RequestRejected: code 429 where a PodDisruptionBudget does not allow it now.
+    """
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+    with translate_api_errors(f"evict pod/{pod}"):
+        kube.request("post", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", body=body, serialize=False)
+
+
+def read_pod_path(kube: DynamicClient, namespace: str, pod: str, port: int, path: str) -> str:
+    """What a pod's own HTTP server answers, through the API server's proxy."""
+    url = f"/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/{path.lstrip('/')}"
+    with translate_api_errors(f"read {path} of pod/{pod}"):
+        response = kube.request("get", url, header_params={"Accept": "*/*"}, serialize=False)
+        return bytes(response.data).decode("utf-8", "replace")
+
+
 def delete(kube: DynamicClient, item: Object, namespace: str, propagation: str = "Foreground") -> None:
     """Delete an object, by default after everything that it owns; no error where it does not exist."""
     try:

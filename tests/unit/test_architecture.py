@@ -22,7 +22,7 @@ PUBLIC = PACKAGE / "__init__.py"
 LAYERS = (
     ("plugin", "fixtures"),
     ("session",),
-    ("checks", "report"),
+    ("checks", "report", "resilience"),
     ("publication",),
     ("benchmark",),
     ("load", "slo"),
