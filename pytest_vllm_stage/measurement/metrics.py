@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -35,15 +35,17 @@ class Percentile:
     Attributes:
         percent: 50, 90, 95 or 99.
         value: Nearest rank; +inf where so many requests failed.
-        n: The number of independent values (requests) behind it.
-        low: Lower end of the two-sided 95 % interval; None where ``n`` is too small.
+        n: The number of requests behind it.
+        effective_n: The number of independent requests that they are equivalent to.
+        low: Lower end of the two-sided 95 % interval; None where ``effective_n`` is too small.
         high: Upper end.
-        needs: The smallest n that has an interval.
+        needs: The smallest n that has an interval, at this effective share of it.
     """
 
     percent: int
     value: float
     n: int
+    effective_n: int
     low: float | None
     high: float | None
     needs: int
@@ -142,6 +144,7 @@ class Metrics:
             f"{name}_p{percent}_{latency.unit}": {
                 "value": json_number(found.value),
                 "n": found.n,
+                "effective_n": found.effective_n,
                 "ci95": None if found.low is None else [json_number(found.low), json_number(found.high)],
                 "needs": found.needs,
             }
@@ -208,6 +211,18 @@ def summarise(samples: Sequence[Sample], step: LoadStep, *, limits_s: Mapping[st
     )
 
 
+def with_effective_sizes(metrics: Metrics, samples: Sequence[Sample], effective_n: Mapping[str, int]) -> Metrics:
+    """The metrics with the confidence intervals of effective sample sizes.
+
+    Args:
+        metrics: The samples' metrics.
+        samples: The samples.
+        effective_n: By the percentile's full name; others count every request.
+    """
+    found = {name: _distribution(name, samples, effective_n) for name in metrics.latencies}
+    return replace(metrics, latencies={name: latency for name, latency in found.items() if latency is not None})
+
+
 def latency_s(name: str, sample: Sample) -> float | None:
     """One request's latency in seconds; +inf where it failed, None where it has none (a TPOT of one token)."""
     if sample.failure is not None:
@@ -234,7 +249,9 @@ def gaps_s(sample: Sample) -> list[float]:
     return [b - a for a, b in pairwise(times)]
 
 
-def _distribution(name: str, samples: Sequence[Sample]) -> Distribution | None:
+def _distribution(
+    name: str, samples: Sequence[Sample], effective_n: Mapping[str, int] | None = None
+) -> Distribution | None:
     unit, factor = LATENCIES[name]
     if name == "itl":
         groups = [group for sample in samples if (group := gaps_s(sample))]
@@ -251,20 +268,24 @@ def _distribution(name: str, samples: Sequence[Sample]) -> Distribution | None:
         unit=unit,
         n=n,
         failed=sum(sample.failure is not None for sample in samples),
-        percentiles={percent: _percentile(values, n, percent, factor) for percent in PERCENTS},
+        percentiles={
+            percent: _percentile(values, n, (effective_n or {}).get(f"{name}_p{percent}_{unit}", n), percent, factor)
+            for percent in PERCENTS
+        },
         maximum=finite[-1] * factor,
         mean=statistics.fmean(finite) * factor,
     )
 
 
-def _percentile(values: Sequence[float], n: int, percent: int, factor: float) -> Percentile:
-    """The percentile; for pooled gaps the ranks of ``n`` requests are stretched over all values."""
-    ranks = interval_ranks(n, percent)
+def _percentile(values: Sequence[float], n: int, effective_n: int, percent: int, factor: float) -> Percentile:
+    """The percentile; the ranks of so many independent requests are stretched over all values."""
+    ranks = interval_ranks(effective_n, percent)
     low = high = None
     if ranks is not None:
-        low = values[_stretched(ranks[0] - 1, n, len(values))] * factor
-        high = values[_stretched(ranks[1], n, len(values)) - 1] * factor
-    return Percentile(percent, nearest_rank(values, percent) * factor, n, low, high, interval_needs(percent))
+        low = values[_stretched(ranks[0] - 1, effective_n, len(values))] * factor
+        high = values[_stretched(ranks[1], effective_n, len(values)) - 1] * factor
+    needs = math.ceil(interval_needs(percent) * n / max(1, effective_n))
+    return Percentile(percent, nearest_rank(values, percent) * factor, n, effective_n, low, high, needs)
 
 
 def _stretched(rank: int, n: int, values: int) -> int:

@@ -74,7 +74,7 @@ class StepData:
         why: The verdict's reason.
         gates: One per objective.
         metrics: Every number by its name; ``math.inf`` where too many requests failed.
-        percentiles: Name to ``value``, ``n``, ``ci95`` and ``needs``.
+        percentiles: Name to ``value``, ``n``, ``effective_n``, ``ci95`` and ``needs``.
         findings: What was wrong or unexpected in the measurement.
         capacity: Requests/s that the server reached while it was saturated; None where it was not.
         result: The whole result file, for fields that only later versions write.

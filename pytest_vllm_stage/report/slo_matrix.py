@@ -27,7 +27,7 @@ class Cell:
         value: The measured value with its unit.
         limit: The bound with its direction.
         interval: The 95 % confidence interval, or how many requests one takes.
-        samples: Requests, and how many independent ones they are equivalent to.
+        samples: Requests, and the effective sample size where it is smaller.
         why: The numbers in a sentence.
     """
 
@@ -121,6 +121,7 @@ def _interval(gate: Gate, step: StepData) -> str:
 
 
 def _samples(gate: Gate) -> str:
-    effective = "" if gate.effective_n is None else f", effective {gate.effective_n}"
+    fewer = gate.effective_n is not None and gate.effective_n < gate.n
+    effective = f", effective {gate.effective_n}" if fewer else ""
     needed = f", needs {gate.needs:,}" if gate.needs else ""
     return f"n {gate.n}{effective}{needed}"

@@ -21,8 +21,9 @@ _HEADER = ("step", "n", "ttft P50 ms [95 % CI]", "P90 ms", "P99 ms", "e2e P90 s"
 def lines(data: dict[str, Any]) -> list[str]:
     """The table of a record, then a line for each objective's verdict; empty where no load step was measured.
 
-    The P50 is followed by its two-sided 95 % confidence interval; a question mark follows what has too few requests for
-    one. The interval of every percentile is in the artifacts and in the report.
+    The P50 is followed by its two-sided 95 % confidence interval, and the number of requests by their effective sample
+    size for it where that is smaller; a question mark follows what has too few requests for an interval. The interval
+    of every percentile is in the artifacts and in the report.
     """
     benchmarks = data["benchmarks"]
     found = [capacity["text"] for capacity in data["capacities"]]
@@ -62,15 +63,21 @@ def _row(benchmark: dict[str, Any]) -> tuple[str, ...]:
     ttft = [_percentile(percentiles.get(f"ttft_p{percent}_ms"), interval=percent == 50) for percent in _PERCENTS]
     e2e = _percentile(percentiles.get("e2e_latency_p90_s"), interval=False)
     tokens_per_s = _number(metrics.get("output_tokens_per_s"))
-    count = f"{metrics['requests']}"
     return (
         benchmark["name"],
-        count,
+        f"{metrics['requests']}{_effective(result)}",
         *ttft,
         e2e,
         tokens_per_s,
         benchmark["outcome"].upper() if benchmark["outcome"] == "fail" else benchmark["outcome"],
     )
+
+
+def _effective(result: dict[str, Any]) -> str:
+    """The effective sample size of the TTFT P50 in brackets, where it is smaller than the number of requests."""
+    found = result["percentiles"].get("ttft_p50_ms") or {}
+    effective_n = found.get("effective_n")
+    return "" if effective_n is None or effective_n >= found["n"] else f" ({effective_n})"
 
 
 def _percentile(found: dict[str, Any] | None, *, interval: bool) -> str:
@@ -149,6 +156,8 @@ def _remarks(data: dict[str, Any]) -> Iterator[str]:
     benchmarks, accesses = data["benchmarks"], data["load_access"]
     if any(_UNCERTAIN in cell for one in benchmarks for cell in _row(one)[2:-1]):
         yield f"{_UNCERTAIN} too few requests for a 95 % confidence interval"
+    if any(_effective(one["result"]) for one in benchmarks):
+        yield "n: the effective sample size follows where requests depend on each other"
     saved_s = sum(one["saved_s"] for one in benchmarks)
     if saved_s:
         yield f"decided early: {saved_s:.0f} s of load saved"

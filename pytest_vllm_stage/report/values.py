@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 INFINITE = "∞"
 NONE = "\u2013"  # an en dash
@@ -19,6 +21,13 @@ def format_number(value: float | None) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def format_sizes(*percentiles: Mapping[str, Any]) -> str:
+    """The requests behind percentiles of one latency, and their least effective sample size where that is smaller."""
+    n = percentiles[0].get("n")
+    least = min((size for one in percentiles if (size := one.get("effective_n")) is not None), default=n)
+    return f"{n}, effective {least}" if n is not None and least < n else str(n or "")
 
 
 def format_interval(interval: tuple[float, float] | None) -> str:

@@ -193,6 +193,14 @@ class Dependence:
             broken = max(broken, min(n, most, _remembered(self.in_engine_time)))
         return min(max(shown, burst, hidden), most), broken
 
+    def effective_size(self, values: Sequence[float], share: float) -> int:
+        """The effective sample size of the percentile that so large a share of the values exceeds."""
+        ordered = sorted(values)
+        bound = nearest_rank(ordered, round(100 * (1 - share))) if values else 0.0
+        beyond = [float(value > bound + _ROUNDING) for value in values]
+        effect = self.design_effects(values, beyond, share)[0]
+        return max(min(len(values), 1), int(len(values) / effect + 1e-9))
+
 
 def _remembered(time: float) -> float:
     return 1 + REMEMBERED_SHARE * (time - 1)

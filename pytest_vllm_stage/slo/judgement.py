@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.metrics import LATENCIES, PERCENTS
+from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
-from pytest_vllm_stage.slo.dependence import find_dependence
+from pytest_vllm_stage.slo.dependence import Dependence, find_dependence
 from pytest_vllm_stage.slo.engine_load import EngineLoad, find_engine_load
-from pytest_vllm_stage.slo.gates import GateVerdict, Risks, judge_floor_gate, judge_gate
+from pytest_vllm_stage.slo.gates import GateVerdict, Risks, judge_floor_gate, judge_gate, values_of
 from pytest_vllm_stage.slo.growth import HORIZON_S, Growth, judge_growth
 from pytest_vllm_stage.slo.margin import find_quiet
 from pytest_vllm_stage.slo.objectives import Objective, goodput_limits_s
@@ -28,6 +29,7 @@ class Judgement:
         saturation: Whether the step saturated the server.
         steadiness: The step's trends.
         load: The engine's load.
+        tied: The correlation between the requests.
     """
 
     gates: tuple[GateVerdict, ...]
@@ -35,6 +37,7 @@ class Judgement:
     saturation: Saturation
     steadiness: Steadiness
     load: EngineLoad
+    tied: Dependence
 
     @property
     def outcome(self) -> Outcome:
@@ -57,6 +60,16 @@ class Judgement:
         if not reasons and self.gates:
             return [f"{len(self.gates)} of {len(self.gates)} objectives kept"]
         return reasons or ["no objective is set for this step"]
+
+    def effective_sizes(self, samples: Sequence[Sample]) -> dict[str, int]:
+        """The effective sample size of each latency percentile, by its name; a judged one's is that of its verdict."""
+        sizes = {}
+        for name, (unit, _) in LATENCIES.items():
+            values = values_of(Objective(f"{name}_p50_{unit}", 0.0), samples)
+            for percent in PERCENTS:
+                size = self.tied.effective_size(values, (100 - percent) / 100)
+                sizes[f"{name}_p{percent}_{unit}"] = size
+        return sizes | {gate.objective.key: gate.effective_n for gate in self.gates if gate.objective.latency}
 
 
 def judge_objectives(
@@ -101,4 +114,5 @@ def judge_objectives(
         saturation=saturation(measurement, load, steadiness),
         steadiness=steadiness,
         load=load,
+        tied=tied,
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summarise
+from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summarise, with_effective_sizes
 from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome
@@ -110,6 +110,7 @@ def judge(
     risks = Risks.shared(alpha, gates or len(objectives))
     own = [one for one in objectives if one.key != GATEWAY_ADDED_TTFT]
     judged = judge_objectives(measurement, own, risks, observed=metrics.flat(), horizon_s=horizon_s)
+    metrics = with_effective_sizes(metrics, measurement.samples, judged.effective_sizes(measurement.samples))
     added = [judge_gateway_gate(measurement, metrics, one) for one in objectives if one.key == GATEWAY_ADDED_TTFT]
     judged = replace(judged, gates=(*judged.gates, *added))
     remarks = _load_remarks(measurement, judged.load, judged.saturation, promised_rate)

@@ -71,6 +71,16 @@ def test_no_line_is_wider_than_the_terminal() -> None:
     assert max(map(len, shown)) <= slo_table.WIDTH
 
 
+def test_effective_sample_size_follows_the_requests_where_it_is_smaller() -> None:
+    shown = benchmark("full-rate-10")
+    shown["result"]["percentiles"]["ttft_p50_ms"] |= {"n": 1200, "effective_n": 85}
+    lines = slo_table.lines(record(benchmarks=[shown, benchmark("full-rate-5")]))
+    assert "full-rate-10  1200 (85)  " in lines[1]
+    assert "full-rate-5        1200  " in lines[2]
+    assert "n: the effective sample size follows where requests depend on each other" in lines
+    assert not [line for line in slo_table.lines(record(benchmarks=[benchmark("a")])) if line.startswith("n: ")]
+
+
 def test_percentile_of_too_few_requests_is_marked_and_explained() -> None:
     shown = slo_table.lines(record(benchmarks=[benchmark("full-rate-10")]))
     assert "30413 [27372-33454]  30413?" in shown[1]

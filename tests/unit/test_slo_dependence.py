@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo import gates
@@ -22,7 +23,7 @@ from pytest_vllm_stage.slo.dependence import (
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
-from tests.unit.made_samples import open_step, queued, sample
+from tests.unit.made_samples import measurement, open_step, queued, sample
 
 
 def autoregressive(n: int, memory: float, seed: int) -> list[float]:
@@ -77,6 +78,29 @@ def test_pass_needs_a_number_of_correlation_times_and_more_where_requests_wait()
     assert Dependence(600, in_engine_time=10, waiting_share=0.5).least_n == 10 * LEAST_TIMES_BUSY
     assert Dependence(600, in_engine_time=10, fixed_load=True).least_n == 1
     assert Dependence(600).least_n == 1
+
+
+def test_interval_of_a_judged_percentile_has_the_effective_sample_size_of_its_verdict() -> None:
+    """Slow and quick requests follow each other in long blocks: 600 of them seem to decide a median between the two."""
+    rows = [sample(i, i / 10, ttft_s=0.9 if i // 60 % 5 in (0, 2) else 0.1, itl_s=0.001) for i in range(600)]
+    made = measurement(open_step(10, 60), rows)
+    assert summarise(rows, made.step).latencies["ttft"].percentiles[50].high == pytest.approx(100)
+    metrics, found = judge(made, [Objective("ttft_p50_ms", 500)])
+    median, (gate,) = metrics.latencies["ttft"].percentiles[50], found.gates
+    assert (gate.outcome, median.n) == (Outcome.INCONCLUSIVE, 600)
+    assert median.effective_n == gate.effective_n < 100
+    assert median.high is None or median.high == pytest.approx(900)
+    assert metrics.to_json()["percentiles"]["ttft_p50_ms"]["effective_n"] == gate.effective_n
+
+
+def test_interval_of_a_percentile_without_an_objective_has_an_effective_sample_size_too() -> None:
+    made = queued(open_step(11.2, 54, arrivals=POISSON, seed=5), 16, lambda _dice: 1.0, seed=5)
+    metrics, _ = judge(made, [])
+    assert all(one.effective_n < one.n / 2 for one in metrics.latencies["ttft"].percentiles.values())
+    assert metrics.latencies["ttft"].percentiles[99].interval_text().startswith("n/a (needs ")
+    alone = [sample(i, i / 10, ttft_s=0.01 + random.Random(i).random() / 1000) for i in range(600)]
+    found = judge(measurement(open_step(10, 60), alone), [])[0].latencies["ttft"].percentiles[50]
+    assert found.effective_n > 400
 
 
 def test_design_effects_make_each_request_count_less() -> None:

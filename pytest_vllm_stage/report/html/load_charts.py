@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_vllm_stage.report.html import svg
 from pytest_vllm_stage.report.html.chart import Chart, Section
 from pytest_vllm_stage.report.run_data import CONCURRENCY, RATE, RunData, StepData
-from pytest_vllm_stage.report.values import format_interval, format_number
+from pytest_vllm_stage.report.values import format_interval, format_number, format_sizes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,6 @@ def _latency_rows(step: StepData, name: str, unit: str) -> Iterator[tuple[str, .
         value = step.metrics.get(f"{name}_p{percent}_{unit}")
         interval = _interval(found)
         needs = f"needs n ≥ {found['needs']}" if found and found.get("needs") else ""
-        n = str(found.get("n", "")) if found else ""
         yield (
             step.role,
             step.load,
@@ -69,7 +68,7 @@ def _latency_rows(step: StepData, name: str, unit: str) -> Iterator[tuple[str, .
             f"P{percent}",
             format_number(value),
             format_interval(interval) or needs,
-            n,
+            format_sizes(found) if found else "",
         )
 
 

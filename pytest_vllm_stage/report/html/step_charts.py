@@ -11,7 +11,7 @@ from pytest_vllm_stage.report.html.chart import Chart, Part, Section
 from pytest_vllm_stage.report.html.request_panels import SLOWEST_SHARE, RequestPanels, thin, tracks_of
 from pytest_vllm_stage.report.run_data import RunData, StepData
 from pytest_vllm_stage.report.slo_matrix import sign_of
-from pytest_vllm_stage.report.values import format_interval, format_number
+from pytest_vllm_stage.report.values import format_interval, format_number, format_sizes
 
 _LATENCIES = (("ttft", "ms"), ("itl", "ms"), ("tpot", "ms"), ("e2e_latency", "s"))
 
@@ -69,7 +69,7 @@ def _rows(step: StepData) -> list[tuple[str, ...]]:
             continue
         values = [_with_interval(step, f"{name}_p{percent}_{unit}") for percent in (50, 90, 95, 99)]
         ends = [format_number(step.metrics.get(f"{name}_{end}_{unit}")) for end in ("mean", "max")]
-        rows.append((name, unit, *values, *ends, str(next(one["n"] for one in found if one))))
+        rows.append((name, unit, *values, *ends, format_sizes(*(one for one in found if one))))
     return rows
 
 
