@@ -157,6 +157,25 @@ def test_late_client_makes_the_step_invalid() -> None:
     invalid("client_late", made, Objective("e2e_latency_p99_s", 700))
 
 
+@pytest.mark.parametrize(("n", "late_sends"), [(20, 1), (60, 2), (200, 2), (600, 6)])
+def test_single_late_requests_do_not_make_a_step_invalid(n: int, late_sends: int) -> None:
+    """Also the last ones, which lower the rate that was sent: 30 requests at 10/s last three seconds."""
+    rows = [sample(i, i / 10, ttft_s=0.3, sent_s=i / 10 + 0.2 * (i >= n - late_sends)) for i in range(n)]
+    found = verdict(measurement(open_step(10, n / 10), rows), Objective("ttft_p50_ms", 500))
+    assert found.outcome is not Outcome.INVALID
+    noted = [finding.text for finding in found.findings if finding.name == "sent_late"]
+    assert noted == ([f"{late_sends} of {n} requests were sent up to 200.0 ms late"] if late_sends > n / 100 else [])
+
+
+@pytest.mark.parametrize(("n", "late_sends"), [(20, 2), (60, 3), (200, 3), (600, 7)])
+def test_driver_that_fell_behind_makes_a_short_step_invalid(n: int, late_sends: int) -> None:
+    rows = [sample(i, i / 10, ttft_s=0.3, sent_s=i / 10 + 0.2 * (i >= n - late_sends)) for i in range(n)]
+    made = measurement(open_step(10, n / 10), rows)
+    why = invalid("client_late", made, Objective("ttft_p50_ms", 500))
+    assert "P99 send lag 200.0 ms, limit 25 ms" in why
+    assert ("of the planned rate" in why) == (n <= 60)
+
+
 def test_client_that_reads_late_makes_the_step_invalid() -> None:
     assert "up to 80.0 ms late" in invalid("client_slow", measurement(open_step(), many(), loop_lag_p99_ms=80.0))
 
