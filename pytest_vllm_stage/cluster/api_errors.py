@@ -12,14 +12,14 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
-
-import urllib3.exceptions
-from kubernetes.client.exceptions import ApiException
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
+
+if TYPE_CHECKING:
+    from kubernetes.client.exceptions import ApiException
 
 T = TypeVar("T")
 #: How long a request is retried while the API server asks for that.
@@ -67,6 +67,10 @@ def translate_api_errors(request: str) -> Iterator[None]:
         EnvironmentUnusable: the credentials were refused, or do not allow the request.
         RequestRejected: any other error.
     """
+    # Runs without a cluster import this module too, and `kubernetes` takes longer than all of the rest of it.
+    import urllib3.exceptions
+    from kubernetes.client.exceptions import ApiException
+
     try:
         yield
     except ApiException as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
-from pytest_vllm_stage.cluster.authorities import find_ca_file
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.cluster.service_account_tokens import ServiceAccountToken, TokenGrant, open_token
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.serving.failures import CertificateRefused
 from pytest_vllm_stage.serving.target import Target, is_simulated
 from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
-from pytest_vllm_stage.stage.protection import name_default_account
+
+if TYPE_CHECKING:
+    from pytest_vllm_stage.cluster.service_account_tokens import ServiceAccountToken
 
 
 def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> dict[str, Target]:
@@ -24,6 +25,8 @@ def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> di
             request the token of a protected model.
         ConfigError: the ServiceAccount of a protected model does not exist.
     """
+    from pytest_vllm_stage.cluster.authorities import find_ca_file
+
     ca_file = find_ca_file(run, cluster)
     return {
         target.role: Target(
@@ -44,6 +47,8 @@ def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> di
 
 def _open_token(run: Run, cluster: ClusterFacts, target: TargetFacts) -> ServiceAccountToken | None:
     """The token of a protected model, which stays in this process; a failure is kept for the other processes."""
+    from pytest_vllm_stage.cluster.service_account_tokens import TokenGrant, open_token
+
     account = _find_token_account(run, target)
     if not account:
         return None
@@ -61,6 +66,8 @@ def _open_token(run: Run, cluster: ClusterFacts, target: TargetFacts) -> Service
 
 def _find_token_account(run: Run, target: TargetFacts) -> str:
     """The ServiceAccount whose token a model's proxy accepts; empty for a model without such a proxy."""
+    from pytest_vllm_stage.stage.protection import name_default_account
+
     default = name_default_account(target.inference_service) if target.protected else ""
     return run.config.profile.models[target.role].token_account or default
 

@@ -61,6 +61,17 @@ def test_loading_imports_nothing_heavy(pytester: pytest.Pytester, arguments: lis
     assert result.ret == 0, result.stderr.str()
 
 
+def test_validating_an_endpoint_does_not_import_kubernetes(pytester: pytest.Pytester) -> None:
+    """It would be half of what a quick look at a server takes."""
+    program = (
+        "import sys\n"
+        "from pytest_vllm_stage.session import controller, finish, lifecycle, targets\n"
+        "assert 'kubernetes' not in sys.modules\n"
+    )
+    result = pytester.runpython_c(program)
+    assert result.ret == 0, result.stderr.str()
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_one_deployment_is_shared_and_ended_by_the_controller(
     place: pytest.Pytester, calls: Path, workers: str
