@@ -21,6 +21,7 @@ from typing import Any
 #: rewrite its assertions, which none of its messages needs.
 IMPORTED = (
     "pytest", "httpx", "hypothesis", "hypothesis.strategies", "pydantic", "allure_pytest.plugin", "xdist.plugin",
+    "anyio._backends._asyncio", "multiprocessing.pool", "pydoc", "yaml",
     "pytest_vllm_stage.checks.inference.relations.ahead", "pytest_vllm_stage.settings.profile",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]

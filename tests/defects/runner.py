@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -78,7 +79,7 @@ def run_suite(url: str, *arguments: str, profile: Path | None = PROFILE, key: st
     """Run the suite against a server, in a separate pytest process and folder; ``slow`` adds the slow lanes."""
     with tempfile.TemporaryDirectory(prefix="vllm-stage-defects-") as place:
         command = [
-            str(SUITE), f"--stage-endpoint={url}", f"--stage-run-dir={place}/run",
+            *_choose_files(arguments), f"--stage-endpoint={url}", f"--stage-run-dir={place}/run",
             "-p", "no:cacheprovider", "-rfE", "--tb=short", "-q", *arguments,
         ]  # fmt: skip
         command += [f"--stage-profile={profile}"] if profile else []
@@ -89,6 +90,25 @@ def run_suite(url: str, *arguments: str, profile: Path | None = PROFILE, key: st
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|skipped|failed|errors?)", output)}
     assert counts, f"the suite did not run:\n{output}"
     return Outcome(_failed(output), counts.get("passed", 0), counts.get("skipped", 0), output)
+
+
+def _choose_files(arguments: Sequence[str]) -> list[str]:
+    """The suite; where ``-k`` names whole checks, only their files: to collect all takes longer than most checks."""
+    wanted = arguments[arguments.index("-k") + 1].split(" or ") if "-k" in arguments else []
+    checks = _find_checks()
+    if not wanted or not checks.keys() >= set(wanted):
+        return [str(SUITE)]
+    return sorted({str(file) for name, file in checks.items() if any(part in name for part in wanted)})
+
+
+@functools.cache
+def _find_checks() -> dict[str, Path]:
+    """Each check's file."""
+    return {
+        name: path
+        for path in SUITE.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
 
 
 def _environ(key: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ LISTED = "test_served_model_is_listed"
 SLOW: list[Any] = [
     {"fault": "stall", "duration_s": 0.2, "every_s": 0.5},
     {"fault": "slow_start", "for_s": 2.0, "delay_s": 0.3},
-    {"fault": "slow_requests", "share": 0.3, "delay_s": 0.3},
+    {"fault": "slow_requests", "share": 0.3, "delay_s": 0.1},
 ]
 
 #: A target of which the model and its context length are declared, as a stage declares them.
