@@ -17,6 +17,12 @@ _LOGIN_PAGE = re.compile(r"(?i)log ?in with|sign ?in with|oauth[-_ ]?proxy|/oaut
 _ENVOY = re.compile(r"(?i)^(RBAC: access denied|no healthy upstream|upstream connect error|upstream request timeout)")
 _KUBE_RBAC = re.compile(r"(?i)^(Unauthorized|Forbidden \(user=)")
 
+#: Pages that HAProxy, and so OpenShift's router, sends itself: with status 502, 503 and 504.
+_HAPROXY = re.compile(
+    r"(The server returned an invalid or incomplete response|No server is available to handle this request|"
+    r"The server didn't respond in time)\.\s*</body>"
+)
+
 
 class GatewayRefusal(StrEnum):
     """Why a gateway did not forward a request to the server."""
@@ -90,6 +96,8 @@ def _name(answer: HttpAnswer) -> str:
         return "kube-rbac-proxy"
     if answer.status == 503 and "Application is not available" in answer.body:
         return "the OpenShift router"
+    if answer.status >= 500 and _HAPROXY.search(answer.body):
+        return "HAProxy, which OpenShift's router is"
     # Envoy names itself in every answer that it passes on, and adds this header to those of the server behind it.
     if "envoy" in server.lower() and answer.status >= 400 and "x-envoy-upstream-service-time" not in answer.headers:
         return f"the service mesh's proxy ({server})"

@@ -13,6 +13,7 @@ import httpx
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer, Tokens, Usage
 from pytest_vllm_stage.serving.certificate_errors import explain_refusal
 from pytest_vllm_stage.serving.failures import CertificateRefused, RequestFailed, StreamBroken, shown
+from pytest_vllm_stage.serving.gateway_errors import explain_gateway_error
 from pytest_vllm_stage.serving.metrics import BadExposition, EngineMetrics, parse
 from pytest_vllm_stage.serving.stream import Stream
 from pytest_vllm_stage.serving.target import Target
@@ -307,7 +308,15 @@ class EndpointClient:
         sent = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.target.api_key and sent:
             body = body.replace(sent, str(self.target.api_key))
-        return RequestFailed(f"{what} {how}: {shown(body)}", status=response.status_code, body=body)
+        sent_by = explain_gateway_error(response, body) if response.is_error else None
+        if sent_by is None:
+            return RequestFailed(f"{what} {how}: {shown(body)}", status=response.status_code, body=body)
+        return RequestFailed(
+            f"{what} {how}, sent by {sent_by.sender}: {shown(sent_by.text)}",
+            hint=sent_by.hint,
+            status=response.status_code,
+            body=body,
+        )
 
 
 def _trust(target: Target) -> ssl.SSLContext | bool:

@@ -204,6 +204,41 @@ def test_a_garbled_stream_is_a_failure(body: bytes) -> None:
         always(200, body).stream_chat("x").read()
 
 
+HAPROXY_504 = "<html><body><h1>504 Gateway Time-out</h1>\nThe server didn't respond in time.\n</body></html>\n"
+ROUTER_503 = "<html><head><title>x</title></head><body><h1>Application is not available</h1></body></html>"
+RBAC_403 = "Forbidden (user=system:serviceaccount:n:a, verb=get, resource=inferenceservices, subresource=)"
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "message", "hint"),
+    [
+        (
+            504,
+            HAPROXY_504,
+            "Out, sent by HAProxy, which OpenShift's router is: 504 Gateway Time-out The server",
+            "=300s",
+        ),
+        (503, ROUTER_503, "Unavailable, sent by the OpenShift router: Application is not available", "endpointslices"),
+        (403, RBAC_403, "Forbidden, sent by kube-rbac-proxy: Forbidden (user=", "docs/access.md"),
+    ],
+)
+def test_gateways_own_error_names_the_gateway_and_the_next_step(
+    status: int, page: str, message: str, hint: str
+) -> None:
+    with pytest.raises(RequestFailed) as failed:
+        always(status, page.encode(), **{"content-type": "text/html" if "<" in page else "text/plain"}).health()
+    assert message.lower() in failed.value.message.lower()
+    assert hint in failed.value.hint
+    assert failed.value.status == status
+
+
+def test_servers_own_error_names_no_gateway() -> None:
+    with pytest.raises(RequestFailed) as failed:
+        always(504, {"error": {"message": "The server didn't respond in time."}}).health()
+    assert "sent by" not in failed.value.message
+    assert failed.value.hint == ""
+
+
 def test_a_refused_stream_says_why() -> None:
     with pytest.raises(RequestFailed, match=r"answered 404 Not Found: .*no such model") as failure:
         always(404, {"error": {"message": "no such model"}}).stream_chat("x")

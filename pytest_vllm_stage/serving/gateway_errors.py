@@ -1,0 +1,45 @@
+"""What sent an error response in the place of the model's server, and what to do next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import httpx
+
+from pytest_vllm_stage.core.gateways import GatewayRefusal, HttpAnswer, identify_gateway
+
+#: OpenShift's router ends an exchange after 30 s without a byte from the server, unless the Route has this annotation.
+ROUTE_TIMEOUT = "haproxy.router.openshift.io/timeout"
+
+
+class GatewayError(NamedTuple):
+    """Who sent an error response, its text without markup, and the next command."""
+
+    sender: str
+    text: str
+    hint: str
+
+
+def explain_gateway_error(response: httpx.Response, body: str) -> GatewayError | None:
+    """Explain an error response that a gateway sent itself; None where the server itself may have sent it.
+
+    Args:
+        response: The response, which was read.
+        body: Its text, without secrets.
+    """
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    answer = HttpAnswer(response.status_code, headers, body)
+    gateway = identify_gateway(answer)
+    if gateway is None:
+        return None
+    return GatewayError(gateway.name, answer.excerpt, _advise(response.status_code, gateway.refusal))
+
+
+def _advise(status: int, refusal: GatewayRefusal) -> str:
+    if status == httpx.codes.GATEWAY_TIMEOUT:
+        return f"raise the gateway's time limit; of a Route: kubectl annotate route NAME {ROUTE_TIMEOUT}=300s"
+    if status == httpx.codes.SERVICE_UNAVAILABLE:
+        return "no server is behind the gateway: kubectl get endpointslices, and the model's pods"
+    if refusal in (GatewayRefusal.LOGIN, GatewayRefusal.FORBIDDEN):
+        return "docs/access.md, Protected models: whose token is sent, and what it must allow"
+    return ""
