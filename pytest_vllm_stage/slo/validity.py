@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +18,9 @@ LAG_SHARE_OF_TTFT = 0.05
 #: With a larger share of late requests the step was not the planned one: the P99 of the lag is above the limit.
 LATE_SHARE = 0.01
 #: In a short step so many late ones are an accident, whose time is charged to the server's latency like any other: one
-#: of 60 is already 1.7 %. They are at most this share of the requests, so that no P90 rests on them.
+#: of 60 is already 1.7 %. They are at most one of so many requests, so that no P90 rests on them.
 LATE_ACCIDENTS = 2
-LATE_ACCIDENTS_SHARE = 0.05
+REQUESTS_PER_ACCIDENT = 15
 #: With less of the planned rate than this the step was not the planned one.
 SENT_SHARE = 0.99
 #: With more unplanned prompts than this the step was not the planned one.
@@ -109,7 +108,7 @@ def _workers(measurement: Measurement, objectives: Sequence[Objective]) -> Itera
 def _late_requests(samples: Sequence[Sample], limit_ms: float) -> tuple[list[float], bool]:
     """The lags of the late requests in milliseconds, and whether they are more than accidents."""
     late = [1000 * lag for sample in samples if (lag := sample.lag_s) is not None and 1000 * lag > limit_ms]
-    accidents = min(LATE_ACCIDENTS, math.ceil(LATE_ACCIDENTS_SHARE * len(samples)))
+    accidents = min(LATE_ACCIDENTS, len(samples) // REQUESTS_PER_ACCIDENT)
     return late, len(late) > max(accidents, LATE_SHARE * len(samples))
 
 

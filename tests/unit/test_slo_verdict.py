@@ -157,7 +157,7 @@ def test_late_client_makes_the_step_invalid() -> None:
     invalid("client_late", made, Objective("e2e_latency_p99_s", 700))
 
 
-@pytest.mark.parametrize(("n", "late_sends"), [(20, 1), (60, 2), (200, 2), (600, 6)])
+@pytest.mark.parametrize(("n", "late_sends"), [(15, 1), (30, 2), (60, 2), (200, 2), (600, 6)])
 def test_single_late_requests_do_not_make_a_step_invalid(n: int, late_sends: int) -> None:
     """Also the last ones, which lower the rate that was sent: 30 requests at 10/s last three seconds."""
     rows = [sample(i, i / 10, ttft_s=0.3, sent_s=i / 10 + 0.2 * (i >= n - late_sends)) for i in range(n)]
@@ -167,7 +167,7 @@ def test_single_late_requests_do_not_make_a_step_invalid(n: int, late_sends: int
     assert noted == ([f"{late_sends} of {n} requests were sent up to 200.0 ms late"] if late_sends > n / 100 else [])
 
 
-@pytest.mark.parametrize(("n", "late_sends"), [(20, 2), (60, 3), (200, 3), (600, 7)])
+@pytest.mark.parametrize(("n", "late_sends"), [(6, 1), (15, 2), (60, 3), (200, 3), (600, 7)])
 def test_driver_that_fell_behind_makes_a_short_step_invalid(n: int, late_sends: int) -> None:
     rows = [sample(i, i / 10, ttft_s=0.3, sent_s=i / 10 + 0.2 * (i >= n - late_sends)) for i in range(n)]
     made = measurement(open_step(10, n / 10), rows)
