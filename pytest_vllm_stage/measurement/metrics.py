@@ -100,7 +100,7 @@ class Metrics:
         achieved_over_offered: Rate at which requests were really sent over the planned rate; None for closed loops.
         lag_p99_ms: How late requests were sent, P99.
         arrival_cv: Coefficient of variation of the gaps between sends: 0 constant, 1 Poisson; None for closed loops.
-        stalls: Number of stalls; see `find_stalls`. None where not every token's time is known.
+        stalls: Number of stalls of the server; see `stalls`. None where not every token's time is known.
         longest_stall_s: The longest one; 0 without any, None where stalls are not known.
         stalled_at_s: When each began.
         tokens_per_event: Tokens in one event of the stream; above 1 the gaps are of events, not of tokens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -161,10 +162,60 @@ def test_a_freeze_of_all_streams_is_one_stall() -> None:
     ]
     around = [sample(5 + i, 3 + i / 10) for i in range(20)]
     (stall,) = find_stalls([*frozen, *around])
-    assert stall.duration_s == pytest.approx(2.4, abs=0.1)
+    assert stall.duration_s == pytest.approx(1.6, abs=0.1)
     metrics = summarise([*frozen, *around], open_step())
     assert metrics.stalls == 1
-    assert metrics.stalled_at_s == pytest.approx((0.1,))
+    assert metrics.stalled_at_s == pytest.approx((0.5,))
+
+
+def batch(pauses: Sequence[tuple[float, float]], answers: int = 8, *, alone: bool = False) -> list[Sample]:
+    """Answers of 20 s with a token every 50 ms that pause at these times; with ``alone`` only every second answer."""
+    rows = []
+    for i in range(answers):
+        times, at_s = [], 0.4 + i / 1000
+        while at_s < 20:
+            end_s = next((end_s for start_s, end_s in pauses if start_s <= at_s < end_s), None)
+            at_s = at_s if end_s is None or (alone and i % 2) else end_s + i / 1000
+            times.append(round(at_s, 6))
+            at_s += 0.05
+        rows.append(sample(i, 0.0, token_times_s=tuple(times), end_s=times[-1]))
+    return rows
+
+
+def prompt_before(pauses: Sequence[tuple[float, float]], *, sent_before_s: float = 3.0) -> list[Sample]:
+    return [
+        sample(100 + i, start_s - sent_before_s, ttft_s=end_s - start_s + sent_before_s)
+        for i, (start_s, end_s) in enumerate(pauses)
+    ]
+
+
+#: Irregular and regular pauses of 0.8 s.
+PAUSES = [(4.0, 4.8), (6.5, 7.3), (8.1, 8.9), (12.0, 12.8), (13.7, 14.5), (17.0, 17.8)]
+PERIODIC = [(float(at_s), at_s + 0.8) for at_s in range(3, 19, 3)]
+
+
+def test_silence_of_a_full_batch_while_prompts_are_computed_is_not_a_stall() -> None:
+    assert find_stalls([*batch(PAUSES), *prompt_before(PAUSES)]) == ()
+
+
+def test_silence_of_a_full_batch_without_a_prompt_is_a_stall() -> None:
+    assert [stall.start_s for stall in find_stalls(batch(PAUSES))] == pytest.approx([at for at, _ in PAUSES], abs=0.1)
+
+
+def test_requests_sent_during_a_freeze_do_not_explain_it() -> None:
+    late = prompt_before(PAUSES, sent_before_s=-0.4)
+    assert len(find_stalls([*batch(PAUSES), *late])) == len(PAUSES)
+
+
+def test_silence_longer_than_its_prompts_take_is_a_stall() -> None:
+    quick = [sample(200, 0.0, ttft_s=0.1)]
+    assert len(find_stalls([*batch(PAUSES), *prompt_before(PAUSES), *quick])) == len(PAUSES)
+
+
+def test_answers_that_pause_while_others_go_on_stall_only_in_a_rhythm() -> None:
+    assert find_stalls(batch(PAUSES, alone=True)) == ()
+    assert len(find_stalls(batch(PERIODIC, alone=True))) == len(PERIODIC)
+    assert find_stalls(batch(PERIODIC[:4], alone=True)) == ()
 
 
 def test_a_freeze_between_answers_is_seen_as_silence() -> None:
