@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.checks.stage import certificates, members, restart
+from pytest_vllm_stage.checks.stage import certificates, images, members, restart
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe import health
 
@@ -86,6 +86,18 @@ def test_pods_run_with_current_secrets(reader: StageReader, serving_pods: list[O
     }
     lines = restart.check_references(serving_pods, live)
     assert not lines, health.message("pods run with outdated inputs", lines, f"{kubectl} get pods,secrets,configmaps")
+
+
+def test_images_are_there_for_replacement_pods(reader: StageReader, serving_pods: list[Object], kubectl: str) -> None:
+    """Each image is still on the node that runs it, no other pod fails to pull it, and the pull secrets exist.
+
+    A pod runs on after its image or the secret for its registry is gone, until it is replaced.
+    """
+    secrets = {objects.name_of(item): item for item in reader.listed_where_allowed("Secret")}
+    lines = images.check_node_images(serving_pods, reader.placement().nodes)
+    lines += images.check_pulls(serving_pods, reader.listed("Pod"))
+    lines += images.check_pull_secrets(serving_pods, secrets) if secrets else []
+    assert not lines, health.message("a replaced pod finds no image", lines, f"{kubectl} get events,pods")
 
 
 def test_certificates_do_not_expire_soon(reader: StageReader, kubectl: str) -> None:

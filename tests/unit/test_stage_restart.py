@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.checks.stage import certificates, members, restart
+from pytest_vllm_stage.checks.stage import certificates, images, members, restart
 from pytest_vllm_stage.core.certificates import parse_pem
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
@@ -37,6 +37,9 @@ def find_problems(stage: RecordedStage) -> list[str]:
         *restart.check_services(members.select_services(stage.listed("Service"), stage.declared), pods),
         *restart.check_quotas(stage.listed("ResourceQuota"), stage.listed("LimitRange"), pods),
         *restart.check_references(pods, live),
+        *images.check_node_images(pods, stage.listed("Node")),
+        *images.check_pulls(pods, stage.listed("Pod")),
+        *images.check_pull_secrets(pods, live["Secret"]),
     ]
 
 
@@ -110,6 +113,31 @@ def changed_secret(stage: RecordedStage) -> None:
     owned(stage.get("Secret", "minio-credentials"), "kubectl-edit", "f:data", "f:secretkey")
 
 
+def removed_image(stage: RecordedStage) -> None:
+    status = stage.listed("Node")[0]["status"]
+    status["images"] = [image for image in status["images"] if not any("minio" in name for name in image["names"])]
+
+
+def forbidden_pull(stage: RecordedStage) -> None:
+    removed_image(stage)
+    stage.pod_of("minio")["spec"]["containers"][0]["imagePullPolicy"] = "Never"
+
+
+def failing_pull(stage: RecordedStage) -> None:
+    image = stage.pod_of("minio")["spec"]["containers"][0]["image"]
+    waiting = {"reason": "ImagePullBackOff", "message": "manifest unknown"}
+    status = {"phase": "Pending", "containerStatuses": [{"image": image, "state": {"waiting": waiting}}]}
+    stage.live.append({"kind": "Pod", "metadata": {"name": "new"}, "spec": {"containers": []}, "status": status})
+
+
+def lost_pull_secret(stage: RecordedStage) -> None:
+    stage.pod_of("minio")["spec"]["imagePullSecrets"] = [{"name": "registry"}]
+
+
+def opaque_pull_secret(stage: RecordedStage) -> None:
+    stage.pod_of("minio")["spec"]["imagePullSecrets"] = [{"name": "minio-credentials"}]
+
+
 def removed_account(stage: RecordedStage) -> None:
     stage.live.remove(stage.get("ServiceAccount", "vllm"))
 
@@ -129,6 +157,11 @@ def removed_account(stage: RecordedStage) -> None:
         (quota(**{"limits.cpu": "8"}), "quota q demands limits.cpu, which container minio of pod minio-"),
         (largest("200Mi"), "LimitRange small allows memory up to 200Mi, container minio of pod minio-"),
         (changed_secret, f"secret minio-credentials was changed at {LATER}, after pod minio-"),
+        (removed_image, "image vllm-stage.local/minio:1 of container minio is not on node vllm-stage any more: "),
+        (forbidden_pull, "image vllm-stage.local/minio:1 of container minio is not on node vllm-stage any more: "),
+        (failing_pull, "image vllm-stage.local/minio:1 cannot be pulled by pod new: manifest unknown"),
+        (lost_pull_secret, "pull secret registry of pod minio-"),
+        (opaque_pull_secret, "pull secret minio-credentials of pod minio-"),
         (removed_account, f"serviceaccount vllm of pod {MODEL}-predictor-"),
     ],
 )
@@ -157,6 +190,27 @@ def test_a_state_that_survives_a_restart_is_not_reported(plant: Callable[[Record
     stage = RecordedStage.load()
     plant(stage)
     assert find_problems(stage) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "listed"),
+    [
+        ("vllm/vllm-openai:v0.32.0", "docker.io/vllm/vllm-openai:v0.32.0"),
+        ("busybox", "docker.io/library/busybox:latest"),
+        ("quay.io/minio/minio@sha256:ab", "quay.io/minio/minio@sha256:ab"),
+        ("registry:5000/a/b", "registry:5000/a/b:latest"),
+    ],
+)
+def test_image_is_found_under_the_name_by_which_a_node_lists_it(image: str, listed: str) -> None:
+    container = {"name": "c", "image": image}
+    status = {"containerStatuses": [{"name": "c", "state": {"running": {"startedAt": LATER}}}]}
+    pod = {"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [container]}, "status": status}
+    node: Object = {"metadata": {"name": "n"}, "status": {"images": [{"names": [listed]}]}}
+    assert images.check_node_images([pod], [node]) == []
+    node["status"]["images"] = [{"names": ["quay.io/another:1"]}]
+    assert len(images.check_node_images([pod], [node])) == 1
+    node["status"]["images"] = [{"names": [f"quay.io/another:{tag}"]} for tag in range(images.MOST_LISTED)]
+    assert images.check_node_images([pod], [node]) == []
 
 
 def tls_secret(pem: bytes) -> Object:
