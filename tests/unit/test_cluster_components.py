@@ -141,3 +141,11 @@ def test_newest_required_go_version_is_used(texts: list[str], expected: tuple[in
 def test_the_wheel_is_new_enough_for_every_module() -> None:
     texts = [(component.source / "go.mod").read_text() for component in COMPONENTS]
     assert gotool._parse(gotool.WHEEL.partition("==")[2]) >= gotool.needed(texts)
+
+
+def test_the_time_that_remains_follows_the_pace_so_far() -> None:
+    assert components.describe_remaining([], ["etcd", "kubernetes"], 0.0) == (
+        "components: 0 of 2 built, about 4 min left: etcd, kubernetes"
+    )
+    slow = components.describe_remaining(["etcd"], ["kubernetes"], 120.0)
+    assert slow == "components: 1 of 2 built, about 11 min left: kubernetes"

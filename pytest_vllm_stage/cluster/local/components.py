@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,9 @@ _FLAGS = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-gcflags=all=-N -l")
 #: Static programs: they run in an empty image, and no C compiler is needed.
 _ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
 _LOG_LINES = 15
+#: Seconds of each build on two quiet cores with empty caches, for the estimate of what remains.
+_TAKES_S = {"glue": 5, "etcd": 40, "kubernetes": 220, "coredns": 50, "kserve": 70, "minio": 65}
+_TAKES_BY_DEFAULT_S = 60
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,26 @@ def ensure(journal: Journal, names: Iterable[str] | None = None) -> dict[str, Pa
     if missing:
         go_mods = [(component.source / "go.mod").read_text(encoding="utf-8") for component in missing]
         go = gotool.find(gotool.needed(go_mods), journal)
-        for component in missing:
+        started_s = time.monotonic()
+        for place, component in enumerate(missing):
+            if len(missing) > 1:
+                names = [one.name for one in missing]
+                journal.say(describe_remaining(names[:place], names[place:], time.monotonic() - started_s))
             _ensure(component, go, journal)
     return {program: component.folder / program for component in wanted for program in component.programs}
+
+
+def describe_remaining(built: Sequence[str], remaining: Sequence[str], elapsed_s: float) -> str:
+    """The state of the builds in a line; the time that remains is estimated from the pace of those that ended."""
+    expected_s = _expect_s(remaining)
+    if built:
+        expected_s *= elapsed_s / _expect_s(built)
+    left = f"{max(1, round(expected_s / 60))} min"
+    return f"components: {len(built)} of {len(built) + len(remaining)} built, about {left} left: {', '.join(remaining)}"
+
+
+def _expect_s(names: Sequence[str]) -> float:
+    return float(sum(_TAKES_S.get(name, _TAKES_BY_DEFAULT_S) for name in names))
 
 
 def are_built() -> bool:
