@@ -23,7 +23,7 @@ from pytest_vllm_stage.load.driver import LoadJob, Watcher
 from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number
-from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.samples import PORT_FORWARD, Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, as_saved, read_measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.run.context import Run
@@ -36,9 +36,10 @@ from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
 from pytest_vllm_stage.slo.gateway import GATEWAY_FINDINGS
 from pytest_vllm_stage.slo.run_verdict import judge_run
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
+from pytest_vllm_stage.stage.reach import forwards
 
 #: Findings that the terminal shows of steps that pass too.
-SHOWN_FINDINGS = (*GATEWAY_FINDINGS, "stalls")
+SHOWN_FINDINGS = (*GATEWAY_FINDINGS, "stalls", "port_forward")
 #: What an observation is called where a verdict would stand.
 OBSERVED = "observed"
 #: Each step once more, as a report that GuideLLM's users can read with their tools.
@@ -127,9 +128,18 @@ def measure(
             gpu_metrics_token=run.config.gpu_metrics_token,
             facts=facts_of(run, client),
         )
-    measurement = as_saved(_drive(run, job, watcher))
+    measurement = as_saved(_with_way(_drive(run, job, watcher), client))
     prepare.learn_from(measurement, maker)
     return measurement
+
+
+def _with_way(measurement: Measurement, client: EndpointClient) -> Measurement:
+    """The measurement, with a port-forward that its requests went through."""
+    forward = forwards.find_local(client.target.base_url)
+    if forward is None:
+        return measurement
+    fact = {"service": forward.name, "broken": forward.find_break(measurement.started_at)}
+    return replace(measurement, facts={**measurement.facts, PORT_FORWARD: fact})
 
 
 def _drive(run: Run, job: LoadJob, watcher: Watcher | None) -> Measurement:

@@ -196,6 +196,11 @@ class ClientFacts:
     priority: str = "normal"
 
 
+#: In a measurement's facts where its requests went through a port-forward: ``service``, and ``broken`` with the reason
+#: why connections broke on the way, empty where none did.
+PORT_FORWARD = "port_forward"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A step that was carried out: the samples in the schedule's order, and what was observed meanwhile.

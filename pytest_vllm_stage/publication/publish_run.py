@@ -28,6 +28,7 @@ from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.object_store import find_object_store
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.reader import StageReader
+from pytest_vllm_stage.stage.reach import forwards
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,11 @@ def publication_of(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str
 
 def registry_url(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> str | None:
     """Root of the Model Registry; None where the stage has none that is reachable from here."""
-    return run.config.registry_url or addresses.find_registry_address(kube, cluster, run.config.namespace).url or None
+    if run.config.registry_url:
+        return run.config.registry_url
+    address = addresses.find_registry_address(kube, cluster, run.config.namespace)
+    run.journal.event("address", addresses.REGISTRY, **address.to_record())
+    return forwards.open_url(cluster, address.url) or None
 
 
 def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> RegistryClient:

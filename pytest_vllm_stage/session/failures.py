@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -32,6 +33,11 @@ class ReadableFailures:
         """Rewrite the report before other plugins read it."""
         del item
         error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, (Exception, pytest.fail.Exception)) and not isinstance(error, EnvironmentUnusable):
+            broken = _find_broken_way(call)
+            if broken:
+                error = _blame_way(error, broken)
+                call.excinfo = pytest.ExceptionInfo.from_exception(error)
         if not isinstance(error, StageError):
             return (yield)
         error.hint = self._lasting(error.hint)
@@ -58,6 +64,19 @@ class ReadableFailures:
         from pytest_vllm_stage.session.lifecycle import lasting_hint
 
         return lasting_hint(self._run, hint)
+
+
+def _find_broken_way(call: pytest.CallInfo[None]) -> str:
+    """Why a port-forward of this process broke during a test; empty where none did."""
+    forwards = sys.modules.get("pytest_vllm_stage.stage.reach.forwards")  # loaded by the first address that needs one
+    return next(iter(forwards.find_breaks(call.start)), "") if forwards else ""
+
+
+def _blame_way(error: BaseException, broken: str) -> EnvironmentUnusable:
+    """The failure of a test whose requests were lost on the way: it says nothing about the server."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    unusable = EnvironmentUnusable(f"{broken}\n  a test that used it failed: {first}")
+    return unusable.with_traceback(error.__traceback__)
 
 
 def is_environment_unusable(report: Any) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pytest_vllm_stage.measurement.metrics import Metrics
-from pytest_vllm_stage.measurement.samples import LOAD_WORKERS, Measurement, Sample
+from pytest_vllm_stage.measurement.samples import LOAD_WORKERS, PORT_FORWARD, Measurement, Sample
 from pytest_vllm_stage.slo.objectives import Objective
 
 #: A request is sent late beyond this lag; 5 % of the TTFT objective where that is more.
@@ -29,6 +29,9 @@ WRONG_SHARE = 0.01
 BURST_GAP_S = 0.0002
 #: A small model may give many senseless prompts the same answer, but hardly nearly all of them.
 SAME_SHARE = 0.9
+#: The highest rate whose numbers through a port-forward are the server's. Each connection is relayed token by token by
+#: the API server, the kubelet and a thread of this process: what they add grows with the load, and is not the model's.
+MAX_FORWARDED_REQUESTS_PER_S = 3.0
 #: Prompt tokens that a chat template may put in front of every prompt, and that the prefix cache may thus hold.
 TEMPLATE_TOKENS = 48
 
@@ -53,6 +56,7 @@ def findings(measurement: Measurement, metrics: Metrics, objectives: Sequence[Ob
     found = [
         *_workers(measurement, objectives),
         *_client(measurement, metrics, objectives),
+        *_port_forward(measurement, metrics),
         *_prompts(measurement),
         *_cache(measurement),
         *_prefix_cache(measurement),
@@ -110,6 +114,25 @@ def _late_requests(samples: Sequence[Sample], limit_ms: float) -> tuple[list[flo
     late = [1000 * lag for sample in samples if (lag := sample.lag_s) is not None and 1000 * lag > limit_ms]
     accidents = min(LATE_ACCIDENTS, len(samples) // REQUESTS_PER_ACCIDENT)
     return late, len(late) > max(accidents, LATE_SHARE * len(samples))
+
+
+def _port_forward(measurement: Measurement, metrics: Metrics) -> Iterator[Finding]:
+    forward = measurement.facts.get(PORT_FORWARD)
+    if not forward:
+        return
+    if forward["broken"]:
+        yield Finding("port_forward_broken", f"{forward['broken']}; the failures on the way are not the model's", True)
+    sent_per_s = len(measurement.samples) / metrics.sent_s if metrics.sent_s > 0 else 0.0
+    rate = max(measurement.step.request_rate or 0.0, sent_per_s)
+    through = f"the requests went through a port-forward to {forward['service']}"
+    if rate > MAX_FORWARDED_REQUESTS_PER_S:
+        text = (
+            f"{through}, which is not measured above {MAX_FORWARDED_REQUESTS_PER_S:g} requests/s, and these were "
+            f"{rate:.3g}; measure in a pod of the cluster (--stage-cluster=in-cluster), or through a Route or Ingress"
+        )
+        yield Finding("port_forward_load", text, True)
+    else:
+        yield Finding("port_forward", f"{through}: the latencies include it", False)
 
 
 def _prompts(measurement: Measurement) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.measurement.samples import EarlyStop, Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples import PORT_FORWARD, EarlyStop, Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
@@ -393,3 +393,25 @@ def test_no_step_passes_before_its_middle() -> None:
     """However clear it looks: a queue that grows slowly takes a while to show."""
     reason, seen = early([sample(i, i / 10) for i in range(600)], Objective("ttft_p50_ms", 500))
     assert (reason, seen) == ("pass", 300)
+
+
+def forwarded(rate: float, broken: str = "") -> Measurement:
+    made = with_ttfts([0.1] * 600, rate=rate)
+    return replace(made, facts={PORT_FORWARD: {"service": "service/m", "broken": broken}})
+
+
+def test_a_slow_step_through_a_port_forward_says_so_and_keeps_its_verdict() -> None:
+    found = verdict(forwarded(2.0), P99)
+    assert found.outcome is Outcome.PASS
+    text = "the requests went through a port-forward to service/m: the latencies include it"
+    assert [one.text for one in found.findings if one.name == "port_forward"] == [text]
+
+
+def test_load_through_a_port_forward_is_invalid_and_names_other_ways() -> None:
+    why = invalid("port_forward_load", forwarded(10.0))
+    assert "not measured above 3 requests/s, and these were 10; measure in a pod of the cluster" in why
+
+
+def test_failures_of_a_port_forward_are_not_the_models() -> None:
+    why = invalid("port_forward_broken", forwarded(2.0, "the port-forward to service/m broke: pod/a was deleted"))
+    assert why.startswith("the port-forward to service/m broke: pod/a was deleted")

@@ -11,13 +11,16 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.reach import forwards
 from pytest_vllm_stage.stage.reach.address import AccessWay, Candidate, ChosenAddress, NoAddress, choose_address
+from pytest_vllm_stage.stage.reach.forward import find_pod_port, find_port
 from pytest_vllm_stage.stage.reach.published import Backend, find_candidates
 from pytest_vllm_stage.stage.reach.read import read_publishers
 
 MINIO = "minio"
 REGISTRY = "model-registry"
 CONNECT_TIMEOUT_S = 3.0
+_TLS_PORTS = (443, 8443)
 #: In a pod of the cluster, what the cluster's own network reaches comes first.
 _INSIDE = (
     AccessWay.STATUS_ADDRESS,
@@ -26,6 +29,7 @@ _INSIDE = (
     AccessWay.INGRESS,
     AccessWay.HTTP_ROUTE,
     AccessWay.STATUS_URL,
+    AccessWay.PORT_FORWARD,
 )
 
 
@@ -35,9 +39,9 @@ def find_model_address(
     """The address of an InferenceService's server.
 
     Where cluster IPs answer it is the predictor's Service. Elsewhere it is the first that accepts a connection: a
-    Route, an Ingress, an HTTPRoute, what the InferenceService publishes, and the Service last, for a machine that
-    happens to be inside the cluster's network. In a pod of the cluster the published cluster-local address comes
-    first, then the Service, and the addresses for clients outside last.
+    Route, an Ingress, an HTTPRoute, what the InferenceService publishes, the Service for a machine that happens to be
+    inside the cluster's network, and a port-forward last. In a pod of the cluster the published cluster-local address
+    comes first, then the Service, and the addresses for clients outside follow.
 
     Raises:
         StageFailure: cluster IPs answer, and the predictor has no Service.
@@ -60,10 +64,10 @@ def judge_unreachable(cluster: ClusterFacts, namespace: str, service: Object, fo
             f"tried: {', '.join(found.tried) or 'nothing'}{ways}",
             hint=f"{cluster.kubectl_for(namespace)} describe inferenceservice {name}",
         )
-    forward = f"port-forward service/{_predictor(name)} 8080:80, then --stage-endpoint"
+    check = "get networkpolicies" if cluster.in_cluster else "auth can-i create pods/portforward"
     return EnvironmentUnusable(
         f"inferenceservice/{name} is not reachable from here; tried: {', '.join(found.tried) or 'nothing'}{ways}",
-        hint=f"{cluster.kubectl_for(namespace)} {'get networkpolicies' if cluster.in_cluster else forward}",
+        hint=f"{cluster.kubectl_for(namespace)} {check}",
     )
 
 
@@ -90,7 +94,7 @@ def _find_service_address(
         return NoAddress((f"service/{name} does not exist in namespace {namespace}",))
     if cluster.reaches_services:
         return _choose_near(kube, cluster, namespace, name, port)
-    chosen = _find_port(service, port)
+    chosen = find_port(service, port)
     names = frozenset(str(chosen[key]) for key in ("port", "name", "targetPort") if chosen.get(key))
     return _choose(kube, cluster, Backend(namespace, (name,), names), port)
 
@@ -106,10 +110,34 @@ def _choose(
     candidates = [
         *find_candidates(backend, read_publishers(kube, backend), service),
         _find_service(kube, cluster, backend, port),
+        _find_forward(kube, backend, port),
     ]
     if cluster.in_cluster:
         candidates.sort(key=lambda candidate: _INSIDE.index(candidate.way))
-    return choose_address(candidates, probe)
+    return choose_address(candidates, lambda url: probe(url) if not forwards.is_forward(url) else _try(cluster, url))
+
+
+def _find_forward(kube: DynamicClient, backend: Backend, port: str) -> Candidate:
+    """A port-forward to the Service's pods."""
+    name = backend.names[0]
+    service = objects.get(kube, "Service", name, backend.namespace)
+    if service is None:
+        return Candidate(AccessWay.PORT_FORWARD, problem=f"service/{name} does not exist")
+    chosen = find_port(service, port)
+    if chosen["port"] in _TLS_PORTS or str(chosen.get("name", "")).startswith("https"):
+        problem = f"port {chosen['port']} of service/{name} speaks TLS, and its certificate is not for this machine"
+        return Candidate(AccessWay.PORT_FORWARD, problem=problem)
+    url = forwards.forward_url(backend.namespace, name, str(chosen["port"]))
+    return Candidate(AccessWay.PORT_FORWARD, "", url)
+
+
+def _try(cluster: ClusterFacts, url: str) -> str:
+    """Why a port-forward leads nowhere; empty where it does."""
+    try:
+        forwards.check(cluster, url)
+    except StageError as error:
+        return f"leads nowhere: {error.message}"
+    return ""
 
 
 def _find_service(kube: DynamicClient, cluster: ClusterFacts, backend: Backend, port: str) -> Candidate:
@@ -122,18 +150,12 @@ def _find_service(kube: DynamicClient, cluster: ClusterFacts, backend: Backend, 
     return Candidate(AccessWay.SERVICE, f"service/{name}", url)
 
 
-def _find_port(service: Object, port: str) -> Object:
-    """The Service's entry of a port; its first one where it does not have that port."""
-    ports: dict[str, Object] = {str(entry["port"]): entry for entry in service["spec"].get("ports") or []}
-    return ports.get(port) or next(iter(ports.values()), {"port": int(port)})
-
-
 def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str) -> str:
     found = objects.get(kube, "Service", name, namespace)
     if found is None:
         raise StageFailure(f"service/{name} does not exist", hint=f"{cluster.kubectl_for(namespace)} get services")
     spec = found["spec"]
-    chosen = _find_port(found, port)
+    chosen = find_port(found, port)
     if spec.get("clusterIP") not in (None, "", "None"):
         if cluster.in_cluster and _resolves(f"{name}.{namespace}.svc"):
             return _url(f"{name}.{namespace}.svc", chosen["port"])
@@ -147,13 +169,7 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
         raise StageFailure(
             f"service/{name} has no Ready pod to answer", hint=f"{cluster.kubectl_for(namespace)} get pods"
         )
-    return _url(ready[0]["status"]["podIP"], _find_pod_port(ready[0], chosen.get("targetPort") or chosen["port"]))
-
-
-def _find_pod_port(pod: Object, target: int | str) -> int | str:
-    """The number of a port that a Service may name; the name itself where no container declares it."""
-    declared = [port for container in pod["spec"]["containers"] for port in container.get("ports") or []]
-    return next((port["containerPort"] for port in declared if port.get("name") == target), target)
+    return _url(ready[0]["status"]["podIP"], find_pod_port(ready[0], chosen.get("targetPort") or chosen["port"]))
 
 
 def _url(host: str, port: int | str) -> str:

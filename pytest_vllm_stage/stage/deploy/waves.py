@@ -27,6 +27,7 @@ from pytest_vllm_stage.stage.observe import conditions, diagnose
 from pytest_vllm_stage.stage.observe.reader import Condition, StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
 from pytest_vllm_stage.stage.protection import is_protected
+from pytest_vllm_stage.stage.reach import forwards
 from pytest_vllm_stage.stage.reach.address import NoAddress
 
 
@@ -231,6 +232,8 @@ def _find_number(option: str, args: Sequence[str]) -> int | None:
 def _await_answers(targets: Sequence[TargetFacts], timeout_s: float, journal: Journal) -> None:
     """Wait for accepted connections: the API server reports Ready before every Service rule is in place."""
     for target in targets:
+        if forwards.is_forward(target.base_url):
+            continue  # it was chosen since a connection through it was open
         wait_until(
             f"connection to {target.base_url}",
             partial(_observe_connection, target.base_url),

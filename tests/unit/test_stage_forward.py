@@ -1,0 +1,269 @@
+"""Port-forwards: connections to a Ready pod, retries, and breaks on the way, distinct from the server's faults."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_vllm_stage.cluster import client, port_forward
+from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
+from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
+from pytest_vllm_stage.stage.reach import forward, forwards
+from pytest_vllm_stage.stage.reach.forward import ServiceForward
+from tests.unit.made_api import ApiServer, served
+from tests.unit.made_objects import pod
+
+Object = dict[str, Any]
+DATA, ERROR = b"\x00", b"\x01"
+
+
+class Kubelet:
+    """Answers the port-forward of one pod: a websocket whose data channel echoes what it gets, in capitals.
+
+    Attributes:
+        end: What happens after the first message: ``""`` goes on, ``close`` ends regularly, ``reset`` loses the
+            connection, ``error`` reports on the error channel.
+        refuse: An HTTP status that is answered instead of the upgrade.
+    """
+
+    def __init__(self) -> None:
+        self.end, self.refuse, self.opened = "", 0, 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve_until_reset, args=(connection,), daemon=True).start()
+
+    def _serve_until_reset(self, connection: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._serve(connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as lines:
+            head = {}
+            first = lines.readline().decode()
+            while (line := lines.readline().strip()) and b":" in line:
+                name, _, value = line.decode().partition(":")
+                head[name.lower()] = value.strip()
+            assert "/pods/a/portforward?ports=8080" in first
+            if self.refuse:
+                text = f"HTTP/1.1 {self.refuse} No\r\nContent-Length: 7\r\n\r\nbecause"
+                connection.sendall(text.encode())
+                return
+            self.opened += 1
+            guid = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            digest = hashlib.sha1(f"{head['sec-websocket-key']}{guid}".encode()).digest()  # noqa: S324 - RFC 6455
+            accept, protocol = base64.b64encode(digest).decode(), head["sec-websocket-protocol"]
+            connection.sendall(
+                f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: {protocol}\r\n\r\n".encode()
+            )
+            for channel in (DATA, ERROR):
+                connection.sendall(_frame(channel + struct.pack("<H", 8080)))
+            self._relay(connection, lines)
+
+    def _relay(self, connection: socket.socket, lines: Any) -> None:
+        while (message := _read_frame(lines)) is not None:
+            connection.sendall(_frame(DATA + message[1:].upper()))
+            if self.end == "error":
+                connection.sendall(_frame(ERROR + b"lost connection to pod"))
+            if self.end == "close":
+                connection.sendall(b"\x88\x02\x03\xe8")
+            if self.end == "reset":
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if self.end:
+                return
+
+
+def _frame(content: bytes) -> bytes:
+    length = bytes([len(content)]) if len(content) < 126 else b"\x7e" + struct.pack(">H", len(content))
+    return b"\x82" + length + content
+
+
+def _read_frame(lines: Any) -> bytes | None:
+    """The content of a client's frame; None at the end."""
+    head = lines.read(2)
+    if len(head) < 2 or head[0] & 0x0F == 8:
+        return None
+    length = head[1] & 0x7F
+    if length == 126:
+        (length,) = struct.unpack(">H", lines.read(2))
+    mask, content = lines.read(4), lines.read(length)
+    return bytes(byte ^ mask[i % 4] for i, byte in enumerate(content))
+
+
+@pytest.fixture
+def kubelet() -> Iterator[Kubelet]:
+    made = Kubelet()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def api() -> Iterator[ApiServer]:
+    with served() as server:
+        spec = {"selector": {"app": "m"}, "ports": [{"port": 80, "targetPort": "http"}], "clusterIP": "10.0.0.1"}
+        server.add({"kind": "Service", "metadata": {"name": "m"}, "spec": spec})
+        made = pod("a", labels={"app": "m"})
+        made["spec"]["containers"][0]["ports"] = [{"name": "http", "containerPort": 8080}]
+        server.add(made)
+        yield server
+
+
+@pytest.fixture
+def forwarded(
+    api: ApiServer, kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ServiceForward]:
+    """A forward whose requests go to the API server, and whose websockets go to the kubelet."""
+    monkeypatch.setattr(forward, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(forward, "_RETRY_S", 0.02)
+    facts = api.facts(tmp_path)
+
+    def open_at_kubelet(made: Any, *args: Any) -> Any:
+        configuration = SimpleNamespace(host=f"http://127.0.0.1:{kubelet.port}", proxy=None, auth_settings=dict)
+        at_kubelet: Any = SimpleNamespace(configuration=configuration, rest_client=made.rest_client)
+        return port_forward.open_tunnel(at_kubelet, *args)
+
+    monkeypatch.setattr(forward, "open_tunnel", open_at_kubelet)
+    with client.connection(facts.kubeconfig, facts.context) as kube:
+        made = ServiceForward(kube, "ns", "m", "80")
+        yield made
+        made.close()
+
+
+def exchange(forwarded: ServiceForward, *messages: bytes) -> bytes:
+    """Send each message over one connection and await its answer; return the answers, as far as they come."""
+    host, _, port = forwarded.address.partition(":")
+    received = b""
+    with contextlib.suppress(ConnectionError), socket.create_connection((host, int(port)), 20) as connection:
+        for message in messages:
+            connection.sendall(message)
+            expected = len(received) + len(message)
+            while len(received) < expected and (piece := connection.recv(4096)):
+                received += piece
+    return received
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition was not reached"
+        time.sleep(0.01)
+
+
+def test_each_connection_goes_to_the_pod_and_back(forwarded: ServiceForward, kubelet: Kubelet) -> None:
+    assert exchange(forwarded, b"hello ", b"x" * 300) == b"HELLO " + b"X" * 300
+
+
+def test_a_pod_that_becomes_ready_in_time_costs_time_and_no_request(forwarded: ServiceForward, api: ApiServer) -> None:
+    (key,) = [key for key in api.objects if key.endswith("/pods/a")]
+    ready = api.objects.pop(key)
+    threading.Timer(0.3, lambda: api.objects.__setitem__(key, ready)).start()
+    assert exchange(forwarded, b"a") == b"A"
+    assert forwarded.find_break(0.0) == ""
+
+
+def test_without_a_ready_pod_the_connection_is_closed_and_the_reason_is_kept(
+    forwarded: ServiceForward, api: ApiServer
+) -> None:
+    api.objects = {key: item for key, item in api.objects.items() if item["kind"] != "Pod"}
+    before_s = time.time()
+    assert exchange(forwarded, b"a") == b""
+    assert forwarded.find_break(before_s) == "the port-forward to service/m broke: service/m has no Ready pod among 0"
+    assert forwarded.find_break(time.time() + 1) == ""
+    with pytest.raises(StageFailure, match="service/m has no Ready pod among 0"):
+        forwarded.check()
+
+
+@pytest.mark.parametrize("end", ["close", "error"])
+def test_an_end_by_the_pod_is_not_a_break(forwarded: ServiceForward, kubelet: Kubelet, end: str) -> None:
+    kubelet.end = end
+    assert exchange(forwarded, b"a") in (b"A", b"")  # what is pending is lost with an error
+    assert forwarded.find_break(0.0) == ""
+
+
+def test_a_lost_connection_to_the_api_server_is_a_break_and_the_next_request_works(
+    forwarded: ServiceForward, kubelet: Kubelet
+) -> None:
+    kubelet.end = "reset"
+    exchange(forwarded, b"a", b"b")  # the client awaits a second answer, and does not leave first
+    wait_for(lambda: forwarded.find_break(0.0))
+    assert forwarded.find_break(0.0).startswith(
+        "the port-forward to service/m broke: the connection to the API server was lost ("
+    )
+    kubelet.end = ""
+    assert exchange(forwarded, b"b") == b"B"
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_deleted_pod_is_a_break_although_its_connection_ended_regularly(
+    forwarded: ServiceForward, api: ApiServer, kubelet: Kubelet, deleted: bool
+) -> None:
+    kubelet.end = "close"
+    before_s = time.time()
+    exchange(forwarded, b"a")
+    (key,) = [key for key in api.objects if key.endswith("/pods/a")]
+    if deleted:
+        del api.objects[key]
+    else:
+        api.objects[key]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    said = "pod/a was deleted" if deleted else "pod/a is being deleted"
+    assert forwarded.find_break(before_s) == f"the port-forward to service/m broke: {said}"
+
+
+def test_a_refused_port_forward_names_the_missing_rights(forwarded: ServiceForward, kubelet: Kubelet) -> None:
+    kubelet.refuse = 403
+    with pytest.raises(
+        EnvironmentUnusable,
+        match=r"HTTP 403: the rights to get and create pods/portforward in namespace ns are needed: because",
+    ):
+        forwarded.check()
+
+
+def test_a_client_that_leaves_is_not_a_break(forwarded: ServiceForward, kubelet: Kubelet) -> None:
+    host, _, port = forwarded.address.partition(":")
+    with socket.create_connection((host, int(port)), 10) as connection:
+        connection.sendall(b"a")
+        assert connection.recv(10) == b"A"
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    forwarded.check()
+    assert kubelet.opened == 2
+    assert forwarded.find_break(0.0) == ""
+
+
+def test_facts_name_a_service_and_a_process_uses_an_address_of_its_own(
+    forwarded: ServiceForward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = forwards.forward_url("ns", "m", "80")
+    monkeypatch.setattr(forwards, "_OPEN", {url: forwarded})
+    targets = (TargetFacts("full", "m", url), TargetFacts("other", "o", "https://o.test"))
+    cluster: Any = None
+    found = forwards.localise(cluster, StageFacts("ns", "", False, targets, minio_url=url))
+    assert [target.base_url for target in found.targets] == [f"http://{forwarded.address}", "https://o.test"]
+    assert found.minio_url == f"http://{forwarded.address}"
+    assert forwards.find_local(found.minio_url) is forwarded
+    assert forwards.find_local("https://o.test") is None
+    forwards.close_all()
+    with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the system has it
+        socket.create_connection(("127.0.0.1", int(found.minio_url.rpartition(":")[2])), 1)
