@@ -90,6 +90,7 @@ from tests.defects.checks import (
     SCHEMA,
     SEED,
     SLOW_ANSWER,
+    SLOW_FIRST,
     SLOW_IDLE,
     SLOW_READER,
     SLOW_STREAM,
@@ -311,7 +312,7 @@ DEFECTS = (
         - {ANY_WAY, AMONG_OTHERS, AFTER_FAILURES, EACH_OF_N, IRRELEVANT, STOP_CUTS}
         # Refusals repeat no text, and slow lanes are planted by the proxy.
         - {KEY_SECRET, PROMPTS_PRIVATE, OTHER_ORIGINS, OPEN_PATHS}
-        - {SLOW_STREAM, SLOW_ANSWER, SLOW_READER, SLOW_IDLE},
+        - {SLOW_STREAM, SLOW_ANSWER, SLOW_READER, SLOW_IDLE, SLOW_FIRST},
         "answered 503",
     ),
     Defect("unknown_model_accepted", {UNKNOWN_MODEL}, "answered 200, expected 404"),

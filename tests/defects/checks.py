@@ -104,6 +104,7 @@ SLOW_STREAM = "test_long_stream_arrives_whole"
 SLOW_ANSWER = "test_long_answer_arrives_whole"
 SLOW_READER = "test_slow_reader_gets_everything"
 SLOW_IDLE = "test_idle_connection_is_usable"
+SLOW_FIRST = "test_request_after_a_pause_is_as_fast_as_others"
 # test_streaming
 STREAM_EQUAL = "test_chat_stream_text_equals_plain_answer"
 STREAM_EQUAL_COMPLETION = "test_completion_stream_text_equals_plain_answer"

@@ -84,6 +84,11 @@ class SlowLanes:
         """The connection without traffic."""
         return self._join(self._stay_idle)
 
+    def join_all(self) -> None:
+        """Wait until no lane asks the endpoint any more; each check judges its own."""
+        for join in (self.join_stream, self.join_reader, self.join_answer, self.join_idle):
+            join()
+
     def close(self) -> None:
         """End the lanes as soon as they can; none keeps this process alive."""
         self._finish.set()

@@ -91,3 +91,19 @@ class AnswerTimesOut(
         if not answer.is_stream and asyncio.get_running_loop().time() - exchange.notes["at_s"] > self.limit_s:
             late = refuse(504, "upstream request timeout")
             answer.status, answer.headers, answer.body = late.status, late.headers, late.body
+
+
+class SlowAfterPause(
+    Defect,
+    by={checks.SLOW_FIRST},
+    says=r"the first request after a pause is slow: it took .* the 3 after it",
+    source="https://github.com/BerriAI/litellm/issues/17954",
+    slow=True,
+):
+    """After a few idle seconds the next request waits."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Wait."""
+        if exchange.request.generates and exchange.idle_s > self.limit_s:
+            await asyncio.sleep(3.0)
+        return None
