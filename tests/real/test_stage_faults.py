@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -28,6 +31,7 @@ pytestmark = pytest.mark.real
 
 SILENT = Journal()
 MODEL = "smollm2-135m-quantized"
+AT_ONCE = 2
 #: The other model is left out: what is planted needs one.
 BASE = """
 apiVersion: kustomize.config.k8s.io/v1beta1
@@ -95,7 +99,12 @@ def deployed(cluster: ClusterFacts, overlay: Path, namespace: str) -> str:
         "overlay": str(overlay),
         "namespace": namespace,
         "models": {"quantized": {"inference_service": MODEL}},
-        "waits": {"persistent_volume_claim_s": 60, "minio_s": 60, "model_download_s": 120, "inference_service_s": 240},
+        "waits": {
+            "persistent_volume_claim_s": 120,
+            "minio_s": 120,
+            "model_download_s": 120,
+            "inference_service_s": 240,
+        },
     }
     profile = parse_profile(data, overlay / "fault.toml")
     try:
@@ -115,62 +124,79 @@ def deployed(cluster: ClusterFacts, overlay: Path, namespace: str) -> str:
     return failed.value.message.splitlines()[0]
 
 
-def test_missing_secret_key(cluster: ClusterFacts, tmp_path: Path) -> None:
-    patch = "- {op: remove, path: /stringData/secretkey}\n"
-    overlay = overlay_with(tmp_path, patch, "{kind: Secret, name: minio-credentials}")
-    headline = deployed(cluster, overlay, "fault-secret")
-    assert 'secret minio-credentials has no key "secretkey"' in headline
-    assert "deployment/minio cannot become Available" in headline or "job/minio-buckets cannot complete" in headline
+class Fault(NamedTuple):
+    """A planted fault.
+
+    Attributes:
+        target: Kustomize's selector of the object that the patch changes.
+        patch: The change.
+        headline: A pattern for the first line of the deployment's error.
+    """
+
+    target: str
+    patch: str
+    headline: str
 
 
-def test_claim_that_cannot_bind(cluster: ClusterFacts, tmp_path: Path) -> None:
-    patch = "- {op: replace, path: /spec/resources/requests/storage, value: 500Gi}\n"
-    overlay = overlay_with(tmp_path, patch, f"{{kind: PersistentVolumeClaim, name: model-{MODEL}}}")
-    headline = deployed(cluster, overlay, "fault-claim")
-    assert (
-        f"PVC model-{MODEL} cannot bind: no PersistentVolume of StorageClass vllm-stage-local offers 500Gi" in headline
-    )
-
-
-def test_altered_weights_at_the_source(cluster: ClusterFacts, tmp_path: Path) -> None:
-    source = "{name: MODEL_SOURCE, value: 'file:///mnt/vllm-stage/weights/altered'}"
-    patch = f"""
+FAULTS = {
+    "missing secret key": Fault(
+        "{kind: Secret, name: minio-credentials}",
+        "- {op: remove, path: /stringData/secretkey}\n",
+        r"(?=.*(deployment/minio cannot become Available|job/minio-buckets cannot complete))"
+        r'.*secret minio-credentials has no key "secretkey"',
+    ),
+    "claim that cannot bind": Fault(
+        f"{{kind: PersistentVolumeClaim, name: model-{MODEL}}}",
+        "- {op: replace, path: /spec/resources/requests/storage, value: 500Gi}\n",
+        f"PVC model-{MODEL} cannot bind: no PersistentVolume of StorageClass vllm-stage-local offers 500Gi",
+    ),
+    "altered weights at the source": Fault(
+        f"{{kind: Job, name: download-{MODEL}}}",
+        f"""
         apiVersion: batch/v1
         kind: Job
         metadata: {{name: download-{MODEL}}}
-        spec: {{template: {{spec: {{containers: [{{name: loader, env: [{source}]}}]}}}}}}
-    """
-    overlay = overlay_with(tmp_path, patch, f"{{kind: Job, name: download-{MODEL}}}")
-    headline = deployed(cluster, overlay, "fault-weights")
-    assert f"job/download-{MODEL} cannot complete: weights altered: file model.safetensors has sha256 " in headline
-    assert ", manifest says " in headline
-
-
-def test_unpullable_image(cluster: ClusterFacts, tmp_path: Path) -> None:
-    patch = "- {op: replace, path: /spec/containers/0/image, value: 'vllm-stage.local/absent:1'}\n"
-    overlay = overlay_with(tmp_path, patch, "{kind: ServingRuntime, name: vllm}")
-    headline = deployed(cluster, overlay, "fault-image")
-    assert f"inferenceservice/{MODEL} cannot become Ready" in headline
-    assert "image vllm-stage.local/absent:1 cannot be pulled: " in headline
-
-
-def test_memory_limit_too_small(cluster: ClusterFacts, tmp_path: Path) -> None:
-    patch = (
+        spec: {{template: {{spec: {{containers: [{{name: loader, env: [
+          {{name: MODEL_SOURCE, value: 'file:///mnt/vllm-stage/weights/altered'}}]}}]}}}}}}
+        """,
+        f"job/download-{MODEL} cannot complete: weights altered: "
+        r"file model\.safetensors has sha256 .*, manifest says ",
+    ),
+    "unpullable image": Fault(
+        "{kind: ServingRuntime, name: vllm}",
+        "- {op: replace, path: /spec/containers/0/image, value: 'vllm-stage.local/absent:1'}\n",
+        f"inferenceservice/{MODEL} cannot become Ready.*image vllm-stage.local/absent:1 cannot be pulled: ",
+    ),
+    "memory limit too small": Fault(
+        f"{{kind: InferenceService, name: {MODEL}}}",
         "- {op: replace, path: /spec/predictor/model/resources, "
-        "value: {requests: {cpu: 200m, memory: 200Mi}, limits: {memory: 200Mi}}}\n"
-    )
-    overlay = overlay_with(tmp_path, patch, f"{{kind: InferenceService, name: {MODEL}}}")
-    headline = deployed(cluster, overlay, "fault-memory")
-    assert f"inferenceservice/{MODEL} cannot become Ready" in headline
-    assert "container kserve-container was OOM-killed (memory limit 200Mi)" in headline
+        "value: {requests: {cpu: 200m, memory: 200Mi}, limits: {memory: 200Mi}}}\n",
+        f"inferenceservice/{MODEL} cannot become Ready"
+        r".*container kserve-container was OOM-killed \(memory limit 200Mi\)",
+    ),
+    "wrong model path": Fault(
+        "{kind: ServingRuntime, name: vllm}",
+        "- {op: replace, path: /spec/containers/0/args/1, value: --model=/mnt/models/nowhere}\n",
+        rf"inferenceservice/{MODEL} cannot become Ready.*model path /mnt/models/nowhere does not exist \(vLLM: ",
+    ),
+}
 
 
-def test_wrong_model_path(cluster: ClusterFacts, tmp_path: Path) -> None:
-    patch = "- {op: replace, path: /spec/containers/0/args/1, value: --model=/mnt/models/nowhere}\n"
-    overlay = overlay_with(tmp_path, patch, "{kind: ServingRuntime, name: vllm}")
-    headline = deployed(cluster, overlay, "fault-path")
-    assert f"inferenceservice/{MODEL} cannot become Ready" in headline
-    assert "model path /mnt/models/nowhere does not exist (vLLM: " in headline
+@pytest.fixture(scope="module")
+def find_headline(
+    cluster: ClusterFacts, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str], str]]:
+    """The error's first line for each fault of this run; a few are deployed at a time, each in its namespace."""
+    own = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    chosen = [item.callspec.params["fault"] for item in own]
+    pool = ThreadPoolExecutor(AT_ONCE)
+    running = {}
+    for name in chosen:
+        fault = FAULTS[name]
+        overlay = overlay_with(tmp_path_factory.mktemp("overlay"), fault.patch, fault.target)
+        running[name] = pool.submit(deployed, cluster, overlay, f"fault-{name.replace(' ', '-')}")
+    yield lambda name: running[name].result()
+    pool.shutdown(cancel_futures=True)
 
 
 def alteration(download: Object) -> Object:
@@ -191,6 +217,7 @@ def alteration(download: Object) -> Object:
     return job
 
 
+@pytest.mark.usefixtures("find_headline")
 def test_weights_altered_on_the_volume(cluster: ClusterFacts, tmp_path: Path) -> None:
     namespace = "fault-volume"
     overlay = overlay_with(tmp_path, "[]\n", "{kind: ServingRuntime, name: vllm}")
@@ -216,3 +243,9 @@ def test_weights_altered_on_the_volume(cluster: ClusterFacts, tmp_path: Path) ->
     (line,) = stage_weights.problems(altered)
     assert line.startswith("weights altered: file model.safetensors has sha256 ")
     assert line.endswith(f"manifest says {unaltered.files['model.safetensors'][1]}")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_ends_the_deployment_and_is_named(fault: str, find_headline: Callable[[str], str]) -> None:
+    headline = find_headline(fault)
+    assert re.search(FAULTS[fault].headline, headline), headline
