@@ -1,0 +1,238 @@
+"""A stage behind OpenShift's kind of router: green when it is healthy, and each fault of the way there is named.
+
+The Route's definition, TLS, HAProxy, TokenReview and SubjectAccessReview are real; the engine is the simulated one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pytest_vllm_stage.cluster.facts import ClusterFacts
+from tests.real.lookalike.router import Router, find_haproxy, run_router
+from tests.real.lookalike.stage import Outcome, RoutedStage, deploy_routed_stage
+from tests.unit.made_certificates import DAY, Authority
+
+pytestmark = pytest.mark.real
+
+#: Loopback addresses of the routers: no other server of this machine listens there.
+ADDRESS = "127.83.7.{}"
+AT_ONCE = 3
+TRUSTED = "--stage-ca-file=cluster"
+#: The deployment, and of the inference checks those that are about the way to the model.
+HEALTHY = (
+    "suites/deployment",
+    *(f"suites/inference/test_{name}.py" for name in ("service", "security", "streaming", "transport", "slow_lanes")),
+)
+CURL_S = 20
+
+
+class Places(NamedTuple):
+    """Where the routers find what they need."""
+
+    stage: RoutedStage
+    authority: Authority
+    haproxy: str
+    folder: Path
+
+
+Change = Callable[[Router, Authority], Router]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A fault of the way to the models.
+
+    Attributes:
+        change: Makes a router faulty.
+        suite: The file of the check that must catch it.
+        check: That check, which is run for one model.
+        says: What the first screen says, as an expression.
+        listed: What ``curl /v1/models`` prints of the status; curl with ``-k`` where it verifies nothing.
+    """
+
+    change: Change
+    suite: str
+    check: str
+    says: str
+    listed: str = "200"
+
+
+def forget_timeouts(router: Router, _: Authority) -> Router:
+    """The Routes have no annotation: the router's 30 s apply."""
+    return dataclasses.replace(router, upstreams=[dataclasses.replace(one, timeout="") for one in router.upstreams])
+
+
+def with_rules(router: Router, *rules: str) -> Router:
+    return dataclasses.replace(router, rules=rules)
+
+
+def buffer_answers(router: Router, _: Authority) -> Router:
+    return with_rules(router, "http-response wait-for-body time 20s at-least 30000")
+
+
+def drop_idle_connections(router: Router, _: Authority) -> Router:
+    """The first request after 10 s without one gets nothing, as behind a firewall that forgot the connection."""
+    return with_rules(
+        router,
+        "timeout client 300s",  # the router's own 30 s would close the connection first, which a client sees
+        "http-request set-var(sess.idle) date,sub(sess.last)",
+        "http-request reject if { var(sess.last) -m found } { var(sess.idle) -m int ge 10 }",
+        "http-request set-var(sess.last) date",
+    )
+
+
+def lose_upstreams(router: Router, _: Authority) -> Router:
+    return dataclasses.replace(
+        router, upstreams=[dataclasses.replace(one, address="127.0.0.1:9", review="") for one in router.upstreams]
+    )
+
+
+def with_expired_certificate(router: Router, authority: Authority) -> Router:
+    hosts = [one.host for one in router.upstreams]
+    pem = authority.issue(*hosts, since=-9 * DAY, until=-2 * DAY, name="expired")
+    return dataclasses.replace(router, certificate=pem)
+
+
+def with_certificate_of_another_host(router: Router, authority: Authority) -> Router:
+    return dataclasses.replace(router, certificate=authority.issue("console.apps.stage.test", name="other"))
+
+
+LANES, STREAMING, SERVICE = (f"suites/inference/test_{name}.py" for name in ("slow_lanes", "streaming", "service"))
+REPORTED = "test_health_and_version_are_reported"
+FAULTS = {
+    "timeout_30s": Fault(
+        forget_timeouts,
+        LANES,
+        "test_long_answer_arrives_whole",
+        r"answered 504 Gateway Time-out, sent by HAProxy, which OpenShift's router is",
+    ),
+    "idle_dropped": Fault(
+        drop_idle_connections,
+        LANES,
+        "test_idle_connection_is_usable",
+        r"the next request on an idle connection failed after \d+ s: no answer: RemoteDisconnected",
+    ),
+    "buffering": Fault(
+        buffer_answers, STREAMING, "test_stream_arrives_incrementally", r"the stream was buffered: all 40 deltas"
+    ),
+    "no_upstream": Fault(
+        lose_upstreams,
+        SERVICE,
+        REPORTED,
+        r"answered 503 Service Unavailable, sent by the OpenShift router: Application is not available",
+        listed="503",
+    ),
+    "expired": Fault(
+        with_expired_certificate, SERVICE, REPORTED, r"the server's certificate has expired at \S+, 2 days ago"
+    ),
+    "wrong_host": Fault(
+        with_certificate_of_another_host,
+        SERVICE,
+        REPORTED,
+        r"is for another host: expected smollm2-135m-lookalike\.apps\.stage\.test, got console\.apps\.stage\.test",
+    ),
+}
+
+
+class Planted(NamedTuple):
+    """What a run through a faulty router gave, and the status that curl printed for the list of models."""
+
+    outcome: Outcome
+    listed: str
+
+
+def require_haproxy() -> str:
+    """HAProxy's program; without it the tests are skipped, and fail where CI must have it."""
+    program = find_haproxy()
+    if program is not None:
+        return program
+    missing = "no haproxy on the PATH; Debian: apt-get install haproxy"
+    if os.environ.get("CI") == "true":
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+@pytest.fixture(scope="module")
+def places(simulated_cluster: ClusterFacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
+    haproxy = require_haproxy()
+    folder = tmp_path_factory.mktemp("lookalike")
+    (folder / "authority").mkdir()
+    authority = Authority(folder / "authority", "ingress-operator")
+    with deploy_routed_stage(simulated_cluster, authority.certificate, folder) as stage:
+        yield Places(stage, authority, haproxy, folder)
+
+
+def make_router(places: Places, number: int, name: str) -> Router:
+    """A healthy router on an address of its own."""
+    upstreams = tuple(places.stage.upstreams.values())
+    hosts = [one.host for one in upstreams]
+    return Router(name, ADDRESS.format(number), places.authority.issue(*hosts, name=name), upstreams)
+
+
+def run_through(places: Places, router: Router, *arguments: str) -> Outcome:
+    with run_router(router, places.haproxy, places.folder):
+        return places.stage.run(router.address, places.folder / router.name, *arguments)
+
+
+@pytest.fixture(scope="module")
+def planted(places: Places, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Planted]]:
+    """The outcome of each fault of this run, a few at a time."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = [call.params["name"] for call in calls if call and call.params.get("name") in FAULTS]
+    # OpenSSL's authority keeps a database, so the certificates are made before the threads start.
+    routers = {
+        name: FAULTS[name].change(make_router(places, number, name), places.authority)
+        for number, name in enumerate(chosen, 2)
+    }
+    pool = ThreadPoolExecutor(AT_ONCE)
+    running = {name: pool.submit(plant, places, router, FAULTS[name]) for name, router in routers.items()}
+    yield lambda name: running[name].result()
+    pool.shutdown(cancel_futures=True)
+
+
+def plant(places: Places, router: Router, fault: Fault) -> Planted:
+    """Run the checks that must catch a fault, and look at the models as a person would."""
+    with run_router(router, places.haproxy, places.folder):
+        listed = list_models(router)
+        outcome = places.stage.run(
+            router.address, places.folder / router.name, fault.suite, "-k", f"{fault.check} and full", TRUSTED
+        )
+    return Planted(outcome, listed)
+
+
+def list_models(router: Router) -> str:
+    """The status that ``curl /v1/models`` prints, as it is typed behind a private authority: without verification."""
+    host = next(one.host for one in router.upstreams if not one.review)
+    place = f"{host}:443:{router.address}"
+    command = ["curl", "-sk", "-o", os.devnull, "-w", "%{http_code}", "--resolve", place, f"https://{host}/v1/models"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=CURL_S, check=True).stdout
+
+
+def test_suites_are_green_through_a_healthy_router(places: Places) -> None:
+    outcome = run_through(places, make_router(places, 1, "healthy"), *HEALTHY, TRUSTED)
+    assert outcome.status == 0, outcome.output
+    passed = {test["name"] for test in outcome.record["tests"] if test["outcome"] == "passed"}
+    for check in ("answers_with_the_token", "refuses_requests_without_the_token"):
+        assert f"suites/deployment/test_protection.py::test_protected_model_{check}[quantized]" in passed
+    for role in places.stage.upstreams:
+        assert f"suites/inference/test_slow_lanes.py::test_long_answer_arrives_whole[{role}]" in passed
+    (token,) = outcome.record["tokens"]
+    assert (token["name"], token["account"]) == ("quantized", "smollm2-135m-quantized-sa")
+    assert outcome.record["authorities"]["sources"][0].startswith("configmap openshift-config-managed/default-ingress")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_of_the_way_is_named_in_the_first_screen(name: str, planted: Callable[[str], Planted]) -> None:
+    fault, (outcome, listed) = FAULTS[name], planted(name)
+    assert outcome.status not in (0, 5), outcome.output
+    assert re.search(fault.says, outcome.first_screen), outcome.output
+    assert listed == fault.listed
