@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from model_registry import ModelRegistry
     from mypy_boto3_s3 import S3Client
 
+    from pytest_vllm_stage.benchmark.cluster_load import ClusterLoad
     from pytest_vllm_stage.benchmark.find_capacity import FoundCapacity
     from pytest_vllm_stage.benchmark.jobs import BenchmarkJob
     from pytest_vllm_stage.benchmark.plans import PlannedStep
@@ -155,6 +156,18 @@ def _prompt_maker(request: pytest.FixtureRequest) -> Callable[[str, str], Prompt
     return functools.cache(lambda role, api: create_prompt_maker(clients[role], api))
 
 
+@pytest.fixture(scope="session")
+def _load_source(stage_run: Run, request: pytest.FixtureRequest) -> ClusterLoad | None:
+    """The stage's cluster as the source of load; None where this machine sends it."""
+    if stage_run.config.load_from == "host":
+        return None
+    from pytest_vllm_stage.benchmark.cluster_load import ClusterLoad
+    from pytest_vllm_stage.stage.observe.reader import StageReader
+
+    stage, kube, cluster = (request.getfixturevalue(name) for name in ("stage", "kube", "cluster"))
+    return ClusterLoad(StageReader(kube, cluster, stage.namespace))
+
+
 @pytest.fixture
 def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[PlannedStep], StepResult]:
     """Runs a load step and judges it; with --stage-results it judges the saved samples instead."""
@@ -164,10 +177,11 @@ def measure_step(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[Pl
         saved = {planned.step.id: path for planned, path in steps.saved_steps(stage_run.config)}
         return lambda planned: steps.judge_saved(stage_run, saved[planned.step.id])
     clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
+    source = request.getfixturevalue("_load_source")
 
     def measure(planned: PlannedStep) -> StepResult:
         client = clients[planned.role]
-        return steps.carry_out(stage_run, planned, client, maker(planned.role, planned.step.api))
+        return steps.carry_out(stage_run, planned, client, maker(planned.role, planned.step.api), source)
 
     return measure
 
@@ -182,6 +196,7 @@ def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Ca
     from pytest_vllm_stage.stage.revision import Serving, serving
 
     clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
+    source = request.getfixturevalue("_load_source")
 
     def serving_of(role: str) -> Serving:
         if stage_run.config.endpoint:
@@ -191,7 +206,7 @@ def compare_with_baselines(stage_run: Run, request: pytest.FixtureRequest) -> Ca
 
     def remeasure(planned: PlannedStep) -> Measurement:
         client = clients[planned.role]
-        return steps.measure_planned(stage_run, planned, client, maker(planned.role, planned.step.api))
+        return steps.measure_planned(stage_run, planned, client, maker(planned.role, planned.step.api), source)
 
     return lambda result: regressions.compare(stage_run, result, serving_of(result.planned.role), remeasure)
 
@@ -202,9 +217,11 @@ def find_capacity(stage_run: Run, request: pytest.FixtureRequest) -> Callable[[s
     from pytest_vllm_stage.benchmark import find_capacity, plans
 
     clients, maker = request.getfixturevalue("_clients"), request.getfixturevalue("_prompt_maker")
+    source = request.getfixturevalue("_load_source")
 
     def find(role: str) -> FoundCapacity:
-        return find_capacity.find(stage_run, role, clients[role], maker(role, plans.api_of(stage_run.config, role)))
+        api = plans.api_of(stage_run.config, role)
+        return find_capacity.find(stage_run, role, clients[role], maker(role, api), source)
 
     return find
 

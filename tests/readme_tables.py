@@ -28,6 +28,7 @@ GROUPS = {
         "disrupt",
         "disrupt_cluster",
         "load_driver",
+        "load_from",
         "load_seed",
         "gpu_metrics",
         "baselines",

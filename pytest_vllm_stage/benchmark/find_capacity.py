@@ -45,7 +45,9 @@ class FoundCapacity:
         return f"{self.role}: {self.capacity.text(self.limit)}"
 
 
-def find(run: Run, role: str, client: EndpointClient, maker: PromptMaker) -> FoundCapacity:
+def find(
+    run: Run, role: str, client: EndpointClient, maker: PromptMaker, source: steps.LoadSource | None = None
+) -> FoundCapacity:
     """Search by bracketing and bisection.
 
     Raises:
@@ -75,7 +77,7 @@ def find(run: Run, role: str, client: EndpointClient, maker: PromptMaker) -> Fou
             duration_s=duration_s,
             seed=base.seed + 1000 + search.result().steps,
         )
-        verdict = _try(run, step, objectives, search.step_alpha, client, maker)
+        verdict = _try(run, step, objectives, search.step_alpha, client, maker, source)
         search.record(rate, verdict.outcome, verdict.saturation.capacity_requests_per_s)
     found = FoundCapacity(role, search.result(), limit)
     run.journal.event("capacity", role, text=found.text(), holds=found.capacity.holds, breaks=found.capacity.breaks)
@@ -89,9 +91,10 @@ def _try(
     alpha: float,
     client: EndpointClient,
     maker: PromptMaker,
+    source: steps.LoadSource | None,
 ) -> StepVerdict:
     watcher = EarlyDecision(step, objectives, alpha=alpha)
-    measurement = steps.measure(run, step, client, maker, watcher)
+    measurement = steps.measure(run, step, client, maker, watcher, source)
     horizon_s = plans.horizon_of(run.config, step.role)
     metrics, verdict = judge(measurement, objectives, alpha=alpha, horizon_s=horizon_s)
     write_step(steps.folder_of(run) / FOLDER, measurement, metrics, verdict)

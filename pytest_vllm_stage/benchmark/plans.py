@@ -126,6 +126,12 @@ def api_of(config: StageConfig, role: str) -> str:
     return plan.base.api if plan else "chat"
 
 
+def workers_of(config: StageConfig, role: str) -> int:
+    """How many pods share a load step of a model with --stage-load-from=cluster."""
+    model = _model(config, role)
+    return (config.profile.load.override(model.load) if model else config.profile.load).workers
+
+
 def limit_of(config: StageConfig, role: str) -> float | None:
     """The promised requests a second of one instance."""
     model = _model(config, role)
@@ -159,7 +165,7 @@ def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
     where = f"profile {config.profile.source.name}: {f'models.{model.role}.load' if model else 'load'}"
     if missing := load.missing_keys():
         raise ConfigError(f"{where}.{missing[0]}: required key is missing")
-    values = load.model_dump()
+    values = load.model_dump(exclude={"workers"})
     rates, concurrencies = values.pop("rates"), values.pop("concurrencies")
     base = LoadStep(
         f"{role} ({where})",
@@ -167,10 +173,15 @@ def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
         # Only makes the base a valid step; every step of the plan has its own level.
         request_rate=max([1.0, *rates]) + 1 / load.duration_s,
         seed=seed_of(config, run_id),
-        decide_early=not config.full_duration and config.load_driver == "builtin",
+        decide_early=_sees_samples(config) and not config.full_duration,
         **values,
     )
     return LoadPlan(role, base.model, rates, concurrencies, base)
+
+
+def _sees_samples(config: StageConfig) -> bool:
+    """The driver hands over each sample when it is complete: neither GuideLLM nor workers in the cluster do."""
+    return config.load_driver == "builtin" and config.load_from == "host"
 
 
 def _steps_of_role(config: StageConfig, run_id: str, role: str) -> list[PlannedStep]:

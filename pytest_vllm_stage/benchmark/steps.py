@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_vllm_stage.benchmark import plans
 from pytest_vllm_stage.benchmark.artifacts import (
@@ -91,24 +91,40 @@ class StepResult:
         return {"slo.step": self.planned.step.id, "slo.outcome": self.outcome, "slo.why": self.verdict.why, **known}
 
 
-def carry_out(run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker) -> StepResult:
+class LoadSource(Protocol):
+    """Sends a step's load from somewhere else than this machine."""
+
+    def measure(self, run: Run, step: LoadStep, client: EndpointClient, maker: PromptMaker) -> Measurement:
+        """Send it, and return what was measured."""
+
+
+def carry_out(
+    run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker, source: LoadSource | None = None
+) -> StepResult:
     """Measure a step of the run's plan, judge it, and write its files.
 
     Raises:
         StageError: it could not be measured.
     """
-    return conclude(run, planned, measure_planned(run, planned, client, maker), plans.gates_of(_planned(run)))
+    return conclude(run, planned, measure_planned(run, planned, client, maker, source), plans.gates_of(_planned(run)))
 
 
-def measure_planned(run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker) -> Measurement:
+def measure_planned(
+    run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker, source: LoadSource | None = None
+) -> Measurement:
     """Send a planned step's load; it ends early where that is allowed and its verdict is certain."""
     gates = plans.gates_of(_planned(run))
     watcher = EarlyDecision(planned.step, planned.objectives, gates=gates, observation=planned.observation)
-    return measure(run, planned.step, client, maker, watcher)
+    return measure(run, planned.step, client, maker, watcher, source)
 
 
 def measure(
-    run: Run, step: LoadStep, client: EndpointClient, maker: PromptMaker, watcher: Watcher | None = None
+    run: Run,
+    step: LoadStep,
+    client: EndpointClient,
+    maker: PromptMaker,
+    watcher: Watcher | None = None,
+    source: LoadSource | None = None,
 ) -> Measurement:
     """Send a step's load by the chosen driver.
 
@@ -117,8 +133,13 @@ def measure(
         step: What is sent; its model becomes the target's.
         client: The target's.
         maker: Makes the prompts.
-        watcher: May end the step early.
+        watcher: May end the step early, where this machine sends the load.
+        source: Sends the load from the cluster; None sends it from this machine.
     """
+    if source is not None:
+        measurement = as_saved(source.measure(run, replace(step, model=client.target.model), client, maker))
+        prepare.learn_from(measurement, maker)
+        return measurement
     with run.journal.phase(f"prompts {step.id}"):
         job = prepare.prepare(
             replace(step, model=client.target.model),

@@ -89,7 +89,7 @@ class RoleManifest:
 
 
 def load_roles(mode: str) -> list[RoleManifest]:
-    """The Roles of a mode, ``read-only`` or ``deploy``."""
+    """The Roles of a mode: ``read-only``, ``deploy``, or ``load``, which load workers on an existing stage need too."""
     folder = fixtures_dir() / "access" / mode
     found = []
     for path in sorted(folder.glob("*.yaml")):

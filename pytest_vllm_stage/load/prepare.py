@@ -9,7 +9,9 @@ from typing import Any
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import LoadJob
-from pytest_vllm_stage.load.prompts import Count, PromptMaker, make_body, make_prompt_maker, pace_key
+from pytest_vllm_stage.load.prompts import CHECKED, Count, PromptMaker, make_body, make_prompt_maker, pace_key
+from pytest_vllm_stage.load.workers.assignment import Assignment
+from pytest_vllm_stage.load.workers.share import count_workers
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
@@ -63,12 +65,11 @@ def prepare(
         facts: What makes runs comparable, and labels; goes into the measurement.
     """
     warmup = [make_body(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
-    planned = step.planned_requests
-    count = planned if planned is not None else most_requests(step, fastest_answer_s(step, client, maker))
+    texts = maker.texts(step, count_requests(step, client, maker), "step")
     return LoadJob(
         step=step,
         base_url=client.target.base_url,
-        bodies=[make_body(step, text) for text in maker.texts(step, count, "step")],
+        bodies=[make_body(step, text) for text in texts],
         warmup_bodies=warmup,
         api_key=client.target.api_key,
         ca_file=client.target.ca_file,
@@ -76,6 +77,39 @@ def prepare(
         gpu_metrics_url=gpu_metrics_url,
         gpu_metrics_token=gpu_metrics_token,
         facts=facts or {},
+    )
+
+
+def count_requests(step: LoadStep, client: EndpointClient, maker: PromptMaker) -> int:
+    """How many prompts a step needs at most."""
+    planned = step.planned_requests
+    return planned if planned is not None else most_requests(step, fastest_answer_s(step, client, maker))
+
+
+def prepare_shared(
+    step: LoadStep, client: EndpointClient, maker: PromptMaker, *, workers: int, base_url: str, gpu_metrics: str | None
+) -> Assignment:
+    """Make what several workers need for a step: each makes its own prompts, of which the server counts some here.
+
+    Args:
+        step: The plan.
+        client: The target's.
+        maker: See `create_prompt_maker`.
+        workers: How many workers share it, as far as each has something to send.
+        base_url: Root of the server as the workers reach it.
+        gpu_metrics: A DCGM exporter's page, or the root of a Prometheus, as the workers reach it.
+    """
+    requests = count_requests(step, client, maker)
+    for purpose, count in (("warm-up", step.warmup_requests), ("step", requests)):
+        maker.texts(step, min(count, CHECKED), purpose)
+    return Assignment(
+        step=step,
+        requests=requests,
+        workers=count_workers(step, workers),
+        overhead=maker.overhead,
+        words=maker.words,
+        base_url=base_url,
+        gpu_metrics_url=gpu_metrics,
     )
 
 

@@ -104,11 +104,19 @@ def _attach_to_cluster(run: Run) -> ClusterFacts:
     facts = in_cluster.connect() if config.cluster_kind == "in-cluster" else kubeconfig.connect(config.context or "")
     kube = client.connect_to(facts)
     try:
-        access.check_access(kube, "deploy" if config.deploys else "read-only", config.namespace, run.journal)
+        for mode in _access_modes(config):
+            access.check_access(kube, mode, config.namespace, run.journal)
     finally:
         kube.client.close()
     run.journal.event("versions", "cluster", kubernetes=facts.kubernetes_version)
     return facts
+
+
+def _access_modes(config: StageConfig) -> list[str]:
+    """The folders under fixtures/access that hold the rights of a run; those of a deployment include load workers."""
+    if config.deploys:
+        return ["deploy"]
+    return ["read-only", *(["load"] if config.load_from == "cluster" else [])]
 
 
 def _make_local_cluster(run: Run) -> ClusterFacts:

@@ -25,7 +25,7 @@ _NEEDS_STAGE = ("env_file", "publish", "registry_url")
 #: Values of --stage-cluster that leave no choice of a context.
 _OTHER_CLUSTERS = {"local": "a local one", "kind": "one of kind", "in-cluster": "the pod's own"}
 _CHOOSES_TARGET = ("endpoint", "context", "cluster", "deploy", "reuse", "keep")
-_MEASURES = ("load_driver", "load_seed", "full_duration", "gpu_metrics")
+_MEASURES = ("load_driver", "load_from", "load_seed", "full_duration", "gpu_metrics")
 
 
 def check_agreement(config: StageConfig) -> None:
@@ -42,6 +42,7 @@ def check_agreement(config: StageConfig) -> None:
     _check_values(config)
     _check_files(config)
     _check_results(config)
+    _check_load(config)
 
 
 def _refuse(config: StageConfig, name: str, reason: str, others: tuple[str, ...], *, typed: bool = False) -> None:
@@ -211,3 +212,12 @@ def _check_results(config: StageConfig) -> None:
     _refuse(config, "results", "measures nothing", (*_CHOOSES_TARGET, "find_capacity", "baselines"))
     _refuse(config, "results", "measures nothing", _MEASURES, typed=True)
     _refuse(config, "results", "judges saved samples alone", _NEEDS_STAGE, typed=True)
+
+
+def _check_load(config: StageConfig) -> None:
+    """Load from the cluster is sent by this project's own driver, in pods of a cluster that the run knows."""
+    if config.load_from == "host":
+        return
+    _refuse(config, "load_from", "sends the load from pods of the stage's cluster", ("endpoint",))
+    if config.load_driver != "builtin":
+        _refuse(config, "load_from", "is carried out by the builtin driver", ("load_driver",))

@@ -205,6 +205,11 @@ class StageConfig:
         return self.text("load_driver")
 
     @property
+    def load_from(self) -> str:
+        """``host`` or ``cluster``."""
+        return self.text("load_from")
+
+    @property
     def load_seed(self) -> int | None:
         """The seed of prompts and arrivals; None for one of the run's own."""
         seed = self.get("load_seed")

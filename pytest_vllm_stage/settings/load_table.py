@@ -65,6 +65,8 @@ class LoadTable(Table):
     """Requests sent and awaited before a step; they are not measured."""
     request_timeout_s: Positive = 120.0
     """Seconds from a request's scheduled time to the end of its answer; a slower one counts as failed."""
+    workers: PositiveCount = 2
+    """Pods that share each load step with `--stage-load-from=cluster`."""
 
     @property
     def is_empty(self) -> bool:

@@ -10,6 +10,7 @@ ENGINES = ("vllm", "sim")
 PUBLISHES = ("auto", "always", "never")
 KEEPS = ("never", "on-failure", "always")
 LOAD_DRIVERS = ("builtin", "guidellm")
+LOAD_SOURCES = ("host", "cluster")
 REPORTS = ("always", "never")
 #: The value of ca_file that names no file.
 CLUSTER_AUTHORITIES = "cluster"
@@ -216,6 +217,13 @@ OPTIONS: tuple[Option, ...] = (
         "what sends the load: `builtin`, or `guidellm` from the engine's environment",
         default="builtin",
         choices=LOAD_DRIVERS,
+    ),
+    Option(
+        "load_from",
+        "where the load comes from: `host`, this machine, or `cluster`, pods of the stage's cluster that share each "
+        "load step (`[load] workers` of the profile) and are removed after it",
+        default="host",
+        choices=LOAD_SOURCES,
     ),
     Option(
         "load_seed",

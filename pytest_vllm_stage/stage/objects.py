@@ -7,7 +7,7 @@ A kind is written as kubectl accepts it: ``Pod``, or with its group where severa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.cluster.api_errors import KindNotServed, RequestRejected, translate_api_errors
@@ -183,6 +183,50 @@ def read_log(kube: DynamicClient, namespace: str, pod: str, container: str, *, p
     with translate_api_errors(f"read the log of pod/{pod} container {container}"):
         response = kube.request("get", path, query_params=query, header_params={"Accept": "*/*"}, serialize=False)
         return bytes(response.data).decode("utf-8", "replace")
+
+
+def follow_log(
+    kube: DynamicClient, namespace: str, pod: str, container: str, read_timeout_s: float = 30.0
+) -> Iterator[str]:
+    """A container's log as it is written, line by line, from its beginning to its end.
+
+    Raises:
+        ApiServerUnreachable: the connection broke, or nothing came for `read_timeout_s`.
+        RequestRejected: there is no log.
+    """
+    from kubernetes.client import CoreV1Api
+
+    with translate_api_errors(f"follow the log of pod/{pod} container {container}"):
+        response: Any = CoreV1Api(kube.client).read_namespaced_pod_log(
+            pod,
+            namespace,
+            container=container,
+            follow=True,
+            _preload_content=False,
+            _request_timeout=(read_timeout_s, read_timeout_s),
+        )
+        try:
+            pending = b""
+            for piece in response.stream(65536):
+                *lines, pending = (pending + piece).split(b"\n")
+                yield from (line.decode("utf-8", "replace") for line in lines)
+            if pending:
+                yield pending.decode("utf-8", "replace")
+        finally:
+            response.close()
+
+
+def annotate(kube: DynamicClient, kind: str, name: str, namespace: str, annotations: Mapping[str, str]) -> None:
+    """Set annotations of an object that another owner made, and nothing else."""
+    resource = find_resource(kube, kind)
+    with translate_api_errors(f"annotate {kind.lower()}/{name}"):
+        resource.patch(
+            name=name,
+            namespace=_scope(resource, namespace),
+            body={"metadata": {"annotations": dict(annotations)}},
+            content_type="application/merge-patch+json",
+            serialize=False,
+        )
 
 
 def _scope(resource: Resource, namespace: str | None) -> str | None:

@@ -197,6 +197,7 @@ def test_contradictions_are_refused_by_name(profile: str, cli: dict[str, str], n
         {"find_capacity": "true"},
         {"baselines": "b"},
         {"load_driver": "guidellm"},
+        {"load_from": "cluster"},
         {"load_seed": "1"},
         {"full_duration": "true"},
         {"gpu_metrics": "http://h:9400"},
@@ -211,6 +212,14 @@ def test_saved_samples_are_judged_alone(profile: str, tmp_path: Path, other: dic
     option = "--stage-" + next(iter(other)).replace("_", "-")
     with pytest.raises(ConfigError, match=rf"--stage-results .*: it cannot go with {option}"):
         settings(profile, {"results": str(tmp_path), **other})
+
+
+@pytest.mark.parametrize("other", [{"endpoint": "http://h"}, {"load_driver": "guidellm"}])
+def test_load_from_the_cluster_needs_a_cluster_and_the_own_driver(profile: str, other: dict[str, str]) -> None:
+    assert settings(profile, {"load_from": "cluster"}).load_from == "cluster"
+    option = "--stage-" + next(iter(other)).replace("_", "-")
+    with pytest.raises(ConfigError, match=rf"--stage-load-from .*: it cannot go with {option}"):
+        settings(profile, {"load_from": "cluster", **other})
 
 
 def test_what_has_no_effect_may_stay_in_the_environment_and_in_the_ini_file(profile: str, tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ class FakeWorkers:
 
     before: list[list[str]]
     after: list[list[str] | None]
+    rehearsed: list[int] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
     started: threading.Event = field(default_factory=threading.Event)
 
@@ -239,6 +240,9 @@ class FakeWorkers:
             self.ended.wait(20)
         yield from after or ()
 
+    def rehearse(self, worker: int) -> None:
+        self.rehearsed.append(worker)
+
     def announce(self, lead_s: float) -> float:
         self.started.set()
         return STARTED_AT
@@ -250,7 +254,11 @@ class FakeWorkers:
         return "OOMKilled"
 
 
-READY = [messages.encode_message(messages.READY, offset_s=0.0, uncertainty_s=0.0)]
+READY = [
+    messages.encode_message(messages.STARTED),
+    messages.encode_message(messages.REHEARSED),
+    messages.encode_message(messages.READY, offset_s=0.0, uncertainty_s=0.0),
+]
 
 
 def result_lines(part: Measurement, folder: Path) -> list[str]:
@@ -273,6 +281,7 @@ def test_results_are_gathered_from_all(tmp_path: Path) -> None:
     fake = FakeWorkers([READY] * 3, [result_lines(parts[worker], tmp_path) for worker in range(3)])
     found = gather(fake, whole.step)
     assert found.lost == ()
+    assert sorted(fake.rehearsed) == [0, 1, 2]
     assert merge(whole.step, 3, found, {}).samples == as_saved(whole).samples
 
 

@@ -1,7 +1,8 @@
 """A load worker: carries out its share of a step, in a pod of an Indexed Job or as a process of this machine.
 
 It reads the step from a folder, warms up, measures its clock, reports that it is ready, and waits until the start file
-holds the common start. What it has to say goes to its output; see `messages`.
+holds the common start. The file is rehearsed before, while the worker warms up. What it has to say goes to its output;
+see `messages`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,20 @@ class WorkerOutput:
             os.set_blocking(sys.stdout.fileno(), True)
 
 
-async def _agree_start(given: WorkerInput, output: WorkerOutput) -> float:
+async def _watch_start(path: Path, output: WorkerOutput) -> float:
+    """Wait for the common start, in seconds of the reference clock; acknowledge the rehearsal before it."""
+    rehearsed = False
+    while True:
+        text = _read_start(path)
+        if text == messages.REHEARSAL and not rehearsed:
+            rehearsed = True
+            output.send(messages.REHEARSED)
+        elif text and text != messages.REHEARSAL:
+            return float(text)
+        await asyncio.sleep(_POLL_S)
+
+
+async def _agree_start(given: WorkerInput, output: WorkerOutput, announced: Awaitable[float]) -> float:
     """Report that the worker is ready, and wait for the common start; its ``perf_counter``.
 
     Raises:
@@ -126,12 +140,11 @@ async def _agree_start(given: WorkerInput, output: WorkerOutput) -> float:
         except (OSError, ValueError) as error:
             raise EnvironmentUnusable(f"its clock cannot be compared with {given.clock_url}: {error}") from None
     output.send(messages.READY, **asdict(clock))
-    deadline_s = time.monotonic() + given.start_timeout_s
-    while not (text := _read_start(given.start)):
-        if time.monotonic() > deadline_s:
-            raise EnvironmentUnusable(f"no common start was agreed within {given.start_timeout_s:g} s")
-        await asyncio.sleep(_POLL_S)
-    left_s = float(text) - clock.offset_s - time.time()
+    try:
+        start_at = await asyncio.wait_for(announced, given.start_timeout_s)
+    except TimeoutError:
+        raise EnvironmentUnusable(f"no common start was agreed within {given.start_timeout_s:g} s") from None
+    left_s = start_at - clock.offset_s - time.time()
     if left_s < _LEAST_LEAD_S:
         raise EnvironmentUnusable(f"it learned of the common start {-left_s:.1f} s after it")
     return time.perf_counter() + left_s
@@ -153,14 +166,20 @@ def _file_bytes(measurement: Measurement) -> bytes:
 
 async def _work(given: WorkerInput, output: WorkerOutput) -> None:
     priority = raise_priority()
+    output.send(messages.STARTED)
+    announced = asyncio.create_task(_watch_start(given.start, output))
     try:
-        job = given.job()
-        measurement = await run_step(job, report=output.report, agree_start=lambda: _agree_start(given, output))
+        job = await asyncio.to_thread(given.job)
+        measurement = await run_step(
+            job, report=output.report, agree_start=lambda: _agree_start(given, output, announced)
+        )
         measurement = replace(measurement, client=replace(measurement.client, priority=priority))
         for line in messages.encode_result(_file_bytes(measurement)):
             output.write(line)
     except StageError as error:
         output.send(messages.ERROR, text=error.message)
+    finally:
+        announced.cancel()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -22,8 +22,10 @@ from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.samples_file import read_measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 
-#: From the announcement to the start: every worker must learn of it before.
-LEAD_S = 6.0
+#: From the announcement to the start at least: every worker must learn of it before.
+LEAD_S = 3.0
+#: The lead is this many times what the slowest worker needed to learn of the rehearsal.
+_LEAD_FACTOR = 3.0
 #: Until every worker has started, warmed up and measured its clock.
 READY_TIMEOUT_S = 180.0
 #: For the transfer of the samples.
@@ -41,6 +43,9 @@ class WorkerSet(Protocol):
     def lines(self, worker: int) -> Iterator[str]:
         """A worker's output as it comes; it ends with the worker. Called once per worker, in a thread of its own."""
 
+    def rehearse(self, worker: int) -> None:
+        """Give a worker that has started something to learn the way it will learn of the start."""
+
     def announce(self, lead_s: float) -> float:
         """Let all workers start after this time; returns when that is, by this machine's clock."""
 
@@ -55,10 +60,17 @@ class WorkerSet(Protocol):
 class _Worker:
     number: int
     clock: ClockOffset | None = None
+    rehearsal_s: float = 0.0
+    learned_after_s: float | None = None
     parts: messages.ResultParts = field(default_factory=messages.ResultParts)
     progress: LoadProgress | None = None
     measurement: Measurement | None = None
     lost: str = ""
+
+    @property
+    def is_ready(self) -> bool:
+        """It waits for the start, and has learned of the rehearsal."""
+        return self.clock is not None and self.learned_after_s is not None
 
 
 @dataclass
@@ -69,7 +81,7 @@ class Gathering:
         workers: Who carries it out.
         step: The whole step.
         report: Receives the progress of all.
-        lead_s: See `LEAD_S`.
+        lead_s: See `LEAD_S`; the rehearsal adds to it.
         ready_timeout_s: See `READY_TIMEOUT_S`.
     """
 
@@ -89,9 +101,11 @@ class Gathering:
         for worker in self._states:
             threading.Thread(target=self._follow, args=(worker.number,), daemon=True).start()
         start_at = 0.0
-        if self._wait(lambda worker: worker.clock is not None, self.ready_timeout_s, "was not ready"):
-            start_at = self.workers.announce(self.lead_s)
-            limit_s = self.lead_s + self.step.duration_s + self.step.request_timeout_s + _TRANSFER_S
+        if self._wait(lambda worker: worker.is_ready, self.ready_timeout_s, "was not ready"):
+            slowest_s = max(worker.learned_after_s or 0.0 for worker in self._states)
+            lead_s = self.lead_s + _LEAD_FACTOR * slowest_s
+            start_at = self.workers.announce(lead_s)
+            limit_s = lead_s + self.step.duration_s + self.step.request_timeout_s + _TRANSFER_S
             self._wait(lambda worker: worker.measurement is not None, limit_s, "gave no result")
         return Gathered(
             parts={one.number: one.measurement for one in self._states if one.measurement is not None},
@@ -136,7 +150,12 @@ class Gathering:
             self._lose(worker, "it ended without a result")
             return
         kind, content = message
-        if kind == messages.READY:
+        if kind == messages.STARTED and not worker.rehearsal_s:
+            worker.rehearsal_s = time.monotonic()
+            self.workers.rehearse(worker.number)
+        elif kind == messages.REHEARSED and worker.learned_after_s is None:
+            worker.learned_after_s = time.monotonic() - worker.rehearsal_s
+        elif kind == messages.READY:
             worker.clock = ClockOffset(**content)
         elif kind == messages.PROGRESS:
             worker.progress = LoadProgress(**content)

@@ -14,7 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 KEY = "vllm-stage-load"
-READY, PROGRESS, PART, DONE, ERROR = "ready", "progress", "part", "done", "error"
+#: In the order in which a worker sends them; the last one instead of what it could not do.
+STARTED, REHEARSED, READY, PROGRESS, PART, DONE, ERROR = (
+    "started", "rehearsed", "ready", "progress", "part", "done", "error",
+)  # fmt: skip
+#: What the start file holds first: the worker answers `REHEARSED`, which shows how long an announcement takes.
+REHEARSAL = "rehearsal"
 #: A container runtime cuts lines of 16 KiB; the rest of a part's line is short.
 PART_BYTES = 6000
 

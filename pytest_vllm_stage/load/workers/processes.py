@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
+from pytest_vllm_stage.load.workers import messages
 from pytest_vllm_stage.load.workers.__main__ import ASSIGNMENT, INDEX_VARIABLE
 from pytest_vllm_stage.load.workers.assignment import Assignment
 
@@ -36,14 +37,21 @@ class LocalWorkers:
         """A worker's output as it comes."""
         yield from cast(IO[str], self.processes[worker].stdout)
 
+    def rehearse(self, worker: int) -> None:
+        """All read one file: one worker's rehearsal is that of all."""
+        self._write_start(messages.REHEARSAL)
+
     def announce(self, lead_s: float) -> float:
-        """Write the common start, whole."""
+        """Write the common start."""
         start_at = time.time() + lead_s
-        draft = self._folder / "start.draft"
-        draft.write_text(f"{start_at:.6f}\n", encoding="utf-8")
-        draft.replace(self._folder / _START)
+        self._write_start(f"{start_at:.6f}")
         self.start_at = start_at
         return start_at
+
+    def _write_start(self, text: str) -> None:
+        draft = self._folder / "start.draft"
+        draft.write_text(f"{text}\n", encoding="utf-8")
+        draft.replace(self._folder / _START)
 
     def name(self, worker: int) -> str:
         return f"process {self.processes[worker].pid}"

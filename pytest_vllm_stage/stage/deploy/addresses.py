@@ -14,7 +14,7 @@ from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.reach import forwards
 from pytest_vllm_stage.stage.reach.address import AccessWay, Candidate, ChosenAddress, NoAddress, choose_address
 from pytest_vllm_stage.stage.reach.forward import find_pod_port, find_port
-from pytest_vllm_stage.stage.reach.published import Backend, find_candidates
+from pytest_vllm_stage.stage.reach.published import Backend, find_candidates, is_placeholder
 from pytest_vllm_stage.stage.reach.read import read_publishers
 
 MINIO = "minio"
@@ -50,6 +50,35 @@ def find_model_address(
     if cluster.reaches_services:
         return _choose_near(kube, cluster, namespace, _predictor(name), "80")
     return _choose(kube, cluster, Backend(namespace, (_predictor(name), name)), "80", service)
+
+
+def find_address_inside(kube: DynamicClient, cluster: ClusterFacts, namespace: str, service: Object, known: str) -> str:
+    """The address of an InferenceService's server for the pods of its cluster.
+
+    Args:
+        kube: The cluster.
+        cluster: The same.
+        namespace: The stage's.
+        service: The InferenceService.
+        known: The address that this process uses, which pods use too where it is a cluster's own.
+
+    Raises:
+        StageFailure: the service publishes no cluster-local address, and its predictor has no Service.
+    """
+    if cluster.reaches_services or cluster.in_cluster:
+        return known
+    published = str(((service.get("status") or {}).get("address") or {}).get("url") or "").rstrip("/")
+    if published and not is_placeholder(published):
+        return published
+    name = _predictor(objects.name_of(service))
+    found = objects.get(kube, "Service", name, namespace)
+    if found is None:
+        raise StageFailure(f"service/{name} does not exist", hint=f"{cluster.kubectl_for(namespace)} get services")
+    chosen = find_port(found, "80")
+    # A headless Service has the pods' ports instead of its own.
+    headless = found["spec"].get("clusterIP") == "None"
+    port = chosen.get("targetPort") if headless else None
+    return _url(f"{name}.{namespace}.svc", port or chosen["port"])
 
 
 def judge_unreachable(cluster: ClusterFacts, namespace: str, service: Object, found: NoAddress) -> StageError:
