@@ -13,13 +13,11 @@ import pytest
 
 from pytest_vllm_stage import EndpointClient, does_not_apply
 from pytest_vllm_stage.checks.inference.patterns import pattern
-from pytest_vllm_stage.checks.inference.together import settled, together
+from pytest_vllm_stage.checks.inference.together import is_counted, together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
 
 Needs = Callable[..., None]
 
-#: Seconds that a server may take to count what it has served.
-COUNTING_TIMEOUT_S = 10.0
 #: Clocks differ, and time stamps in another unit differ by factors.
 CLOCK_TOLERANCE_S = timedelta(days=1).total_seconds()
 
@@ -114,7 +112,7 @@ def test_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) ->
         }
         return {name: f"{counted[name]:g} of {expected[name]}" for name in expected if counted[name] < expected[name]}
 
-    assert settled(lambda: not lacking(), COUNTING_TIMEOUT_S), f"served, but not counted in /metrics: {lacking()}"
+    assert is_counted(lambda: not lacking()), f"served, but not counted in /metrics: {lacking()}"
 
 
 def test_request_without_the_key_is_refused(endpoint: EndpointClient) -> None:

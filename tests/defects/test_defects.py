@@ -37,7 +37,7 @@ def names() -> set[str]:
 def meet(defect: Defect) -> Outcome:
     """Run the checks that must catch a defect against an engine that has it."""
     with simulator(defect.fault) as url:
-        return run_suite(url, "-k", " or ".join(sorted(defect.by)))
+        return run_suite(url, "-p", "tests.defects.short_waits", "-k", " or ".join(sorted(defect.by)))
 
 
 @pytest.fixture(scope="module")

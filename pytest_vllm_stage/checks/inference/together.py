@@ -12,6 +12,8 @@ Got = TypeVar("Got")
 
 #: Seconds between two looks.
 LOOK_EVERY_S = 0.05
+#: Seconds that a server may take to count in /metrics what it has served.
+COUNTED_WITHIN_S = 10.0
 
 
 def together(do: Callable[[Asked], Got], items: Iterable[Asked], *, at_once: int) -> list[Got]:
@@ -32,3 +34,8 @@ def settled(look: Callable[[], bool], timeout_s: float) -> bool:
             return look()
         time.sleep(LOOK_EVERY_S)
     return True
+
+
+def is_counted(look: Callable[[], bool]) -> bool:
+    """Whether ``look`` becomes true within the time that a server may take to count what it has served."""
+    return settled(look, COUNTED_WITHIN_S)
