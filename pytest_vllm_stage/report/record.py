@@ -34,6 +34,7 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         the run went on), ``leftovers``, ``kept``, ``errors``, ``exit_status``, ``addresses`` (of each server: the way
         to it, and why no better one), ``benchmarks`` (one per load step),
         ``load_access`` (which tests ran during each), ``regressions`` (one comparison per load step), ``capacities``,
+        ``disruptions`` (one per disruption of --stage-disrupt, with its verdict),
         ``authorities`` (the certificates that the cluster publishes, and where they were read; None unless they were
         asked for), ``tokens`` (whose tokens were requested, without them), ``publications`` (a model's published
         results each).
@@ -77,6 +78,7 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         "capacities": [_without_kind(event) for event in events if event["kind"] == "capacity"],
         "authorities": _last(events, "authorities") or None,
         "tokens": [_without_kind(event) for event in events if event["kind"] == "token"],
+        "disruptions": [_without_kind(event) for event in events if event["kind"] == "disruption"],
         "publications": [_without_kind(event) for event in events if event["kind"] == "published"],
     }
 

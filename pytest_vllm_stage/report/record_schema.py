@@ -23,7 +23,17 @@ _FIELDS: Mapping[str, Kind] = {
     "benchmarks": list,
 }
 #: Lists that an earlier version did not write.
-_LATER_LISTS = ("addresses", "regressions", "capacities", "publications", "restarts", "leftovers", "errors", "swept")
+_LATER_LISTS = (
+    "addresses",
+    "regressions",
+    "capacities",
+    "disruptions",
+    "publications",
+    "restarts",
+    "leftovers",
+    "errors",
+    "swept",
+)
 #: List to the fields that each of its entries has.
 _ENTRIES: Mapping[str, Mapping[str, Kind]] = {
     "tests": {"name": str, "outcome": str, "reason": str},
@@ -32,6 +42,7 @@ _ENTRIES: Mapping[str, Mapping[str, Kind]] = {
     "benchmarks": {"name": str},
     "regressions": {"name": str},
     "capacities": {},
+    "disruptions": {"role": str, "disruption": str, "outcome": str, "window": dict},
     "publications": {},
 }
 _OUTCOMES = ("passed", "failed", "error", "skipped")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
-from pytest_vllm_stage.report import slo_table
+from pytest_vllm_stage.report import disruption_table, slo_table
 from pytest_vllm_stage.report.causes import cause_key, read_message
 from pytest_vllm_stage.report.record import counts, notices
 
@@ -34,7 +34,12 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
         reuse = data["kept"].get("reuse")
         rows += [("reuse", f"pytest suites/ {reuse}" if reuse else "")]
         rows += [("inspect", data["kept"]["inspect"]), ("remove", data["kept"]["remove"])]
-    return [*slo_table.lines(data), *_failures(data), *(line for row in rows for line in _lines(*row))]
+    return [
+        *slo_table.lines(data),
+        *disruption_table.lines(data),
+        *_failures(data),
+        *(line for row in rows for line in _lines(*row)),
+    ]
 
 
 def _lines(name: str, text: str) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from pytest_vllm_stage.benchmark import plans
 from pytest_vllm_stage.benchmark.steps import facts_of
-from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.errors import StageFailure, WaitFailed
 from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.core.journal import Journal, read_events
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.load import prepare
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.metrics import json_number
@@ -36,7 +37,7 @@ from pytest_vllm_stage.resilience.site import Site
 from pytest_vllm_stage.resilience.traffic import Traffic, running
 from pytest_vllm_stage.resilience.window import Marks, Promise, WindowVerdict, judge_window
 from pytest_vllm_stage.run.context import Run
-from pytest_vllm_stage.serving.client import EndpointClient
+from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.stage.observe import health
 
@@ -105,11 +106,10 @@ def carry_out(site: Site, name: str, client: EndpointClient, maker: PromptMaker)
                 measurement = traffic.end()
         finally:
             _restore(site)
-    site.await_health()
-    client.chat("Hello", max_tokens=_FIRST_ANSWER_TOKENS)
+    unhealthy = _find_unhealthy(site, client)
     marks = Marks(*(at - measurement.started_at for at in marks_at))
     verdict = judge_window(measurement, marks, promise)
-    problems = [*disruption.problems, *explain(measurement.samples, marks, promise, verdict, facts)]
+    problems = [*disruption.problems, *explain(measurement.samples, marks, promise, verdict, facts), *unhealthy]
     result = DisruptionResult(name, role, verdict, tuple(disruption.notes), tuple(problems))
     _write(run, result, measurement, marks, promise)
     return result
@@ -141,6 +141,25 @@ def _disrupt(
     ended_at = time.time()
     traffic.await_recovery(began_at, ended_at, promise, max(0.0, site.table.longest_s - (ended_at - began_at)))
     return (began_at, ended_at), facts
+
+
+def _find_unhealthy(site: Site, client: EndpointClient) -> list[str]:
+    """Wait until the stage is healthy and the model answers; describe what it is not within the profile's time."""
+
+    def look() -> Observation:
+        try:
+            client.chat("Hello", max_tokens=_FIRST_ANSWER_TOKENS)
+        except RequestFailed as error:
+            return Observation(False, error.message)
+        return Observation(True, "answers")
+
+    timeout_s, journal = site.run.config.profile.waits.first_answer_s, site.run.journal
+    try:
+        site.await_health()
+        wait_until(f"answer of {client.target.model} after the disruption", look, timeout_s=timeout_s, journal=journal)
+    except WaitFailed as error:
+        return [f"not healthy after it was undone: {error.message}"]
+    return []
 
 
 def _restore(site: Site) -> None:

@@ -43,7 +43,8 @@ def _causes(
             f"{len(late)} requests failed or were slow later than {PROPAGATION_S:g} s after every pod was Ready, up to "
             f"{late[-1].scheduled_s - marks.ended_s:.1f} s: the readiness probe reports Ready before the engine serves"
         )
-    failed = [one for one in samples if one.failure and marks.began_s <= one.end_s and one not in late]
+        return
+    failed = [one for one in samples if one.failure and marks.began_s <= one.end_s]
     deployment: Object | None = facts.get("deployment")
     if failed and deployment is not None and facts.get("name") in ENDS_A_POD:
         yield from _explain_end_of_pod(deployment, facts["name"], len(failed))
