@@ -26,7 +26,9 @@ from tests.defects.runner import SUITE, Outcome, run_suite, simulator
 #: Faults of timing are not faults of correctness; the last one is caught before any check runs.
 NO_DEFECTS = {"stall", "slow_start", "slow_requests", "wrong_model_listed"}
 #: One of each kind, and those whose effect is wide.
-LOOKED_AT_WHOLE = ("truncated_stream", "twice_begun", "ignored_temperature", "wrong_tool", "cross_talk", "recycled_ids")
+LOOKED_AT_WHOLE = ("truncated_stream", "ignored_temperature", "cross_talk")
+#: The same, less wide: a whole run of the suite each.
+LOOKED_AT_WHOLE_NIGHTLY = ("twice_begun", "wrong_tool", "recycled_ids")
 
 
 def names() -> set[str]:
@@ -61,7 +63,9 @@ def test_a_defect_is_caught_and_its_symptom_named(defect: Defect, met: Callable[
     assert any(defect.says in line for line in outcome.messages), f"no message says {defect.says!r}:\n{outcome.output}"
 
 
-@pytest.mark.parametrize("name", LOOKED_AT_WHOLE)
+@pytest.mark.parametrize(
+    "name", [*LOOKED_AT_WHOLE, *(pytest.param(name, marks=pytest.mark.nightly) for name in LOOKED_AT_WHOLE_NIGHTLY)]
+)
 def test_what_a_defect_does_not_touch_stays_green(name: str) -> None:
     (defect,) = (defect for defect in DEFECTS if defect.name == name)
     with simulator(defect.fault) as url:
