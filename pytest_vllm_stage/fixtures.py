@@ -261,7 +261,9 @@ def registry_client(
 
     url = publish_run.registry_url(stage_run, kube, cluster)
     if url is None and render.named(declared, "Service", addresses.REGISTRY) is None:
-        pytest.skip("there is no Model Registry: the stage declares none, and --stage-registry-url names none")
+        pytest.skip(
+            "there is no Model Registry: neither the stage nor the cluster has one, and --stage-registry-url names none"
+        )
     registry = publish_run.connect_registry(stage_run, kube, cluster)
     yield registry
     registry.close()

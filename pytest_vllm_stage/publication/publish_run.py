@@ -86,8 +86,8 @@ def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Re
     url = registry_url(run, kube, cluster)
     if url is None:
         raise EnvironmentUnusable(
-            f"namespace {run.config.namespace} has no Model Registry that is reachable from here",
-            hint=f"name it: --stage-registry-url; or: kubectl -n {run.config.namespace} get service model-registry",
+            f"no Model Registry is reachable from here, neither in namespace {run.config.namespace} nor the cluster's",
+            hint=f"name it: --stage-registry-url; {run.directory}/run.json has the reasons under addresses",
         )
     return RegistryClient(
         url,

@@ -85,7 +85,10 @@ def _reached(addresses: list[dict[str, Any]]) -> str:
     """The way to each server; empty where all are the cluster's own Services."""
     if all(address["way"] == "Service" for address in addresses):
         return ""
-    return ", ".join(f"{one['name']}: {one['way'] or 'no way'} {one['url']}".rstrip() for one in addresses)
+    # A port-forward has another local address in each process.
+    urls = ["" if one["way"] == "port-forward" else one["url"] for one in addresses]
+    found = zip(addresses, urls, strict=True)
+    return ", ".join(f"{one['name']}: {one['way'] or 'no way'} {url}".rstrip() for one, url in found)
 
 
 def _versions(versions: dict[str, str]) -> str:

@@ -172,8 +172,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "registry_url",
-        "the Model Registry (http[s]://host[:port]), instead of the stage's service model-registry; its token comes "
-        "from the variable VLLM_STAGE_REGISTRY_TOKEN",
+        "the Model Registry (http[s]://host[:port]), instead of the stage's service model-registry or the cluster's "
+        "ModelRegistry; its token comes from the variable VLLM_STAGE_REGISTRY_TOKEN",
         metavar="URL",
     ),
     Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from kubernetes.dynamic import DynamicClient
@@ -11,7 +12,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.reach import forwards
+from pytest_vllm_stage.stage.reach import forwards, registries
 from pytest_vllm_stage.stage.reach.address import AccessWay, Candidate, ChosenAddress, NoAddress, choose_address
 from pytest_vllm_stage.stage.reach.forward import find_pod_port, find_port
 from pytest_vllm_stage.stage.reach.published import Backend, find_candidates, is_placeholder
@@ -28,6 +29,7 @@ _INSIDE = (
     AccessWay.ROUTE,
     AccessWay.INGRESS,
     AccessWay.HTTP_ROUTE,
+    AccessWay.REGISTRY_STATUS,
     AccessWay.STATUS_URL,
     AccessWay.PORT_FORWARD,
 )
@@ -111,12 +113,36 @@ def find_minio_address(kube: DynamicClient, cluster: ClusterFacts, namespace: st
 
 
 def find_registry_address(kube: DynamicClient, cluster: ClusterFacts, namespace: str) -> ChosenAddress | NoAddress:
-    """The address of the REST API of the stage's own Model Registry."""
-    return _find_service_address(kube, cluster, namespace, REGISTRY, "8080")
+    """The address of a Model Registry's REST API: the stage's own one, else the one of the cluster's platform.
+
+    Raises:
+        ConfigError: the stage has none, and the cluster has several.
+    """
+    own = _find_service_address(kube, cluster, namespace, REGISTRY, "8080")
+    if isinstance(own, ChosenAddress) or objects.get(kube, "Service", REGISTRY, namespace):
+        return own
+    listing = registries.list_registries(kube, namespace)
+    if not listing.items:
+        return NoAddress((*own.passed_over, f"ModelRegistry: {listing.unread or 'the cluster has none'}"))
+    registry = registries.choose_registry(listing.items)
+    place, name = str(registry["metadata"].get("namespace") or namespace), objects.name_of(registry)
+    try:
+        service = objects.get(kube, "Service", name, place)
+    except EnvironmentUnusable:  # not readable for this user: the registry's status remains
+        service = None
+    more = list(registries.find_registry_candidates(registry, service))
+    if service is None:
+        return choose_address(more, probe)
+    return _find_service_address(kube, cluster, place, name, "8080", more)
 
 
 def _find_service_address(
-    kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str
+    kube: DynamicClient,
+    cluster: ClusterFacts,
+    namespace: str,
+    name: str,
+    port: str,
+    published: Sequence[Candidate] = (),
 ) -> ChosenAddress | NoAddress:
     service = objects.get(kube, "Service", name, namespace)
     if service is None:
@@ -125,7 +151,7 @@ def _find_service_address(
         return _choose_near(kube, cluster, namespace, name, port)
     chosen = find_port(service, port)
     names = frozenset(str(chosen[key]) for key in ("port", "name", "targetPort") if chosen.get(key))
-    return _choose(kube, cluster, Backend(namespace, (name,), names), port)
+    return _choose(kube, cluster, Backend(namespace, (name,), names), port, published=published)
 
 
 def _choose_near(kube: DynamicClient, cluster: ClusterFacts, namespace: str, name: str, port: str) -> ChosenAddress:
@@ -134,10 +160,16 @@ def _choose_near(kube: DynamicClient, cluster: ClusterFacts, namespace: str, nam
 
 
 def _choose(
-    kube: DynamicClient, cluster: ClusterFacts, backend: Backend, port: str, service: Object | None = None
+    kube: DynamicClient,
+    cluster: ClusterFacts,
+    backend: Backend,
+    port: str,
+    service: Object | None = None,
+    published: Sequence[Candidate] = (),
 ) -> ChosenAddress | NoAddress:
     candidates = [
         *find_candidates(backend, read_publishers(kube, backend), service),
+        *published,
         _find_service(kube, cluster, backend, port),
         _find_forward(kube, backend, port),
     ]
@@ -153,11 +185,15 @@ def _find_forward(kube: DynamicClient, backend: Backend, port: str) -> Candidate
     if service is None:
         return Candidate(AccessWay.PORT_FORWARD, problem=f"service/{name} does not exist")
     chosen = find_port(service, port)
-    if chosen["port"] in _TLS_PORTS or str(chosen.get("name", "")).startswith("https"):
+    if _speaks_tls(chosen):
         problem = f"port {chosen['port']} of service/{name} speaks TLS, and its certificate is not for this machine"
         return Candidate(AccessWay.PORT_FORWARD, problem=problem)
     url = forwards.forward_url(backend.namespace, name, str(chosen["port"]))
     return Candidate(AccessWay.PORT_FORWARD, "", url)
+
+
+def _speaks_tls(port: Object) -> bool:
+    return port["port"] in _TLS_PORTS or str(port.get("name", "")).startswith("https")
 
 
 def _try(cluster: ClusterFacts, url: str) -> str:
@@ -187,8 +223,8 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
     chosen = find_port(found, port)
     if spec.get("clusterIP") not in (None, "", "None"):
         if cluster.in_cluster and _resolves(f"{name}.{namespace}.svc"):
-            return _url(f"{name}.{namespace}.svc", chosen["port"])
-        return _url(spec["clusterIP"], chosen["port"])
+            return _url(f"{name}.{namespace}.svc", chosen["port"], tls=_speaks_tls(chosen))
+        return _url(spec["clusterIP"], chosen["port"], tls=_speaks_tls(chosen))
     if spec.get("type") == "ExternalName":
         return _url(spec["externalName"], chosen["port"])
     # A headless Service has the pods' addresses and ports instead of its own.
@@ -201,8 +237,8 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
     return _url(ready[0]["status"]["podIP"], find_pod_port(ready[0], chosen.get("targetPort") or chosen["port"]))
 
 
-def _url(host: str, port: int | str) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(host: str, port: int | str, *, tls: bool = False) -> str:
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _resolves(host: str) -> bool:

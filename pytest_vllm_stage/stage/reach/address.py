@@ -19,6 +19,7 @@ class AccessWay(StrEnum):
     HTTP_ROUTE = "HTTPRoute"
     STATUS_URL = "status.url"
     STATUS_ADDRESS = "status.address"
+    REGISTRY_STATUS = "ModelRegistry"
     SERVICE = "Service"
     PORT_FORWARD = "port-forward"
 
