@@ -44,19 +44,30 @@ class CertificateRefusal(NamedTuple):
     hint: str
 
 
-def explain_refusal(error: BaseException, base_url: str) -> CertificateRefusal | None:
+def explain_refusal(error: BaseException, base_url: str, ca_file: str | None) -> CertificateRefusal | None:
     """Explain a connection that failed since the server's certificate was refused; None for another failure.
 
     Args:
         error: What the client raised; the cause is looked for in what it was raised from.
         base_url: Root of the server. It is connected to once more to read its certificate; no request is sent.
+        ca_file: The file of the authorities that were trusted; None for the system's.
     """
     refused = _find_cause(error)
     if refused is None:
         return None
     url = urlsplit(base_url)
     host, port = url.hostname or "", url.port or 443
-    return _explain(refused, _read_certificate(host, port), host, f"{host}:{port}")
+    show = f"openssl s_client -connect {host}:{port} -servername {host} </dev/null | openssl x509 -noout -text"
+    return _explain(refused, _read_certificate(host, port), host, show, _advise_trust(ca_file))
+
+
+def _advise_trust(ca_file: str | None) -> str:
+    if ca_file:
+        return f"add its authority to those of {ca_file} (--stage-ca-file)"
+    return (
+        "--stage-ca-file=FILE trusts the authorities in a PEM file, --stage-ca-file=cluster those of the stage's "
+        "cluster"
+    )
 
 
 def _find_cause(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
@@ -69,8 +80,9 @@ def _find_cause(error: BaseException | None) -> ssl.SSLCertVerificationError | N
     return None
 
 
-def _explain(error: ssl.SSLCertVerificationError, found: Certificate | None, host: str, at: str) -> CertificateRefusal:
-    show = f"openssl s_client -connect {at} -servername {host} </dev/null | openssl x509 -noout -text"
+def _explain(
+    error: ssl.SSLCertVerificationError, found: Certificate | None, host: str, show: str, trust: str
+) -> CertificateRefusal:
     now = datetime.datetime.now(datetime.UTC)
     if error.verify_code in (_VerifyCode.HOSTNAME_MISMATCH, _VerifyCode.IP_ADDRESS_MISMATCH):
         names = _list_hosts(found) if found else ""
@@ -94,8 +106,7 @@ def _explain(error: ssl.SSLCertVerificationError, found: Certificate | None, hos
         by = f"{issuer!r}, " if issuer else ""
         return CertificateRefusal(
             f"the server's certificate is signed by {by}an authority that is not trusted ({error.verify_message})",
-            "--stage-ca-file=FILE trusts the authorities in a PEM file, --stage-ca-file=cluster those of the stage's "
-            f"cluster; look at it: {show}",
+            f"{trust}; look at it: {show}",
         )
     return CertificateRefusal(f"the server's certificate is refused ({error.verify_message})", f"look at it: {show}")
 

@@ -287,7 +287,7 @@ class EndpointClient:
             self.last_response = response = self._http.send(request, stream=stream)
             return response
         except httpx.HTTPError as error:
-            refused = explain_refusal(error, self.target.base_url)
+            refused = explain_refusal(error, self.target.base_url, self.target.ca_file)
             if refused:
                 raise CertificateRefused(
                     f"{what} at {self.target.base_url} was not sent: {refused.reason}", hint=refused.hint

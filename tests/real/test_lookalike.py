@@ -33,6 +33,8 @@ HEALTHY = (
     *(f"suites/inference/test_{name}.py" for name in ("service", "security", "streaming", "transport", "slow_lanes")),
 )
 CURL_S = 20
+#: Two base64url parts of JSON objects: the head and the claims of a ServiceAccount's token.
+JWT = re.compile(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}")
 
 
 class Places(NamedTuple):
@@ -54,9 +56,11 @@ class Fault:
     Attributes:
         change: Makes a router faulty.
         suite: The file of the check that must catch it.
-        check: That check, which is run for one model.
+        check: That check.
         says: What the first screen says, as an expression.
-        listed: What ``curl /v1/models`` prints of the status; curl with ``-k`` where it verifies nothing.
+        listed: What ``curl -k /v1/models`` prints of the status.
+        role: The model's role.
+        options: Further options of the run.
     """
 
     change: Change
@@ -64,6 +68,8 @@ class Fault:
     check: str
     says: str
     listed: str = "200"
+    role: str = "full"
+    options: tuple[str, ...] = ()
 
 
 def forget_timeouts(router: Router, _: Authority) -> Router:
@@ -96,6 +102,16 @@ def lose_upstreams(router: Router, _: Authority) -> Router:
     )
 
 
+def accept_everyone(router: Router, _: Authority) -> Router:
+    """The Route leads past the proxy."""
+    return dataclasses.replace(router, upstreams=[dataclasses.replace(one, review="") for one in router.upstreams])
+
+
+def change_nothing(router: Router, _: Authority) -> Router:
+    """The fault is not the router's."""
+    return router
+
+
 def with_expired_certificate(router: Router, authority: Authority) -> Router:
     hosts = [one.host for one in router.upstreams]
     pem = authority.issue(*hosts, since=-9 * DAY, until=-2 * DAY, name="expired")
@@ -106,6 +122,7 @@ def with_certificate_of_another_host(router: Router, authority: Authority) -> Ro
     return dataclasses.replace(router, certificate=authority.issue("console.apps.stage.test", name="other"))
 
 
+PROTECTION = "suites/deployment/test_protection.py"
 LANES, STREAMING, SERVICE = (f"suites/inference/test_{name}.py" for name in ("slow_lanes", "streaming", "service"))
 REPORTED = "test_health_and_version_are_reported"
 FAULTS = {
@@ -130,6 +147,21 @@ FAULTS = {
         REPORTED,
         r"answered 503 Service Unavailable, sent by the OpenShift router: Application is not available",
         listed="503",
+    ),
+    "no_protection": Fault(
+        accept_everyone,
+        PROTECTION,
+        "protected_model_alone_requires_a_token",
+        r"GET /v1/models answered 200 without a token, expected 401 or 403: smollm2-135m-quantized is protected",
+        role="quantized",
+    ),
+    "no_right": Fault(
+        change_nothing,
+        PROTECTION,
+        "model_answers_its_own_clients",
+        r"GET /v1/models answered 403 with the token of default, expected 200: 'Forbidden'",
+        role="quantized",
+        options=(f"--stage-profile={Path(__file__).parent / 'lookalike' / 'other_account.toml'}",),
     ),
     "expired": Fault(
         with_expired_certificate, SERVICE, REPORTED, r"the server's certificate has expired at \S+, 2 days ago"
@@ -204,7 +236,13 @@ def plant(places: Places, router: Router, fault: Fault) -> Planted:
     with run_router(router, places.haproxy, places.folder):
         listed = list_models(router)
         outcome = places.stage.run(
-            router.address, places.folder / router.name, fault.suite, "-k", f"{fault.check} and full", TRUSTED
+            router.address,
+            places.folder / router.name,
+            fault.suite,
+            "-k",
+            f"{fault.check} and {fault.role}",
+            *fault.options,
+            TRUSTED,
         )
     return Planted(outcome, listed)
 
@@ -221,12 +259,15 @@ def test_suites_are_green_through_a_healthy_router(places: Places) -> None:
     outcome = run_through(places, make_router(places, 1, "healthy"), *HEALTHY, TRUSTED)
     assert outcome.status == 0, outcome.output
     passed = {test["name"] for test in outcome.record["tests"] if test["outcome"] == "passed"}
-    for check in ("answers_with_the_token", "refuses_requests_without_the_token"):
-        assert f"suites/deployment/test_protection.py::test_protected_model_{check}[quantized]" in passed
+    for check in ("model_answers_its_own_clients", "protected_model_alone_requires_a_token"):
+        assert f"{PROTECTION}::test_{check}[quantized]" in passed
     for role in places.stage.upstreams:
         assert f"suites/inference/test_slow_lanes.py::test_long_answer_arrives_whole[{role}]" in passed
     (token,) = outcome.record["tokens"]
     assert (token["name"], token["account"]) == ("quantized", "smollm2-135m-quantized-sa")
+    files = [path for path in (places.folder / "healthy" / "run").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not [path for path in files if JWT.search(path.read_bytes())], "the run's files hold a token"
     assert outcome.record["authorities"]["sources"][0].startswith("configmap openshift-config-managed/default-ingress")
 
 

@@ -69,6 +69,14 @@ def test_unknown_authority_is_named_with_the_option_that_trusts_it(serve: Any) -
     assert "--stage-ca-file=cluster" in failed.hint
 
 
+def test_authority_that_a_file_lacks_is_named_with_the_file(serve: Any, tmp_path: Path) -> None:
+    other = Authority(tmp_path).certificate
+    with serve("127.0.0.1") as server:
+        failed = refusal(server.url, other)
+    assert "an authority that is not trusted" in failed.message
+    assert failed.hint.startswith(f"add its authority to those of {other} (--stage-ca-file); look at it: ")
+
+
 def test_expired_certificate_is_named_with_its_date(serve: Any, authority: Authority) -> None:
     with serve("127.0.0.1", since=-5 * DAY, until=-3 * DAY) as server:
         failed = refusal(server.url, authority.certificate)
