@@ -160,7 +160,118 @@ ZONAL: tuple[Object, ...] = (
 )
 WEIGHTS = [{"name": "weights", "persistentVolumeClaim": {"claimName": "model-m"}}]
 
+PRIVATE = pod(
+    ready=False,
+    statuses=[waiting("ImagePullBackOff", "unexpected status from HEAD request: 401 Unauthorized")],
+    spec={"containers": [{"name": "kserve-container", "image": "quay.io/private/vllm:1"}]},
+)
+NAMED_PORT = unready(readinessProbe={"httpGet": {"path": "/health", "port": "http"}})
+LOST_NODE = {
+    "kind": "Node",
+    "metadata": {"name": "g6-3"},
+    "spec": {},
+    "status": {
+        "conditions": [
+            condition("Ready", "Unknown", reason="NodeStatusUnknown", message="Kubelet stopped posting node status.")
+        ]
+    },
+}
+FORBIDDEN = (
+    'fails to reconcile predictor: deployments.apps is forbidden: User "system:serviceaccount:kserve:kserve" cannot '
+    'create resource "deployments" in API group "apps" in the namespace "ns"'
+)
+
 FAULTS = (
+    Fault(
+        "pull secret that does not exist",
+        f"{READY}: image quay.io/private/vllm:1 cannot be pulled: unexpected status from HEAD request: 401 Unauthorized "
+        "(pull secret registry does not exist)",
+        model(PRIVATE),
+        (),
+        (
+            event(
+                PRIVATE,
+                "FailedToRetrieveImagePullSecret",
+                "Unable to retrieve some image pull secrets (registry); attempting to pull the image may not succeed.",
+            ),
+        ),
+    ),
+    Fault(
+        "probe by the name of a port that the container does not declare",
+        f"{READY}: readiness probe GET :http/health names port http, which container kserve-container does not declare "
+        "(declared: 8080)",
+        model(NAMED_PORT),
+        (),
+        (
+            event(
+                NAMED_PORT,
+                "Unhealthy",
+                'Readiness probe errored and resulted in unknown state: strconv.Atoi: parsing "http": invalid syntax',
+            ),
+        ),
+    ),
+    Fault(
+        "node that is lost while the model starts",
+        f"{READY}: pod p runs on node g6-3, which is not Ready: Kubelet stopped posting node status.",
+        model(pod(ready=False, statuses=[RUNNING], spec={"nodeName": "g6-3"}), LOST_NODE),
+    ),
+    Fault(
+        "controller without the right to create Deployments",
+        f"{READY}: InternalError: {FORBIDDEN}",
+        (NOT_READY, runtime()),
+        (),
+        (event(NOT_READY, "InternalError", FORBIDDEN),),
+    ),
+    Fault(
+        "image for another processor",
+        f"{READY}: container kserve-container ended with exit code 255 and restarted 2 times: exec /usr/bin/python3: exec "
+        "format error",
+        model(pod(ready=False, statuses=[ended(255, restarts=2)])),
+        ("exec /usr/bin/python3: exec format error",),
+    ),
+    Fault(
+        "GPU driver that is too old for the engine",
+        f"{READY}: container kserve-container ended with exit code 1 and restarted 2 times: RuntimeError: The NVIDIA driver "
+        "on your system is too old (found version 11040).",
+        model(pod(ready=False, statuses=[ended(1, restarts=2)])),
+        (
+            "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
+            "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+        ),
+    ),
+    Fault(
+        "volume that another node holds",
+        f'{READY}: pod p: a volume cannot be mounted: Multi-Attach error for volume "pvc-1" Volume is already exclusively '
+        "attached to one node and can't be attached to another",
+        model(STARTING),
+        (),
+        (
+            event(
+                STARTING,
+                "FailedAttachVolume",
+                'Multi-Attach error for volume "pvc-1" Volume is already exclusively attached to one node and can\'t be '
+                "attached to another",
+            ),
+        ),
+    ),
+    Fault(
+        "policy webhook that denies the pod",
+        f'{READY}: pods cannot be created: admission webhook "validate.policy.example.com" denied the request: label team '
+        "is required",
+        refused('admission webhook "validate.policy.example.com" denied the request: label team is required'),
+    ),
+    Fault(
+        "image that runs as root where that is forbidden",
+        f"{READY}: container kserve-container cannot be configured: container has runAsNonRoot and image will run as root",
+        model(
+            pod(
+                ready=False,
+                statuses=[
+                    waiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root")
+                ],
+            )
+        ),
+    ),
     Fault(
         "readiness probe on a path that does not exist",
         f"{READY}: readiness probe GET :8080/ready answers 404; the log says it listens on :8080",

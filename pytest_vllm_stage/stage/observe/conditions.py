@@ -75,7 +75,7 @@ class DeploymentAvailable:
         pods = reader.listed("Pod", found["spec"]["selector"].get("matchLabels"))
         seen = _find_claims_trouble(reader, pods) or controllers.find_creation_trouble(found, reader.events)
         seen = seen or _find_pod_trouble(reader, pods) or controllers.find_declared_stop(found)
-        seen = seen or controllers.find_condition_trouble(found)
+        seen = seen or controllers.find_condition_trouble(found) or _find_node_trouble(reader, pods)
         return ConditionStatus(False, f"{state}; {rollout.pod_states(pods)}", seen, [found, *pods])
 
 
@@ -142,7 +142,9 @@ class InferenceServiceReady:
             or controllers.find_runtime_trouble(service, runtime, _runtimes(reader, runtime))
         )
         seen = seen or controllers.find_specification_trouble(service) or controllers.find_declared_stop(service)
-        seen = seen or controllers.find_condition_trouble(service)
+        seen = seen or controllers.find_condition_trouble(service) or _find_node_trouble(reader, pods)
+        if seen is None and deployment is None:
+            seen = controllers.find_reconcile_trouble(service, reader.events)
         why = stale[0] if ready.get("status") == "True" else f"Ready={ready.get('status', 'Unknown')}"
         return ConditionStatus(False, f"{rollout.pod_states(pods)}; {why}", seen, [service, *pods])
 
@@ -155,6 +157,12 @@ def _find_claim_trouble(reader: StageReader, claim: Object) -> Trouble | None:
 
 def _find_pod_trouble(reader: StageReader, pods: Sequence[Object]) -> Trouble | None:
     return trouble.find_pod_trouble(pods, reader.events, reader.logs, _read_placement_facts(reader, pods))
+
+
+def _find_node_trouble(reader: StageReader, pods: Sequence[Object]) -> Trouble | None:
+    """Nodes are read only where a pod was placed and is not Ready."""
+    unready = [pod for pod in pods if pod["spec"].get("nodeName") and not objects.is_true(pod, "Ready")]
+    return trouble.find_node_trouble(unready, reader.everywhere("Node")) if unready else None
 
 
 def _read_placement_facts(reader: StageReader, pods: Sequence[Object]) -> PlacementFacts:

@@ -11,6 +11,8 @@ from pytest_vllm_stage.stage.observe.trouble import Trouble, warnings_of
 
 #: Reasons of conditions by which a controller gives up until the object changes.
 CONTROLLER_FAILURES = ("ReconcileFailed", "ReconcileError", "ProgressDeadlineExceeded")
+#: Reasons of events by which KServe's controller reports that it could not create what a service needs.
+RECONCILE_EVENTS = ("InternalError", "ReconcileError", "UpdateFailed")
 #: KServe deletes the pods of a service with this annotation.
 STOP_ANNOTATION = "serving.kserve.io/stop"
 
@@ -62,6 +64,17 @@ def find_condition_trouble(item: Object) -> Trouble | None:
         if failed and "the object has been modified" not in message:
             return Trouble(f"{entry['reason']}: {runbook.cut(message)}", times=10)
     return None
+
+
+def find_reconcile_trouble(service: Object, events: Iterable[Object]) -> Trouble | None:
+    """What a controller reports in an event of the service for which it has created nothing.
+
+    One that tries again may have healed, and its event stays for an hour: so this counts only while nothing exists.
+    """
+    found = [event for event in warnings_of(service, events) if event.get("reason") in RECONCILE_EVENTS]
+    messages = [str(event.get("message", "")) for event in found]
+    lasting = [message for message in messages if "the object has been modified" not in message]
+    return Trouble(f"{found[-1]['reason']}: {runbook.cut(lasting[-1])}", times=10) if lasting else None
 
 
 def find_specification_trouble(service: Object) -> Trouble | None:

@@ -17,6 +17,7 @@ _ERROR_LINE = re.compile(r"\b(?:error|fatal|panic|failed|cannot|denied|refused|n
 _LAYERS = re.compile(
     r"unable to start container process: |(?:runc|crun) (?:create|exec|start) failed: |probe errored[^:]*: |rpc error: "
 )
+_ELSEWHERE = "See root cause above"
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)?(?:(?:ERROR|WARNING|INFO|CRITICAL)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?")
 
 
@@ -39,6 +40,8 @@ def without_log_prefix(line: str) -> str:
 def last_error(lines: Iterable[str], longest: int = 240) -> str:
     """The line of a log that states the error: a traceback's last, else the last that reads like one; or empty."""
     read = [without_log_prefix(line).strip() for line in lines]
+    # vLLM's last line names no cause where its engine's process ended.
+    read = [line for line in read if _ELSEWHERE not in line] or read
     for pattern in (_EXCEPTION, _ERROR_LINE):
         found = [line for line in read if pattern.search(line)]
         if found:

@@ -22,6 +22,13 @@ def unready_cause(container: Object, warnings: Iterable[Object], log: Callable[[
     events = [event for event in warnings if event.get("reason") == "Unhealthy"]
     for kind in ("Startup", "Readiness"):
         errored = _last_message(events, f"{kind} probe errored", container)
+        port = _port(container, kind)
+        if errored and port and not port.isdecimal():
+            declared = ", ".join(str(one.get("name", one.get("containerPort"))) for one in container.get("ports") or [])
+            return (
+                f"{describe_probe(container, kind)} names port {port}, which container {container['name']} does not "
+                f"declare (declared: {declared or 'none'})"
+            )
         if errored:
             return f"{describe_probe(container, kind)} cannot run: {runbook.cut(messages.innermost(errored))}"
         message = _last_message(events, f"{kind} probe failed", container)

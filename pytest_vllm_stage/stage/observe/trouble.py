@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
@@ -61,8 +62,29 @@ def find_trouble_of_pod(
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         found = _find_probe_trouble(pod, container, events, logs) or _find_container_trouble(pod, container, logs)
         if found:
-            return found
+            return replace(found, cause=found.cause + _describe_pull_secrets(found, mine))
     return _find_mount_trouble(pod, mine) or _find_stalled_trouble(pod)
+
+
+def _describe_pull_secrets(found: Trouble, warnings: Iterable[Object]) -> str:
+    """The pull secrets that the kubelet could not read, where an image cannot be pulled; to be appended."""
+    reason = "FailedToRetrieveImagePullSecret"
+    texts = [str(event.get("message", "")) for event in warnings if event.get("reason") == reason]
+    names = re.search(r"\(([^)]+)\)", texts[-1]) if texts and found.cause.startswith("image ") else None
+    return f" (pull secret {names[1]} does not exist)" if names else ""
+
+
+def find_node_trouble(pods: Iterable[Object], nodes: Iterable[Object]) -> Trouble | None:
+    """A pod that is not Ready on a node that is not Ready either."""
+    by_name = {objects.name_of(node): node for node in nodes}
+    for pod in pods:
+        node = by_name.get(str(pod["spec"].get("nodeName")))
+        ready = objects.condition(node, "Ready") if node else {}
+        if ready.get("status") in ("False", "Unknown") and not objects.is_true(pod, "Ready"):
+            name, where = objects.name_of(pod), pod["spec"]["nodeName"]
+            why = runbook.cut(str(ready.get("message") or ready.get("reason") or "no reason given"))
+            return Trouble(f"pod {name} runs on node {where}, which is not Ready: {why}", name, times=10)
+    return None
 
 
 def _find_stalled_trouble(pod: Object) -> Trouble | None:
