@@ -74,6 +74,12 @@ class BenchRow:
         return Case(self.queue, self.load, SERVERS, self.empty)
 
 
+#: The targets, as shares of a row's steps.
+MOST_ON, MOST_ON_NEAR, NEAR = 0.06, 0.08, 0.9
+LEAST_INSIDE, LOAD_INSIDE = 0.85, 0.7
+MOST_PAST_CAPACITY, MOST_UNSTEADY = 0.02, 0.01
+MARKER, END_MARKER = "<!-- calibration -->", "<!-- end of calibration -->"
+
 LOADS = (0.5, 0.7, 0.9, 0.95, 1.03)
 ROWS = (
     *(BenchRow(queue, load, empty=load > 1) for queue in QUEUES for load in LOADS),
@@ -194,7 +200,7 @@ def read_row(folder: Path, row: BenchRow) -> dict[str, tuple[list[Any], list[str
 
 
 def _share(values: Sequence[bool]) -> str:
-    return f"{100 * sum(values) / len(values):.1f}" if values else "-"
+    return f"{100 * sum(values) / len(values):.1f} %" if values else "-"
 
 
 def _cells(judged: Sequence[Any]) -> list[str]:
@@ -212,23 +218,53 @@ def find_ideal(on: Sequence[Any], inside: Sequence[Any]) -> str:
     return f"{100 * passed / len(inside):.1f}"
 
 
+def _objectives_of(folder: Path, row: BenchRow) -> Iterator[tuple[str, list[Any], list[str], list[Any]]]:
+    """Each objective of a row: its name, the steps judged on it, how the early rule ended them, the ones inside."""
+    found = read_row(folder, row)
+    for name, (judged, early) in found.items():
+        if row.load > 1:
+            yield f"TTFT P90 <= {name}", judged, early, []
+        elif name.endswith(" on"):
+            yield name.removesuffix(" on"), judged, early, found[f"{name.removesuffix('on')}inside"][0]
+
+
 def table(folder: Path, rows: Sequence[BenchRow]) -> Iterator[str]:
     """The table's lines."""
     yield (
-        "| queue, load | steps | objective | on the true percentile: pass | fail | not steady | ended early by a pass "
-        "| by a fail | 20 % inside: pass | fail | not steady | ideal pass |\n" + "|---" * 12 + "|"
+        "| queue, load, steps | objective | on the true percentile: pass | fail | not steady | ended early by a pass "
+        "| by a fail | 20 % inside: pass | fail | not steady | ideal pass |\n" + "|---" * 11 + "|"
     )
     for row in rows:
-        found = read_row(folder, row)
-        for name, (judged, early) in found.items():
-            key, _, where = name.rpartition(" ") if row.load < 1 else (f"TTFT P90 <= {name}", "", "on")
-            if where != "on":
-                continue
-            cells = _cells(judged)
-            cells += [_share([one == end for one in early]) for end in ("pass", "fail")]
-            inside = found.get(f"{key} inside", ([], []))[0]
-            cells += [*_cells(inside), find_ideal(judged, inside)] if inside else ["-"] * 4
-            yield f"| {row.name} | {len(judged)} | {key} | {' | '.join(cells)} |"
+        for name, judged, early, inside in _objectives_of(folder, row):
+            cells = [*_cells(judged), *(_share([one == end for one in early]) for end in ("pass", "fail"))]
+            cells += [*_cells(inside), f"{find_ideal(judged, inside)} %"] if inside else ["-"] * 4
+            yield f"| {row.name}, {len(judged)} | {name} | {' | '.join(cells)} |"
+
+
+def find_missed(folder: Path, rows: Sequence[BenchRow]) -> Iterator[str]:
+    """A line for each share on the wrong side of its target."""
+    for row in rows:
+        for name, judged, _, inside in _objectives_of(folder, row):
+            of = f"{row.name}, {name}: {{}} of {len(judged)} steps"
+            passed = [one[0] == Outcome.PASS.value for one in judged]
+            most = MOST_PAST_CAPACITY if row.load > 1 else MOST_ON_NEAR if row.load > NEAR else MOST_ON
+            if sum(passed) > most * len(judged):
+                yield f"{of.format(_share(passed))} pass, at most {100 * most:g} % are meant to"
+            unsteady = [bool(one[1]) for one in judged]
+            if row.load < 1 and sum(unsteady) > MOST_UNSTEADY * len(judged):
+                yield f"{of.format(_share(unsteady))} are not steady, at most {100 * MOST_UNSTEADY:g} % are meant to"
+            within = [one[0] == Outcome.PASS.value for one in inside]
+            if (row.load, row.n) == (LOAD_INSIDE, 600) and sum(within) < LEAST_INSIDE * len(inside):
+                ideal = find_ideal(judged, inside)
+                text = f"pass 20 % inside, at least {100 * LEAST_INSIDE:g} % are meant to (ideal {ideal} %)"
+                yield f"{of.format(_share(within))} {text}"
+
+
+def write_manual(path: Path, lines: Sequence[str]) -> None:
+    """Replace the table between the manual's markers."""
+    before, _, rest = path.read_text().partition(MARKER)
+    _, _, after = rest.partition(END_MARKER)
+    path.write_text("\n".join([f"{before}{MARKER}", *lines, f"{END_MARKER}{after}"]))
 
 
 def main() -> int:
@@ -239,9 +275,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="no piece starts later")
     parser.add_argument("--row", nargs="*", type=BenchRow.parse, default=ROWS, help='for example "M/M 0.95 n=60"')
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--manual", type=Path, help="docs/accuracy.md: put the table between its markers")
     arguments = parser.parse_args()
     complete = run(arguments.pieces, arguments.row, arguments.steps, arguments.minutes, arguments.workers)
-    print("\n".join(table(arguments.pieces, arguments.row)))  # noqa: T201
+    lines = list(table(arguments.pieces, arguments.row))
+    print("\n".join([*lines, "", *find_missed(arguments.pieces, arguments.row)]))  # noqa: T201
+    if arguments.manual:
+        write_manual(arguments.manual, lines)
     print("\ncomplete" if complete else "\nincomplete: run it again")  # noqa: T201
     return 0
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
-from tests.bench.bench_verdicts import BenchRow, find_ideal, judge_step, run, run_piece
+from tests.bench.bench_verdicts import (
+    BenchRow,
+    find_ideal,
+    find_missed,
+    judge_step,
+    run,
+    run_piece,
+    table,
+    write_manual,
+)
 from tests.bench.queues import Case, build_measurement, equal_waits, waiting_probability
 
 
@@ -70,3 +82,32 @@ def test_pieces_do_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypat
     one, two = ({path.name: path.read_text() for path in (tmp_path / str(n)).iterdir()} for n in (1, 2))
     assert len(one) == 4
     assert one == two
+
+
+def test_rows_on_the_wrong_side_of_a_target_are_named(tmp_path: Path) -> None:
+    def piece(on: Sequence[str], inside: Sequence[str], *, unsteady: str = "") -> dict[str, Any]:
+        rows = {"ttft_p90_ms on": on, "ttft_p90_ms inside": inside}
+        judged = {
+            name: [[outcome, unsteady, float(k), 1.0] for k, outcome in enumerate(row)] for name, row in rows.items()
+        }
+        return {"judged": judged, "early": {}}
+
+    good = piece(["inconclusive"] * 95 + ["pass"] * 5, ["pass"] * 90 + ["inconclusive"] * 10)
+    bad = piece(["inconclusive"] * 90 + ["pass"] * 10, ["pass"] * 80 + ["inconclusive"] * 20, unsteady="not steady")
+    (tmp_path / "MD 0.7 00000.json").write_text(json.dumps(good))
+    (tmp_path / "MM 0.7 00000.json").write_text(json.dumps(bad))
+    rows = [BenchRow.parse("M/D 0.7"), BenchRow.parse("M/M 0.7")]
+    missed = list(find_missed(tmp_path, rows))
+    assert [line.split(" of 100 steps ")[1] for line in missed] == [
+        "pass, at most 6 % are meant to",
+        "are not steady, at most 1 % are meant to",
+        "pass 20 % inside, at least 85 % are meant to (ideal 5.0 %)",
+    ]
+    assert all(line.startswith("M/M 0.7, ttft_p90_ms: ") for line in missed)
+    manual = tmp_path / "manual.md"
+    manual.write_text("before\n<!-- calibration -->\nold\n<!-- end of calibration -->\nafter\n")
+    for _ in range(2):
+        write_manual(manual, list(table(tmp_path, rows)))
+    assert manual.read_text().startswith("before\n<!-- calibration -->\n| queue, load, steps | objective | on the")
+    assert manual.read_text().endswith(" |\n<!-- end of calibration -->\nafter\n")
+    assert "old" not in manual.read_text()
