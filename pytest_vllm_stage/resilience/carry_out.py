@@ -17,7 +17,7 @@ from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.load import prepare
 from pytest_vllm_stage.load.prompts import PromptMaker
-from pytest_vllm_stage.measurement.metrics import json_number
+from pytest_vllm_stage.measurement.metrics import json_number, summarise
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, write_measurement
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
@@ -39,6 +39,7 @@ from pytest_vllm_stage.resilience.window import Marks, Promise, WindowVerdict, j
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.slo.validity import findings
 from pytest_vllm_stage.stage.observe import health
 
 #: Under the run directory.
@@ -99,20 +100,26 @@ def carry_out(site: Site, name: str, client: EndpointClient, maker: PromptMaker)
     _check_restarts(site)
     promise = promise_of(site, name)
     job = prepare.prepare(traffic_step(site, name, client), client, maker, facts=facts_of(run, client))
-    with run.journal.phase(f"disruption {name} of {role}"):
+    with run.journal.phase(f"disruption {name} of {role}"), running(job, Journal(run.journal.path)) as traffic:
         try:
-            with running(job, Journal(run.journal.path)) as traffic:
-                marks_at, facts = _disrupt(site, disruption, traffic, promise)
-                measurement = traffic.end()
+            marks_at, facts = _disrupt(site, disruption, traffic, promise)
+            measurement = traffic.end()
         finally:
             _restore(site)
     unhealthy = _find_unhealthy(site, client)
     marks = Marks(*(at - measurement.started_at for at in marks_at))
     verdict = judge_window(measurement, marks, promise)
     problems = [*disruption.problems, *explain(measurement.samples, marks, promise, verdict, facts), *unhealthy]
-    result = DisruptionResult(name, role, verdict, tuple(disruption.notes), tuple(problems))
+    notes = (*disruption.notes, *find_counter_resets(measurement))
+    result = DisruptionResult(name, role, verdict, notes, tuple(problems))
     _write(run, result, measurement, marks, promise)
     return result
+
+
+def find_counter_resets(measurement: Measurement) -> list[str]:
+    """A restart of the engine as its counters show it, which a load step would report too."""
+    metrics = summarise(measurement.samples, measurement.step)
+    return [one.text for one in findings(measurement, metrics, ()) if one.name == "engine_restarted"]
 
 
 def _check_restarts(site: Site) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.errors import StageError, StageFailure
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.resilience.undo import Undo, record, undo_recorded
 from pytest_vllm_stage.run.context import Run
@@ -133,7 +133,7 @@ class Site:
         try:
             text = objects.read_pod_path(self.reader.kube, self.reader.namespace, pod, _PORT, "metrics")
             return parse(text).value(_SERVED)
-        except (StageFailure, NoSuchSeries, ValueError):
+        except (StageError, NoSuchSeries, ValueError):
             return None
 
 

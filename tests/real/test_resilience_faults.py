@@ -128,7 +128,7 @@ def test_a_readiness_probe_that_lies_is_named(site: Site, model: EndpointClient)
     assert "the readiness probe reports Ready before the engine serves" in result.text()
 
 
-def test_a_dead_replica_beside_a_good_one_is_named(site: Site, model: EndpointClient) -> None:
+def test_one_dead_replica_of_two_is_named(site: Site, model: EndpointClient) -> None:
     plant(site, replicas=2)
     dead = site.ready_pods()[-1]
     with httpx.Client(trust_env=False) as http:

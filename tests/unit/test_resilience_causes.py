@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pytest_vllm_stage.measurement.samples import ServerReading
 from pytest_vllm_stage.report import disruption_table
+from pytest_vllm_stage.resilience.carry_out import find_counter_resets
 from pytest_vllm_stage.resilience.causes import explain
 from pytest_vllm_stage.resilience.disruptions import grown
 from pytest_vllm_stage.resilience.window import Marks, Promise, judge_window
@@ -92,3 +94,13 @@ def test_the_table_has_a_row_per_disruption_and_says_what_broke() -> None:
         "",
     ]
     assert disruption_table.lines({"disruptions": []}) == []
+
+
+def test_a_restart_of_the_engine_shows_in_its_counters() -> None:
+    samples = traffic(set())
+    grows = [ServerReading(float(at_s), 1, 0, generation_tokens=16.0 * at_s) for at_s in range(1, 30)]
+    restarts = [*grows[:10], ServerReading(12.0, 1, 0, generation_tokens=16.0), *grows[13:]]
+    step = open_step(RATE, 30)
+    assert find_counter_resets(measurement(step, samples, grows)) == []
+    (line,) = find_counter_resets(measurement(step, samples, restarts))
+    assert "counters fell" in line
