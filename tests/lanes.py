@@ -32,13 +32,13 @@ def find_lane(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
     if not file.startswith("tests/real/"):
         return nodeid
-    return CLUSTER if needs_cluster(file) else file
+    return CLUSTER if needs_cluster(ROOT / file) else file
 
 
 @functools.cache
-def needs_cluster(file: str) -> bool:
-    """Whether a file of tests, relative to the repository, has a local cluster."""
-    return bool(_HAS_CLUSTER.search((ROOT / file).read_text(encoding="utf-8")))
+def needs_cluster(file: Path) -> bool:
+    """Whether a file of tests has a local cluster."""
+    return bool(_HAS_CLUSTER.search(file.read_text(encoding="utf-8")))
 
 
 def make_scheduler(config: pytest.Config, log: Producer) -> LanesScheduling | None:
@@ -53,6 +53,6 @@ def find_place(item: pytest.Item) -> int:
     """Where a test runs: the cluster's lane, which takes longest, starts first and ends with those that share one."""
     if item.get_closest_marker("real") is None:
         return 0
-    if not needs_cluster(item.nodeid.partition("::")[0]):
+    if not needs_cluster(item.path):
         return 3
     return 2 if "simulated_cluster" in getattr(item, "fixturenames", ()) else 1

@@ -23,9 +23,12 @@ def test_other_files_have_a_lane_of_their_own() -> None:
     assert lanes.find_lane("tests/unit/test_files.py::test_a[b::c]") == "tests/unit/test_files.py::test_a[b::c]"
 
 
-def test_a_file_that_starts_a_cluster_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lanes, "ROOT", tmp_path)
+def test_a_file_that_starts_a_cluster_is_found(tmp_path: Path) -> None:
     (tmp_path / "starts.py").write_text("from pytest_vllm_stage.cluster import kubeconfig, local\n")
     (tmp_path / "builds.py").write_text("from pytest_vllm_stage.cluster.local import components\n")
     (tmp_path / "shares.py").write_text("def test_a(simulated_cluster): ...\n")
-    assert [lanes.needs_cluster(f"{name}.py") for name in ("starts", "builds", "shares")] == [True, False, True]
+    assert [lanes.needs_cluster(tmp_path / f"{name}.py") for name in ("starts", "builds", "shares")] == [
+        True,
+        False,
+        True,
+    ]
