@@ -6,7 +6,7 @@ import pytest
 
 from pytest_vllm_stage.benchmark.plans import PlannedStep
 from pytest_vllm_stage.benchmark.undecidable import find_undecidable
-from pytest_vllm_stage.measurement.step import LoadStep
+from pytest_vllm_stage.measurement.step import POISSON, LoadStep
 from pytest_vllm_stage.slo.objectives import Objective
 from tests.unit.made_samples import closed_step, open_step
 
@@ -32,6 +32,13 @@ def test_users_whose_answers_would_have_to_be_too_fast_are_named() -> None:
     assert "answers of 256 tokens must take under 2.1 s in a step of 60 s; at 100 tokens/s duration_s = 75" in line
 
 
+def test_random_arrivals_need_a_step_of_many_answers() -> None:
+    assert lines(open_step(5, 20, arrivals=POISSON, output_tokens=256), P90) == [
+        "full-rate-5 can hardly pass: with random arrivals a pass needs a step of 18 answers, and one of 256 tokens "
+        "takes 2.6 s at 100 tokens/s: duration_s = 47 at least"
+    ]
+
+
 @pytest.mark.parametrize(
     ("step", "objectives", "observation"),
     [
@@ -40,6 +47,9 @@ def test_users_whose_answers_would_have_to_be_too_fast_are_named() -> None:
         (open_step(1, 20), [], False),
         (open_step(1, 20), [Objective("error_rate", 0), Objective("output_tokens_per_s_min", 5)], False),
         (closed_step(5, 60, output_tokens=256), [P90], False),
+        (open_step(5, 20, output_tokens=256), [P90], False),
+        (open_step(5, 24, arrivals=POISSON, output_tokens=256), [P90], False),
+        (open_step(0.3, 100, arrivals=POISSON, output_tokens=256), [Objective("ttft_p50_ms", 2000)], False),
     ],
 )
 def test_steps_that_can_pass_or_promise_nothing_are_not_named(
