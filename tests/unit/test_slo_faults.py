@@ -194,6 +194,7 @@ def test_queueing_past_capacity() -> None:
 
 def test_a_certain_step_ends_early(sim: Sim) -> None:
     plan = step(40, 20, decide_early=True, warmup_requests=0)
-    found = verdict(sim.job(plan), Objective("e2e_latency_p50_s", 0.001), *OBJECTIVES)
+    any_lag = Objective("ttft_p90_ms", 60_000)
+    found = verdict(sim.job(plan), Objective("e2e_latency_p50_s", 0.001), any_lag)
     assert found.outcome is Outcome.FAIL
     assert found.saved_s > 10
