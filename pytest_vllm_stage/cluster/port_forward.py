@@ -91,7 +91,7 @@ def open_tunnel(api: ApiClient, namespace: str, pod: str, port: int, connection:
     """
     path = f"/api/v1/namespaces/{quote(namespace)}/pods/{quote(pod)}/portforward"
     what = f"port-forward to port {port} of pod/{pod}"
-    websocket = _Socket(sslopt={"context": api.rest_client.pool_manager.connection_pool_kw.get("ssl_context")})
+    websocket = _Socket(sslopt=_tls(api))
     try:
         url = get_websocket_url(f"{api.configuration.host}{path}", [("ports", str(port))])
         websocket.connect(url, **_options(api))  # type: ignore[no-untyped-call]
@@ -103,6 +103,13 @@ def open_tunnel(api: ApiClient, namespace: str, pod: str, port: int, connection:
     except (WebSocketException, OSError) as error:
         raise ApiServerUnreachable(f"{what}: the cluster does not answer ({type(error).__name__}: {error})") from None
     return Tunnel(websocket, port, connection, ended)
+
+
+def _tls(api: ApiClient) -> dict[str, Any]:
+    """TLS as the client's other requests have it, whose certificate files are gone."""
+    options = {"context": api.rest_client.pool_manager.connection_pool_kw.get("ssl_context")}
+    name = getattr(api.configuration, "tls_server_name", None)
+    return {**options, "server_hostname": name} if name else options
 
 
 def _options(api: ApiClient) -> dict[str, Any]:

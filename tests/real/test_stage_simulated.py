@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
+import yaml
 from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.cluster.client import connection
 from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import fixtures_dir
@@ -25,7 +31,9 @@ from pytest_vllm_stage.session import kept
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
 from pytest_vllm_stage.stage.object_store import find_object_store
+from pytest_vllm_stage.stage.reach.forward import ServiceForward
 from tests.real.in_cluster_job import Kubectl, image_free, run_job
+from tests.real.relay import relay_to
 
 pytestmark = pytest.mark.real
 
@@ -263,3 +271,73 @@ def test_a_run_for_vllm_does_not_take_it(stage: kept.Kept, tmp_path: Path) -> No
     assert refused.status == 4
     assert "kept a stage of engine sim, and this run is for vllm" in refused.output
     assert refused.tests("passed") == []
+
+
+def test_a_machine_that_reaches_the_api_server_alone_validates_through_port_forwards(
+    stage: kept.Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", stage.cluster.kubeconfig)
+    monkeypatch.setenv("PATH", f"{Path(stage.cluster.kubectl).parent}:{os.environ['PATH']}")
+    context = f"--stage-context={stage.cluster.context}"
+    plugin = ("-p", "tests.real.only_api_server")
+    outcome = run(tmp_path / "far", "suites/inference/test_service.py", *plugin, context, "-n", "2")
+    assert outcome.status == 0, outcome.output
+    assert len(outcome.tests("passed")) > 5
+    ways = {address["name"]: address["way"] for address in outcome.record["addresses"]}
+    assert ways.pop("minio") == "port-forward"
+    assert ways == {target.inference_service: "port-forward" for target in stage.stage.targets}
+    (model, *_) = outcome.record["addresses"]
+    assert model["passed_over"][-1].endswith("is not reachable from here")
+    assert "reached   " in outcome.output
+
+
+def stream_until_cut(url: str, model: str, cut: Callable[[], object]) -> None:
+    """Begin a long stream and cut its way after the first piece: it must not reach its end."""
+    body = {"model": model, "prompt": "count", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    received = ""
+    try:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60, trust_env=False) as answer:
+            for piece in answer.iter_text():
+                if not received:
+                    cut()
+                received += piece
+    except httpx.HTTPError:
+        pass
+    assert received
+    assert "[DONE]" not in received
+
+
+def test_a_port_forward_outlives_its_connections_and_its_pod_and_blames_neither_on_the_model(
+    stage: kept.Kept, tmp_path: Path
+) -> None:
+    cluster, namespace, target = stage.cluster, stage.stage.namespace, stage.stage.targets[0]
+    config = yaml.safe_load(Path(cluster.kubeconfig).read_text())
+    server = urlsplit(config["clusters"][0]["cluster"]["server"])
+    with relay_to(str(server.hostname), server.port or 443) as relay:
+        config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        with connection(str(tmp_path / "kubeconfig"), cluster.context) as kube:
+            forward = ServiceForward(kube, namespace, f"{target.inference_service}-predictor", "80")
+            url = f"http://{forward.address}"
+
+            def answers() -> Observation:
+                try:
+                    status = httpx.get(f"{url}/health", timeout=60, trust_env=False).status_code
+                except httpx.HTTPError as error:
+                    return Observation(False, str(error))
+                return Observation(status == 200, str(status))
+
+            assert answers().done
+            assert forward.find_break(0.0) == ""
+            began_s = time.time()
+            stream_until_cut(url, target.inference_service, relay.cut)
+            assert answers().done
+            assert "the connection to the API server was lost" in forward.find_break(began_s)
+
+            (pod,) = objects.listed(kube, "Pod", namespace, {objects.SERVICE_LABEL: target.inference_service})
+            began_s = time.time()
+            delete = functools.partial(objects.delete, kube, pod, namespace)
+            stream_until_cut(url, target.inference_service, delete)
+            assert f"pod/{objects.name_of(pod)} " in forward.find_break(began_s)
+            wait_until("an answer of the next pod", answers, timeout_s=180, journal=SILENT)
+            forward.close()
