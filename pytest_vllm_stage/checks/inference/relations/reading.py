@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vllm_stage.checks.inference.tools import ToolCall, read_calls, read_streamed_calls
+from pytest_vllm_stage.serving.failures import RequestFailed
 
 #: One text has tokens of another number where a grammar leaves the split into tokens and the white space of JSON free;
 #: more than this factor apart, the count is wrong.
@@ -59,7 +60,11 @@ def read_answer(body: dict[str, Any]) -> Reading:
 
 
 def read_chunks(chunks: Sequence[dict[str, Any]]) -> Reading:
-    """Put the chunks of a stream together."""
+    """Put the chunks of a stream together.
+
+    Raises:
+        RequestFailed: the pieces of its tool calls do not fit together.
+    """
     choices: dict[int, ReadChoice] = {}
     for chunk in chunks:
         for piece in chunk.get("choices") or []:
@@ -70,7 +75,10 @@ def read_chunks(chunks: Sequence[dict[str, Any]]) -> Reading:
             choice.tokens += tokens
             choice.scores += scores
     for index, choice in choices.items():
-        choice.calls = read_streamed_calls(chunks, index)
+        try:
+            choice.calls = read_streamed_calls(chunks, index)
+        except AssertionError as error:
+            raise RequestFailed(str(error)) from None
     usage = next((chunk["usage"] for chunk in reversed(chunks) if chunk.get("usage")), None)
     return Reading([choices[index] for index in sorted(choices)], _counts(usage))
 
