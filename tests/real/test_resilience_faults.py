@@ -10,12 +10,13 @@ import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.load.prepare import create_prompt_maker
 from pytest_vllm_stage.resilience import undo
 from pytest_vllm_stage.resilience.carry_out import DisruptionResult, carry_out
 from pytest_vllm_stage.resilience.site import Site, serves
 from pytest_vllm_stage.run.context import Run, RunIdentity
-from pytest_vllm_stage.serving.client import EndpointClient
+from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.stage import client, objects
@@ -65,7 +66,7 @@ LYING = """
 export LD_LIBRARY_PATH=/mnt/vllm-stage/python/lib
 for packages in /mnt/vllm-stage/engine/lib/python3*/site-packages; do export PYTHONPATH="$packages"; done
 /mnt/vllm-stage/python/bin/python3 -m http.server 8081 --directory /tmp &
-sleep 8
+sleep 12
 exec /mnt/vllm-stage/python/bin/python3 -m pytest_vllm_stage.standins.engine "$@"
 """
 
@@ -100,36 +101,57 @@ def disrupt(site: Site, model: EndpointClient, name: str) -> DisruptionResult:
     return carry_out(site, name, model, create_prompt_maker(model, "chat"))
 
 
-def plant(site: Site, replicas: int = 1, **model: object) -> None:
-    """Change the service as its owner would, and wait until only pods of the new kind exist."""
-    predictor = {"minReplicas": replicas, "maxReplicas": replicas, "model": model}
+def plant(site: Site, model: EndpointClient, replicas: int = 1, **changes: object) -> None:
+    """Change the service as its owner would, and wait until only pods of the new kind exist, and serve."""
+    predictor = {"minReplicas": replicas, "maxReplicas": replicas, "model": changes}
     objects.patch(site.reader.kube, "InferenceService", MODEL, NAMESPACE, {"spec": {"predictor": predictor}})
     site.await_pods("only new pods", lambda pods: len(pods) == replicas and all(serves(pod) for pod in pods))
     site.await_health()
+    wait_until("an answer", lambda: answers(model), timeout_s=120, journal=SILENT)
+
+
+def answers(model: EndpointClient) -> Observation:
+    try:
+        model.chat("Hello", max_tokens=1)
+    except RequestFailed as error:
+        return Observation(False, error.message)
+    return Observation(True, "answers")
 
 
 def test_a_rollout_is_undone_and_what_it_lost_is_explained(site: Site, model: EndpointClient) -> None:
     """The pods have no preStop hook: how many requests that costs depends on how soon the node drops the endpoint."""
     result = disrupt(site, model, "rollout")
     assert "the new revision serves alone after" in result.text()
-    assert ("container kserve-container has no preStop hook" in result.text()) == (result.outcome == "fail")
-    assert result.verdict.numbers.requests > 100
+    assert result.verdict.numbers.requests > 20
+    if result.verdict.outcome == "fail" and result.verdict.numbers.bad_before == 0:
+        assert result.problems, result.text()
     assert site.reader.get("ConfigMap", undo.NAME) is None
     annotations = site.inference_service()["spec"]["predictor"].get("annotations") or {}
     assert "vllm-stage/restarted-at" not in annotations
 
 
+def test_a_change_that_a_killed_run_left_is_undone(site: Site) -> None:
+    """The record alone says how: the next run knows nothing else of the one that made the change."""
+    site.patch_service({"spec": {"predictor": {"maxReplicas": 2}}}, {"spec": {"predictor": {"maxReplicas": 1}}})
+    assert site.inference_service()["spec"]["predictor"]["maxReplicas"] == 2
+    assert site.undo() == f"inferenceservice/{MODEL} of run {NAMESPACE}"
+    assert site.inference_service()["spec"]["predictor"]["maxReplicas"] == 1
+    assert site.undo() == ""
+
+
+@pytest.mark.nightly
 def test_a_readiness_probe_that_lies_is_named(site: Site, model: EndpointClient) -> None:
     probe = {"httpGet": {"path": "/", "port": 8081}, "periodSeconds": 1}
-    plant(site, command=["/bin/sh", "-c", LYING, "simulated-engine"], readinessProbe=probe)
+    plant(site, model, command=["/bin/sh", "-c", LYING, "simulated-engine"], readinessProbe=probe)
     result = disrupt(site, model, "rollout")
-    plant(site, command=None, readinessProbe=None)
+    plant(site, model, command=None, readinessProbe=None)
     assert result.outcome == "fail", result.text()
     assert "the readiness probe reports Ready before the engine serves" in result.text()
 
 
+@pytest.mark.nightly
 def test_one_dead_replica_of_two_is_named(site: Site, model: EndpointClient) -> None:
-    plant(site, replicas=2)
+    plant(site, model, replicas=2)
     dead = site.ready_pods()[-1]
     with httpx.Client(trust_env=False) as http:
         faults = f"http://{dead['status']['podIP']}:8080/sim/faults"
@@ -138,12 +160,3 @@ def test_one_dead_replica_of_two_is_named(site: Site, model: EndpointClient) -> 
     assert result.outcome == "fail", result.text()
     assert f"pod {objects.name_of(dead)} was Ready before the disruption and served no request" in result.text()
     assert "requests failed or were slow before the disruption" in result.text()
-
-
-def test_a_change_that_a_killed_run_left_is_undone(site: Site) -> None:
-    """The record alone says how: the next run knows nothing else of the one that made the change."""
-    site.patch_service({"spec": {"predictor": {"maxReplicas": 3}}}, {"spec": {"predictor": {"maxReplicas": 2}}})
-    assert site.inference_service()["spec"]["predictor"]["maxReplicas"] == 3
-    assert site.undo() == f"inferenceservice/{MODEL} of run {NAMESPACE}"
-    assert site.inference_service()["spec"]["predictor"]["maxReplicas"] == 2
-    assert site.undo() == ""
