@@ -31,7 +31,7 @@ from itertools import islice
 from operator import mul
 
 from pytest_vllm_stage.measurement.samples import Sample
-from pytest_vllm_stage.measurement.statistics import nearest_rank
+from pytest_vllm_stage.measurement.statistics import interval_needs, nearest_rank
 
 #: How much of the number's correlation time is left in "this request missed". For a Gaussian number and a threshold at
 #: its median it is ln 2 = 0.69 (the integral of the arcsine law of indicators). A queue above its batch limit shrinks
@@ -183,23 +183,35 @@ class Dependence:
         shown = correlation_time(misses)
         if self.fixed_load:
             return shown, cautious_effect(shown, n)
-        threshold = nearest_rank(sorted(values), max(1, math.floor(100 * (1 - allowed))))
-        slow = correlation_time([float(value > threshold + _ROUNDING) for value in values])
-        most = n / max(1.0, self._least_effective)
-        hidden = min(most, _remembered(self.pooled_time or self.in_engine_time))
-        burst = pool(slow, hidden, n) if slow > hidden > 1 else slow
+        slow = correlation_time(_beyond(values, max(1, math.floor(100 * (1 - allowed)))))
         broken = cautious_effect(max(shown, slow), n)
         if busy_period:
-            broken = max(broken, min(n, most, _remembered(self.in_engine_time)))
-        return min(max(shown, burst, hidden), most), broken
+            broken = max(broken, min(n, self._most_effect(n), _remembered(self.in_engine_time)))
+        return self._kept_effect(shown, slow, n), broken
 
-    def effective_size(self, values: Sequence[float], share: float) -> int:
-        """The effective sample size of the percentile that so large a share of the values exceeds."""
-        ordered = sorted(values)
-        bound = nearest_rank(ordered, round(100 * (1 - share))) if values else 0.0
-        beyond = [float(value > bound + _ROUNDING) for value in values]
-        effect = self.design_effects(values, beyond, share)[0]
-        return max(min(len(values), 1), int(len(values) / effect + 1e-9))
+    def _most_effect(self, n: int) -> float:
+        return n / max(1.0, self._least_effective)
+
+    def _kept_effect(self, shown: float, slow: float, n: int) -> float:
+        """The design effect for a pass: the misses' own bursts, those of slow requests, and those of the load."""
+        most = self._most_effect(n)
+        hidden = min(most, _remembered(self.pooled_time or self.in_engine_time))
+        burst = pool(slow, hidden, n) if slow > hidden > 1 else slow
+        return min(max(shown, burst, hidden), most)
+
+    def effective_size(self, values: Sequence[float], percent: int) -> int:
+        """The effective sample size of a percentile; all values where they are too few for an interval anyway."""
+        n = len(values)
+        if n < interval_needs(percent):
+            return n
+        slow = correlation_time(_beyond(values, percent))
+        return int(n / (slow if self.fixed_load else self._kept_effect(1.0, slow, n)) + 1e-9)
+
+
+def _beyond(values: Sequence[float], percent: int) -> list[float]:
+    """Which values lie above their own percentile."""
+    bound = nearest_rank(sorted(values), percent) + _ROUNDING
+    return [float(value > bound) for value in values]
 
 
 def _remembered(time: float) -> float:

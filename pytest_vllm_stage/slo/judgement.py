@@ -67,8 +67,7 @@ class Judgement:
         for name, (unit, _) in LATENCIES.items():
             values = values_of(Objective(f"{name}_p50_{unit}", 0.0), samples)
             for percent in PERCENTS:
-                size = self.tied.effective_size(values, (100 - percent) / 100)
-                sizes[f"{name}_p{percent}_{unit}"] = size
+                sizes[f"{name}_p{percent}_{unit}"] = self.tied.effective_size(values, percent)
         return sizes | {gate.objective.key: gate.effective_n for gate in self.gates if gate.objective.latency}
 
 
