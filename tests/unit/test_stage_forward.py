@@ -267,3 +267,24 @@ def test_facts_name_a_service_and_a_process_uses_an_address_of_its_own(
     forwards.close_all()
     with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the system has it
         socket.create_connection(("127.0.0.1", int(found.minio_url.rpartition(":")[2])), 1)
+
+
+def test_the_websocket_is_sent_as_the_clients_other_requests() -> None:
+    token = {"in": "header", "key": "authorization", "value": "Bearer t"}
+    configuration = SimpleNamespace(
+        auth_settings=lambda: {"BearerToken": token},
+        proxy=None,
+        proxy_headers=None,
+        no_proxy="near.test,10.0.0.1",
+        tls_server_name="api.test",
+        host="https://10.0.0.2",
+    )
+    pool = SimpleNamespace(connection_pool_kw={"ssl_context": "the context"})
+    made: Any = SimpleNamespace(configuration=configuration, rest_client=SimpleNamespace(pool_manager=pool))
+    assert port_forward._tls(made) == {"context": "the context", "server_hostname": "api.test"}
+    direct = port_forward._options(made)
+    assert (direct["header"], direct["http_no_proxy"]) == (["authorization: Bearer t"], ["*"])
+    configuration.proxy = "http://proxy.test:3128"
+    proxied = port_forward._options(made)
+    assert (proxied["http_proxy_host"], proxied["http_proxy_port"]) == ("proxy.test", 3128)
+    assert proxied["http_no_proxy"] == ["near.test", "10.0.0.1"]
