@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
+from pytest_vllm_stage.core.certificate_errors import explain_refusal
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer, Tokens, Usage
-from pytest_vllm_stage.serving.certificate_errors import explain_refusal
 from pytest_vllm_stage.serving.failures import CertificateRefused, RequestFailed, StreamBroken, shown
 from pytest_vllm_stage.serving.gateway_errors import explain_gateway_error
 from pytest_vllm_stage.serving.metrics import BadExposition, EngineMetrics, parse

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllm_stage.core.certificate_errors import explain_refusal
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.gateways import MAX_EXCERPT, HttpAnswer, identify_gateway
 from pytest_vllm_stage.core.secret import Secret
@@ -143,12 +144,17 @@ class ObjectStore:
         )
 
     def readable_errors(self, action: str, *, raw: type[Exception] | tuple[()] = ()) -> AbstractContextManager[None]:
-        return readable_s3_errors(action, self.url, credentials=self.credentials, raw=raw)
+        return readable_s3_errors(action, self.url, credentials=self.credentials, ca_file=self.ca_file, raw=raw)
 
 
 @contextmanager
 def readable_s3_errors(
-    action: str, url: str, *, credentials: str = "its credentials", raw: type[Exception] | tuple[()] = ()
+    action: str,
+    url: str,
+    *,
+    credentials: str = "its credentials",
+    ca_file: str | None = None,
+    raw: type[Exception] | tuple[()] = (),
 ) -> Iterator[None]:
     """Turn the S3 client's errors into this project's.
 
@@ -156,6 +162,7 @@ def readable_s3_errors(
         action: The request in a few words, bucket and key in it: ``put results/model/file``.
         url: Root of the S3 API.
         credentials: Their source, for messages.
+        ca_file: The file of the trusted authorities; None for the system's.
         raw: An error that the caller judges, passed on as it is.
 
     Raises:
@@ -173,7 +180,7 @@ def readable_s3_errors(
     except ClientError as error:
         raise _refused(action, url, credentials, error) from None
     except BotoCoreError as error:
-        raise _unanswered(action, url, error) from None
+        raise _unanswered(action, url, error, ca_file) from None
 
 
 def _refused(action: str, url: str, credentials: str, error: ClientError) -> StageFailure:
@@ -193,13 +200,14 @@ def _refused(action: str, url: str, credentials: str, error: ClientError) -> Sta
     return StageFailure(f"{where} answers {code}: {message}")
 
 
-def _unanswered(action: str, url: str, error: Exception) -> StageFailure:
+def _unanswered(action: str, url: str, error: Exception, ca_file: str | None) -> StageFailure:
     from botocore.exceptions import SSLError
 
     text = " ".join(str(error).split())[:300]
     if isinstance(error, SSLError):
-        hint = "--stage-ca-file names the authorities that sign its certificate"
-        return StageFailure(f"{action}: the certificate of {url} is not trusted: {text}", hint=hint)
+        refused = explain_refusal(error, url, ca_file)
+        reason, hint = refused or (text, "--stage-ca-file names the authorities that sign its certificate")
+        return StageFailure(f"{action}: the certificate of {url} is not trusted: {reason}", hint=hint)
     message = f"{action}: the S3 API at {url} does not answer: {type(error).__name__}: {text}"
     return StageFailure(message, hint=f"curl -i {url}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.publication.registry.official import connect_official_client
-from tests.unit.web_server import Reply, web_server
+from tests.unit.web_server import Reply, self_signed, web_server
 
 TOKEN = "sha256~not-for-logs"
 HTML = {"content-type": "text/html; charset=utf-8"}
@@ -158,6 +159,19 @@ def test_the_senders_words_are_bounded_and_masked() -> None:
         _ = client.api
     assert "RBAC: access denied [31m *** xxx" in caught.value.message
     assert len(caught.value.message) < MAX_EXCERPT + 300
+
+
+def test_refused_certificate_is_named_at_once(tmp_path: Path) -> None:
+    with web_server(lambda _: Reply(200, "{}"), self_signed(tmp_path)) as server:
+        client = RegistryClient(server.url, Journal(), patience_s=60.0)
+        with pytest.raises(StageFailure) as caught:
+            client.patiently("read", lambda: client.api)
+        client.close()
+    assert server.requests == []
+    assert (
+        f"was not sent to the registry at {server.url}: the server's certificate is signed by" in caught.value.message
+    )
+    assert "--stage-ca-file=cluster" in caught.value.hint
 
 
 def test_markup_is_not_repeated() -> None:

@@ -118,7 +118,9 @@ def test_the_anonymous_probe_trusts_the_ca_file(tmp_path: Path, key: str | None)
         assert Bucket(trusting, "models").find_public_access(key) == []
         with pytest.raises(StageFailure, match=f"certificate of {server.url} is not trusted") as caught:
             store_at(server.url).anonymous_status("models", key)
-    assert "--stage-ca-file" in caught.value.hint
+    assert "signed by 'loopback', an authority that is not trusted" in caught.value.message
+    assert "--stage-ca-file=cluster" in caught.value.hint
+    assert "openssl s_client" in caught.value.hint
 
 
 def test_an_open_bucket_is_seen_without_credentials() -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from pytest_vllm_stage.core.certificate_errors import explain_refusal
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.gateways import HttpAnswer
 from pytest_vllm_stage.core.journal import Journal
@@ -65,7 +66,8 @@ class RegistryClient:
         self.patience_s = PATIENCE_S if patience_s is None else patience_s
         self._token = token
         self._api = ""
-        verify = ssl.create_default_context(cafile=ca_file) if ca_file else True
+        self._ca_file = ca_file
+        verify = ssl.create_default_context(cafile=ca_file)
         self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, verify=verify, trust_env=use_proxies)
 
     def close(self) -> None:
@@ -199,6 +201,10 @@ class RegistryClient:
         try:
             answer = read_answer(self._http.request(method, path, headers=headers, **more), token)
         except httpx.HTTPError as error:
+            refused = explain_refusal(error, self.url, self._ca_file)
+            if refused:
+                message = f"{method} {path} was not sent to the registry at {self.url}: {refused.reason}"
+                raise StageFailure(message, hint=refused.hint) from None
             text = f"{type(error).__name__}: {error}"
             raise RegistryUnavailable(f"the registry at {self.url} does not answer {method} {path}: {text}") from None
         judged = judge_answer(answer, f"{method} {path}", self.url, has_token=bool(token))
