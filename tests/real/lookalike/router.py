@@ -35,7 +35,7 @@ Content-Type: text/html\r
 """
 _CONFIGURATION = """
 global
-    maxconn 2000
+    maxconn 400
     tune.bufsize 32768
     tune.maxrewrite 8192
     lua-load {review}
