@@ -84,8 +84,28 @@ def read_baselines(path: Path) -> list[Baseline]:
     """
     if not path.exists():
         return []
-    lines = read_text(path, "baselines").split("\n")
-    return [_baseline(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    text = read_text(path, "baselines")
+    known = _parsed.get(path)
+    if known is None or not text.startswith(known.text):
+        known = _ParsedText("", 0, ())
+    rest = text[len(known.text) :].split("\n")
+    added = [_baseline(line, f"{path}:{number}") for number, line in enumerate(rest, known.lines + 1) if line.strip()]
+    found = (*known.baselines, *added)
+    if text.endswith("\n"):  # a line without its end may still be written
+        _parsed[path] = _ParsedText(text, known.lines + len(rest) - 1, found)
+    return list(found)
+
+
+@dataclass(frozen=True)
+class _ParsedText:
+    """What was read of a file before: a run reads it for each of its steps, and only appends to it."""
+
+    text: str
+    lines: int
+    baselines: tuple[Baseline, ...]
+
+
+_parsed: dict[Path, _ParsedText] = {}
 
 
 def _baseline(line: str, where: str) -> Baseline:

@@ -118,6 +118,21 @@ def test_baselines_are_appended_and_read_back(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 2
 
 
+def test_a_file_that_was_read_before_is_read_from_its_end_unless_it_was_edited(tmp_path: Path) -> None:
+    path = tmp_path / "local.jsonl"
+    for run in ("a", "b"):
+        append_baseline(path, baseline(run))
+    assert [one.run_id for one in read_baselines(path)] == ["a", "b"]
+    append_baseline(path, baseline("c"))
+    assert [one.run_id for one in read_baselines(path)] == ["a", "b", "c"], "what another run appends is seen"
+    path.write_text(path.read_text().replace('"a"', '"z"'))
+    assert [one.run_id for one in read_baselines(path)] == ["z", "b", "c"], "what was read before may be edited"
+    with path.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(ConfigError, match=f"{path.name}:4: schema_version"):
+        read_baselines(path)
+
+
 def test_only_accepted_runs_of_an_equal_key_are_comparable() -> None:
     runs = [baseline("a"), baseline("b", accepted=False), baseline("c", gpu="L4"), baseline("d")]
     assert [run.run_id for run in comparable(runs, key())] == ["a", "d"]
