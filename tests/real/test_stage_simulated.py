@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -25,12 +26,20 @@ from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnus
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.load.prepare import create_prompt_maker, prepare_shared
+from pytest_vllm_stage.load.workers.measure import SharedJob, measure_in_cluster
+from pytest_vllm_stage.load.workers.pods import INDEX_ANNOTATION, WorkerPlace
+from pytest_vllm_stage.measurement.samples import LOAD_WORKERS
+from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.session import kept
+from pytest_vllm_stage.slo.decision import Outcome as Verdict
+from pytest_vllm_stage.slo.verdict import judge
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
 from pytest_vllm_stage.stage.object_store import find_object_store
+from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.reach.forward import ServiceForward
 from tests.real.in_cluster_job import Kubectl, image_free, run_job
 from tests.real.relay import relay_to
@@ -51,6 +60,7 @@ WITHOUT_MATRIX = "--deselect=suites/inference/test_relations.py"
 IN_THE_JOB = "deployment or test_service or test_answers"
 ACCOUNT = "system:serviceaccount:vllm-stage:vllm-stage-validator"
 READ_ONLY = fixtures_dir() / "access" / "read-only"
+OVERLAY = fixtures_dir() / "overlays" / "local-sim"
 
 
 class Outcome(NamedTuple):
@@ -264,6 +274,73 @@ def test_the_suite_runs_as_a_job_with_the_least_rights_and_stores_its_report(
     assert f"Role vllm-stage-read-only ({READ_ONLY / 'stage.yaml'}) grants it" in refused.log
     assert f"an administrator runs: kubectl -n vllm-stage apply -f {READ_ONLY / 'stage.yaml'} && " in refused.log
     assert not re.search(r"\d+ passed", refused.log), refused.log
+
+
+def shared_step(stage: kept.Kept, models: dict[str, EndpointClient], seconds: float) -> SharedJob:
+    """Four workers' step of 8 requests/s on the quantized model."""
+    endpoint = models["quantized"]
+    step = LoadStep(
+        "quantized", endpoint.target.model, CONSTANT, seconds, 48, 8, request_rate=8, warmup_requests=4,
+        request_timeout_s=60,
+    )  # fmt: skip
+    maker = create_prompt_maker(endpoint, "chat")
+    return SharedJob(
+        prepare_shared(step, endpoint, maker, workers=4, base_url=endpoint.target.base_url, gpu_metrics=None)
+    )
+
+
+def objects_of_workers(kube: DynamicClient, namespace: str) -> list[str]:
+    """What load workers have left behind."""
+    found = [one for kind in ("Job", "ConfigMap", "Secret", "Pod") for one in objects.listed(kube, kind, namespace)]
+    return [objects.reference(one) for one in found if objects.name_of(one).startswith("load-")]
+
+
+def test_four_load_workers_of_the_cluster_send_one_schedule(
+    stage: kept.Kept, models: dict[str, EndpointClient]
+) -> None:
+    """No worker has a right in the cluster, all samples come back, and nothing is left of them."""
+    job = shared_step(stage, models, 5.0)
+    step = job.assignment.step
+    with client.connection(stage.cluster, stage.stage.namespace) as kube:
+        reader = StageReader(kube, stage.cluster, stage.stage.namespace)
+        place = WorkerPlace(reader, OVERLAY, stage.run_id, SILENT)
+        # A busy kubelet writes an annotation into its pod late.
+        measured = measure_in_cluster(place, job, lead_s=20.0)
+        assert objects_of_workers(kube, stage.stage.namespace) == []
+    workers = measured.facts[LOAD_WORKERS]
+    assert (workers["count"], workers["lost"], sorted(workers["clock_offset_ms"])) == (4, [], ["0", "1", "2", "3"])
+    assert [one.scheduled_s for one in measured.samples] == pytest.approx(step.schedule_s(), abs=1e-5)
+    assert {one.failure for one in measured.samples} == {None}
+    assert len({one.prompt_digest for one in measured.samples}) == len(measured.samples) == 40
+    assert measured.server, "one worker reads the engine's metrics"
+
+
+def test_a_deleted_load_worker_is_named_and_makes_the_step_invalid(
+    stage: kept.Kept, models: dict[str, EndpointClient]
+) -> None:
+    job = shared_step(stage, models, 60.0)
+    namespace = stage.stage.namespace
+    with client.connection(stage.cluster, namespace) as kube, ThreadPoolExecutor(1) as pool:
+        place = WorkerPlace(StageReader(kube, stage.cluster, namespace), OVERLAY, stage.run_id, SILENT)
+        measuring = pool.submit(measure_in_cluster, place, job, lead_s=20.0)
+        deleted: list[str] = []
+
+        def delete_worker() -> Observation:
+            for pod in objects.listed(kube, "Pod", namespace, {"app.kubernetes.io/name": "load-workers"}):
+                running = (pod.get("status") or {}).get("phase") == "Running"
+                if pod["metadata"]["annotations"].get(INDEX_ANNOTATION) == "2" and running:
+                    objects.delete(kube, pod, namespace, "Background")
+                    deleted.append(objects.name_of(pod))
+            return Observation(bool(deleted) or measuring.done(), "not running yet")
+
+        wait_until("worker 2 is deleted", delete_worker, timeout_s=180, journal=SILENT, interval_s=0.2)
+        measured = measuring.result(timeout=180)
+        assert objects_of_workers(kube, namespace) == []
+    named = {lost["worker"]: lost["name"] for lost in measured.facts[LOAD_WORKERS]["lost"]}
+    assert named == {2: f"pod/{deleted[0]}"}, measured.facts[LOAD_WORKERS]["lost"]
+    _, verdict = judge(measured, (), gates=1)
+    assert verdict.outcome is Verdict.INVALID
+    assert f"load worker 2 of 4 (pod/{deleted[0]}) has no result" in verdict.why
 
 
 def test_a_run_for_vllm_does_not_take_it(stage: kept.Kept, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_the_job_of_a_step_has_its_own_names_and_as_many_pods_as_workers() -> No
     job = manifests.complete_job(JOB, "load-1", 4, 300.6)
     spec = job["spec"]
     assert (spec["completions"], spec["parallelism"], spec["activeDeadlineSeconds"]) == (4, 4, 301)
-    assert (spec["completionMode"], spec["backoffLimit"], spec["suspend"]) == ("Indexed", 0, True)
+    assert (spec["completionMode"], spec["suspend"]) == ("Indexed", True)
+    assert spec["backoffLimit"] > 0, "a Job that fails ends all its pods, and the lost one is not known among them"
     volumes = {volume["name"]: volume for volume in spec["template"]["spec"]["volumes"]}
     assert volumes["load"]["configMap"]["name"] == volumes["tokens"]["secret"]["secretName"] == "load-1"
     assert JOB["spec"]["parallelism"] == 1, "the rendered Job is used again"

@@ -9,7 +9,7 @@ from typing import Any
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.driver import PROGRESS_INTERVAL_S
 from pytest_vllm_stage.load.workers.assignment import Assignment
-from pytest_vllm_stage.load.workers.gather import Gathering
+from pytest_vllm_stage.load.workers.gather import LEAD_S, Gathering
 from pytest_vllm_stage.load.workers.merge import merge
 from pytest_vllm_stage.load.workers.pods import WorkerPlace, pod_workers
 from pytest_vllm_stage.measurement.samples import LOAD_WORKERS, Measurement
@@ -32,8 +32,13 @@ class SharedJob:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def measure_in_cluster(place: WorkerPlace, job: SharedJob) -> Measurement:
+def measure_in_cluster(place: WorkerPlace, job: SharedJob, *, lead_s: float = LEAD_S) -> Measurement:
     """Carry out one step; a lost worker is in the measurement's facts and makes it invalid.
+
+    Args:
+        place: Where the workers run.
+        job: What they do.
+        lead_s: From the announcement of the start to the start at least; the rehearsal adds to it.
 
     Raises:
         StageError: the workers could not be created or removed.
@@ -46,7 +51,10 @@ def measure_in_cluster(place: WorkerPlace, job: SharedJob) -> Measurement:
         ):
             activity.update(f"{assignment.workers} load workers start")
             gathered = Gathering(
-                workers, step, report=lambda seen: activity.update(seen.text(step), elapsed_s=seen.elapsed_s)
+                workers,
+                step,
+                report=lambda seen: activity.update(seen.text(step), elapsed_s=seen.elapsed_s),
+                lead_s=lead_s,
             ).gather()
         measurement = merge(step, assignment.workers, gathered, job.facts)
         facts["requests"] = len(measurement.samples)
