@@ -62,5 +62,6 @@ def undo_recorded(kube: DynamicClient, namespace: str) -> str:
         processes.signal_container(undo.container, signal.SIGCONT)
     if undo.patch and objects.get(kube, undo.kind, undo.name, namespace) is not None:
         objects.patch(kube, undo.kind, undo.name, namespace, undo.patch)
-    objects.delete(kube, found, namespace)
+    # At once: what is recorded next must not end up in an object that is still being deleted.
+    objects.delete(kube, found, namespace, "Background")
     return f"{undo.reference} of run {found['data']['run']}"
