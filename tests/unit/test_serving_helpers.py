@@ -49,7 +49,9 @@ def test_waiting_ends_when_it_is_so_and_not_before_its_time() -> None:
 def test_calls_are_read_whole_and_put_together_from_a_stream() -> None:
     function = {"name": "f", "arguments": '{"a": 1}'}
     body: dict[str, Any] = {
-        "choices": [{"message": {"content": None, "tool_calls": [{"id": "1", "function": function}]}}]
+        "choices": [
+            {"message": {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}}
+        ]
     }
     assert read_calls(Answer.of(body).choice) == [ToolCall("1", "f", '{"a": 1}')]
     pieces: list[dict[str, Any]] = [
