@@ -65,3 +65,22 @@ def run_kubectl(cluster: ClusterFacts, namespace: str, *arguments: str, manifest
         [cluster.kubectl, *place, *arguments], input=manifest, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def load_image(cluster: ClusterFacts, archive: Path) -> None:
+    """Give an image to the cluster's containerd, whose socket is in a mount namespace of its own."""
+    pid = next(
+        entry.name
+        for entry in Path("/proc").glob("[0-9]*")
+        if _command_of(entry)[:1] == ["containerd"] and f"{cluster.state_dir}/" in " ".join(_command_of(entry))
+    )
+    socket = f"/proc/{pid}/root/run/containerd/containerd.sock"
+    command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", "--digests=false", str(archive)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def _command_of(process: Path) -> list[str]:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []

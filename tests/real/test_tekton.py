@@ -40,6 +40,7 @@ from pytest_vllm_stage.stage.observe.wait import wait_for_all
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+from tests.real.live_stage import load_image
 
 pytestmark = pytest.mark.real
 
@@ -204,25 +205,6 @@ def tekton(cluster: ClusterFacts, kubectl: Kubectl) -> None:
 def registered(kubectl: Kubectl, name: str) -> bool:
     (hook,) = json.loads(kubectl("get", name, "-o", "json"))["webhooks"]
     return bool(hook.get("rules") and hook["clientConfig"].get("caBundle"))
-
-
-def load_image(cluster: ClusterFacts, archive: Path) -> None:
-    """Give an image to the cluster's containerd, whose socket is in a mount namespace of its own."""
-    pid = next(
-        entry.name
-        for entry in Path("/proc").glob("[0-9]*")
-        if command_of(entry)[:1] == ["containerd"] and f"{cluster.state_dir}/" in " ".join(command_of(entry))
-    )
-    socket = f"/proc/{pid}/root/run/containerd/containerd.sock"
-    command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", "--digests=false", str(archive)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-
-
-def command_of(process: Path) -> list[str]:
-    try:
-        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return []
 
 
 @pytest.fixture(scope="module")

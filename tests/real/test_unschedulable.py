@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.checks.stage import restart
-from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import WaitFailed
 from pytest_vllm_stage.core.paths import fixtures_dir
@@ -42,14 +40,11 @@ DEDICATED = {"key": "dedicated", "value": "team-b", "effect": "NoSchedule"}
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterFacts]:
-    facts = local.start(run_id=NAMESPACE, lifeline_pid=os.getpid(), mounts={}, journal=SILENT, wait_s=900)
-    try:
-        with fake_nodes.kwok(facts, tmp_path_factory.mktemp("kwok")):
-            yield facts
-    finally:
-        assert facts.state_dir
-        local.stop(facts.state_dir, SILENT)
+def cluster(simulated_cluster: ClusterFacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterFacts]:
+    with fake_nodes.kwok(simulated_cluster, tmp_path_factory.mktemp("kwok")):
+        yield simulated_cluster
+        run_kubectl(simulated_cluster, NAMESPACE, "delete", "namespace", NAMESPACE, "--timeout=50s")
+        run_kubectl(simulated_cluster, NAMESPACE, "delete", "persistentvolume", "pv-eu-a", "--timeout=50s")
 
 
 @pytest.fixture(scope="module")
