@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster import client
-from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.workers import manifests
@@ -219,3 +220,13 @@ def test_pods_reach_a_model_by_its_service_where_nothing_is_published(
     assert find_address_inside(kube, facts, "ns", model, "http://outside") == "http://outside"
     model["status"] = {"address": {"url": "http://m.ns.svc.cluster.local/"}}
     assert find_address_inside(kube, outside, "ns", model, "http://outside") == "http://m.ns.svc.cluster.local"
+
+
+def test_a_cluster_whose_clocks_contradict_each_other_is_unusable(
+    api: ApiServer, kube: DynamicClient, tmp_path: Path
+) -> None:
+    workers = workers_of(api, kube, tmp_path)
+    workers._clock = Future()
+    workers._clock.set_exception(ValueError("the server's clock differs by 30.000 s between two answers"))
+    with pytest.raises(EnvironmentUnusable, match="differs by 30"):
+        workers.announce(5.0)

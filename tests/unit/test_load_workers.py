@@ -333,7 +333,7 @@ def test_worker_processes_send_one_exact_schedule(sim: Sim, tmp_path: Path) -> N
     sim.call("/sim/requests", method="DELETE")
     step = LoadStep("s", "sim", CONSTANT, 2.0, 64, 4, request_rate=30, warmup_requests=6, request_timeout_s=20)
     with local_workers(assignment_for(sim, step, 3), tmp_path) as workers:
-        found = Gathering(workers, step, lead_s=1.0).gather()
+        found = Gathering(workers, step, lead_s=5.0).gather()
     assert found.lost == ()
     merged = merge(step, 3, found, {})
     assert [one.scheduled_s for one in merged.samples] == pytest.approx(step.schedule_s(), abs=1e-5)

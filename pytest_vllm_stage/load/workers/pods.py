@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable, RequestRejected
+from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable, RequestRejected, translate_api_errors
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
@@ -100,7 +100,10 @@ class PodWorkers:
 
     def announce(self, lead_s: float) -> float:
         """Write the common start onto every pod, in the API server's time."""
-        offset_s = self._clock.result().offset_s
+        try:
+            offset_s = self._clock.result().offset_s
+        except ValueError as error:
+            raise EnvironmentUnusable(f"no common start can be agreed through the API server: {error}") from None
         start_at = time.time() + lead_s
         value = {manifests.START_ANNOTATION: f"{start_at + offset_s:.6f}"}
         with ThreadPoolExecutor(8) as pool:
@@ -161,7 +164,8 @@ class PodWorkers:
         self._present = present
 
     def _ask_date(self) -> float:
-        response = self._reader.kube.request("get", "/version", serialize=False)
+        with translate_api_errors("get /version"):
+            response = self._reader.kube.request("get", "/version", serialize=False)
         return parsedate_to_datetime(response.headers["Date"]).timestamp()
 
 
