@@ -60,11 +60,23 @@ def note(kept: Kept) -> Path:
     return path
 
 
-def _load(path: Path) -> Kept:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    stage = StageFacts.from_json(json.dumps(data["stage"]))
-    cluster = ClusterFacts.from_json(json.dumps(data["cluster"]))
-    return Kept(data["run_id"], cluster, stage, data["fingerprint"])
+def _load(path: Path) -> Kept | None:
+    """The note's content; None where another version of this package wrote it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        stage = StageFacts.from_json(json.dumps(data["stage"]))
+        cluster = ClusterFacts.from_json(json.dumps(data["cluster"]))
+        return Kept(data["run_id"], cluster, stage, data["fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _state_dir(path: Path) -> str | None:
+    """The folder of the note's cluster, empty for one that no run created; None where the note does not say it."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["cluster"]["state_dir"] or "")
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def find(run_id: str) -> Kept:
@@ -74,7 +86,7 @@ def find(run_id: str) -> Kept:
         ConfigError: there is no such kept stage, or its deployment failed; the message names the kept ones.
     """
     forget_ended()
-    notes = {path.stem: _load(path) for path in sorted(_folder().glob("*.json"))}
+    notes = {path.stem: kept for path in sorted(_folder().glob("*.json")) if (kept := _load(path)) is not None}
     usable = [name for name, kept in notes.items() if kept.reusable]
     if run_id == "latest" and usable:
         return notes[usable[-1]]
@@ -92,7 +104,10 @@ def find(run_id: str) -> Kept:
 
 
 def forget_ended() -> None:
-    """Delete the notes of created clusters that have ended, and notes that cannot be read."""
+    """Delete the notes of created clusters that have ended, and notes that name no cluster.
+
+    A note of another version stays while its cluster runs: that version still needs it.
+    """
     paths = list(_folder().glob("*.json"))
     if not paths:
         return
@@ -100,12 +115,8 @@ def forget_ended() -> None:
 
     living = {record.state_dir for record in local.running()} | {str(record.path) for record in kind.running()}
     for path in paths:
-        try:
-            state_dir = _load(path).cluster.state_dir
-        except (ValueError, KeyError, TypeError):  # written by another version
-            path.unlink(missing_ok=True)
-            continue
-        if state_dir and state_dir not in living:
+        state_dir = _state_dir(path)
+        if state_dir is None or (state_dir and state_dir not in living):
             path.unlink(missing_ok=True)
 
 

@@ -60,7 +60,18 @@ def test_a_failed_deployment_is_kept_to_be_looked_at_but_not_reused() -> None:
     assert refused.value.hint.endswith("pytest_vllm_stage.cluster.local stop two")
 
 
-def test_a_note_of_another_version_is_dropped() -> None:
+def test_a_note_of_another_version_stays_while_its_cluster_runs(living: list[SimpleNamespace]) -> None:
+    path = kept.note(note("run-1", "/clusters/one"))
+    path.write_text('{"run_id": "run-1", "cluster": {"state_dir": "/clusters/one"}, "stage": {"new": 1}}')
+    with pytest.raises(ConfigError, match="kept: none"):
+        kept.find("latest")
+    assert path.exists()
+    living.clear()
+    kept.forget_ended()
+    assert not path.exists()
+
+
+def test_a_note_without_a_cluster_is_dropped() -> None:
     path = kept.note(note("run-1", "/clusters/one"))
     path.write_text("{}")
     with pytest.raises(ConfigError, match="kept: none"):
