@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pytest_vllm_stage.report import disruption_table
 from pytest_vllm_stage.report.causes import find_causes, find_gaps
 from pytest_vllm_stage.report.overview import Overview, summarise_run
 from pytest_vllm_stage.report.run_data import RunData
@@ -19,7 +20,8 @@ _MOST_TESTS = 8
 
 def render_markdown(data: RunData) -> str:
     """The report, at most `LIMIT_BYTES` long; it is cut at a line, with a note."""
-    lines = [*_head(data), *_causes(data), *_regressions(data), *_matrix(data), *_gaps(data), *_links(data)]
+    parts = (_head, _causes, _regressions, _matrix, _disruptions, _gaps, _links)
+    lines = [line for part in parts for line in part(data)]
     text: list[str] = []
     size = 0
     cut = "\n*The rest did not fit; `report.html` has it.*\n"
@@ -128,6 +130,23 @@ def _cell(cell: Cell | None) -> str:
     if cell is None:
         return ""
     return f"{cell.sign.split()[0]} {cell.value} {cell.limit}<br>{cell.interval}<br>{cell.samples}"
+
+
+def _disruptions(data: RunData) -> Iterator[str]:
+    disruptions = data.record["disruptions"]
+    if not disruptions:
+        return
+    yield "### Disruptions"
+    yield ""
+    yield "| " + " | ".join(disruption_table.DOCUMENT_HEADER) + " |"
+    yield "|" + "---|" * len(disruption_table.DOCUMENT_HEADER)
+    for row in disruption_table.document_rows(disruptions):
+        yield "| " + " | ".join(map(escape, row)) + " |"
+    yield ""
+    for one in disruptions:
+        title = escape(disruption_table.title_of(one))
+        yield from (f"- {title}: {escape(text)}" for text in disruption_table.find_reasons(one))
+    yield ""
 
 
 def _gaps(data: RunData) -> Iterator[str]:

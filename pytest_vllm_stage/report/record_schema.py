@@ -42,7 +42,18 @@ _ENTRIES: Mapping[str, Mapping[str, Kind]] = {
     "benchmarks": {"name": str},
     "regressions": {"name": str},
     "capacities": {},
-    "disruptions": {"role": str, "disruption": str, "outcome": str, "window": dict},
+    "disruptions": {
+        "name": str,
+        "role": str,
+        "disruption": str,
+        "outcome": str,
+        "why": str,
+        "notes": list,
+        "problems": list,
+        "marks": dict,
+        "promise": dict,
+        "window": dict,
+    },
     "publications": {},
 }
 _OUTCOMES = ("passed", "failed", "error", "skipped")

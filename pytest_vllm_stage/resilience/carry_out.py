@@ -35,15 +35,13 @@ from pytest_vllm_stage.resilience.disruptions import (
 from pytest_vllm_stage.resilience.publication import PublicationDisrupted
 from pytest_vllm_stage.resilience.site import Site
 from pytest_vllm_stage.resilience.traffic import Traffic, running
-from pytest_vllm_stage.resilience.window import Marks, Promise, WindowVerdict, judge_window
+from pytest_vllm_stage.resilience.window import FOLDER, Marks, Promise, WindowVerdict, judge_window
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.validity import findings
 from pytest_vllm_stage.stage.observe import health
 
-#: Under the run directory.
-FOLDER = "resilience"
 MAKERS: Mapping[str, Callable[[Site], Disruption]] = {
     made.name: made for made in (Rollout, PodKilled, EngineKilled, Drain, ReadinessLost, PublicationDisrupted, Scaled)
 }

@@ -17,6 +17,8 @@ from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.statistics import nearest_rank
 from pytest_vllm_stage.slo.decision import Outcome
 
+#: Under the run directory: samples and verdict of each disruption.
+FOLDER = "resilience"
 #: Fewer requests in the window than this say nothing about its error rate.
 LEAST_REQUESTS = 10
 #: A driver whose event loop is later than this (P99) notices answers too late to blame the stage.

@@ -20,6 +20,7 @@ from pytest_vllm_stage.report.files import PAGE
 from pytest_vllm_stage.report.html import svg, timeline
 from pytest_vllm_stage.report.html.chart import Section
 from pytest_vllm_stage.report.html.comparison import compare_models, compare_runs
+from pytest_vllm_stage.report.html.disruptions import disruption_section
 from pytest_vllm_stage.report.html.history import history_section
 from pytest_vllm_stage.report.html.load_charts import load_section
 from pytest_vllm_stage.report.html.publications import describe_publications
@@ -116,10 +117,13 @@ def _sections(chart_sections: list[Section], *, comparisons: bool, history: bool
 
 
 def _chart_sections(data: RunData) -> tuple[list[Section], Section | None]:
-    if not data.steps and not data.history:  # nothing to draw, and matplotlib takes a second to import
+    if (
+        not data.steps and not data.history and not data.record["disruptions"]
+    ):  # nothing to draw, and matplotlib takes a second to import
         return [], history_section(data)
     with svg.drawing():
-        return [section for section in (load_section(data), step_section(data)) if section], history_section(data)
+        sections = (load_section(data), step_section(data), disruption_section(data))
+        return [section for section in sections if section], history_section(data)
 
 
 def _earlier_pages(data: RunData) -> list[str]:

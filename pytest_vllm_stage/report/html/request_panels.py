@@ -88,8 +88,8 @@ class RequestPanels:
         panels = (*self._left, self._shares)
         empty = [set(axes.get_children()) for axes in panels]
         shown = thin(measurement.samples)
-        _scatter(self._left[0], shown, "ttft", 1000, "c0")
-        _scatter(self._left[1], shown, "e2e_latency", 1, "c1")
+        scatter_latency(self._left[0], shown, "ttft", 1000, "c0")
+        scatter_latency(self._left[1], shown, "e2e_latency", 1, "c1")
         for track, axes in zip(self._tracks, self._left[2:], strict=True):
             _track(axes, track, measurement.server)
         _mark_events(self._left, step, measurement)
@@ -119,9 +119,14 @@ def _has(track: Track, server: Sequence[ServerReading]) -> bool:
     return any(getattr(reading, field) is not None for reading in server for field in track.series.values())
 
 
-def _scatter(axes: Axes, samples: Sequence[Sample], name: str, factor: float, colour: str) -> None:
+def scatter_latency(
+    axes: Axes, samples: Sequence[Sample], name: str, factor: float, colour: str, *, start_s: float = 0.0
+) -> None:
+    """Each request's latency at its scheduled time after ``start_s``, on a log axis; failed ones as crosses above."""
     known = [
-        (sample.scheduled_s, value * factor) for sample in samples if (value := latency_s(name, sample)) is not None
+        (sample.scheduled_s - start_s, value * factor)
+        for sample in samples
+        if (value := latency_s(name, sample)) is not None
     ]
     good = [(x, y) for x, y in known if math.isfinite(y)]
     size = 5.0 if len(good) < _FEW_POINTS else 3.0
