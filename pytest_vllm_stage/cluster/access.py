@@ -1,7 +1,8 @@
 """Compares what this user may do with the Roles under ``fixtures/access``, before a run uses an existing cluster.
 
 The Roles are the only list of rights: what an administrator applies is what is checked. A Role with the annotation
-`WITHOUT` is optional, and the annotation says what a run does not check without it.
+`WITHOUT` is optional, and the annotation says what a run does not check without it. One with the annotation
+`DISRUPTIONS` is needed only by runs that carry out a disruption which it names.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
 
 WITHOUT = "vllm-stage/without"
+DISRUPTIONS = "vllm-stage/disruptions"
 _SERVICE_ACCOUNT = "system:serviceaccount:"
 _REVIEWS = "/apis/authorization.k8s.io/v1"
 
@@ -67,6 +69,7 @@ class RoleManifest:
         path: Its file.
         rights: What it grants.
         without: What is not checked without it; empty for one that a run needs.
+        disruptions: The disruptions that need it; empty where every run of its mode does.
     """
 
     kind: str
@@ -74,6 +77,11 @@ class RoleManifest:
     path: Path
     rights: tuple[Right, ...]
     without: str = ""
+    disruptions: frozenset[str] = frozenset()
+
+    def is_needed_for(self, disruptions: Iterable[str]) -> bool:
+        """Whether a run that carries out these disruptions needs it."""
+        return not self.disruptions or not self.disruptions.isdisjoint(disruptions)
 
     def command(self, user: str, namespace: str) -> str:
         """What an administrator runs to apply it and to bind it to a user, next to the subjects that it is bound to."""
@@ -89,16 +97,25 @@ class RoleManifest:
 
 
 def load_roles(mode: str) -> list[RoleManifest]:
-    """The Roles of a mode: ``read-only``, ``deploy``, or ``load``, which load workers on an existing stage need too."""
+    """The Roles of a mode.
+
+    Args:
+        mode: ``read-only`` or ``deploy``; ``load``, which load workers on an existing stage need too; or ``disrupt``,
+            which disruptions need too.
+    """
     folder = fixtures_dir() / "access" / mode
     found = []
     for path in sorted(folder.glob("*.yaml")):
         for manifest in yaml.safe_load_all(path.read_text(encoding="utf-8")):
             if manifest and manifest["kind"] in ("Role", "ClusterRole"):
                 metadata = manifest["metadata"]
-                without = (metadata.get("annotations") or {}).get(WITHOUT, "")
+                annotations = metadata.get("annotations") or {}
                 rights = tuple(_rights(manifest["rules"]))
-                found.append(RoleManifest(manifest["kind"], metadata["name"], path, rights, without))
+                named = frozenset(filter(None, annotations.get(DISRUPTIONS, "").replace(" ", "").split(",")))
+                role = RoleManifest(
+                    manifest["kind"], metadata["name"], path, rights, annotations.get(WITHOUT, ""), named
+                )
+                found.append(role)
     return found
 
 
@@ -109,15 +126,24 @@ def _rights(rules: Iterable[Mapping[str, Any]]) -> Iterable[Right]:
                 yield from (Right(verb, resource, group) for verb in rule["verbs"])
 
 
-def check_access(kube: DynamicClient, mode: str, namespace: str, journal: Journal) -> None:
+def check_access(
+    kube: DynamicClient, mode: str, namespace: str, journal: Journal, disruptions: Iterable[str] = ()
+) -> None:
     """Refuse a user who may not do what a mode needs, and name what is not checked for want of optional rights.
 
     Where the cluster does not answer reviews, nothing is refused: the request that needs a right fails later.
 
+    Args:
+        kube: The cluster.
+        mode: See `load_roles`.
+        namespace: The stage's.
+        journal: Keeps the missing optional rights.
+        disruptions: Those that the run carries out.
+
     Raises:
         EnvironmentUnusable: rights are missing; names each verb and resource, the Role and the command to apply it.
     """
-    roles = load_roles(mode)
+    roles = [role for role in load_roles(mode) if role.is_needed_for(disruptions)]
     try:
         missing = find_missing(kube, [right for role in roles for right in role.rights], namespace)
         user = _find_user(kube) if missing else ""

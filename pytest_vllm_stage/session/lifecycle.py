@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -88,7 +88,7 @@ def _ensure(run: Run, name: str, make: Callable[[], str]) -> str:
 def make_cluster(run: Run) -> ClusterFacts:
     """Create or attach to the cluster; others call `cluster_of`."""
     if run.config.reuse:
-        return kept.find(run.config.reuse).cluster
+        return _reuse_cluster(run, kept.find(run.config.reuse))
     if run.config.cluster_kind == "local":
         return _make_local_cluster(run)
     if run.config.cluster_kind == "kind":
@@ -96,26 +96,40 @@ def make_cluster(run: Run) -> ClusterFacts:
     return _attach_to_cluster(run)
 
 
+def _reuse_cluster(run: Run, found: kept.Kept) -> ClusterFacts:
+    """The cluster of a kept stage; where no run created it, a run that disrupts the stage needs the rights for it."""
+    if run.config.disruptions and not found.cluster.owned:
+        _check_rights(run, found.cluster, ["disrupt"], found.stage.namespace)
+    return found.cluster
+
+
 def _attach_to_cluster(run: Run) -> ClusterFacts:
     """The existing cluster, after this user's rights were compared with what the run needs."""
-    from pytest_vllm_stage.cluster import access, client, in_cluster, kubeconfig
+    from pytest_vllm_stage.cluster import in_cluster, kubeconfig
 
     config = run.config
     facts = in_cluster.connect() if config.cluster_kind == "in-cluster" else kubeconfig.connect(config.context or "")
-    kube = client.connect_to(facts)
-    try:
-        for mode in _access_modes(config):
-            access.check_access(kube, mode, config.namespace, run.journal)
-    finally:
-        kube.client.close()
+    _check_rights(run, facts, _access_modes(config), config.namespace)
     run.journal.event("versions", "cluster", kubernetes=facts.kubernetes_version)
     return facts
+
+
+def _check_rights(run: Run, facts: ClusterFacts, modes: Iterable[str], namespace: str) -> None:
+    """Compare this user's rights with those of the modes; see `access.check_access`."""
+    from pytest_vllm_stage.cluster import access, client
+
+    kube = client.connect_to(facts)
+    try:
+        for mode in modes:
+            access.check_access(kube, mode, namespace, run.journal, run.config.disruptions)
+    finally:
+        kube.client.close()
 
 
 def _access_modes(config: StageConfig) -> list[str]:
     """The folders under fixtures/access that hold the rights of a run; those of a deployment include load workers."""
     if config.deploys:
-        return ["deploy"]
+        return ["deploy", *(["disrupt"] if config.disruptions else [])]
     return ["read-only", *(["load"] if config.load_from == "cluster" else [])]
 
 

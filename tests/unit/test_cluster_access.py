@@ -17,8 +17,10 @@ from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.report import record
 from pytest_vllm_stage.run.context import Run, RunIdentity
-from pytest_vllm_stage.session import lifecycle
+from pytest_vllm_stage.session import kept, lifecycle
+from pytest_vllm_stage.settings.disruptions import DISRUPTIONS
 from pytest_vllm_stage.settings.resolver import resolve_settings
+from pytest_vllm_stage.stage.facts import StageFacts
 from tests.unit.made_api import KINDS, KSERVE, ApiServer, kubeconfig, served, status
 
 Object = dict[str, Any]
@@ -87,10 +89,10 @@ def required(mode: str) -> RoleManifest:
     return found
 
 
-def check(kube: Any, mode: str = "read-only") -> list[str]:
+def check(kube: Any, mode: str = "read-only", *disruptions: str) -> list[str]:
     """The lines about optional rights."""
     lines: list[str] = []
-    access.check_access(kube, mode, "stage", Journal(say=lines.append))
+    access.check_access(kube, mode, "stage", Journal(say=lines.append), disruptions)
     return lines
 
 
@@ -184,39 +186,101 @@ def test_a_cluster_that_answers_no_reviews_refuses_no_one(
     assert '"unchecked"' in (tmp_path / "journal.jsonl").read_text()
 
 
+def make_run(api: Reviewer, folder: Path, monkeypatch: pytest.MonkeyPatch, **cli: str) -> Run:
+    """A run with a kubeconfig for the server, and these options."""
+    (folder / "kc").write_text(yaml.safe_dump(kubeconfig(api.url)))
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kc"))
+    (folder / "overlay").mkdir()
+    (folder / "overlay" / "kustomization.yaml").write_text("resources: []\n")
+    (folder / "p.toml").write_text(PROFILE)
+    config = resolve_settings({"profile": "p.toml", **cli}.get, {}, lambda _name: None, folder)
+    return Run(RunIdentity("r", str(folder / "run"), 1), lambda: config, lambda _line: None)
+
+
 @pytest.mark.parametrize(("deploys", "mode"), [(False, "read-only"), (True, "deploy")])
 def test_a_run_checks_the_rights_of_its_mode_before_anything_else(
     api: Reviewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deploys: bool, mode: str
 ) -> None:
-    (tmp_path / "kc").write_text(yaml.safe_dump(kubeconfig(api.url)))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kc"))
-    (tmp_path / "overlay").mkdir()
-    (tmp_path / "overlay" / "kustomization.yaml").write_text("resources: []\n")
-    (tmp_path / "p.toml").write_text(PROFILE)
-    cli = {"profile": "p.toml", "context": "ctx", "deploy": str(deploys).lower()}
-    config = resolve_settings(cli.get, {}, lambda _name: None, tmp_path)
-    run = Run(RunIdentity("r", str(tmp_path / "run"), 1), lambda: config, lambda _line: None)
+    run = make_run(api, tmp_path, monkeypatch, context="ctx", deploy=str(deploys).lower())
     api.rules = rules_of([right for right in all_rights(mode) if right.resource != "pods/log"])
     with pytest.raises(EnvironmentUnusable, match=rf"may not get pods/log .* needs \({mode}\)"):
         lifecycle.make_cluster(run)
     api.rules = rules_of([right for right in all_rights(mode) if right.resource != "nodes"])
     assert lifecycle.make_cluster(run).context == "ctx"
-    written = record.build(run.journal_path, config)
+    written = record.build(run.journal_path, run.config)
     assert (written["versions"]["kubernetes"], written["load_access"]) == ("v1.34.4", [])
     assert '"missing": "list nodes"' in run.journal_path.read_text()
     assert not api.asked("GET")[-1].endswith("inferenceservices"), "nothing but the rights was asked for"
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_each_role_is_bound_to_the_account_of_its_mode(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "account_of"), [("read-only", "read-only"), ("deploy", "deploy"), ("disrupt", "deploy")]
+)
+def test_each_role_is_bound_to_the_account_of_its_mode(mode: str, account_of: str) -> None:
     folder = fixtures_dir() / "access" / mode
     bound = list(yaml.safe_load_all((folder / "bindings.yaml").read_text()))
-    account = yaml.safe_load((folder / "service-account.yaml").read_text())["metadata"]["name"]
+    account_file = fixtures_dir() / "access" / account_of / "service-account.yaml"
+    account = yaml.safe_load(account_file.read_text())["metadata"]["name"]
     roles = {(role.kind, role.name) for role in access.load_roles(mode)}
     assert {(one["roleRef"]["kind"], one["roleRef"]["name"]) for one in bound} == roles
     assert {subject["name"] for one in bound for subject in one["subjects"]} == {account}
     listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
     assert sorted(listed) == sorted(path.name for path in folder.glob("*.yaml") if path.stem != "kustomization")
+
+
+ROLE_OF = {
+    "rollout": "vllm-stage-disrupt-service",
+    "scale": "vllm-stage-disrupt-service",
+    "pod": "vllm-stage-disrupt-pod",
+    "publication": "vllm-stage-disrupt-pod",
+    "engine": "vllm-stage-disrupt-engine",
+    "drain": "vllm-stage-disrupt-drain",
+}
+
+
+@pytest.mark.parametrize("name", DISRUPTIONS)
+def test_a_disruption_needs_its_own_role_and_that_of_all(api: Reviewer, kube: Any, name: str) -> None:
+    roles = [role for role in access.load_roles("disrupt") if role.name in ("vllm-stage-disrupt", ROLE_OF.get(name))]
+    rights = [right for role in roles for right in role.rights]
+    api.rules = rules_of(rights)
+    (observed,) = check(kube, "disrupt", name)
+    assert "may not get pods/proxy in namespace stage: the requests that each replica has served" in observed
+    for role in roles:
+        for removed in role.rights:
+            api.rules = rules_of([right for right in rights if right != removed])
+            with pytest.raises(EnvironmentUnusable) as failed:
+                check(kube, "disrupt", name)
+            assert f"may not {removed.verb} {removed.resource_and_group} in namespace stage" in failed.value.message
+            assert f"(disrupt); ClusterRole {role.name} ({role.path}) grants it" in failed.value.message
+
+
+def test_roles_of_disruptions_name_known_ones() -> None:
+    named = {name for role in access.load_roles("disrupt") for name in role.disruptions}
+    assert named == set(ROLE_OF) <= set(DISRUPTIONS)
+
+
+@pytest.mark.parametrize("cluster", ["existing", "kept"])
+@pytest.mark.parametrize("disrupts", [True, False])
+def test_a_run_compares_the_rights_of_its_disruptions_before_anything_else(
+    api: Reviewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, disrupts: bool
+) -> None:
+    stage = StageFacts("stage", "earlier", owned=False, targets=())
+    earlier = kept.Kept("earlier", dataclasses.replace(api.facts(tmp_path), owned=False), stage, {})
+    monkeypatch.setattr(kept, "find", lambda _name: earlier)
+    cli = {"reuse": "earlier"} if cluster == "kept" else {"context": "ctx", "deploy": "true"}
+    if disrupts:
+        cli |= {"disrupt": "drain", "disrupt_cluster": "earlier" if cluster == "kept" else "ctx"}
+    run = make_run(api, tmp_path, monkeypatch, **cli)
+    api.rules = rules_of([*all_rights("deploy"), *all_rights("disrupt")])
+    assert lifecycle.make_cluster(run).context == "ctx"
+    api.rules = rules_of(
+        [right for right in [*all_rights("deploy"), *all_rights("disrupt")] if right.resource != "pods/eviction"]
+    )
+    if disrupts:
+        with pytest.raises(EnvironmentUnusable, match=r"may not create pods/eviction .* needs \(disrupt\)"):
+            lifecycle.make_cluster(run)
+    else:
+        assert lifecycle.make_cluster(run).context == "ctx"
 
 
 def test_the_read_only_roles_change_nothing() -> None:
