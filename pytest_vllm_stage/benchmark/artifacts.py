@@ -21,10 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import write_atomically
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number
 from pytest_vllm_stage.measurement.plausibility import CLOCK_SKEW_S, EARLIEST
 from pytest_vllm_stage.measurement.samples import ClientFacts, Measurement
@@ -192,7 +193,7 @@ def read_result(path: Path) -> dict[str, Any]:
         ConfigError: naming the file and the field that is wrong.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        data = parse_json(path.read_text(encoding="utf-8"), finite=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable benchmark result: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
@@ -209,10 +210,6 @@ def read_result(path: Path) -> dict[str, Any]:
     if problem := _impossible_number(data):
         raise ConfigError(f"{path}: {problem}")
     return data
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 def _impossible_number(data: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from pytest_vllm_stage.benchmark.job_summary import parse_summary
 from pytest_vllm_stage.benchmark.plans import PlannedStep
 from pytest_vllm_stage.benchmark.steps import StepResult
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.load.guidellm import read_report
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
@@ -65,7 +65,11 @@ class BenchmarkJob:
             ConfigError: it says what cannot be; names the file and the field.
         """
         path = Path(self.folder) / job_runs.SUMMARY
-        return parse_summary(path.read_bytes(), str(path))
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        return parse_summary(content, str(path))
 
 
 def find_job(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from urllib.parse import urlsplit
 import yaml
 
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
-from pytest_vllm_stage.core.files import read_text
+from pytest_vllm_stage.core.files import is_missing, read_text
 
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
 _SECTIONS = {"contexts": "context", "clusters": "cluster", "users": "user"}
+#: What an HTTP header can carry.
+_TOKEN = re.compile(r"[!-~]*")
 _PATH_FIELDS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 
 
@@ -117,8 +120,8 @@ def read(paths: str) -> Kubeconfig:
     """
     files = tuple(map(Path, paths.split(os.pathsep)))
     merged: dict[str, dict[str, Entry]] = {section: {} for section in _SECTIONS}
-    for path in filter(Path.exists, files):
-        data = _parse(path)
+    for path in files:
+        data = {} if is_missing(path) else _parse(path)
         for section, field in _SECTIONS.items():
             for name, value in _named_entries(data.get(section), section, field, path).items():
                 merged[section].setdefault(name, Entry(value, path))
@@ -134,6 +137,8 @@ def _parse(path: Path) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "unreadable"
         raise ConfigError(f"kubeconfig {path}{line} is not YAML: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a date or number that cannot be, or too many levels
+        raise ConfigError(f"kubeconfig {path} is not YAML: {type(error).__name__} in a value") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -209,13 +214,10 @@ def _with_token_of_file(user: Entry) -> dict[str, Any]:
     fields = _with_absolute_paths(user)
     file = fields.pop("tokenFile", None)
     if file:
-        path = Path(file)
-        try:
-            fields["token"] = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"kubeconfig {user.path}: tokenFile {path} cannot be read: {type(error).__name__}"
-            ) from None
+        where = f"kubeconfig {user.path}: tokenFile"
+        fields["token"] = read_text(Path(file), where).strip()
+        if not _TOKEN.fullmatch(fields["token"]):
+            raise ConfigError(f"{where} {file}: expected one token of visible ASCII characters (it is not shown)")
     return fields
 
 

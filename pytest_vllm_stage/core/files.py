@@ -32,6 +32,15 @@ _ZEROS = (
 _ADVICE = "save it as UTF-8"
 
 
+def is_missing(path: Path) -> bool:
+    """Whether there is no such file; one behind a symlink loop or in a closed folder is not missing but unreadable."""
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False
+
+
 def read_text(path: Path, what: str = "file") -> str:
     """Read a text file that a person wrote, its line ends normalised to line feeds.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.core.activity import PROGRESS_INTERVAL_S, Activity, Live, NoLiveLine
+from pytest_vllm_stage.core.json_text import parse_json
 
 _SHORT_S = 1.0
 Say = Callable[[str], None]
@@ -102,8 +103,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+            event = parse_json(line)
+        except ValueError:
             continue
         if isinstance(event, dict):
             events.append(event)

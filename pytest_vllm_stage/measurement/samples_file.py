@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import atomic_draft, decode_text
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import (
     FAILURES,
@@ -179,8 +180,8 @@ def _rows(path: Path) -> list[_FileRow]:
     rows = []
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         try:
-            row = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, finite=True)
+        except ValueError as error:
             raise ConfigError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ConfigError(f"{path}:{number}: must be a JSON object")
@@ -188,10 +189,6 @@ def _rows(path: Path) -> list[_FileRow]:
     if not rows:
         raise ConfigError(f"{path}: is empty")
     return rows
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 def _check_header(row: _FileRow) -> None:

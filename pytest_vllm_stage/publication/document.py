@@ -18,6 +18,7 @@ from pytest_vllm_stage.benchmark.artifacts import (
     read_artifacts,
 )
 from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
 from pytest_vllm_stage.measurement.step import LoadStep
@@ -117,7 +118,7 @@ def parse(content: bytes, where: str) -> Results:
         StageFailure: it is corrupt or of another schema; the message names the place and the field.
     """
     try:
-        data: Any = json.loads(content)
+        data: Any = parse_json(content)
     except ValueError as error:
         raise StageFailure(f"{where}: is corrupt: {error}") from None
     if not isinstance(data, dict) or (data.get("schema"), data.get("schema_version")) != (SCHEMA, SCHEMA_VERSION):

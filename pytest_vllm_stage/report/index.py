@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.core.journal import read_events
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.report.files import PAGE
 from pytest_vllm_stage.report.html.page import render_index
 from pytest_vllm_stage.report.run_data import JOURNAL, RECORD
@@ -93,7 +93,7 @@ def read_entries(folder: Path) -> Iterator[RunEntry]:
 def _entry(path: Path) -> RunEntry | None:
     """From the record alone, which is quick; of a run without one, from its journal."""
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = parse_json((path / RECORD).read_text(encoding="utf-8"))
         if record["run_id"] != path.name:
             return None
         return _of_record(record, path)
@@ -146,9 +146,11 @@ def _of_journal(path: Path) -> RunEntry | None:
     events = read_events(path / JOURNAL)
     if not events or events[0].get("kind") != "run" or events[0].get("name") != path.name:
         return None
-    profile = events[0].get("profile", {}).get("name", "")
-    started, page = float(events[0].get("at", 0.0)), (path / PAGE).is_file()
-    return RunEntry(path.name, started, False, "incomplete", str(profile), (), False, "", {}, {}, page)
+    profile, at = events[0].get("profile"), events[0].get("at")
+    name = str(profile.get("name", "")) if isinstance(profile, dict) else ""
+    started = float(at) if isinstance(at, int | float) else 0.0
+    page = (path / PAGE).is_file()
+    return RunEntry(path.name, started, False, "incomplete", name, (), False, "", {}, {}, page)
 
 
 def _sparklines(entries: Sequence[RunEntry]) -> dict[str, list[Sparkline]]:

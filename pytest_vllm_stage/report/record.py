@@ -85,9 +85,9 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
 
 def notices(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Label and text of what must be said with every number of a run: a stand-in answered, or weights were random."""
-    found = [("SIMULATED", SIMULATED_NOTICE)] if record["simulated"] else []
+    found = [("SIMULATED", SIMULATED_NOTICE)] if record.get("simulated") else []
     if dummies := record.get("dummy_weights"):
-        found.append(("DUMMY", f"{', '.join(dummies)}: {DUMMY_WEIGHTS_NOTICE}"))
+        found.append(("DUMMY", f"{', '.join(map(str, dummies))}: {DUMMY_WEIGHTS_NOTICE}"))
     return tuple(found)
 
 

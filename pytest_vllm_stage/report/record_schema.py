@@ -56,6 +56,16 @@ _ENTRIES: Mapping[str, Mapping[str, Kind]] = {
     },
     "publications": {},
 }
+#: Fields that an earlier version did not write, or that are null before the run's end.
+_OPTIONAL: Mapping[str, Kind] = {"ended_at": _NUMBER, "exit_status": int, "simulated": bool, "dummy_weights": list}
+#: List to the fields that its entries may have.
+_OPTIONAL_OF_ENTRIES: Mapping[str, Mapping[str, Kind]] = {
+    "tests": {"when": str, "start": _NUMBER, "duration_s": _NUMBER, "proves": str, "properties": dict},
+    "phases": {"duration_s": _NUMBER},
+    "waits": {"duration_s": _NUMBER},
+}
+#: The year 2100, in seconds since the epoch.
+_LATEST = 4102444800
 _OUTCOMES = ("passed", "failed", "error", "skipped")
 
 
@@ -76,9 +86,16 @@ def check_record(data: Any, path: Path) -> None:
         data.setdefault(name, [])
     _check_fields(data, _FIELDS, f"{path}: ")
     _check_fields(data, dict.fromkeys(_LATER_LISTS, list), f"{path}: ")
+    _check_fields(data, {field: kind for field, kind in _OPTIONAL.items() if data.get(field) is not None}, f"{path}: ")
+    for name in ("started_at", "ended_at"):
+        if not 0 <= (data.get(name) or 0) <= _LATEST:
+            raise ConfigError(f"{path}: {name}: expected seconds since the epoch, got {str(data[name])[:40]!r}")
     for name, fields in _ENTRIES.items():
         for place, entry in enumerate(data[name]):
             _check_fields(entry, fields, f"{path}: {name}[{place}]: ")
+            optional = _OPTIONAL_OF_ENTRIES.get(name, {})
+            given = {field: kind for field, kind in optional.items() if field in entry}
+            _check_fields(entry, given, f"{path}: {name}[{place}]: ")
     for name, setting in data["settings"].items():
         _check_fields(setting, {"value": object, "source": str}, f"{path}: settings.{name}: ")
     for place, test in enumerate(data["tests"]):

@@ -5,7 +5,6 @@ The directory is not changed. `RunData.problems` lists what a killed run did not
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 from pytest_vllm_stage.benchmark.artifacts import FOLDER, read_result
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.journal import read_events
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement
 from pytest_vllm_stage.report import record
@@ -192,9 +192,8 @@ def load_run(directory: Path) -> RunData:
         steps, step_problems = _steps(directory, found)
         history, history_problems = _history(directory, found, steps)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{directory / RECORD}: not a sound record of a run: {type(error).__name__}: {error}"
-        ) from None
+        path = directory / (RECORD if (directory / RECORD).exists() else JOURNAL)
+        raise ConfigError(f"{path}: not a sound record of a run: {type(error).__name__}: {error}") from None
     return RunData(
         directory=directory,
         record=found,
@@ -215,7 +214,7 @@ def _record(directory: Path, events: Sequence[Mapping[str, Any]]) -> tuple[dict[
             raise ConfigError(f"{directory}: not a run directory: expected {RECORD} or a journal ({JOURNAL}) of a run")
         return _from_journal(directory), False, [f"{RECORD} is missing: the run did not reach its end"]
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if not ours:
             raise ConfigError(f"{path}: not readable: {error}") from None

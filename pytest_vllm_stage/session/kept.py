@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.core.paths import cache_dir
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.settings.options import BY_NAME
@@ -63,19 +64,19 @@ def note(kept: Kept) -> Path:
 def _load(path: Path) -> Kept | None:
     """The note's content; None where another version of this package wrote it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
         stage = StageFacts.from_json(json.dumps(data["stage"]))
         cluster = ClusterFacts.from_json(json.dumps(data["cluster"]))
         return Kept(data["run_id"], cluster, stage, data["fingerprint"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _state_dir(path: Path) -> str | None:
     """The folder of the note's cluster, empty for one that no run created; None where the note does not say it."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["cluster"]["state_dir"] or "")
-    except (ValueError, KeyError, TypeError):
+        return str(parse_json(path.read_text(encoding="utf-8"))["cluster"]["state_dir"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -108,7 +109,7 @@ def forget_ended() -> None:
 
     A note of another version stays while its cluster runs: that version still needs it.
     """
-    paths = list(_folder().glob("*.json"))
+    paths = [path for path in _folder().glob("*.json") if path.is_file()]
     if not paths:
         return
     from pytest_vllm_stage.cluster import kind, local

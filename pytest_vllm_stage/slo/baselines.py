@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.core.files import read_text
+from pytest_vllm_stage.core.files import is_missing, read_text
+from pytest_vllm_stage.core.json_text import parse_json
 
 #: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
@@ -82,7 +83,7 @@ def read_baselines(path: Path) -> list[Baseline]:
     Raises:
         ConfigError: naming file, line and field.
     """
-    if not path.exists():
+    if is_missing(path):
         return []
     text = read_text(path, "baselines")
     known = _parsed.get(path)
@@ -110,8 +111,8 @@ _parsed: dict[Path, _ParsedText] = {}
 
 def _baseline(line: str, where: str) -> Baseline:
     try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(line)
+    except ValueError as error:
         raise ConfigError(f"{where}: not JSON: {error}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:

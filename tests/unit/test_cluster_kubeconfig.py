@@ -177,7 +177,7 @@ def test_relative_paths_are_relative_to_their_own_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("user", "message"),
     [
-        ({"tokenFile": "absent"}, "tokenFile .*/absent cannot be read: FileNotFoundError"),
+        ({"tokenFile": "absent"}, "tokenFile .*/absent cannot be read: No such file"),
         ({"client-certificate": "absent.pem"}, "File does not exist: .*/absent.pem"),
         ({"client-key-data": SECRET}, "credentials cannot be loaded"),
         ({"client-certificate-data": base64.b64encode(b"x").decode()}, "certificates cannot be loaded"),

@@ -14,6 +14,7 @@ from typing import Any
 from pytest_vllm_stage.checks.inference.scores import Scores
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.core.paths import fixtures_dir
 
 #: Neighbouring tokens are alike: a confidence interval resamples blocks of this many.
@@ -63,7 +64,7 @@ class Reference:
             ConfigError: the file is not a reference.
         """
         try:
-            data: dict[str, Any] = json.loads(read_text(path, "reference"))
+            data: dict[str, Any] = parse_json(read_text(path, "reference"))
             full = data.get("quantisation_of") or {}
             return cls(
                 data["model"],
@@ -78,7 +79,7 @@ class Reference:
                 bool(data.get("simulated", False)),
                 str(data.get("engine_version", "")),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not a recorded reference: {type(error).__name__}: {error}") from None
 
 

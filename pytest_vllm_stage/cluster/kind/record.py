@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.core.files import PRIVATE, write_atomically
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.core.paths import cache_dir
 
 _FILE = "record.json"
@@ -74,7 +75,7 @@ def new_name() -> str:
 def load_record(folder: Path) -> KindRecord | None:
     """The record in a cluster's folder; None where it is missing or corrupt."""
     try:
-        data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        data = parse_json((folder / _FILE).read_text(encoding="utf-8"))
         return KindRecord(**{**data, "lifeline": ProcessRef(**data["lifeline"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None

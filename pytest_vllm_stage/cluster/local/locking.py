@@ -21,6 +21,7 @@ from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.cluster.local.record import Record
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 #: The same for every cache of the machine.
@@ -124,8 +125,8 @@ def notes() -> list[Note]:
         if slot is not None:
             slot.close()
         try:
-            state_dir = Path(json.loads(path.read_text(encoding="utf-8"))["state_dir"])
-        except (OSError, ValueError, KeyError):
+            state_dir = Path(parse_json(path.read_text(encoding="utf-8"))["state_dir"])
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         found.append(Note(path, slot is None, state_dir))
     return found

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.core.files import PRIVATE, write_atomically
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.core.paths import cache_dir
 
 #: Prefix of every name of a cluster on the machine: cgroups carry it with the cluster's id.
@@ -120,12 +121,12 @@ def command_line() -> str:
 def load(state_dir: Path) -> Record | None:
     """The record in a cluster's folder; None where it is missing or corrupt."""
     try:
-        data = json.loads((state_dir / FILE).read_text(encoding="utf-8"))
+        data = parse_json((state_dir / FILE).read_text(encoding="utf-8"))
         for field in ("starter", "lifeline", "supervisor"):
             data[field] = ProcessRef(**data[field]) if data[field] else None
         data["made_dirs"] = tuple(data["made_dirs"])
         return Record(**data)
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

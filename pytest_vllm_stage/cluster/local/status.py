@@ -6,7 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.files import PRIVATE, write_atomically
+from pytest_vllm_stage.core.json_text import parse_json
 
 
 @dataclass
@@ -52,7 +54,9 @@ def write(path: Path, text: str) -> None:
 def read(path: Path) -> dict[str, ProgramState]:
     """The states last reported; empty before the first report."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
+        return {name: ProgramState(**state) for name, state in data.items()}
     except FileNotFoundError:
         return {}
-    return {name: ProgramState(**state) for name, state in data.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise EnvironmentUnusable(f"{path} does not hold the states of the cluster's programs: {error}") from None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.json_text import parse_json
 
 #: Far above any time or count; larger numbers overflow computations.
 _LARGEST = 1e18
@@ -107,8 +107,8 @@ def parse_document(content: bytes, where: str, hint: str = HINT) -> Node:
         ConfigError: it is not a JSON object.
     """
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise ConfigError(f"{where}: not readable JSON: {error}", hint=hint) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: must be a JSON object", hint=hint)

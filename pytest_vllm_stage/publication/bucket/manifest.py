@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.core.errors import StageFailure
+from pytest_vllm_stage.core.json_text import parse_json
 
 #: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
@@ -96,7 +97,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         StageFailure: it is corrupt, or not a manifest; names the place and the field.
     """
     try:
-        data: Any = json.loads(content)
+        data: Any = parse_json(content)
     except ValueError as error:
         raise StageFailure(f"{where}: the manifest is corrupt: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:

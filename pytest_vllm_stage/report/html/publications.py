@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.publication.document import DOCUMENT
 from pytest_vllm_stage.report.run_data import RunData
 
@@ -41,7 +42,7 @@ def _properties(data: RunData, uri: str) -> list[tuple[str, str]]:
     """Of the document that lies at a publication's address; none where the run kept no copy of it."""
     for path in sorted((data.directory / "publication").rglob(DOCUMENT)):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
             if found.get("uri") == uri:
                 return [(str(entry["name"]), str(entry["value"])) for entry in found["properties"]]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
