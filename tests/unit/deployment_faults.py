@@ -181,7 +181,159 @@ FORBIDDEN = (
     'create resource "deployments" in API group "apps" in the namespace "ns"'
 )
 
+
+def unpulled(planted: str, cause: str, message: str) -> Fault:
+    status = waiting("ImagePullBackOff", f'Back-off pulling image "{IMAGE}": ErrImagePull: rpc error: code = {message}')
+    return Fault(
+        planted, f"{READY}: image {IMAGE} cannot be pulled: {cause}", model(pod(ready=False, statuses=[status]))
+    )
+
+
+def crashed(planted: str, cause: str, *log: str, code: int = 1) -> Fault:
+    return Fault(planted, f"{READY}: {cause}", model(pod(ready=False, statuses=[ended(code, restarts=2)])), log)
+
+
+PULL = f'failed to pull and unpack image "{IMAGE}": '
+RESOLVE = f'{PULL}failed to resolve reference "{IMAGE}": '
+INPUT = "[type=value_error, input_value=ArgsKwargs((), {'model_co...additional_config': {}}), input_type=ArgsKwargs]"
+INVALID = "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig"
+FURTHER = "    For further information visit https://errors.pydantic.dev/2.11/v/value_error"
+LOST = changed(claim(), "status", phase="Lost")
+LOST["spec"]["volumeName"] = "pv-1"
+FAULTS_OF_IMAGES = (
+    unpulled(
+        "registry that refuses the credentials",
+        "unexpected status from HEAD request to https://quay.io/v2/x/vllm/manifests/1: 401 Unauthorized",
+        f"Unknown desc = {RESOLVE}unexpected status from HEAD request to https://quay.io/v2/x/vllm/manifests/1: 401 "
+        "Unauthorized",
+    ),
+    unpulled(
+        "image that does not exist for the node's processor",
+        "it has no variant for the node's processor: no match for platform in manifest",
+        f"NotFound desc = {PULL}no match for platform in manifest: not found",
+    ),
+    unpulled(
+        "node whose disk is too small for the image",
+        "the node's disk is full: libtorch_cuda.so: no space left on device",
+        f"Unknown desc = {PULL}failed to extract layer sha256:{'0' * 64}: write /var/lib/containerd/"
+        "io.containerd.snapshotter.v1.overlayfs/snapshots/12/fs/usr/local/lib/libtorch_cuda.so: no space left on device: "
+        "unknown",
+    ),
+)
+FAULTS_OF_ENGINES = (
+    crashed(
+        "context that is longer than the KV cache",
+        "no memory for the KV cache: one request of 131072 tokens needs 16.00 GiB, 5.30 GiB are free; 43424 tokens fit",
+        "ValueError: To serve at least one request with the models's max seq len (131072), (16.00 GiB KV cache is needed, "
+        "which is larger than the available KV cache memory (5.30 GiB). Based on the available memory, the estimated "
+        "maximum model length is 43424. Try increasing `gpu_memory_utilization` or decreasing `max_model_len`.",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ),
+    crashed(
+        "quantisation that the GPU does not support",
+        "quantisation fp8 needs a GPU of compute capability 89, this one has 75",
+        INVALID,
+        "  Value error, The quantization method fp8 is not supported for the current GPU. Minimum capability: 89. Current "
+        f"capability: 75. {INPUT}",
+        FURTHER,
+    ),
+    crashed(
+        "data type that the GPU does not support",
+        "bfloat16 is not supported by Tesla T4 (compute capability 7.5)",
+        "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 GPU has "
+        "compute capability 7.5. You can use float16 instead by explicitly setting the `dtype` flag in CLI.",
+    ),
+    crashed(
+        "architecture that the engine does not know",
+        "the image's vLLM does not support model architecture 'NewForCausalLM'",
+        INVALID,
+        "  Value error, Model architectures ['NewForCausalLM'] are not supported for now. Supported architectures: "
+        f"dict_keys(['LlamaForCausalLM']) {INPUT}",
+        FURTHER,
+    ),
+    crashed(
+        "combination of settings that the engine rejects",
+        "container kserve-container ended with exit code 1 and restarted 2 times: Value error, Quantization method specified "
+        "in the model config (gptq) does not match the quantization method specified in the `quantization` argument (awq).",
+        INVALID,
+        "  Value error, Quantization method specified in the model config (gptq) does not match the quantization method "
+        f"specified in the `quantization` argument (awq). {INPUT}",
+        FURTHER,
+    ),
+    crashed(
+        "model with code of its own",
+        "the model needs --trust-remote-code (vLLM: ValueError: The repository /mnt/models contains custom code which must "
+        "be executed to correctly load the model.)",
+        "ValueError: The repository /mnt/models contains custom code which must be executed to correctly load the model.",
+        "Please pass the argument `trust_remote_code=True` to allow custom code to be run.",
+    ),
+    crashed(
+        "folder without weights",
+        "model path /mnt/models holds no weights (vLLM: RuntimeError: Cannot find any model weights with `/mnt/models`)",
+        "RuntimeError: Cannot find any model weights with `/mnt/models`",
+    ),
+    crashed(
+        "chat template that is not mounted",
+        "chat template /templates/chat.jinja cannot be opened (vLLM: ValueError: The supplied chat template "
+        "(/templates/chat.jinja) looks like a file path, but it failed to be opened.)",
+        "ValueError: The supplied chat template (/templates/chat.jinja) looks like a file path, but it failed to be opened.",
+    ),
+    crashed(
+        "more tensor parallelism than GPUs",
+        "tensor-parallel-size 2 needs 2 GPUs, the pod has 1",
+        "ValueError: World size (2) is larger than the number of available GPUs (1) in this node.",
+    ),
+    crashed(
+        "gated model without accepted terms",
+        "token refused: no access to gated model file https://huggingface.co/org/model/resolve/main/config.json",
+        "huggingface_hub.errors.GatedRepoError: 403 Client Error. (Request ID: Root=1-0)",
+        "Cannot access gated repo for url https://huggingface.co/org/model/resolve/main/config.json.",
+    ),
+    crashed(
+        "shared memory that is too small for tensor parallelism",
+        "shared memory is full (Error while creating shared memory segment /dev/shm/nccl-a (size 33030528), error: No space "
+        "left on device (28))",
+        "Error while creating shared memory segment /dev/shm/nccl-a (size 33030528), error: No space left on device (28)",
+    ),
+    crashed(
+        "port variable of another program that Kubernetes injects",
+        "a port variable is tcp://10.96.0.7:9000: Kubernetes sets it for a Service named as the program; rename the Service, "
+        "or set enableServiceLinks: false",
+        'panic: strconv.Atoi: parsing "tcp://10.96.0.7:9000": invalid syntax',
+        code=2,
+    ),
+    crashed(
+        "engine that is built for another processor generation",
+        "container kserve-container ended with exit code 132 (SIGILL: the image needs instructions that the node's processor "
+        "lacks) and restarted 2 times",
+        code=132,
+    ),
+)
 FAULTS = (
+    *FAULTS_OF_IMAGES,
+    *FAULTS_OF_ENGINES,
+    Fault(
+        "claim whose volume was deleted",
+        "pvc/model-m cannot be bound: PVC model-m is Lost: its PersistentVolume pv-1 no longer exists",
+        (LOST,),
+        of=conditions.ClaimBound,
+    ),
+    Fault(
+        "export that the node cannot mount",
+        f'{READY}: pod p: a volume cannot be mounted: MountVolume.MountDevice failed for volume "pvc-1" : mount failed: exit '
+        "status 32 mount.nfs: Connection timed out",
+        model(STARTING),
+        (),
+        (
+            event(
+                STARTING,
+                "FailedMount",
+                'MountVolume.MountDevice failed for volume "pvc-1" : rpc error: code = Internal desc = mount failed: exit '
+                "status 32\nMounting command: mount\nMounting arguments: -t nfs 10.0.0.9:/export /var/lib/kubelet/plugins/x\n"
+                "Output: mount.nfs: Connection timed out",
+            ),
+        ),
+    ),
     Fault(
         "pull secret that does not exist",
         f"{READY}: image quay.io/private/vllm:1 cannot be pulled: unexpected status from HEAD request: 401 Unauthorized "
@@ -231,8 +383,8 @@ FAULTS = (
     ),
     Fault(
         "GPU driver that is too old for the engine",
-        f"{READY}: container kserve-container ended with exit code 1 and restarted 2 times: RuntimeError: The NVIDIA driver "
-        "on your system is too old (found version 11040).",
+        f"{READY}: the node's GPU driver does not fit the image's CUDA (vLLM: RuntimeError: The NVIDIA driver on your system "
+        "is too old (found version 11040).)",
         model(pod(ready=False, statuses=[ended(1, restarts=2)])),
         (
             "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",

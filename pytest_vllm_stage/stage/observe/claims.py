@@ -15,9 +15,11 @@ def explain_pending_claim(
     claim: Object, classes: list[Object], volumes: list[Object], events: Iterable[Object]
 ) -> Trouble | None:
     """Why a PersistentVolumeClaim cannot bind; None where it is bound, or may still become so."""
-    if (claim.get("status") or {}).get("phase") != "Pending":
+    phase, name, spec = (claim.get("status") or {}).get("phase"), objects.name_of(claim), claim["spec"]
+    if phase == "Lost":
+        return Trouble(f"PVC {name} is Lost: its PersistentVolume {spec.get('volumeName')} no longer exists", times=3)
+    if phase != "Pending":
         return None
-    name, spec = objects.name_of(claim), claim["spec"]
     class_name, wants = spec.get("storageClassName"), spec["resources"]["requests"]["storage"]
     storage_class = next((found for found in classes if objects.name_of(found) == class_name), None)
     if class_name and classes and storage_class is None:

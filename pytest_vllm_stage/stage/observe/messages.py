@@ -11,19 +11,34 @@ _HTML = re.compile(
     r"(?:<!DOCTYPE[^>]*>\s*)?<html.*?(?:<title>([^<]*)</title>.*)?(?:</html>|$)", re.DOTALL | re.IGNORECASE
 )
 #: The last line of a traceback: an exception's class, with or without its module, and its message.
-_EXCEPTION = re.compile(r"^\s*(?:[\w]+\.)*[A-Z]\w*(?:Error|Exception|Refused|Timeout|Exit|Interrupt|Failure)\b.*")
+_EXCEPTION = re.compile(
+    r"^\s*(?:Value error, |(?:[\w]+\.)*[A-Z]\w*(?:Error|Exception|Refused|Timeout|Exit|Interrupt|Failure)\b).*"
+)
+#: Pydantic states its reasons below this line, each with the rejected input behind it.
+_VALIDATION = re.compile(r"\b\d+ validation errors? for \w+$")
+_REJECTED_INPUT = re.compile(r"\s*\[type=\w+, input_value=.*")
 _ERROR_LINE = re.compile(r"\b(?:error|fatal|panic|failed|cannot|denied|refused|no such)\b", re.IGNORECASE)
 #: What container runtimes and the kubelet put before the cause.
 _LAYERS = re.compile(
-    r"unable to start container process: |(?:runc|crun) (?:create|exec|start) failed: |probe errored[^:]*: |rpc error: "
+    r"unable to start container process: |(?:runc|crun) (?:create|exec|start) failed: |probe errored[^:]*: "
+)
+#: What gRPC, the kubelet and containerd put around the cause of an image that cannot be pulled or a failed call.
+_WRAPPERS = re.compile(
+    r'Back-off pulling image "[^"]*"(?:: ErrImagePull)?: |rpc error: code = \w+ desc = |failed to pull and unpack '
+    r'image "[^"]*": |failed to resolve (?:reference|image) "[^"]*": |failed to extract layer \S+: |failed to copy: |'
+    r"httpReadSeeker: failed open: |failed to do request: |failed to authorize: |failed to fetch \w+ token: |"
+    r"(?s:Mounting command: .*?Output: )"
+)
+_FULL_DISK = re.compile(
+    r"(?:write|mkdir|open|link|symlink|copy_file_range:?) /\S*/(\S+): no space left on device(?:: unknown)?"
 )
 _ELSEWHERE = "See root cause above"
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)?(?:(?:ERROR|WARNING|INFO|CRITICAL)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?")
 
 
 def humanize(text: str) -> str:
-    """The text with S3's XML answers as code and message, and HTML pages as their title."""
-    text = _S3_ERROR.sub(_describe_s3_error, text)
+    """The text with S3's XML answers as code and message, HTML pages as their title, and without nested prefixes."""
+    text = _S3_ERROR.sub(_describe_s3_error, _WRAPPERS.sub("", text))
     return _HTML.sub(lambda match: f"an HTML page{f' ({match[1].strip()})' if match[1] else ''}", text)
 
 
@@ -42,6 +57,7 @@ def last_error(lines: Iterable[str], longest: int = 240) -> str:
     read = [without_log_prefix(line).strip() for line in lines]
     # vLLM's last line names no cause where its engine's process ended.
     read = [line for line in read if _ELSEWHERE not in line] or read
+    read = [_REJECTED_INPUT.sub("", line) for line in read if not _VALIDATION.search(line)] or read
     for pattern in (_EXCEPTION, _ERROR_LINE):
         found = [line for line in read if pattern.search(line)]
         if found:
@@ -54,6 +70,16 @@ def innermost(message: str) -> str:
     """The cause at the end of a container runtime's chain of errors, without the outer layers."""
     cause = _LAYERS.split(message)[-1]
     return cause.removesuffix(": unknown").strip() or message
+
+
+def describe_pull_error(message: str) -> str:
+    """Why an image cannot be pulled, with the two causes in words that are not the registry's."""
+    text = humanize(message)
+    if full := _FULL_DISK.search(text):
+        return f"the node's disk is full: {full[1]}: no space left on device"
+    if "no match for platform in manifest" in text:
+        return "it has no variant for the node's processor: no match for platform in manifest"
+    return text
 
 
 def describe_config_error(message: str) -> str | None:

@@ -15,6 +15,17 @@ from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 Logs = Callable[[str, str, bool], list[str]]
 #: A container that ended this often without a known cause is in a crash loop.
 RESTARTS_OF_A_LOOP = 2
+#: What shells and container runtimes mean by an exit code; a program that a signal ends logs nothing itself.
+_EXIT_CODES = {
+    126: "the command is not executable",
+    127: "the command does not exist",
+    132: "SIGILL: the image needs instructions that the node's processor lacks",
+    134: "SIGABRT",
+    135: "SIGBUS: for example /dev/shm is full",
+    137: "SIGKILL: ended from outside the container",
+    139: "SIGSEGV",
+    143: "SIGTERM: asked to end from outside the container",
+}
 _UNKNOWN = PlacementFacts()
 
 
@@ -205,7 +216,12 @@ def _explain_waiting(pod: Object, container: Object, waiting: Object) -> Trouble
     if reason in ("ErrImageNeverPull", "InvalidImageName", "ErrImagePull", "ImagePullBackOff"):
         image = _spec_of(pod, who).get("image", container.get("image"))
         times = {"ErrImagePull": 4, "ImagePullBackOff": 2}.get(reason, 1)
-        return Trouble(f"image {image} cannot be pulled: {runbook.cut(message or reason)}", name, who, times=times)
+        return Trouble(
+            f"image {image} cannot be pulled: {runbook.cut(messages.describe_pull_error(message) or reason)}",
+            name,
+            who,
+            times=times,
+        )
     if reason in ("CreateContainerError", "RunContainerError"):
         cause = runbook.cut(messages.innermost(message))
         return Trouble(f"container {who} cannot be started: {cause}", name, who, times=2)
@@ -236,7 +252,9 @@ def _explain_end(pod: Object, container: Object, ended: Object, previous: bool, 
         again = f" and restarted {restarts} times" if restarts else ""
         last = messages.last_error(lines)
         why = f": {last}" if last else ""
-        return Trouble(f"container {who} ended with exit code {ended['exitCode']}{again}{why}", name, who, previous)
+        code = ended["exitCode"]
+        meaning = f" ({_EXIT_CODES[code]})" if code in _EXIT_CODES else ""
+        return Trouble(f"container {who} ended with exit code {code}{meaning}{again}{why}", name, who, previous)
     return None
 
 
