@@ -98,15 +98,18 @@ def carry_out(site: Site, name: str, client: EndpointClient, maker: PromptMaker)
     _check_restarts(site)
     promise = promise_of(site, name)
     job = prepare.prepare(traffic_step(site, name, client), client, maker, facts=facts_of(run, client))
-    with run.journal.phase(f"disruption {name} of {role}"), running(job, Journal(run.journal.path)) as traffic:
-        try:
-            marks_at, facts = _disrupt(site, disruption, traffic, promise)
-            measurement = traffic.end()
-        finally:
-            _restore(site)
-    unhealthy = _find_unhealthy(site, client)
-    marks = Marks(*(at - measurement.started_at for at in marks_at))
-    verdict = judge_window(measurement, marks, promise)
+    try:
+        with run.journal.phase(f"disruption {name} of {role}"), running(job, Journal(run.journal.path)) as traffic:
+            try:
+                marks_at, facts = _disrupt(site, disruption, traffic, promise)
+                measurement = traffic.end()
+            finally:
+                _restore(site)
+        unhealthy = _find_unhealthy(site, client)
+        marks = Marks(*(at - measurement.started_at for at in marks_at))
+        verdict = judge_window(measurement, marks, promise)
+    finally:
+        disruption.clean_up()
     problems = [*disruption.problems, *explain(measurement.samples, marks, promise, verdict, facts), *unhealthy]
     notes = (*disruption.notes, *find_counter_resets(measurement))
     result = DisruptionResult(name, role, verdict, notes, tuple(problems))

@@ -51,6 +51,9 @@ class Disruption(ABC):
             WaitFailed: the new state is not reached.
         """
 
+    def clean_up(self) -> None:  # noqa: B027 - most leave nothing behind
+        """Remove what the disruption left outside the stage, after its window was judged or it failed."""
+
 
 class Rollout(Disruption):
     """A rolling restart: a new generation of the service, whose pods replace the old ones."""

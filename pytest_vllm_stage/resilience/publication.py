@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from pytest_vllm_stage.publication.bucket.names import build_prefix, build_uri
 from pytest_vllm_stage.publication.check import compare_properties
 from pytest_vllm_stage.publication.document import DOCUMENT, Results, ResultsSource, utc
 from pytest_vllm_stage.publication.links import RegisteredNames
-from pytest_vllm_stage.publication.publishing import PublicationTarget
+from pytest_vllm_stage.publication.publishing import PublicationTarget, Published
 from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.resilience import processes
 from pytest_vllm_stage.resilience.disruptions import Disruption
 from pytest_vllm_stage.resilience.site import Site, has_restarted, serves
+from pytest_vllm_stage.resilience.withdrawal import revive_model, withdraw
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy.addresses import MINIO, REGISTRY
 from pytest_vllm_stage.stage.objects import Object
@@ -61,6 +63,7 @@ class PublicationDisrupted(Disruption):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._killed: dict[str, Object] = {}
+        self._files: dict[str, Path] = {}
 
     def check_possible(self) -> None:
         """The stage must have servers of its own: a platform's are not restarted."""
@@ -70,19 +73,34 @@ class PublicationDisrupted(Disruption):
 
     def carry_out(self) -> None:
         """Publish while the servers restart, repeat until it succeeds, and once more; then read everything back."""
+        with self._connect(JournalWithTrigger(self.site.run.journal.path, self._restart_servers)) as place:
+            results, files = self._write_files(place)
+            attempts = self._publish(place, results, files)
+            self._await_servers()
+            again = publish(place, results, files)
+            self.notes.append(f"published at attempt {attempts}; once more: {again.state}")
+            self.problems += find_problems(place, results, files)
+
+    def clean_up(self) -> None:
+        """Archive what was registered, and delete the objects; what cannot be taken back is a problem of the stage."""
+        files, self._files = self._files, {}
+        if not files:
+            return
+        try:
+            with self._connect(self.site.run.journal) as place:
+                self.problems += withdraw(place, self.site.run.run_id, files)
+        except StageError as error:
+            self.problems.append(f"what was published under model {MODEL} is not removed: {error.headline}")
+
+    @contextmanager
+    def _connect(self, journal: Journal) -> Iterator[PublicationTarget]:
+        """Where the document is published; the journal records the writes to the bucket."""
         run, reader = self.site.run, self.site.reader
         names = RegisteredNames(MODEL, run.run_id)
         registry = publish_run.connect_registry(run, reader.kube, reader.cluster)
         try:
             bucket = publish_run.connect_bucket(run, reader.kube, reader.cluster, self.site.stage)
-            journal = JournalWithTrigger(run.journal.path, self._restart_servers)
-            place = PublicationTarget(registry, bucket, names, _service(names), journal)
-            results, files = self._write_files(place)
-            attempts = self._publish(place, results, files)
-            self._await_servers()
-            again = publishing.publish(place, results, files)
-            self.notes.append(f"published at attempt {attempts}; once more: {again.state}")
-            self.problems += find_problems(place, results, files)
+            yield PublicationTarget(registry, bucket, names, _service(names), journal)
         finally:
             registry.close()
 
@@ -90,13 +108,13 @@ class PublicationDisrupted(Disruption):
         """Publish as often as needed; return the number of attempts."""
         for attempt in range(1, _MOST_ATTEMPTS):
             try:
-                publishing.publish(place, results, files)
+                publish(place, results, files)
             except StageError as error:
                 self.notes.append(f"attempt {attempt} failed: {error.headline}")
                 self._await_servers()
             else:
                 return attempt
-        publishing.publish(place, results, files)
+        publish(place, results, files)
         return _MOST_ATTEMPTS
 
     def _write_files(self, place: PublicationTarget) -> tuple[Results, dict[str, Path]]:
@@ -109,6 +127,7 @@ class PublicationDisrupted(Disruption):
             path = folder / f"part-{number}.txt"
             path.write_text(f"part {number} of run {self.site.run.run_id}\n", encoding="utf-8")
             files[path.name] = path
+        self._files = files
         return results, files
 
     def _servers(self) -> dict[str, Object]:
@@ -157,17 +176,26 @@ class PublicationDisrupted(Disruption):
         )
 
 
+def publish(place: PublicationTarget, results: Results, files: Mapping[str, Path]) -> Published:
+    """Publish once; the model may be archived, by an earlier run or by one that ends meanwhile."""
+    revive_model(place.registry, place.names.model)
+    return publishing.publish(place, results, files)
+
+
 def make_results(place: PublicationTarget, namespace: str, service: str, run_id: str) -> Results:
-    """The document that is published: where it is from, and no number, since nothing was measured."""
+    """The document that is published: where it is from, and no number, since nothing was measured.
+
+    Its revision is the run: two versions of a model with results of one revision are refused as duplicates.
+    """
     uri = build_uri(place.bucket.name, build_prefix(place.names.model, place.names.version, run_id))
-    source = ResultsSource(place.names.model, place.names.version, run_id, namespace, service, "none", uri)
+    source = ResultsSource(place.names.model, place.names.version, run_id, namespace, service, run_id, uri)
     timestamp = utc(time.time())
     values = {
         properties.RUN: run_id,
         properties.TIMESTAMP: timestamp,
         properties.NAMESPACE: namespace,
         properties.SERVICE: service,
-        properties.REVISION: "none",
+        properties.REVISION: run_id,
         properties.URI: uri,
     }
     return Results(source, timestamp, values)
