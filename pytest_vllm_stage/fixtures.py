@@ -108,7 +108,7 @@ def targets(stage_run: Run, request: pytest.FixtureRequest) -> dict[str, Target]
 
     if stage_run.config.endpoint:
         return find_endpoint_targets(stage_run)
-    return find_stage_targets(stage_run, request.getfixturevalue("stage"), request.getfixturevalue("cluster"))
+    return find_stage_targets(stage_run, request.getfixturevalue("stage"), lambda: request.getfixturevalue("cluster"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,14 @@ if TYPE_CHECKING:
     from pytest_vllm_stage.cluster.service_account_tokens import ServiceAccountToken
 
 
-def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> dict[str, Target]:
+def find_stage_targets(run: Run, stage: StageFacts, find_cluster: Callable[[], ClusterFacts]) -> dict[str, Target]:
     """The stage's targets by role.
+
+    Args:
+        run: The run.
+        stage: The stage.
+        find_cluster: Finds the stage's cluster, for its authorities and for the tokens of protected models. It is not
+            called without need: a suite of a user's own may have a stage and no cluster.
 
     Raises:
         EnvironmentUnusable: the cluster's authorities are to be trusted, and cannot be read; or this user may not
@@ -27,14 +34,14 @@ def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> di
     """
     from pytest_vllm_stage.cluster.authorities import find_ca_file
 
-    ca_file = find_ca_file(run, cluster)
+    ca_file = find_ca_file(run, find_cluster()) if run.config.trusts_cluster else run.config.ca_file
     return {
         target.role: Target(
             role=target.role,
             model=target.inference_service,
             base_url=target.base_url,
             max_model_len=target.max_model_len,
-            api_key=run.config.api_key or _open_token(run, cluster, target),
+            api_key=run.config.api_key or _open_token(run, find_cluster, target),
             ca_file=ca_file,
             unreachable=target.unreachable,
             max_num_seqs=target.max_num_seqs,
@@ -45,13 +52,14 @@ def find_stage_targets(run: Run, stage: StageFacts, cluster: ClusterFacts) -> di
     }
 
 
-def _open_token(run: Run, cluster: ClusterFacts, target: TargetFacts) -> ServiceAccountToken | None:
+def _open_token(run: Run, find_cluster: Callable[[], ClusterFacts], target: TargetFacts) -> ServiceAccountToken | None:
     """The token of a protected model, which stays in this process; a failure is kept for the other processes."""
     from pytest_vllm_stage.cluster.service_account_tokens import TokenGrant, open_token
 
     account = _find_token_account(run, target)
     if not account:
         return None
+    cluster = find_cluster()
     grant = TokenGrant(run.config.namespace, account, run.config.profile.models[target.role].token_audience or "")
     opened: list[ServiceAccountToken] = []
 

@@ -28,7 +28,7 @@ def test_the_declared_batch_limit_reaches_the_measurement(limit: int | None) -> 
     )
     run: Any = SimpleNamespace(run_id="r", config=config)
     stage = StageFacts("n", "", False, (TargetFacts("full", "f", "http://127.0.0.1:9", 512, max_num_seqs=limit),))
-    target = targets.find_stage_targets(run, StageFacts.from_json(stage.to_json()), CLUSTER)["full"]
+    target = targets.find_stage_targets(run, StageFacts.from_json(stage.to_json()), lambda: CLUSTER)["full"]
     client: Any = SimpleNamespace(target=target, version=lambda: "0.32.0", models=list)
     expected = {"run_id": "r", "profile": "p", "engine_version": "0.32.0", "simulated": False}
     assert facts_of(run, client) == expected | ({MAX_NUM_SEQS: limit} if limit else {})

@@ -67,7 +67,7 @@ def stage_with(*, protected: bool, url: str = "http://127.0.0.1:9") -> StageFact
 
 
 def find_target(run: Run, api: ApiServer, folder: Path, *, protected: bool = True) -> Target:
-    return targets.find_stage_targets(run, stage_with(protected=protected), api.facts(folder))["full"]
+    return targets.find_stage_targets(run, stage_with(protected=protected), lambda: api.facts(folder))["full"]
 
 
 def reveal(target: Target) -> str | None:

@@ -204,7 +204,7 @@ def test_targets_are_verified_against_the_clusters_authorities(
     publish(api, INGRESS, "ca-bundle.crt", authority.certificate.read_text())
     with serve("127.0.0.1") as server:
         stage = StageFacts("stage", "", False, (TargetFacts("full", "f", server.url),))
-        found = targets.find_stage_targets(make_run(tmp_path), stage, api.facts(tmp_path))
+        found = targets.find_stage_targets(make_run(tmp_path), stage, lambda: api.facts(tmp_path))
         with EndpointClient(found["full"]) as endpoint:
             endpoint.health()
 
