@@ -94,7 +94,7 @@ def test_generated_objects_are_not_changed_by_hand(reader: StageReader, declared
 def test_no_undeclared_object_acts_on_the_stage(
     reader: StageReader, declared: list[Object], serving_pods: list[Object], kubectl: str
 ) -> None:
-    """No policy, quota, autoscaler or Service that no manifest declares was added since the stage was deployed."""
+    """No undeclared policy, quota, autoscaler, Service, workload or model was added since the stage was deployed."""
     services = reader.listed("InferenceService")
     assert services, f"the namespace has no InferenceService\n  next: {kubectl} get inferenceservices"
     found = {kind: reader.listed_where_allowed(kind) for kind in strangers.ACTING_KINDS}

@@ -61,12 +61,13 @@ class RecordedStage:
 
     def _lines(self) -> Iterator[str]:
         services = self.listed("InferenceService")
+        declared = [one for one in services if render.named(self.declared, "InferenceService", objects.name_of(one))]
         around = compare.surroundings(self.listed("LimitRange"), services)
         for manifest in self.declared:
             yield from compare.compare_declared(
                 manifest, render.named(self.live, manifest["kind"], objects.name_of(manifest)), around
             )
-        for service in services:
+        for service in declared:
             runtime = self.get("ServingRuntime", drift.runtime_name(service))
             deployment = self.get("Deployment", f"{objects.name_of(service)}-predictor")
             yield from compare.compare_generated(service, runtime, deployment, around)

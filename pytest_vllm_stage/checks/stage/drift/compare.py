@@ -23,7 +23,7 @@ from pytest_vllm_stage.stage.observe import runbook
 
 #: Metadata that describes an object's history and not its content.
 _NOT_COMPARED = ("status", "apiVersion", "kind")
-_METADATA = ("labels", "annotations")
+_METADATA = ("labels", "annotations", "finalizers")
 #: Kinds that a cluster may remove when they have ended, or that other checks report.
 _MAY_BE_GONE = ("Job", "Secret")
 #: A variable of such a name holds a secret, whatever the manifests say.

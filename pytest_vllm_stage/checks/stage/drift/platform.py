@@ -42,7 +42,14 @@ _PLATFORM_DOMAINS = (
     "vllm-stage",
 )
 #: Keys below a platform's domain that change what runs: only a declaration may set them.
-_BEHAVIOUR_KEYS = ("serving.kserve.io/stop", "autoscaling.knative.dev/", "sidecar.istio.io/inject")
+_BEHAVIOUR_KEYS = (
+    "serving.kserve.io/stop",
+    "serving.kserve.io/autoscalerClass",
+    "serving.kserve.io/metric",
+    "serving.kserve.io/targetUtilizationPercentage",
+    "autoscaling.knative.dev/",
+    "sidecar.istio.io/inject",
+)
 
 _POD = r"(?:spec\.template\.)?spec\."
 _CONTAINER = _POD + r"(?:initContainers|containers)\[[^\]]+\]\."
@@ -164,7 +171,9 @@ def explain_addition(item: Object, found: Difference, owner: Owner, around: Surr
     """Which part of the platform added a live field that is not declared; None where no part is known to."""
     where = found.where
     for pattern, value in _DEFAULTS:
-        if re.fullmatch(pattern, where) and (value is _ANY or found.live in _as_tuple(value)):
+        # Where the API server chooses among several values, a person's choice is a change.
+        chosen = owner.is_person and isinstance(value, tuple)
+        if re.fullmatch(pattern, where) and not chosen and (value is _ANY or found.live in _as_tuple(value)):
             return "default"
     if owner.is_person:
         return None if not is_restart(where) else "kubectl rollout restart"
@@ -196,7 +205,9 @@ def _explain_security(item: Object, found: Difference, _around: Surroundings) ->
 
 
 def _explain_metadata(_item: Object, found: Difference, _around: Surroundings) -> str | None:
-    """A label or annotation of a platform's domain."""
+    """A label or annotation of a platform's domain, or a finalizer, which controllers set."""
+    if found.path[:2] == ("metadata", "finalizers"):
+        return "a controller"
     if len(found.path) < 2 or found.path[-2] not in ("labels", "annotations"):
         return None
     key = found.path[-1]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from pytest_vllm_stage.checks.stage.drift.owners import find_owner
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.objects import Object
 
-#: Kinds of objects that select pods or scale workloads, and so act on a stage without being part of it.
+#: Kinds of objects that select pods, share volumes or Services, or scale workloads, and so act on a stage.
 ACTING_KINDS = (
     "NetworkPolicy",
     "Service",
+    "Pod",
+    "Deployment",
+    "InferenceService",
     "HorizontalPodAutoscaler",
     "ScaledObject",
     "VerticalPodAutoscaler",
@@ -36,48 +41,96 @@ def find_strangers(
         services: The live InferenceServices.
     """
     deployed = min((_created(one) for one in services), default="")
-    return [
-        line
+    added = [
+        (kind, item)
         for kind, items in found.items()
         for item in items
         if _created(item) > deployed
         and not item["metadata"].get("ownerReferences")
         and render.named(declared, kind, objects.name_of(item)) is None
-        for line in _describe(kind, item, pods)
     ]
+    strange = [item for _, item in added]
+    stage = Stage(
+        [pod for pod in pods if pod not in strange],
+        [one for one in found.get("Service", ()) if one not in strange],
+        [one for one in services if one not in strange],
+    )
+    return [line for kind, item in added for line in _describe(kind, item, stage)]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The stage's own live objects: its pods, its Services and its InferenceServices."""
+
+    pods: Sequence[Object]
+    services: Sequence[Object]
+    models: Sequence[Object]
 
 
 def _created(item: Object) -> str:
     return str(item["metadata"].get("creationTimestamp") or "")
 
 
-def _describe(kind: str, item: Object, pods: Sequence[Object]) -> Iterator[str]:
-    spec = item.get("spec") or {}
+def _describe(kind: str, item: Object, stage: Stage) -> Iterator[str]:
     owner = find_owner(item, ("spec",))
     by = f"created at {_created(item)}, {'set ' + str(owner) if owner.manager else 'by an unknown client'}"
-    name = f"{kind}/{objects.name_of(item)}"
-    if kind == "NetworkPolicy":
-        hit = _selected(pods, (spec.get("podSelector") or {}).get("matchLabels") or {})
-        types = ", ".join(spec.get("policyTypes") or ["Ingress"])
-        text = f"restricts {types} of {_names(hit)}" if hit else ""
-    elif kind == "Service":
-        hit = _selected(pods, spec.get("selector") or {}) if spec.get("selector") else []
-        text = f"sends requests to {_names(hit)}" if hit else ""
-    elif kind == "PodDisruptionBudget":
-        hit = _selected(pods, (spec.get("selector") or {}).get("matchLabels") or {})
-        blocked = hit and not (item.get("status") or {}).get("disruptionsAllowed")
-        text = f"allows no disruption of {_names(hit)}, so that a node drain never ends" if blocked else ""
-    elif kind in ("HorizontalPodAutoscaler", "ScaledObject", "VerticalPodAutoscaler"):
-        target = (spec.get("scaleTargetRef") or spec.get("targetRef") or {}).get("name", "")
-        text = f"changes the scale of {target}" if any(_belongs(pod, target) for pod in pods) else ""
-    else:
-        text = "applies to every pod that is created from now on"
+    text = _explain_effect(kind, item, stage)
     if text:
-        yield f"{name}: live, not declared: it {text}; {by}"
+        yield f"{kind}/{objects.name_of(item)}: live, not declared: it {text}; {by}"
 
 
-def _selected(pods: Iterable[Object], labels: Mapping[str, str]) -> list[Object]:
-    return [pod for pod in pods if labels.items() <= (pod["metadata"].get("labels") or {}).items()]
+def _explain_effect(kind: str, item: Object, stage: Stage) -> str:
+    """What an object does to the stage; empty where it does nothing."""
+    spec, pods = item.get("spec") or {}, stage.pods
+    if kind == "NetworkPolicy":
+        hit = _selected(pods, spec.get("podSelector") or {})
+        types = ", ".join(spec.get("policyTypes") or ["Ingress"])
+        return f"restricts {types} of {_names(hit)}" if hit else ""
+    if kind == "Service":
+        hit = _selected(pods, {"matchLabels": spec["selector"]}) if spec.get("selector") else []
+        return f"sends requests to {_names(hit)}" if hit else ""
+    if kind in ("Pod", "Deployment"):
+        made = item if kind == "Pod" else spec["template"]
+        selecting = [one for one in stage.services if _selects(one, made)]
+        return f"receives requests of service {objects.name_of(selecting[0])}" if selecting else ""
+    if kind == "InferenceService":
+        shared = [one for one in stage.models if _storage_of(one) and _storage_of(one) == _storage_of(item)]
+        return f"serves {_storage_of(item)} of InferenceService/{objects.name_of(shared[0])} too" if shared else ""
+    if kind == "PodDisruptionBudget":
+        hit = _selected(pods, spec.get("selector") or {})
+        blocked = hit and not (item.get("status") or {}).get("disruptionsAllowed")
+        return f"allows no disruption of {_names(hit)}, so that a node drain never ends" if blocked else ""
+    if kind in ("HorizontalPodAutoscaler", "ScaledObject", "VerticalPodAutoscaler"):
+        target = (spec.get("scaleTargetRef") or spec.get("targetRef") or {}).get("name", "")
+        return f"changes the scale of {target}" if any(_belongs(pod, target) for pod in pods) else ""
+    return "applies to every pod that is created from now on"
+
+
+def _selects(service: Object, made: Object) -> bool:
+    labels = (service.get("spec") or {}).get("selector")
+    return bool(labels) and bool(_selected([made], {"matchLabels": labels}))
+
+
+def _storage_of(service: Object) -> str:
+    return str((service["spec"]["predictor"].get("model") or {}).get("storageUri") or "")
+
+
+def _selected(pods: Iterable[Object], selector: Mapping[str, Any]) -> list[Object]:
+    """The pods that a label selector matches; an empty one matches all."""
+    return [pod for pod in pods if _matches(pod["metadata"].get("labels") or {}, selector)]
+
+
+def _matches(labels: Mapping[str, str], selector: Mapping[str, Any]) -> bool:
+    expressions = selector.get("matchExpressions") or []
+    return (selector.get("matchLabels") or {}).items() <= labels.items() and all(
+        _holds(labels, str(one.get("key")), str(one.get("operator")), one.get("values") or []) for one in expressions
+    )
+
+
+def _holds(labels: Mapping[str, str], key: str, operator: str, values: Sequence[str]) -> bool:
+    if operator in ("Exists", "DoesNotExist"):
+        return (key in labels) == (operator == "Exists")
+    return (labels.get(key) in values) == (operator == "In")
 
 
 def _belongs(pod: Object, workload: str) -> bool:
