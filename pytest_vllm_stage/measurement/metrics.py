@@ -17,6 +17,7 @@ from typing import Any
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.stalls import find_stalls
 from pytest_vllm_stage.measurement.statistics import deviation, interval_needs, interval_ranks, nearest_rank, rank_of
+from pytest_vllm_stage.measurement.steady_throughput import find_steady_throughput
 from pytest_vllm_stage.measurement.step import LoadStep
 
 PERCENTS = (50, 90, 95, 99)
@@ -93,6 +94,8 @@ class Metrics:
         sent_s: Seconds from the first scheduled request to the end of the sending.
         span_s: Seconds from the first scheduled request to the last answer.
         output_tokens_per_s: Generated tokens over the span.
+        steady_output_tokens_per_s: Generated tokens per second while every user of a closed loop was busy; see
+            `steady_throughput`. None for open loops, whose backlog after the last send belongs to the overload.
         total_tokens_per_s: Prompt and generated tokens over the span.
         requests_per_s: Right answers over the span.
         goodput_requests_per_s: Right answers within every latency limit over the span; None without limits.
@@ -114,6 +117,7 @@ class Metrics:
     sent_s: float
     span_s: float
     output_tokens_per_s: float
+    steady_output_tokens_per_s: float | None
     total_tokens_per_s: float
     requests_per_s: float
     goodput_requests_per_s: float | None
@@ -197,6 +201,7 @@ def summarise(samples: Sequence[Sample], step: LoadStep, *, limits_s: Mapping[st
         sent_s=max((s.sent_s for s in samples if s.sent_s is not None), default=start_s) - start_s,
         span_s=span_s,
         output_tokens_per_s=_per(output, span_s),
+        steady_output_tokens_per_s=find_steady_throughput(samples, step),
         total_tokens_per_s=_per(output + prompt, span_s),
         requests_per_s=_per(len(right), span_s),
         goodput_requests_per_s=_per(sum(_within(sample, limits_s) for sample in right), span_s) if limits_s else None,

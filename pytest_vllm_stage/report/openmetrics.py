@@ -55,6 +55,10 @@ def _steps(data: RunData) -> Iterator[str]:
         "step_error_ratio": ("Share of the requests that failed.", "error_rate"),
         "step_requests_per_second": ("Right answers per second.", "requests_per_s"),
         "step_output_tokens_per_second": ("Generated tokens per second.", "output_tokens_per_s"),
+        "step_steady_output_tokens_per_second": (
+            "Generated tokens per second while all users of a closed loop were busy.",
+            "steady_output_tokens_per_s",
+        ),
         "step_goodput_requests_per_second": ("Answers within every limit per second.", "goodput_requests_per_s"),
         "step_stalls": ("Stalls of the token stream.", "stalls"),
     }

@@ -136,15 +136,23 @@ def found_capacity(data: RunData, role: str) -> float | None:
 
 
 def _throughput(data: RunData) -> Chart:
-    headers = ("model", "load", "verdict", "output tokens/s", "requests/s", "goodput, requests/s", "failed")
-    names = (_THROUGHPUT, "requests_per_s", "goodput_requests_per_s", "failed")
+    columns = {
+        "output tokens/s": _THROUGHPUT,
+        "while all users are busy": "steady_output_tokens_per_s",
+        "requests/s": "requests_per_s",
+        "goodput, requests/s": "goodput_requests_per_s",
+        "failed": "failed",
+    }
     rows = [
-        (step.role, step.load, step.outcome, *(format_number(step.metrics.get(name)) for name in names))
+        (step.role, step.load, step.outcome, *(format_number(step.metrics.get(name)) for name in columns.values()))
         for step in data.steps
     ]
     drawn = svg.draw(_draw_throughput(data), "throughput") if svg.available() else None
-    caption = "Output tokens per second over the span of the step; vertical lines as above."
-    return Chart("Throughput against load", caption, headers, rows, drawn)
+    caption = (
+        "Output tokens per second from the first request to the last answer; vertical lines as above. When a closed "
+        "loop stops sending, fewer and fewer users are busy: the table also has the throughput until then."
+    )
+    return Chart("Throughput against load", caption, ("model", "load", "verdict", *columns), rows, drawn)
 
 
 def _draw_throughput(data: RunData) -> Figure:
