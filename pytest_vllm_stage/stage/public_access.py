@@ -39,13 +39,18 @@ def find_public_grants(store: ObjectStore, client: S3Client, bucket: str) -> lis
     Raises:
         StageError: the store does not answer, or the bucket does not exist.
     """
-    blocked = _read(store, f"read the public access block of bucket {bucket}", lambda: _get_block(client, bucket)) or {}
+    blocked = (
+        read_setting(store, f"read the public access block of bucket {bucket}", lambda: _get_block(client, bucket))
+        or {}
+    )
     lines: list[str] = []
     if not blocked.get("RestrictPublicBuckets"):
-        policy = _read(store, f"read the policy of bucket {bucket}", lambda: _get_policy(client, bucket))
+        policy = read_setting(store, f"read the policy of bucket {bucket}", lambda: _get_policy(client, bucket))
         lines += _describe_policy(policy or {}, bucket)
     if not blocked.get("IgnorePublicAcls"):
-        acl = _read(store, f"read the ACL of bucket {bucket}", lambda: dict(client.get_bucket_acl(Bucket=bucket)))
+        acl = read_setting(
+            store, f"read the ACL of bucket {bucket}", lambda: dict(client.get_bucket_acl(Bucket=bucket))
+        )
         lines += _describe_acl(acl or {})
     return lines
 
@@ -58,7 +63,7 @@ def _get_block(client: S3Client, bucket: str) -> Any:
     return client.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"]
 
 
-def _read(store: ObjectStore, action: str, get: Callable[[], Any]) -> dict[str, Any] | None:
+def read_setting(store: ObjectStore, action: str, get: Callable[[], Any]) -> dict[str, Any] | None:
     """A setting; None where the bucket has none, or these credentials may not see it."""
     from botocore.exceptions import ClientError
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vllm_stage import does_not_apply
+from pytest_vllm_stage.stage.bucket_rules import find_expiring_rules
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.stage.public_access import find_public_grants
@@ -61,8 +62,14 @@ def test_minio_is_ready(object_store: ObjectStore, stage: StageFacts, kubectl: s
     assert status == 200, f"MinIO is not ready: HTTP {status}\n  next: {kubectl} logs deployment/minio"
 
 
-def test_buckets_exist(minio: S3Client, object_store: ObjectStore, buckets: list[str], kubectl: str) -> None:
-    """The declared buckets exist, as an authenticated list with the credentials of the Secret shows."""
+def test_buckets_exist(
+    minio: S3Client, object_store: ObjectStore, stage: StageFacts, buckets: list[str], kubectl: str
+) -> None:
+    """The declared buckets exist, as an authenticated list with the credentials of the Secret shows, and stay filled.
+
+    In a MinIO of the stage's own no lifecycle rule deletes objects: none is declared, and a model that a rule deletes
+    is missing at the next download.
+    """
     with object_store.readable_errors("list the buckets"):
         existing = [bucket["Name"] for bucket in minio.list_buckets()["Buckets"]]
     missing = [name for name in buckets if name not in existing]
@@ -70,6 +77,9 @@ def test_buckets_exist(minio: S3Client, object_store: ObjectStore, buckets: list
         f"buckets {', '.join(missing)} do not exist at {object_store.url}; existing: {', '.join(existing) or 'none'}\n"
         f"  next: {kubectl} logs job/{BUCKETS_JOB}"
     )
+    judged = buckets if object_store.url == stage.minio_url else []
+    lines = [line for name in judged for line in find_expiring_rules(object_store, minio, name)]
+    assert not lines, health.message("objects will be deleted", lines, f"mc ilm rule ls STAGE/{buckets[0]}")
 
 
 def test_no_bucket_is_opened_by_its_settings(
