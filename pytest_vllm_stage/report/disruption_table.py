@@ -54,8 +54,9 @@ def _number(value: Any, digits: int) -> str:
 
 def _document_row(one: Mapping[str, Any]) -> tuple[str, ...]:
     window, promise = one["window"], one.get("promise", {})
-    kinds = ", ".join(f"{kind} {count}" for kind, count in (window.get("kinds") or {}).items())
-    failed = f"{window['failed']} of {window['requests']}{f' ({kinds})' if kinds else ''}"
+    kinds = window.get("kinds")
+    named = ", ".join(f"{kind} {count}" for kind, count in kinds.items()) if isinstance(kinds, dict) else ""
+    failed = f"{window['failed']} of {window['requests']}{f' ({named})' if named else ''}"
     return (
         title_of(one),
         sign_of(one["outcome"]),

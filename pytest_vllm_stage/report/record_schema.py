@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from pytest_vllm_stage.core.errors import ConfigError
@@ -66,6 +67,16 @@ _OPTIONAL_OF_ENTRIES: Mapping[str, Mapping[str, Kind]] = {
 }
 #: The year 2100, in seconds since the epoch.
 _LATEST = 4102444800
+#: Parts of a disruption to their fields.
+_DISRUPTION_PARTS: Mapping[str, Mapping[str, Kind]] = {
+    "window": {
+        "requests": int,
+        "failed": int,
+        "recovery_s": (int, float, NoneType),
+        "ttft_p99_ms": (int, float, NoneType),
+    },
+    "marks": {"began_s": _NUMBER, "ended_s": _NUMBER},
+}
 _OUTCOMES = ("passed", "failed", "error", "skipped")
 
 
@@ -90,18 +101,33 @@ def check_record(data: Any, path: Path) -> None:
     for name in ("started_at", "ended_at"):
         if not 0 <= (data.get(name) or 0) <= _LATEST:
             raise ConfigError(f"{path}: {name}: expected seconds since the epoch, got {str(data[name])[:40]!r}")
-    for name, fields in _ENTRIES.items():
-        for place, entry in enumerate(data[name]):
-            _check_fields(entry, fields, f"{path}: {name}[{place}]: ")
-            optional = _OPTIONAL_OF_ENTRIES.get(name, {})
-            given = {field: kind for field, kind in optional.items() if field in entry}
-            _check_fields(entry, given, f"{path}: {name}[{place}]: ")
+    _check_entries(data, path)
     for name, setting in data["settings"].items():
         _check_fields(setting, {"value": object, "source": str}, f"{path}: settings.{name}: ")
     for place, test in enumerate(data["tests"]):
         if test["outcome"] not in _OUTCOMES:
             expected = ", ".join(_OUTCOMES)
             raise ConfigError(f"{path}: tests[{place}]: outcome: expected one of {expected}, got {test['outcome']!r}")
+
+
+def _check_entries(data: Mapping[str, Any], path: Path) -> None:
+    for name, fields in _ENTRIES.items():
+        for place, entry in enumerate(data[name]):
+            _check_fields(entry, fields, f"{path}: {name}[{place}]: ")
+            optional = _OPTIONAL_OF_ENTRIES.get(name, {})
+            given = {field: kind for field, kind in optional.items() if field in entry}
+            _check_fields(entry, given, f"{path}: {name}[{place}]: ")
+    for place, entry in enumerate(data["disruptions"]):
+        _check_disruption(entry, f"{path}: disruptions[{place}]: ")
+
+
+def _check_disruption(entry: Mapping[str, Any], where: str) -> None:
+    for name, fields in _DISRUPTION_PARTS.items():
+        _check_fields(entry[name], fields, f"{where}{name}: ")
+    for name in ("notes", "problems"):
+        for place, text in enumerate(entry[name]):
+            if not isinstance(text, str):
+                raise ConfigError(f"{where}{name}[{place}]: expected str, got {type(text).__name__}")
 
 
 def _check_version(data: Mapping[str, Any], path: Path) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import random
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, write_measurement
 from pytest_vllm_stage.report.html.disruptions import disruption_section
 from pytest_vllm_stage.report.html.page import render_page
 from pytest_vllm_stage.report.markdown import render_markdown
-from pytest_vllm_stage.report.run_data import load_run
+from pytest_vllm_stage.report.run_data import RECORD, load_run
 from pytest_vllm_stage.report.values import NONE
 from pytest_vllm_stage.resilience.window import FOLDER
 from tests.unit.made_run import MARKUP, make_run
 from tests.unit.made_samples import failed, measurement, open_step, sample
+from tests.unit.mutations import mutate
 
 STEP = open_step(5.0, 20.0, variant="pod")
 
@@ -122,6 +127,29 @@ def test_markup_in_a_disruption_arrives_as_text(tmp_path: Path) -> None:
     data = load_run(make_disrupted_run(tmp_path / "run", one))
     assert "<img" not in render_page(data)
     assert "<img" not in render_markdown(data)
+
+
+def test_marks_outside_of_the_samples_are_named(tmp_path: Path) -> None:
+    one = make_disruption(marks={"began_s": 5.0, "ended_s": 1e30})
+    section = disruption_section(load_run(make_disrupted_run(tmp_path / "run", one)))
+    assert section is not None
+    assert section.parts[0].lines[-1] == "The disruption is not within the time of its samples."
+    assert not section.parts[0].charts
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32))
+def test_mutated_disruption_is_reported_or_refused(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = make_disrupted_run(tmp_path_factory.mktemp("mutated") / "run")
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    changed, _ = mutate({"disruptions": record["disruptions"]}, random.Random(seed))
+    (folder / RECORD).write_text(json.dumps(record | changed), encoding="utf-8")
+    try:
+        data = load_run(folder)
+    except ConfigError:
+        return
+    assert render_page(data)
+    assert render_markdown(data)
 
 
 def test_record_with_an_incomplete_disruption_is_refused(tmp_path: Path) -> None:

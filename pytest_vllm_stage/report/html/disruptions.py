@@ -18,7 +18,7 @@ from pytest_vllm_stage.report.html.request_panels import scatter_latency, thin
 from pytest_vllm_stage.report.run_data import RunData
 from pytest_vllm_stage.report.slo_matrix import sign_of
 from pytest_vllm_stage.report.values import format_number
-from pytest_vllm_stage.resilience.window import FOLDER, Marks, Promise
+from pytest_vllm_stage.resilience.window import FOLDER, Marks
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -44,13 +44,17 @@ def disruption_section(data: RunData) -> Section | None:
 
 def _part(data: RunData, one: Mapping[str, Any]) -> Part:
     lines, charts = [one["why"], *one["problems"], *one["notes"]], []
-    path = data.directory / FOLDER / f"{one['name']}{SUFFIX}"
+    # A name of the record may be no file's name.
+    files = {path.name.removesuffix(SUFFIX): path for path in (data.directory / FOLDER).glob(f"*{SUFFIX}")}
     try:
-        samples = read_measurement(path).samples if path.exists() else ()
-        if samples:
-            charts = [_chart(one, samples)]
-        else:
+        samples = read_measurement(files[one["name"]]).samples if one["name"] in files else ()
+        marks = Marks(one["marks"]["began_s"], one["marks"]["ended_s"])
+        if not samples:
             lines.append("The samples of this disruption are missing.")
+        elif not _first_s(samples) <= marks.began_s <= marks.ended_s <= _last_s(samples):
+            lines.append("The disruption is not within the time of its samples.")
+        else:
+            charts = [_chart(one, samples, marks)]
     except ConfigError as error:
         lines.append(error.message)
     outcome = one["outcome"]
@@ -58,8 +62,15 @@ def _part(data: RunData, one: Mapping[str, Any]) -> Part:
     return Part(disruption_table.title_of(one), outcome, sign_of(outcome), list(filter(None, lines)), charts, opened)
 
 
-def _chart(one: Mapping[str, Any], samples: Sequence[Sample]) -> Chart:
-    marks = Marks(**one["marks"])
+def _first_s(samples: Sequence[Sample]) -> float:
+    return min(sample.scheduled_s for sample in samples)
+
+
+def _last_s(samples: Sequence[Sample]) -> float:
+    return max(sample.end_s for sample in samples)
+
+
+def _chart(one: Mapping[str, Any], samples: Sequence[Sample], marks: Marks) -> Chart:
     picture = _draw(one, samples, marks) if svg.available() else None
     caption = (
         "Each request at its scheduled time; crosses are failed ones. Shaded: from the start of the disruption to "
@@ -98,9 +109,10 @@ def _draw(one: Mapping[str, Any], samples: Sequence[Sample], marks: Marks) -> Ma
     scatter_latency(axes, thin(samples), "ttft", 1000, "c0", start_s=marks.began_s)
     axes.axvspan(0, marks.ended_s - marks.began_s, color=svg.COLOURS["grid"], zorder=0)
     recovery_s = one["window"].get("recovery_s")
-    if recovery_s is not None:
+    if recovery_s is not None and 0 <= recovery_s <= _last_s(samples) - marks.began_s:
         axes.axvline(recovery_s, color=svg.COLOURS["good"], linewidth=1, linestyle=":")
-    limit_ms = Promise(**one["promise"]).ttft_p99_ms
-    if limit_ms is not None:
+    limit_ms = one["promise"].get("ttft_p99_ms")
+    low, high = axes.get_ylim()
+    if isinstance(limit_ms, int | float) and low <= limit_ms <= high:
         axes.axhline(limit_ms, color=svg.COLOURS["bad"], linewidth=0.8, linestyle="--")
     return svg.draw(figure, f"disruption-{zlib.crc32(one['name'].encode())}")
