@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_vllm_stage.serving.answers import StreamedAnswer
+
 
 @dataclass(frozen=True)
 class ToolCall:
@@ -21,6 +23,16 @@ def read_calls(choice: Mapping[str, Any]) -> list[ToolCall]:
     """The calls of a whole answer's choice."""
     calls = (choice.get("message") or {}).get("tool_calls") or []
     return [ToolCall(str(call.get("id") or ""), *_function(call), str(call.get("type"))) for call in calls]
+
+
+def find_finish_reason(streamed: StreamedAnswer) -> str:
+    """The last finish reason of a stream, which fails without one: no content of such a stream means anything."""
+    if not streamed.finish_reasons:
+        raise AssertionError(
+            f"the stream ended with status 200, {len(streamed.chunks)} chunks and no finish reason: the engine gave "
+            "up, and its log has the reason"
+        )
+    return streamed.finish_reasons[-1]
 
 
 def read_streamed_calls(chunks: Iterable[Mapping[str, Any]], choice_index: int = 0) -> list[ToolCall]:
