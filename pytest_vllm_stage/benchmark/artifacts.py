@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from pytest_vllm_stage.benchmark.artifact_details import find_malformed_detail
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.core.json_text import parse_json
@@ -207,7 +208,7 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: verdict.outcome: must be one of {', '.join(Outcome)}")
     if not isinstance(data["metrics"].get("metrics"), dict):
         raise ConfigError(f"{path}: metrics.metrics: must be an object")
-    if problem := _impossible_number(data):
+    if problem := _impossible_number(data) or find_malformed_detail(data):
         raise ConfigError(f"{path}: {problem}")
     return data
 
