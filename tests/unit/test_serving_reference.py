@@ -104,11 +104,49 @@ def test_a_worse_model_is_distinguished_from_an_equal_one() -> None:
         compare(full, {"t": Scores([-1.0], [1])})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "m", "golden": {}, "scores": {}}'])
+SCORES = {"logprobs": [-1.0, -2.0], "likeliest": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"golden": {}}, "r.json: golden has no 'answers'"),
+        ({"model": 5}, "r.json: model: expected a string, got 5"),
+        (
+            {"scores": {"texts": {}, "tolerance_nats": 0.1}},
+            "r.json: scores.texts: expected an object that is not empty",
+        ),
+        ({"scores": {"texts": {"a": SCORES}, "tolerance_nats": math.nan}}, "scores.tolerance_nats: expected a number"),
+        (
+            {"scores": {"texts": {"a": SCORES | {"likeliest": [1]}}, "tolerance_nats": 0.1}},
+            "has 2 logprobs and 1 likeliest",
+        ),
+        (
+            {"scores": {"texts": {"a": SCORES | {"logprobs": [None, 1]}}}},
+            "texts.a.logprobs[0]: expected a number, got null",
+        ),
+        ({"quantisation_of": {"reference": "full.json"}}, "r.json: quantisation_of has no 'most_gap_nats'"),
+    ],
+)
+def test_a_reference_with_a_field_of_another_type_is_refused_by_its_name(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    golden = {"answers": {"Hi": ["Hello"]}, "max_tokens": 16, "least_agreement": 0.8}
+    made = {"model": "m", "golden": golden, "scores": {"texts": {"a": SCORES}, "tolerance_nats": 0.1}}
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(made))
+    assert Reference.read(path).golden == {"Hi": ["Hello"]}
+    path.write_text(json.dumps(made | change))
+    with pytest.raises(ConfigError) as refused:
+        Reference.read(path)
+    assert message in refused.value.message
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
 def test_a_file_that_is_not_a_reference_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"r\.json is not a recorded reference"):
+    with pytest.raises(ConfigError, match=r"reference .*r\.json:? "):
         Reference.read(path)
 
 

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from pytest_vllm_stage.checks.inference.scores import Scores
-from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import read_text
-from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.load.guidellm.document import Node, parse_document
 
 #: Neighbouring tokens are alike: a confidence interval resamples blocks of this many.
 BLOCK_TOKENS = 16
@@ -24,6 +22,7 @@ RESAMPLES = 2000
 SAME_KERNELS_NATS = 0.02
 #: Two-sided confidence of the intervals.
 CONFIDENCE = 0.98
+_HINT = "record one: python fixtures/prompts/record.py URL MODEL > NAME.json"
 
 
 @dataclass(frozen=True)
@@ -63,24 +62,48 @@ class Reference:
         Raises:
             ConfigError: the file is not a reference.
         """
-        try:
-            data: dict[str, Any] = parse_json(read_text(path, "reference"))
-            full = data.get("quantisation_of") or {}
-            return cls(
-                data["model"],
-                data["golden"]["answers"],
-                data["golden"]["max_tokens"],
-                data["golden"]["least_agreement"],
-                {name: Scores(one["logprobs"], one["likeliest"]) for name, one in data["scores"]["texts"].items()},
-                data["scores"]["tolerance_nats"],
-                path.parent / full["reference"] if full else None,
-                full.get("most_gap_nats", 0.0),
-                full.get("least_same_token", 0.0),
-                bool(data.get("simulated", False)),
-                str(data.get("engine_version", "")),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path} is not a recorded reference: {type(error).__name__}: {error}") from None
+        found = parse_document(read_text(path, "reference").encode(), f"reference {path}", _HINT)
+        golden, scores = found.child("golden"), found.child("scores")
+        full = found.child("quantisation_of") if found.value.get("quantisation_of") else None
+        return cls(
+            _string(found.child("model")),
+            {
+                prompt: [_string(one) for one in _filled(answers)]
+                for prompt, answers in _entries(golden.child("answers"))
+            },
+            int(golden.child("max_tokens").number()),
+            golden.child("least_agreement").number(),
+            {name: _parse_scores(entry) for name, entry in _entries(scores.child("texts"))},
+            scores.child("tolerance_nats").number(),
+            path.parent / _string(full.child("reference")) if full else None,
+            full.child("most_gap_nats").number() if full else 0.0,
+            full.child("least_same_token").number() if full else 0.0,
+            bool(found.value.get("simulated", False)),
+            str(found.value.get("engine_version", "")),
+        )
+
+
+def _parse_scores(entry: Node) -> Scores:
+    logprobs = [one.number() for one in _filled(entry.child("logprobs"))]
+    likeliest = [int(one.number()) for one in _filled(entry.child("likeliest"))]
+    if len(logprobs) != len(likeliest):
+        entry.refuse(f"has {len(logprobs)} logprobs and {len(likeliest)} likeliest tokens")
+    return Scores(logprobs, likeliest)
+
+
+def _entries(node: Node) -> list[tuple[str, Node]]:
+    """The entries of an object that is not empty: without any, nothing would be compared."""
+    if not isinstance(node.value, dict) or not node.value:
+        node.expect("an object that is not empty")
+    return [(name, node.child(name)) for name in node.value]
+
+
+def _filled(node: Node) -> list[Node]:
+    return list(node.items()) or node.expect("a list that is not empty")
+
+
+def _string(node: Node) -> str:
+    return node.value if isinstance(node.value, str) else node.expect("a string")
 
 
 def deviation_nats(now: Mapping[str, Scores], then: Mapping[str, Scores]) -> float:
