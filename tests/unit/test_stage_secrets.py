@@ -63,6 +63,11 @@ def test_entries_are_read_without_a_shell(tmp_path: Path, line: str, value: str 
         assert secrets.load(OVERLAY, path).values == {"HF_TOKEN": Secret(value)}
 
 
+@pytest.mark.parametrize("value", ["${OTHER}", "\u201cquoted\u201d"])
+def test_straight_quotes_keep_a_value_as_it_stands(tmp_path: Path, value: str) -> None:
+    assert secrets.load(OVERLAY, env_file(tmp_path, f"HF_TOKEN='{value}'")).values["HF_TOKEN"].reveal() == value
+
+
 @pytest.mark.parametrize("line", ["HF_TOKEN=", "HF_TOKEN=   ", "HF_TOKEN= # a comment", "HF_TOKEN=''"])
 def test_empty_value_counts_as_missing(tmp_path: Path, line: str) -> None:
     assert secrets.load(OVERLAY, env_file(tmp_path, line)).values == {}
@@ -97,6 +102,12 @@ def test_files_of_windows_editors_are_read(name: str) -> None:
         (f"HF_TOKEN={VALUE}\u200b\n", ":1: HF_TOKEN has an invisible character, ZERO WIDTH SPACE (U+200B), in its"),
         (f"\u00a0HF_TOKEN={VALUE}\n", ":1: an invisible character, NO-BREAK SPACE (U+00A0), in or next to the key"),
         (f"#\n\ufeffHF_TOKEN={VALUE}\n", ":2: an invisible character, BYTE ORDER MARK (U+FEFF), in or next to the"),
+        (
+            f"HF_TOKEN=\u201c{VALUE}\u201d\n",
+            ":1: HF_TOKEN has typographic quotes around its value: retype them as ' or",
+        ),
+        (f"HF_TOKEN=${{OTHER}}{VALUE}\n", ":1: HF_TOKEN refers to a variable, which is not expanded: write the value"),
+        (f'HF_TOKEN="{VALUE}${{OTHER}}"\n', ":1: HF_TOKEN refers to a variable, which is not expanded"),
         ("MINIO_SECRET_KEY=short\n", ":1: MINIO_SECRET_KEY is too short"),
     ],
 )

@@ -25,6 +25,8 @@ PLACEHOLDER = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 _ENTRY = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=(.*)", re.DOTALL)
 #: A comment after a value begins behind whitespace: a value may hold a ``#``.
 _COMMENT = re.compile(r"[ \t]#.*", re.DOTALL)
+#: What word processors and chat programs make of straight quotes.
+_TYPOGRAPHIC = set("\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb")
 #: Keys whose values a run may generate, with their lengths: only the run itself needs these values.
 _GENERATED = {"MINIO_ACCESS_KEY": 20, "MINIO_SECRET_KEY": 40}
 #: MinIO does not start with shorter ones.
@@ -122,12 +124,21 @@ def _parse_value(text: str, where: str) -> str:
             raise ConfigError(f"{where} has an opening quote without a closing one")
         if _COMMENT.sub("", stripped[end + 1 :]).strip(" \t"):
             raise ConfigError(f"{where} has text after its closing quote")
-        return stripped[1:end]
+        return _without_reference(stripped[1:end], where) if quote == '"' else stripped[1:end]
     value = _COMMENT.sub("", text).strip(" \t")
     if value.endswith(("'", '"')):
         raise ConfigError(f"{where} has a closing quote without an opening one")
+    if set(value[:1] + value[-1:]) & _TYPOGRAPHIC:
+        raise ConfigError(f"{where} has typographic quotes around its value: retype them as ' or \"")
     if invisible := _name_invisible(value):
         raise ConfigError(f"{where} has {invisible} in its value: retype the line, or put the value in quotes")
+    return _without_reference(value, where)
+
+
+def _without_reference(value: str, where: str) -> str:
+    """Other readers of env files expand ``${NAME}``; used as it stands, it would be a wrong credential."""
+    if PLACEHOLDER.search(value):
+        raise ConfigError(f"{where} refers to a variable, which is not expanded: write the value, or use single quotes")
     return value
 
 
