@@ -183,18 +183,18 @@ FORBIDDEN = (
 
 
 def unpulled(planted: str, cause: str, message: str) -> Fault:
-    status = waiting("ImagePullBackOff", f'Back-off pulling image "{IMAGE}": ErrImagePull: rpc error: code = {message}')
-    return Fault(
-        planted, f"{READY}: image {IMAGE} cannot be pulled: {cause}", model(pod(ready=False, statuses=[status]))
-    )
+    status = waiting("ImagePullBackOff", f'Back-off pulling image "{VLLM}": ErrImagePull: rpc error: code = {message}')
+    made = pod(ready=False, statuses=[status], spec={"containers": [{"name": "kserve-container", "image": VLLM}]})
+    return Fault(planted, f"{READY}: image {VLLM} cannot be pulled: {cause}", model(made))
 
 
 def crashed(planted: str, cause: str, *log: str, code: int = 1) -> Fault:
     return Fault(planted, f"{READY}: {cause}", model(pod(ready=False, statuses=[ended(code, restarts=2)])), log)
 
 
-PULL = f'failed to pull and unpack image "{IMAGE}": '
-RESOLVE = f'{PULL}failed to resolve reference "{IMAGE}": '
+VLLM = "quay.io/x/vllm:1"
+PULL = f'failed to pull and unpack image "{VLLM}": '
+RESOLVE = f'{PULL}failed to resolve reference "{VLLM}": '
 INPUT = "[type=value_error, input_value=ArgsKwargs((), {'model_co...additional_config': {}}), input_type=ArgsKwargs]"
 INVALID = "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig"
 FURTHER = "    For further information visit https://errors.pydantic.dev/2.11/v/value_error"
