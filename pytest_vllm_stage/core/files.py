@@ -94,6 +94,14 @@ def _guess_encoding(data: bytes) -> str:
     return ""
 
 
+def escape_surrogates(text: str) -> str:
+    """The text with each lone surrogate, which no encoding can carry, written as its escape.
+
+    A server that cuts an emoji in two sends such a text in valid JSON, and a failed comparison quotes it.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 #: Permissions of files that hold keys or refer to them.
 PRIVATE = 0o600
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.core.files import escape_surrogates
 from pytest_vllm_stage.core.secret import redact
 
 _PLUGIN = "allure_pytest"
@@ -85,13 +86,18 @@ class _Results:
         self.report_attached_file = around(redact_attached_file)
 
 
+def _clean(text: str) -> str:
+    """The text without secrets, and as UTF-8 can carry it: allure's writer raises on a lone surrogate."""
+    return escape_surrogates(redact(text))
+
+
 def _redact_in_place(item: Any) -> None:
     """Redact every text of an allure model, nested ones included."""
     for name, value in vars(item).items():
         if isinstance(value, str):
-            setattr(item, name, redact(value))
+            setattr(item, name, _clean(value))
         elif isinstance(value, list):
-            value[:] = [redact(entry) if isinstance(entry, str) else entry for entry in value]
+            value[:] = [_clean(entry) if isinstance(entry, str) else entry for entry in value]
             for entry in value:
                 if hasattr(entry, "__attrs_attrs__"):
                     _redact_in_place(entry)
@@ -122,7 +128,7 @@ def attach(name: str, text: str, kind: str = "TEXT") -> None:
 
     if not any(hasattr(plugin, "allure_logger") for plugin in allure_commons.plugin_manager.get_plugins()):
         return
-    shown = redact(text)
+    shown = _clean(text)
     if kind == "TEXT":  # a part of the others is not readable
         shown = shown[:LONGEST_ATTACHMENT]
     allure.attach(shown, name=name, attachment_type=allure.attachment_type[kind])

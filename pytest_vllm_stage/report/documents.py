@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_vllm_stage.core.files import atomic_draft, write_atomically
+from pytest_vllm_stage.core.files import atomic_draft, escape_surrogates, write_atomically
 from pytest_vllm_stage.report.files import MARKDOWN, METRICS, PAGE
 from pytest_vllm_stage.report.html.page import render_page
 from pytest_vllm_stage.report.markdown import render_markdown
@@ -31,7 +31,7 @@ def write_reports(directory: Path, *, compare: Path | None = None) -> list[Path]
     _keep_history(data)
     texts = {PAGE: render_page(data, other), MARKDOWN: render_markdown(data), METRICS: render_metrics(data)}
     for name, text in texts.items():
-        write_atomically(directory / name, text)
+        write_atomically(directory / name, escape_surrogates(text))
     return [directory / name for name in texts]
 
 

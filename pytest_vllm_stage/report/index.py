@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_stage.core.files import write_atomically
+from pytest_vllm_stage.core.files import escape_surrogates, write_atomically
 from pytest_vllm_stage.core.journal import read_events
 from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.report.files import PAGE
@@ -79,7 +79,7 @@ def write_index(folder: Path) -> Path:
     """Write the index over all runs of a folder; what is not a run is passed over."""
     entries = sorted(read_entries(folder), key=lambda entry: entry.started_at, reverse=True)
     path = folder / INDEX
-    write_atomically(path, render_index(entries, _sparklines(entries)))
+    write_atomically(path, escape_surrogates(render_index(entries, _sparklines(entries))))
     return path
 
 

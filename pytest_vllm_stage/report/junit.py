@@ -43,7 +43,7 @@ def _properties(element: ET.Element) -> ET.Element:
 
 
 def _case(test: dict[str, Any]) -> ET.Element:
-    file, _, name = test["name"].partition("::")
+    file, _, name = _NOT_XML.sub("?", test["name"]).partition("::")
     case = ET.Element(
         "testcase", classname=file.removesuffix(".py").replace("/", "."), name=name, time=f"{test['duration_s']:.3f}"
     )

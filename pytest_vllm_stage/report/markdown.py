@@ -26,7 +26,7 @@ def render_markdown(data: RunData) -> str:
     size = 0
     cut = "\n*The rest did not fit; `report.html` has it.*\n"
     for line in lines:
-        size += len(line.encode()) + 1
+        size += len(line.encode("utf-8", "backslashreplace")) + 1
         if size > LIMIT_BYTES - len(cut.encode()):
             return "\n".join(text) + "\n" + cut
         text.append(line)
