@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _SECTIONS = {"contexts": "context", "clusters": "cluster", "users": "user"}
 #: What an HTTP header can carry.
 _TOKEN = re.compile(r"[!-~]*")
+_TEXTS = ("token", "tokenFile", "username", "password", "tls-server-name", "proxy-url", "certificate-authority")
+_TEXTS_OF_KEYS = ("client-certificate", "client-key")
+_DATA = tuple(f"{name}-data" for name in ("certificate-authority", *_TEXTS_OF_KEYS))
+#: Field of a cluster or a user to its type.
+_KINDS: Mapping[str, type] = dict.fromkeys((*_TEXTS, *_TEXTS_OF_KEYS, *_DATA), str) | {"insecure-skip-tls-verify": bool}
 _PATH_FIELDS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 
 
@@ -87,18 +92,35 @@ class Kubeconfig:
             raise ConfigError(f"{where} names no server")
         if not isinstance(server, str) or urlsplit(server).scheme not in ("http", "https"):
             raise ConfigError(f"{where}: server: expected an http or https URL, got {server!r}")
-        return cluster, self._referred(context, found, "user", self.users)
+        user = self._referred(context, found, "user", self.users)
+        _check_fields(cluster, f"kubeconfig {cluster.path}: cluster of context {context}")
+        if user is not None:
+            _check_fields(user, f"kubeconfig {user.path}: user of context {context}")
+        return cluster, user
 
     def _referred(self, context: str, found: Entry, field: str, entries: Mapping[str, Entry]) -> Entry | None:
         name = found.value.get(field)
         if not name:
             return None
+        if not isinstance(name, str):
+            where = f"kubeconfig {found.path}: context {context}: {field}"
+            raise ConfigError(f"{where}: expected a string, got {type(name).__name__}")
         if name not in entries:
             raise ConfigError(
                 f"kubeconfig {found.path}: context {context} names {field} {name}, which no file defines "
                 f"({self.places}); valid: {_listed(entries)}"
             )
         return entries[name]
+
+
+def _check_fields(entry: Entry, where: str) -> None:
+    """The client's loader sends whatever a field holds, a mapping in place of a token too."""
+    for name, kind in _KINDS.items():
+        value = entry.value.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{where}: {name}: expected {kind.__name__}, got {type(value).__name__}")
+    if not _TOKEN.fullmatch(entry.value.get("token") or ""):
+        raise ConfigError(f"{where}: token: expected visible ASCII characters only (it is not shown)")
 
 
 def _listed(names: Mapping[str, Entry]) -> str:

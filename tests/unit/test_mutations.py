@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_vllm_stage.cluster import kubeconfig_files
 from pytest_vllm_stage.report.html.page import render_page
 from pytest_vllm_stage.report.markdown import render_markdown
 from pytest_vllm_stage.report.openmetrics import render_metrics
@@ -23,7 +24,7 @@ from pytest_vllm_stage.report.run_data import load_run
 from pytest_vllm_stage.settings.profile import load_profile
 from pytest_vllm_stage.stage.deploy import render
 from tests.unit.file_kinds import KINDS, NAME, Kind, refusal_of
-from tests.unit.mutations import mutate, write_toml
+from tests.unit.mutations import STRANGE, mutate, write_toml
 from tests.unit.recorded_stage import RecordedStage
 
 MUTATIONS = int(os.environ.get("STAGE_MUTATIONS", "150"))
@@ -109,6 +110,27 @@ def test_a_mutated_run_is_reported_or_refused(what: str, seed: int, tmp_path_fac
     if not refusal_of(kind.read, path):
         data = load_run(folder)
         assert all(write(data) for write in (render_page, render_markdown, render_metrics))
+
+
+@settings(derandomize=True, deadline=None, max_examples=MUTATIONS)
+@given(seed=st.integers(0, 2**32))
+def test_a_mutated_kubeconfig_gives_its_token_or_is_refused(
+    seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The client's loader accepts what kubectl refuses: it would send a number, or a mapping, as the token."""
+    from kubernetes.client import Configuration
+
+    kind, folder = KINDS["kubeconfig"], tmp_path_factory.getbasetemp()
+    made = kind.make(folder)
+    changed, change = mutate(made, random.Random(seed))
+    path, configuration = folder / "mutated-kubeconfig.yaml", Configuration()
+    path.write_text(kind.write(changed), encoding="utf-8")
+    context = made["contexts"][0]["name"]
+    message = refusal_of(lambda path: kubeconfig_files.load(str(path), context, configuration, str(folder)), path)
+    assert not message or path.name in message, change
+    assert "sesame" not in message
+    sent = set(configuration.api_key.values())
+    assert sent <= {"Bearer sesame"} or sent <= {f"Bearer {value}" for value in STRANGE if isinstance(value, str)}
 
 
 @settings(derandomize=True, deadline=None, max_examples=MUTATIONS)
