@@ -78,7 +78,7 @@ def minio(folder: Path) -> Iterator[MinioServer]:
     url = f"http://127.0.0.1:{port}"
     environment = os.environ | {"MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret, "MINIO_BROWSER": "off"}
     command = [str(program), "server", str(folder / "data"), f"--address=127.0.0.1:{port}"]
-    with _process(command, environment, folder / "minio.log"):
+    with run_process(command, environment, folder / "minio.log"):
         _await(f"{url}/minio/health/ready")
         yield MinioServer(url, access, secret)
 
@@ -124,7 +124,7 @@ def standin(folder: Path, api: str = "both") -> Iterator[Standin]:
     """The stand-in over a new database."""
     port = _free_port()
     command = [sys.executable, "-m", "pytest_vllm_stage.standins.registry", f"--port={port}", f"--api={api}"]
-    with _process([*command, f"--database={folder / f'registry-{port}.db'}"], None, folder / f"standin-{port}.log"):
+    with run_process([*command, f"--database={folder / f'registry-{port}.db'}"], None, folder / f"standin-{port}.log"):
         _await(f"http://127.0.0.1:{port}/readyz/health")
         yield Standin(f"http://127.0.0.1:{port}")
 
@@ -161,11 +161,12 @@ def _look_at_vllm(server: subprocess.Popen[bytes], url: str, log: Path) -> Obser
 
 
 @contextmanager
-def _process(command: list[str], environment: dict[str, str] | None, log: Path) -> Iterator[None]:
+def run_process(command: list[str], environment: dict[str, str] | None, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process until the end of the block; its output goes into the log."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
-            yield
+            yield process
         finally:
             process.terminate()
             try:

@@ -44,18 +44,12 @@ def build_manager_manifests(files: Path, certificate: bytes, key: bytes) -> list
 def build_webhooks(files: Path, authority: bytes) -> list[Object]:
     """The webhook configurations, merged by kind and name, which call the manager's Service."""
     bundle = base64.b64encode(authority).decode()
-    merged: dict[tuple[str, str], Object] = {}
-    for original in copy.deepcopy(kserve_files.webhooks(files)):
-        for hook in original["webhooks"]:
-            hook["clientConfig"]["caBundle"] = bundle
-            hook["clientConfig"]["service"]["namespace"] = NAMESPACE
-            hook["clientConfig"]["service"]["name"] = WEBHOOK_HOSTS[0].partition(".")[0]
-        key = (original["kind"], original["metadata"]["name"])
-        if key in merged:
-            merged[key]["webhooks"] += original["webhooks"]
-        else:
-            merged[key] = original
-    return list(merged.values())
+    merged = kserve_files.merge_webhooks(kserve_files.webhooks(files))
+    for hook in (hook for configuration in merged for hook in configuration["webhooks"]):
+        hook["clientConfig"]["caBundle"] = bundle
+        hook["clientConfig"]["service"]["namespace"] = NAMESPACE
+        hook["clientConfig"]["service"]["name"] = WEBHOOK_HOSTS[0].partition(".")[0]
+    return merged
 
 
 def _in_namespace(item: Object) -> Object:

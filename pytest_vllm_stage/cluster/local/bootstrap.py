@@ -82,18 +82,12 @@ def _change(data: dict[str, str], section: str, fields: Object) -> None:
 
 def kserve_webhooks(originals: list[Object], address: str, ca: bytes) -> list[Object]:
     """KServe's webhook configurations, merged by kind and name, pointing at the manager's process."""
-    merged: dict[tuple[str, str], Object] = {}
-    for original in copy.deepcopy(originals):
-        for hook in original["webhooks"]:
-            path = hook["clientConfig"]["service"]["path"]
-            url = f"https://{address}:{WEBHOOK_PORT}{path}"
-            hook["clientConfig"] = {"url": url, "caBundle": base64.b64encode(ca).decode()}
-        key = (original["kind"], original["metadata"]["name"])
-        if key in merged:
-            merged[key]["webhooks"] += original["webhooks"]
-        else:
-            merged[key] = original
-    return list(merged.values())
+    merged = kserve_files.merge_webhooks(originals)
+    for hook in (hook for configuration in merged for hook in configuration["webhooks"]):
+        path = hook["clientConfig"]["service"]["path"]
+        url = f"https://{address}:{WEBHOOK_PORT}{path}"
+        hook["clientConfig"] = {"url": url, "caBundle": base64.b64encode(ca).decode()}
+    return merged
 
 
 def apply_storage(api: BootstrapApi) -> None:

@@ -6,6 +6,7 @@ Nothing of it is in the repository, and starting a cluster needs neither Go nor 
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def crds(folder: Path) -> list[dict[str, Any]]:
 def webhooks(folder: Path) -> list[dict[str, Any]]:
     """The webhook configurations, which name a Service."""
     return _read(folder / _WEBHOOK_FILE)
+
+
+def merge_webhooks(originals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of webhook configurations, merged by kind and name: KServe's files have one document per webhook."""
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for original in deepcopy(originals):
+        key = (original["kind"], original["metadata"]["name"])
+        if key in merged:
+            merged[key]["webhooks"] += original["webhooks"]
+        else:
+            merged[key] = original
+    return list(merged.values())
 
 
 def config_map(folder: Path) -> dict[str, Any]:

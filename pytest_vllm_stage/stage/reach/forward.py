@@ -145,7 +145,7 @@ class ServiceForward:
                 return
             except StageError as error:
                 reason = error.message
-            except Exception as error:
+            except Exception as error:  # in a thread: any other one would end it unseen, and the client would hang
                 reason, deadline_s = f"{type(error).__name__}: {error}", 0.0
             if time.monotonic() >= deadline_s:
                 break

@@ -17,6 +17,7 @@ from pathlib import Path
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
+from tests.real.servers import run_process
 
 PORT = 443
 #: As OpenShift's router has it, for Routes without the annotation haproxy.router.openshift.io/timeout.
@@ -130,9 +131,7 @@ def run_router(router: Router, haproxy: str, folder: Path) -> Iterator[None]:
     page, configuration, log = (folder / f"{router.name}.{kind}" for kind in ("http", "cfg", "log"))
     page.write_text(_PAGE, newline="")
     configuration.write_text(router.configuration(page))
-    with log.open("wb") as output:
-        process = subprocess.Popen([haproxy, "-db", "-f", str(configuration)], stdout=output, stderr=output)
-    try:
+    with run_process([haproxy, "-db", "-f", str(configuration)], None, log) as process:
         wait_until(
             f"router {router.name} listens",
             lambda: _observe(process, router.address, log),
@@ -141,13 +140,6 @@ def run_router(router: Router, haproxy: str, folder: Path) -> Iterator[None]:
             error=EnvironmentUnusable,
         )
         yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _observe(process: subprocess.Popen[bytes], address: str, log: Path) -> Observation:
