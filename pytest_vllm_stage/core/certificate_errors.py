@@ -1,4 +1,4 @@
-"""Why a server's certificate is refused, and what to do next."""
+"""Why a server's certificate is refused, or no TLS connection is possible, and what to do next."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class _VerifyCode(IntEnum):
     IP_ADDRESS_MISMATCH = 64
 
 
+#: ``ssl.SSLError.reason`` where server and client have no version of TLS in common.
+_NO_COMMON_VERSION = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE")
+#: Where what the server sends is not TLS: OpenSSL 3.0, and 3.2 and later.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+
 _UNKNOWN_AUTHORITY = (
     _VerifyCode.SELF_SIGNED_LEAF,
     _VerifyCode.SELF_SIGNED_IN_CHAIN,
@@ -38,14 +43,14 @@ _UNKNOWN_AUTHORITY = (
 
 
 class CertificateRefusal(NamedTuple):
-    """Why a certificate is refused, and the next command or option."""
+    """Why a server is not trusted, and the next command or option."""
 
     reason: str
     hint: str
 
 
 def explain_refusal(error: BaseException, base_url: str, ca_file: str | None) -> CertificateRefusal | None:
-    """Explain a connection that failed since the server's certificate was refused; None for another failure.
+    """Explain a connection that failed in TLS, mostly since the certificate was refused; None for another failure.
 
     Args:
         error: What the client raised; the cause is looked for in what it was raised from.
@@ -57,6 +62,8 @@ def explain_refusal(error: BaseException, base_url: str, ca_file: str | None) ->
         return None
     url = urlsplit(base_url)
     host, port = url.hostname or "", url.port or 443
+    if not isinstance(refused, ssl.SSLCertVerificationError):
+        return _explain_protocol(refused, base_url, host, port)
     show = f"openssl s_client -connect {host}:{port} -servername {host} </dev/null | openssl x509 -noout -text"
     return _explain(refused, _read_certificate(host, port), host, show, _advise_trust(ca_file))
 
@@ -70,13 +77,27 @@ def _advise_trust(ca_file: str | None) -> str:
     )
 
 
-def _find_cause(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+def _find_cause(error: BaseException | None) -> ssl.SSLError | None:
     seen = 0
     while error is not None and seen < 10:
-        if isinstance(error, ssl.SSLCertVerificationError):
+        if isinstance(error, ssl.SSLError):
             return error
         # httpx and httpcore raise their own errors from the socket's.
         error, seen = error.__cause__ or error.__context__, seen + 1
+    return None
+
+
+def _explain_protocol(error: ssl.SSLError, base_url: str, host: str, port: int) -> CertificateRefusal | None:
+    if error.reason in _NO_COMMON_VERSION:
+        return CertificateRefusal(
+            f"the server offers no version of TLS that is accepted here: expected TLS 1.2 or later ({error.reason})",
+            f"look at it: openssl s_client -connect {host}:{port} -servername {host} </dev/null",
+        )
+    if error.reason in _NOT_TLS:
+        plain = f"http://{base_url.partition('://')[2]}"
+        return CertificateRefusal(
+            f"the server does not speak TLS at port {port} ({error.reason})", f"does it speak HTTP? curl -i {plain}"
+        )
     return None
 
 
@@ -104,9 +125,11 @@ def _explain(
     if error.verify_code in _UNKNOWN_AUTHORITY:
         issuer = found.issuer if found else ""
         by = f"{issuer!r}, " if issuer else ""
+        # A chain that lacks an authority between them ends the same way as one whose root is not trusted.
+        sent = f"; where {issuer!r} is not a root, the server must send its certificate, too" if issuer else ""
         return CertificateRefusal(
             f"the server's certificate is signed by {by}an authority that is not trusted ({error.verify_message})",
-            f"{trust}; look at it: {show}",
+            f"{trust}{sent}; look at it: {show}",
         )
     return CertificateRefusal(f"the server's certificate is refused ({error.verify_message})", f"look at it: {show}")
 

@@ -63,6 +63,20 @@ class Authority:
         pem.write_text((self._folder / certificate).read_text() + (self._folder / key).read_text())
         return pem
 
+    def issue_authority(
+        self, folder: Path, name: str, since: datetime.timedelta = -DAY, until: datetime.timedelta = DAY
+    ) -> Authority:
+        """An authority whose own certificate this one signs; its files are in an empty folder."""
+        subordinate = Authority(folder, name)
+        usage = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        request, key = folder / "ca.csr", folder / "ca.key"
+        self._openssl("req", "-new", "-key", str(key), "-subj", f"/CN={name}", *usage, "-out", str(request))
+        now = datetime.datetime.now(datetime.UTC)
+        start, end = (f"{now + offset:%Y%m%d%H%M%S}Z" for offset in (since, until))
+        self._openssl("ca", "-config", "openssl.cnf", "-batch", "-notext", "-startdate", start, "-enddate", end,
+                      "-in", str(request), "-out", str(subordinate.certificate))  # fmt: skip
+        return subordinate
+
     def _openssl(self, *arguments: str) -> None:
         done = subprocess.run(["openssl", *arguments], cwd=self._folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import json
 import shlex
 import ssl
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_authority_that_a_file_lacks_is_named_with_the_file(serve: Any, tmp_path
     with serve("127.0.0.1") as server:
         failed = refusal(server.url, other)
     assert "an authority that is not trusted" in failed.message
-    assert failed.hint.startswith(f"add its authority to those of {other} (--stage-ca-file); look at it: ")
+    assert failed.hint.startswith(f"add its authority to those of {other} (--stage-ca-file); ")
 
 
 def test_expired_certificate_is_named_with_its_date(serve: Any, authority: Authority) -> None:
@@ -99,6 +100,62 @@ def test_certificate_of_another_host_is_named_with_its_hosts(serve: Any, authori
     assert "for another host: expected 127.0.0.1, got m.apps.example.org, *.apps.example.org, 192.0.2.7" in (
         failed.message
     )
+
+
+def chained(root: Authority, folder: Path, *, sent: bool = True, **validity: Any) -> Path:
+    """A certificate for this machine by an authority that the root has signed, with or without the authority's own."""
+    folder.mkdir()
+    between = root.issue_authority(folder, "issuing-ca", **validity)
+    pem = between.issue("127.0.0.1")
+    if sent:
+        pem.write_text(pem.read_text() + between.certificate.read_text())
+    return pem
+
+
+def test_chain_without_its_intermediate_certificate_names_what_the_server_must_send(
+    authority: Authority, tmp_path: Path
+) -> None:
+    pem = chained(authority, tmp_path / "sent")
+    with (
+        web_server(lambda _request: Reply(200), pem) as server,
+        EndpointClient(Target("full", "m", server.url, ca_file=str(authority.certificate))) as endpoint,
+    ):
+        endpoint.health()
+    pem = chained(authority, tmp_path / "lacking", sent=False)
+    with web_server(lambda _request: Reply(200), pem) as server:
+        failed = refusal(server.url, authority.certificate)
+    assert "signed by 'issuing-ca', an authority that is not trusted" in failed.message
+    assert "where 'issuing-ca' is not a root, the server must send its certificate, too; look at it: " in failed.hint
+
+
+def test_expired_intermediate_certificate_is_not_taken_for_the_servers_own(
+    authority: Authority, tmp_path: Path
+) -> None:
+    pem = chained(authority, tmp_path / "expired", since=-5 * DAY, until=-3 * DAY)
+    with web_server(lambda _request: Reply(200), pem) as server:
+        failed = refusal(server.url, authority.certificate)
+    assert failed.message.endswith("was not sent: a certificate of the server's chain has expired")
+
+
+def test_server_with_old_tls_alone_is_named(authority: Authority) -> None:
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.load_cert_chain(authority.issue("127.0.0.1"))
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # which is what the server is
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with web_server(lambda _request: Reply(200), old) as server:
+        failed = refusal(server.url, authority.certificate)
+    assert "the server offers no version of TLS that is accepted here: expected TLS 1.2 or later" in failed.message
+
+
+def test_server_without_tls_is_named() -> None:
+    with web_server(lambda _request: Reply(200)) as server:
+        url = server.url.replace("http:", "https:")
+        with EndpointClient(Target("full", "m", url)) as endpoint, pytest.raises(RequestFailed) as failed:
+            endpoint.health()
+    assert f"the server does not speak TLS at port {server.url.rpartition(':')[2]}" in failed.value.message
+    assert failed.value.hint == f"does it speak HTTP? curl -i {server.url}"
 
 
 def test_shown_openssl_command_prints_the_certificate(serve: Any, authority: Authority) -> None:

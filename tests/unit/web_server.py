@@ -50,8 +50,10 @@ class WebServer:
 
 
 @contextmanager
-def web_server(answer: Callable[[Request], Reply], certificate: Path | None = None) -> Iterator[WebServer]:
-    """Serve; ``certificate`` is a PEM file that holds the key too."""
+def web_server(
+    answer: Callable[[Request], Reply], certificate: Path | ssl.SSLContext | None = None
+) -> Iterator[WebServer]:
+    """Serve; ``certificate`` is a PEM file that holds the key too, or the server's whole TLS."""
     seen: list[Request] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -78,8 +80,11 @@ def web_server(answer: Callable[[Request], Reply], certificate: Path | None = No
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     scheme = "http"
     if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
+        if isinstance(certificate, Path):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+        else:
+            context = certificate
         server.socket = context.wrap_socket(server.socket, server_side=True)
         scheme = "https"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
