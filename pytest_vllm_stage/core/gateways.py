@@ -10,17 +10,29 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 MAX_EXCERPT = 200
+_REASON_HEADER = "x-ext-auth-reason"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_SHOWN = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>|[\x00-\x1f\x7f-\x9f]+")
 _LOGIN_PATH = re.compile(r"(?i)/(oauth2?|auth|authorize|login|sign_?in|sso|saml2?)\b")
 _LOGIN_PAGE = re.compile(r"(?i)log ?in with|sign ?in with|oauth[-_ ]?proxy|/oauth2?/(start|sign_in)|type=.password")
-_ENVOY = re.compile(r"(?i)^(RBAC: access denied|no healthy upstream|upstream connect error|upstream request timeout)")
-_KUBE_RBAC = re.compile(r"(?i)^(Unauthorized|Forbidden \(user=)")
+#: Pages of oauth-proxy and oauth2-proxy for a user that they know.
+_DENIED_PAGE = re.compile(r"(?i)403 permission denied|do not have permission to access|invalid account")
+_OAUTH2_PROXY = re.compile(r"(?i)oauth2 proxy|oauth2-proxy")
+_ENVOY = re.compile(
+    r"(?i)^(RBAC: access denied|no healthy upstream|no_?healthy_?upstream|upstream connect error|"
+    r"upstream request timeout|upstream max stream duration|stream timeout|local_rate_limited|fault filter abort|"
+    r"Jwt |Jwks |Audiences in Jwt)"
+)
+_KUBE_RBAC = re.compile(r"(?i)^(Forbidden \(user=|Authorization error \(user=)")
+#: Go's plain text, of kube-rbac-proxy and of other proxies that authenticate.
+_UNAUTHORIZED = re.compile(r"(?i)^(401 )?Unauthorized\s*$")
+_API_STATUS = re.compile(r'"kind"\s*:\s*"Status"')
 
-#: Pages that HAProxy, and so OpenShift's router, sends itself: with status 502, 503 and 504.
+#: Pages that HAProxy, and so OpenShift's router, sends itself.
 _HAPROXY = re.compile(
     r"(The server returned an invalid or incomplete response|No server is available to handle this request|"
-    r"The server didn't respond in time)\.\s*</body>"
+    r"The server didn't respond in time|Request forbidden by administrative rules|"
+    r"You have sent too many requests in a given amount of time)\.\s*</body>"
 )
 
 
@@ -32,6 +44,29 @@ class GatewayRefusal(StrEnum):
     UNAVAILABLE = "unavailable"
     NO_ROUTE = "no route"
     OTHER = "other"
+
+
+#: What Envoy's filter for JSON Web Tokens sends, to the refusal and to what helps; a text that is not listed is about
+#: the token itself: it is missing, has expired, or is not one.
+#: https://github.com/google/jwt_verify_lib/blob/master/src/status.cc
+_TOKEN_TEXTS: tuple[tuple[re.Pattern[str], GatewayRefusal, str], ...] = (
+    (
+        re.compile(r"Jwks (remote fetch|is an invalid|doesn't have any|have no)"),
+        GatewayRefusal.UNAVAILABLE,
+        "the mesh has no keys of its token issuer: can istiod reach the jwksUri of the RequestAuthentication?",
+    ),
+    (
+        re.compile(r"Audiences in Jwt|Jwt issuer is not configured|Jwks doesn't have key"),
+        GatewayRefusal.FORBIDDEN,
+        "the token is for another audience or from another issuer than the mesh's RequestAuthentication accepts",
+    ),
+    (
+        re.compile(r"Jwt is not yet valid"),
+        GatewayRefusal.FORBIDDEN,
+        "the token is not valid yet: compare the clocks of its issuer and of the mesh's nodes",
+    ),
+    (re.compile(r"Jw(t|ks) "), GatewayRefusal.LOGIN, ""),
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +85,9 @@ class HttpAnswer:
 
     @property
     def excerpt(self) -> str:
-        """The body's text in one line, without markup or control characters."""
-        text = " ".join(html.unescape(_NOT_SHOWN.sub(" ", self.body)).split())
+        """The body's text in one line, without markup or control characters; Authorino's reason is in a header."""
+        shown = self.body if self.body.strip() else self.headers.get(_REASON_HEADER, "")
+        text = " ".join(html.unescape(_NOT_SHOWN.sub(" ", shown)).split())
         return text if len(text) <= MAX_EXCERPT else text[:MAX_EXCERPT] + "..."
 
 
@@ -62,48 +98,92 @@ class Gateway:
     Attributes:
         name: For the reader of an error.
         refusal: Why it did not forward the request.
+        advice: What helps where credentials are not at fault; empty where the sender does not say.
     """
 
     name: str
     refusal: GatewayRefusal
+    advice: str = ""
 
 
 def identify_gateway(answer: HttpAnswer) -> Gateway | None:
     """The gateway that sent an answer instead of the server; None where the server itself may have sent it."""
-    name = _redirect(answer) or _name(answer)
-    return Gateway(name, _refusal(answer)) if name else None
+    name = _describe_redirect(answer) or _name(answer)
+    if not name:
+        return None
+    for pattern, refusal, advice in _TOKEN_TEXTS:
+        if answer.status in (401, 403) and pattern.match(answer.body.lstrip()):
+            return Gateway(name, refusal, advice)
+    refusal = _refusal(answer)
+    return Gateway(name, refusal, _advise(name, refusal))
 
 
-def _redirect(answer: HttpAnswer) -> str:
+def leads_to_https(answer: HttpAnswer, url: str) -> bool:
+    """The answer redirects a request over http to https on the same host."""
+    asked, target = urlsplit(url), urlsplit(answer.headers.get("location", ""))
+    same = asked.hostname == target.hostname
+    return answer.status in _REDIRECTS and (asked.scheme, target.scheme) == ("http", "https") and same
+
+
+def explain_silence(error: Exception, url: str) -> str:
+    """What helps where a connection was neither accepted nor refused; empty for any other error.
+
+    Args:
+        error: Of httpx or botocore, which name it ConnectTimeout and ConnectTimeoutError.
+        url: What was asked.
+    """
+    if "ConnectTimeout" not in type(error).__name__:
+        return ""
+    return (
+        f"packets to {urlsplit(url).netloc.rpartition('@')[2]} are dropped, not refused, as a NetworkPolicy or a "
+        "firewall does: kubectl get networkpolicies -A"
+    )
+
+
+def _describe_redirect(answer: HttpAnswer) -> str:
     if answer.status not in _REDIRECTS:
         return ""
     target = urlsplit(answer.headers.get("location", ""))
-    place = f"{target.netloc}{target.path}" or "an unnamed place"
+    place = f"{target.netloc.rpartition('@')[2]}{target.path}" or "an unnamed place"
     return f"a redirect to {place[:MAX_EXCERPT]}"
 
 
 def _name(answer: HttpAnswer) -> str:
     """The gateway's name, by text that only it sends; empty for any other answer."""
     server = answer.headers.get("server", "").strip()
-    plain = answer.body.lstrip()
-    if "x-ext-auth-reason" in answer.headers:
+    if _REASON_HEADER in answer.headers:
         return "the gateway's authorization service (Authorino)"
-    if _is_html(answer) and _LOGIN_PAGE.search(answer.body):
-        return "a login page (oauth-proxy or similar)"
-    if answer.status >= 400 and _ENVOY.match(plain):
-        return f"the service mesh's proxy ({server or 'envoy'})"
-    if answer.status in (401, 403) and _KUBE_RBAC.match(plain):
-        return "kube-rbac-proxy"
-    if answer.status == 503 and "Application is not available" in answer.body:
-        return "the OpenShift router"
-    if answer.status >= 500 and _HAPROXY.search(answer.body):
-        return "HAProxy, which OpenShift's router is"
+    if _is_html(answer) and (page := _name_by_page(answer)):
+        return page
+    if answer.status >= 400 and (name := _name_by_text(answer, server)):
+        return name
     # Envoy names itself in every answer that it passes on, and adds this header to those of the server behind it.
     if "envoy" in server.lower() and answer.status >= 400 and "x-envoy-upstream-service-time" not in answer.headers:
         return f"the service mesh's proxy ({server})"
     if _is_html(answer):
         return f"a web server ({server.split('/')[0]})" if server else "a web page"
     return ""
+
+
+def _name_by_page(answer: HttpAnswer) -> str:
+    if _OAUTH2_PROXY.search(answer.body):
+        return "a page of oauth2-proxy"
+    if _LOGIN_PAGE.search(answer.body):
+        return "a login page (oauth-proxy or similar)"
+    if answer.status == 503 and "Application is not available" in answer.body:
+        return "the OpenShift router"
+    return "HAProxy, which OpenShift's router is" if answer.status >= 400 and _HAPROXY.search(answer.body) else ""
+
+
+def _name_by_text(answer: HttpAnswer, server: str) -> str:
+    text = answer.body.lstrip()
+    if _ENVOY.match(text):
+        return f"the service mesh's proxy ({server or 'envoy'})"
+    if _KUBE_RBAC.match(text):
+        return "kube-rbac-proxy"
+    if _UNAUTHORIZED.match(text) and "envoy" not in server.lower():
+        return "an authenticating proxy (kube-rbac-proxy or similar)"
+    return "the Kubernetes API server" if text.startswith("{") and _API_STATUS.search(text) else ""
 
 
 def _is_html(answer: HttpAnswer) -> bool:
@@ -114,11 +194,30 @@ def _refusal(answer: HttpAnswer) -> GatewayRefusal:
     location = answer.headers.get("location", "")
     if answer.status in _REDIRECTS:
         return GatewayRefusal.LOGIN if _LOGIN_PATH.search(location) else GatewayRefusal.OTHER
-    if answer.status == 401 or (_is_html(answer) and _LOGIN_PAGE.search(answer.body)):
+    if answer.status == 403 and _is_html(answer) and _DENIED_PAGE.search(answer.body):
+        return GatewayRefusal.FORBIDDEN
+    if answer.status == 401 or (answer.status < 404 and _is_html(answer) and _LOGIN_PAGE.search(answer.body)):
         return GatewayRefusal.LOGIN
     if answer.status == 403:
-        # kube-rbac-proxy names the user that it saw: without credentials, this one.
+        # kube-rbac-proxy and the API server name the user that they saw: without credentials, this one.
         return GatewayRefusal.LOGIN if "system:anonymous" in answer.body else GatewayRefusal.FORBIDDEN
     if answer.status == 404:
         return GatewayRefusal.NO_ROUTE
-    return GatewayRefusal.UNAVAILABLE if answer.status >= 500 else GatewayRefusal.OTHER
+    return GatewayRefusal.UNAVAILABLE if answer.status >= 500 or answer.status == 429 else GatewayRefusal.OTHER
+
+
+def _advise(name: str, refusal: GatewayRefusal) -> str:
+    """How to let a client in that is known and has no access."""
+    if refusal is GatewayRefusal.NO_ROUTE and "Authorino" in name:
+        return "no AuthConfig of Authorino is for this host: kubectl get authconfigs -A"
+    if refusal is not GatewayRefusal.FORBIDDEN:
+        return ""
+    if "mesh" in name:
+        return "an AuthorizationPolicy of the mesh must allow this client; its administrator knows which"
+    if "Authorino" in name:
+        return "the AuthPolicy (AuthConfig) of this host must allow the token's user; its reason is above"
+    if "rbac" in name or "API server" in name:
+        return "a RoleBinding must allow this user what the answer names"
+    if "HAProxy" in name:
+        return "the router denies this client: annotation haproxy.router.openshift.io/ip_whitelist of the Route"
+    return "this client has no access: ask who administers what answered"

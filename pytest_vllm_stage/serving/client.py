@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from pytest_vllm_stage.core.certificate_errors import explain_refusal
+from pytest_vllm_stage.core.gateways import explain_silence
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer, Tokens, Usage
 from pytest_vllm_stage.serving.failures import CertificateRefused, RequestFailed, StreamBroken, shown
 from pytest_vllm_stage.serving.gateway_errors import explain_gateway_error
@@ -295,7 +296,7 @@ class EndpointClient:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise RequestFailed(
                 f"{what} at {self.target.base_url} got no response: {reason}",
-                hint=f"curl -sv {self.target.base_url}/health",
+                hint=explain_silence(error, self.target.base_url) or f"curl -sv {self.target.base_url}/health",
             ) from None
 
     def _authorize(self, request: httpx.Request) -> None:
@@ -308,7 +309,7 @@ class EndpointClient:
         sent = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.target.api_key and sent:
             body = body.replace(sent, str(self.target.api_key))
-        sent_by = explain_gateway_error(response, body) if response.is_error else None
+        sent_by = explain_gateway_error(response, body) if not response.is_success else None
         if sent_by is None:
             return RequestFailed(f"{what} {how}: {shown(body)}", status=response.status_code, body=body)
         return RequestFailed(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import httpx
 
-from pytest_vllm_stage.core.gateways import GatewayRefusal, HttpAnswer, identify_gateway
+from pytest_vllm_stage.core.gateways import Gateway, GatewayRefusal, HttpAnswer, identify_gateway, leads_to_https
 
 #: OpenShift's router ends an exchange after 30 s without a byte from the server, unless the Route has this annotation.
 ROUTE_TIMEOUT = "haproxy.router.openshift.io/timeout"
@@ -32,14 +32,23 @@ def explain_gateway_error(response: httpx.Response, body: str) -> GatewayError |
     gateway = identify_gateway(answer)
     if gateway is None:
         return None
-    return GatewayError(gateway.name, answer.excerpt, _advise(response.status_code, gateway.refusal))
+    url = str(response.request.url)
+    if leads_to_https(answer, url):
+        return GatewayError(gateway.name, answer.excerpt, f"the server is at https: https{url[4:]}")
+    return GatewayError(gateway.name, answer.excerpt, _advise(response.status_code, gateway))
 
 
-def _advise(status: int, refusal: GatewayRefusal) -> str:
+def _advise(status: int, gateway: Gateway) -> str:
+    if gateway.refusal is GatewayRefusal.FORBIDDEN and "mesh" not in gateway.name:
+        return f"{gateway.advice}; docs/access.md, Protected models"
+    if gateway.advice:
+        return gateway.advice
     if status == httpx.codes.GATEWAY_TIMEOUT:
         return f"raise the gateway's time limit; of a Route: kubectl annotate route NAME {ROUTE_TIMEOUT}=300s"
     if status == httpx.codes.SERVICE_UNAVAILABLE:
         return "no server is behind the gateway: kubectl get endpointslices, and the model's pods"
-    if refusal in (GatewayRefusal.LOGIN, GatewayRefusal.FORBIDDEN):
+    if gateway.refusal is GatewayRefusal.LOGIN:
         return "docs/access.md, Protected models: whose token is sent, and what it must allow"
+    if gateway.refusal is GatewayRefusal.NO_ROUTE:
+        return "no route leads from there to the model: check host and path, and the Route or HTTPRoute"
     return ""

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.core.certificate_errors import explain_refusal
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
-from pytest_vllm_stage.core.gateways import MAX_EXCERPT, HttpAnswer, identify_gateway
+from pytest_vllm_stage.core.gateways import (
+    MAX_EXCERPT,
+    Gateway,
+    GatewayRefusal,
+    HttpAnswer,
+    explain_silence,
+    identify_gateway,
+    leads_to_https,
+)
 from pytest_vllm_stage.core.secret import Secret
 
 if TYPE_CHECKING:
@@ -140,11 +148,22 @@ class ObjectStore:
         sender = gateway.name if gateway else "a server that does not speak S3"
         raise EnvironmentUnusable(
             f"{sender} answers HTTP {status} instead of the S3 API at {self.url}: {answer.excerpt}",
-            hint=f"curl -i {self.url}",
+            hint=_advise(gateway, answer, self.url) or f"curl -i {self.url}",
         )
 
     def readable_errors(self, action: str, *, raw: type[Exception] | tuple[()] = ()) -> AbstractContextManager[None]:
         return readable_s3_errors(action, self.url, credentials=self.credentials, ca_file=self.ca_file, raw=raw)
+
+
+def _advise(gateway: Gateway | None, answer: HttpAnswer, url: str) -> str:
+    """What helps against a gateway; S3's clients sign their requests and have no token."""
+    if gateway is None:
+        return ""
+    if leads_to_https(answer, url):
+        return f"the store is at https: https{url[4:]}"
+    if gateway.refusal is GatewayRefusal.LOGIN:
+        return "it asks for a login, which S3 clients do not have: use an address of the S3 API without it in front"
+    return gateway.advice
 
 
 @contextmanager
@@ -209,7 +228,7 @@ def _unanswered(action: str, url: str, error: Exception, ca_file: str | None) ->
         reason, hint = refused or (text, "--stage-ca-file names the authorities that sign its certificate")
         return StageFailure(f"{action}: the certificate of {url} is not trusted: {reason}", hint=hint)
     message = f"{action}: the S3 API at {url} does not answer: {type(error).__name__}: {text}"
-    return StageFailure(message, hint=f"curl -i {url}")
+    return StageFailure(message, hint=explain_silence(error, url) or f"curl -i {url}")
 
 
 def error_code(error: ClientError) -> str:

@@ -11,7 +11,7 @@ import httpx
 
 from pytest_vllm_stage.core.certificate_errors import explain_refusal
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
-from pytest_vllm_stage.core.gateways import HttpAnswer
+from pytest_vllm_stage.core.gateways import HttpAnswer, explain_silence
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -134,7 +134,7 @@ class RegistryClient:
             kind = EnvironmentUnusable if last.by_gateway else StageFailure
             raise kind(
                 f"{last.message}\n  {what}: repeated for {self.patience_s:g} s",
-                hint=f"is the registry ready? curl -i {self.url}/readyz/health",
+                hint=last.hint or f"is the registry ready? curl -i {self.url}/readyz/health",
             ) from None
         return done[-1]
 
@@ -206,7 +206,8 @@ class RegistryClient:
                 message = f"{method} {path} was not sent to the registry at {self.url}: {refused.reason}"
                 raise StageFailure(message, hint=refused.hint) from None
             text = f"{type(error).__name__}: {error}"
-            raise RegistryUnavailable(f"the registry at {self.url} does not answer {method} {path}: {text}") from None
+            message = f"the registry at {self.url} does not answer {method} {path}: {text}"
+            raise RegistryUnavailable(message, hint=explain_silence(error, self.url)) from None
         judged = judge_answer(answer, f"{method} {path}", self.url, has_token=bool(token))
         if judged is not None:
             raise judged

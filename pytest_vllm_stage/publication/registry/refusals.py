@@ -7,7 +7,7 @@ import json
 import httpx
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
-from pytest_vllm_stage.core.gateways import Gateway, GatewayRefusal, HttpAnswer, identify_gateway
+from pytest_vllm_stage.core.gateways import Gateway, GatewayRefusal, HttpAnswer, identify_gateway, leads_to_https
 
 #: The registry's token. It is an environment variable alone: a command line is visible to every user.
 TOKEN_VARIABLE = "VLLM_STAGE_REGISTRY_TOKEN"  # noqa: S105 - a name, not a token
@@ -72,28 +72,20 @@ def _judge_gateway(gateway: Gateway, answer: HttpAnswer, request: str, url: str,
     what = f"{gateway.name} answers {answer.status} in place of the registry at {url} to {request}"
     message = f"{what}: {reason_of(answer)}"
     if gateway.refusal is GatewayRefusal.UNAVAILABLE:
-        return RegistryUnavailable(message, by_gateway=True)
+        return RegistryUnavailable(message, hint=gateway.advice, by_gateway=True)
+    if leads_to_https(answer, url):
+        return EnvironmentUnusable(message, hint=f"the registry is at https: --stage-registry-url=https{url[4:]}")
     hints = {
         GatewayRefusal.LOGIN: _token_hint(has_token=has_token),
-        GatewayRefusal.FORBIDDEN: _access_hint(gateway),
         GatewayRefusal.NO_ROUTE: f"no route leads from there to a Model Registry: check host and path of {url}",
     }
-    return EnvironmentUnusable(message, hint=hints.get(gateway.refusal, f"curl -i {url}"))
+    return EnvironmentUnusable(message, hint=gateway.advice or hints.get(gateway.refusal, f"curl -i {url}"))
 
 
 def _token_hint(*, has_token: bool) -> str:
     if has_token:
         return f"the token of {TOKEN_VARIABLE} is not accepted: set one that is valid now, for example: oc whoami -t"
     return f"set {TOKEN_VARIABLE}, for example to the output of: oc whoami -t"
-
-
-def _access_hint(gateway: Gateway) -> str:
-    """How to let a client in that is known and has no access."""
-    if "mesh" in gateway.name:
-        return "an AuthorizationPolicy of the mesh must allow this client; its administrator knows which"
-    if "rbac" in gateway.name:
-        return "a RoleBinding must allow this user to read the registry's service"
-    return "this client has no access to the registry: ask who administers it"
 
 
 def reason_of(answer: HttpAnswer) -> str:

@@ -1,0 +1,210 @@
+"""Who answered in place of a Model Registry, a model and an object store: named alike, with advice that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from botocore.exceptions import ConnectTimeoutError
+
+from pytest_vllm_stage.core.errors import StageError
+from pytest_vllm_stage.core.gateways import HttpAnswer, explain_silence, identify_gateway
+from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.publication.registry.client import RegistryClient
+from pytest_vllm_stage.serving.client import EndpointClient
+from pytest_vllm_stage.serving.target import Target
+from pytest_vllm_stage.stage.s3 import ObjectStore
+from tests.unit.web_server import Reply, web_server
+
+TOKEN = "sha256~not-for-logs"
+TEXT, HTML, JSON = ({"content-type": kind} for kind in ("text/plain", "text/html", "application/json"))
+ENVOY = {**TEXT, "server": "istio-envoy"}
+MESH = "the service mesh's proxy (istio-envoy)"
+#: Words of the hints that ask for other credentials.
+TOKEN_ADVICE = ("VLLM_STAGE_REGISTRY_TOKEN", "whose token is sent", "asks for a login")
+OAUTH2_PROXY = "<html><h1>403</h1><p>{}</p><a href='/oauth2/sign_in'>Sign in</a>Secured with OAuth2 Proxy v7.6.0</html>"
+API_STATUS = '{{"kind":"Status","apiVersion":"v1","status":"Failure","message":"{}","code":{}}}'
+HAPROXY_403 = "<html><body><h1>403 Forbidden</h1>\nRequest forbidden by administrative rules.\n</body></html>"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """An answer of something in front of a server, and what an error reports of it.
+
+    Attributes:
+        reply: The answer.
+        sender: Who sent it.
+        says: Its own words.
+        token: The hint asks for other credentials.
+        hint: Words of the hint.
+    """
+
+    reply: Reply
+    sender: str
+    says: str
+    token: bool = False
+    hint: str = ""
+
+
+REQUEST_AUTHENTICATION = "the mesh's RequestAuthentication accepts"
+ANSWERS = {
+    "mesh denies": Sent(Reply(403, "RBAC: access denied", ENVOY), MESH, "RBAC: access denied", hint="AuthorizationPol"),
+    "token missing": Sent(Reply(401, "Jwt is missing", ENVOY), MESH, "Jwt is missing", token=True),
+    "token expired": Sent(Reply(401, "Jwt is expired", ENVOY), MESH, "Jwt is expired", token=True),
+    "opaque token": Sent(
+        Reply(401, "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections", ENVOY),
+        MESH,
+        "Jwt is not in the form of",
+        token=True,
+    ),
+    "another audience": Sent(
+        Reply(403, "Audiences in Jwt are not allowed", ENVOY), MESH, "Audiences in Jwt", hint=REQUEST_AUTHENTICATION
+    ),
+    "another issuer": Sent(
+        Reply(401, "Jwt issuer is not configured", ENVOY), MESH, "Jwt issuer", hint=REQUEST_AUTHENTICATION
+    ),
+    "another key": Sent(
+        Reply(401, "Jwks doesn't have key to match kid or alg from Jwt", ENVOY),
+        MESH,
+        "doesn't have key",
+        hint=REQUEST_AUTHENTICATION,
+    ),
+    "fast clock": Sent(Reply(401, "Jwt is not yet valid", ENVOY), MESH, "not yet valid", hint="compare the clocks"),
+    "keys not fetched": Sent(
+        Reply(401, "Jwks remote fetch is failed", ENVOY), MESH, "Jwks remote fetch", hint="istiod reach the jwksUri"
+    ),
+    "without its name": Sent(
+        Reply(403, "Audiences in Jwt are not allowed", TEXT),
+        "the service mesh's proxy (envoy)",
+        "Audiences",
+        hint=REQUEST_AUTHENTICATION,
+    ),
+    "mesh limits the rate": Sent(Reply(429, "local_rate_limited", ENVOY), MESH, "local_rate_limited"),
+    "no upstream": Sent(Reply(503, "no healthy upstream", ENVOY), MESH, "no healthy upstream"),
+    "oauth2-proxy, unknown": Sent(
+        Reply(403, OAUTH2_PROXY.format("Sign in with Keycloak"), HTML), "oauth2-proxy", "Sign in with", token=True
+    ),
+    "oauth2-proxy, denied": Sent(
+        Reply(403, OAUTH2_PROXY.format("You do not have permission to access this resource."), HTML),
+        "oauth2-proxy",
+        "do not have permission",
+        hint="no access",
+    ),
+    "Authorino, no credentials": Sent(
+        Reply(401, "", {"x-ext-auth-reason": "credential not found"}), "(Authorino)", "credential not found", token=True
+    ),
+    "Authorino, not authorized": Sent(
+        Reply(403, "", {"x-ext-auth-reason": "not authorized: unknown reason"}),
+        "(Authorino)",
+        "not authorized",
+        hint="the AuthPolicy (AuthConfig)",
+    ),
+    "Authorino, unknown host": Sent(
+        Reply(404, "", {"x-ext-auth-reason": "Service not found"}), "(Authorino)", "not found", hint="authconfigs"
+    ),
+    "kube-rbac-proxy, unknown": Sent(Reply(401, "Unauthorized\n", TEXT), "kube-rbac-proxy", "Unauthorized", token=True),
+    "kube-rbac-proxy, denied": Sent(
+        Reply(403, "Forbidden (user=system:serviceaccount:ci:run, verb=get, resource=services)", TEXT),
+        "kube-rbac-proxy",
+        "user=system:serviceaccount:ci:run",
+        hint="RoleBinding",
+    ),
+    "kube-rbac-proxy cannot ask": Sent(
+        Reply(500, "Authorization error (user=u, verb=get)", TEXT), "kube-rbac-proxy", "Authorization error"
+    ),
+    "API server": Sent(
+        Reply(403, API_STATUS.format("services is forbidden: User ci cannot get", 403), JSON),
+        "the Kubernetes API server",
+        "services is forbidden",
+        hint="RoleBinding",
+    ),
+    "Route's list of addresses": Sent(
+        Reply(403, HAPROXY_403, HTML), "HAProxy", "administrative rules", hint="ip_whitelist"
+    ),
+    "nginx denies": Sent(
+        Reply(403, "<html><h1>403 Forbidden</h1></html>", {**HTML, "server": "nginx/1.25"}),
+        "(nginx)",
+        "403 Forbidden",
+        hint="no access",
+    ),
+}
+
+
+Ask = Callable[[], object]
+
+
+@dataclass
+class Gateway:
+    """A server on loopback whose answer to everything is set, and how each client asks it."""
+
+    url: str
+    asks: dict[str, Ask]
+    reply: Reply
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    with web_server(lambda _: found.reply) as server:
+        registry = RegistryClient(server.url, Journal(), token=Secret(TOKEN), patience_s=0.0)
+        model = EndpointClient(Target("full", "m", server.url, api_key=Secret(TOKEN)))
+        store = ObjectStore(server.url, Secret("accesskey"), Secret("secretkey"))
+        s3 = store.client()
+
+        def list_models() -> None:
+            with store.readable_errors("list models"):
+                s3.list_objects_v2(Bucket="models")
+
+        found = Gateway(
+            server.url,
+            {"registry": lambda: registry.api, "model": lambda: model.chat("hello"), "store": list_models},
+            Reply(200),
+        )
+        yield found
+        for one in (registry, model, s3):
+            one.close()
+
+
+@pytest.mark.parametrize("asked", ["registry", "model", "store"])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_sender_of_an_answer_is_named_with_advice_that_fits(gateway: Gateway, name: str, asked: str) -> None:
+    sent = ANSWERS[name]
+    gateway.reply = sent.reply
+    with pytest.raises(StageError) as caught:
+        gateway.asks[asked]()
+    text = str(caught.value)
+    assert sent.sender in text
+    assert sent.says in text
+    assert sent.hint in caught.value.hint
+    assert any(words in text for words in TOKEN_ADVICE) == sent.token, text
+    assert TOKEN not in text
+
+
+def test_redirect_to_https_is_answered_with_the_address(gateway: Gateway) -> None:
+    address = f"https{gateway.url[4:]}"
+    gateway.reply = Reply(301, "", {"location": f"{address}/"})
+    for ask in gateway.asks.values():
+        with pytest.raises(StageError) as caught:
+            ask()
+        assert address in caught.value.hint
+
+
+def test_servers_own_answers_name_no_gateway() -> None:
+    behind = {**ENVOY, "x-envoy-upstream-service-time": "3"}
+    for status, headers, body in (
+        (401, JSON, '{"error": "Unauthorized"}'),
+        (403, behind, '{"message": "not yours"}'),
+        (404, TEXT, "404 page not found\n"),
+        (400, JSON, '{"object": "error", "message": "Jwt is an odd prompt"}'),
+    ):
+        assert identify_gateway(HttpAnswer(status, headers, body)) is None, body
+
+
+def test_dropped_packets_are_a_network_policys_and_nothing_else_is() -> None:
+    for error in (httpx.ConnectTimeout("timed out"), ConnectTimeoutError(endpoint_url="http://minio:9000")):
+        assert "NetworkPolicy" in explain_silence(error, "http://user@minio:9000/")
+        assert "minio:9000 are dropped" in explain_silence(error, "http://user@minio:9000/")
+    for other in (httpx.ConnectError("refused"), httpx.ReadTimeout("slow")):
+        assert explain_silence(other, "http://minio:9000") == ""
