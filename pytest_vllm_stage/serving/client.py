@@ -309,11 +309,12 @@ class EndpointClient:
         sent = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.target.api_key and sent:
             body = body.replace(sent, str(self.target.api_key))
-        sent_by = explain_gateway_error(response, body) if not response.is_success else None
+        sent_by = explain_gateway_error(response, body)
         if sent_by is None:
             return RequestFailed(f"{what} {how}: {shown(body)}", status=response.status_code, body=body)
+        sender = sent_by.sender if response.is_redirect else f"sent by {sent_by.sender}"
         return RequestFailed(
-            f"{what} {how}, sent by {sent_by.sender}: {shown(sent_by.text)}",
+            f"{what} {how}, {sender}: {shown(sent_by.text)}",
             hint=sent_by.hint,
             status=response.status_code,
             body=body,

@@ -1,4 +1,4 @@
-"""What sent an error response in the place of the model's server, and what to do next."""
+"""What sent a response in the place of the model's server, and what to do next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROUTE_TIMEOUT = "haproxy.router.openshift.io/timeout"
 
 
 class GatewayError(NamedTuple):
-    """Who sent an error response, its text without markup, and the next command."""
+    """Who sent a response, its text without markup, and the next command."""
 
     sender: str
     text: str
@@ -21,7 +21,7 @@ class GatewayError(NamedTuple):
 
 
 def explain_gateway_error(response: httpx.Response, body: str) -> GatewayError | None:
-    """Explain an error response that a gateway sent itself; None where the server itself may have sent it.
+    """Explain a response that a gateway sent itself; None where the server itself may have sent it.
 
     Args:
         response: The response, which was read.
@@ -51,4 +51,6 @@ def _advise(status: int, gateway: Gateway) -> str:
         return "docs/access.md, Protected models: whose token is sent, and what it must allow"
     if gateway.refusal is GatewayRefusal.NO_ROUTE:
         return "no route leads from there to the model: check host and path, and the Route or HTTPRoute"
+    if httpx.codes.is_redirect(status):
+        return "name the address that it leads to: most clients follow it with GET, without the request's body"
     return ""

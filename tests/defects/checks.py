@@ -99,6 +99,7 @@ METRICS = "test_metrics_count_what_is_served"
 ENGINE_ANSWERS = "test_engine_answers"
 KEY = "test_request_without_the_key_is_refused"
 CONNECTION = "test_connection_is_kept_for_the_next_request"
+NEW_CONNECTION = "test_every_new_connection_is_answered"
 # test_slow_lanes
 SLOW_STREAM = "test_long_stream_arrives_whole"
 SLOW_ANSWER = "test_long_answer_arrives_whole"

@@ -306,6 +306,22 @@ class LoginPage(
             answer.status, answer.headers, answer.body = 302, {"location": "https://sso.invalid/login"}, b""
 
 
+class LoginPageForText(
+    Defect,
+    by={checks.FACT},
+    says=r"answered 200, but not with a JSON object, sent by a login page \(oauth-proxy or similar\)",
+    source="https://github.com/oauth2-proxy/oauth2-proxy/issues/461",
+):
+    """A request for text gets the page on which a person logs in, with status 200."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """As after a redirect that a proxy in between has followed."""
+        if not exchange.request.generates:
+            return None
+        page = b"<!doctype html><html><body><form>Log in with OpenShift</form></body></html>"
+        return Answer(200, {"content-type": "text/html"}, page)
+
+
 class StatusesFlattened(
     Defect,
     by={checks.UNKNOWN_MODEL},

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from weakref import WeakSet
 
 from tests.defects import checks
-from tests.defects.proxy.server import Answer, ClientGone, Defect, Exchange, refuse
+from tests.defects.proxy.server import Answer, Client, ClientGone, Defect, Exchange, refuse
 
 
 class Http10(
@@ -57,6 +58,45 @@ class SecondRequestReset(
             exchange.client.reset()
             raise ClientGone
         return None
+
+
+class RoutersDiffer(
+    Defect,
+    by={checks.NEW_CONNECTION},
+    says=r"4 of 8 new connections: GET /v1/models answered 503 .*sent by HAProxy",
+    source="https://github.com/haproxytech/kubernetes-ingress/issues/795",
+):
+    """Of two replicas of a router one has lost its servers, and every second connection goes to it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lost: WeakSet[Client] = WeakSet()
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """The page of HAProxy, for each request of such a connection."""
+        if exchange.client.requests == 1:
+            self._count += 1
+            if self._count % 2 == 0:
+                self._lost.add(exchange.client)
+        if exchange.client not in self._lost:
+            return None
+        page = b"<h1>503 Service Unavailable</h1>\nNo server is available to handle this request.\n"
+        return Answer(503, {"content-type": "text/html"}, b"<html><body>%b</body></html>" % page)
+
+
+class Redirected(
+    Defect,
+    by={checks.FACT},
+    says=r"answered 301 Moved Permanently, a redirect to secure\.invalid/v1/chat/completions",
+    source="https://github.com/danny-avila/LibreChat/issues/4688",
+):
+    """A request for text is sent to another address, where a client that follows arrives with GET and no body."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """As from http to https."""
+        if not exchange.request.generates:
+            return None
+        return Answer(301, {"location": f"https://secure.invalid{exchange.request.target}"})
 
 
 class IdleConnectionReset(

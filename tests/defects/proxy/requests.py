@@ -270,6 +270,20 @@ class BodyCutAt64Kib(
         return None
 
 
+class VersionLost(
+    Defect,
+    by={checks.LISTED},
+    says=r"/v1/models.* answered 404",
+    source="https://github.com/modelplaneai/modelplane/issues/327",
+):
+    """A route's rewriting of paths takes ``/v1`` away, too."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Shorten the path."""
+        exchange.request.target = exchange.request.target.replace("/v1/", "/", 1)
+        return None
+
+
 class CharsetRefused(
     Defect,
     by={checks.ON_THE_WIRE},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -300,6 +301,29 @@ class StreamBuffered(
     async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Collect it."""
         yield b"".join([event async for event in events])
+
+
+class StreamCompressed(
+    Defect,
+    by={checks.ARRIVES},
+    says=r"the stream was buffered",
+    source="https://github.com/tower-rs/tower-http/issues/420",
+):
+    """A stream is compressed, and the compressor keeps what it has until its block is full."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """For clients that accept it."""
+        exchange.notes["gzip"] = answer.is_stream and "gzip" in exchange.request.headers.get("accept-encoding", "")
+        if exchange.notes["gzip"]:
+            answer.headers["content-encoding"] = "gzip"
+
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Without a flush."""
+        compressor = zlib.compressobj(wbits=31)
+        async for event in events:
+            yield compressor.compress(event) if exchange.notes["gzip"] else event
+        if exchange.notes["gzip"]:
+            yield compressor.flush()
 
 
 class LongLinesLost(
