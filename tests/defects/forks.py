@@ -1,7 +1,8 @@
 """Runs pytest in processes forked from one that has imported everything, which is half of what a short run costs.
 
-``python -m tests.defects.forks`` reads one JSON object per line, with ``arguments``, ``folder``, ``environment`` and
-``output``, and answers each with its exit status on a line, one after the other.
+``python -m tests.defects.forks [MODULE ...]`` imports these modules too, reads one JSON object per line, with
+``arguments``, ``folder``, ``environment`` and ``output``, and answers each with its exit status on a line, one after
+the other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import atexit
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -28,26 +30,52 @@ ROOT = Path(__file__).parents[2]
 
 
 class Forks:
-    """A process that forks; used by one thread."""
+    """A process that forks; used by one thread.
 
-    def __init__(self) -> None:
+    Attributes:
+        modules: What it imports in addition.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self.modules = modules
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.defects.forks"],
+            [sys.executable, "-m", "tests.defects.forks", *modules],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,
         )
 
-    def run(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: Path) -> int:
+    def run(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        output: Path,
+        timeout_s: float = 600.0,
+    ) -> int:
         """Run pytest; its exit status. What it prints is in the output file."""
         job = {"arguments": arguments, "folder": str(folder), "environment": environment, "output": str(output)}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(job, default=dict), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        assert answer, "the process that forks has ended"
+        watch = threading.Timer(timeout_s, self._kill)
+        watch.start()
+        try:
+            print(json.dumps(job, default=dict), file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
+        finally:
+            watch.cancel()
+        assert answer, f"pytest {' '.join(arguments)} did not end within {timeout_s:.0f} s; it printed {output}"
         return int(answer)
+
+    def _kill(self) -> None:
+        """End it and what it has forked."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def close(self) -> None:
         """End it; it forks nothing at this time."""
@@ -57,12 +85,12 @@ class Forks:
 _of_thread = threading.local()
 
 
-def forks() -> Forks:
-    """This thread's; it ends with the process that asked."""
-    if not hasattr(_of_thread, "forks"):
-        _of_thread.forks = Forks()
-        atexit.register(_of_thread.forks.close)
-    found: Forks = _of_thread.forks
+def forks(*modules: str) -> Forks:
+    """This thread's for these modules; it ends with the process that asked."""
+    found: Forks | None = getattr(_of_thread, "forks", None)
+    if found is None or not found.alive or found.modules != modules:
+        found = _of_thread.forks = Forks(*modules)
+        atexit.register(found.close)
     return found
 
 
@@ -75,6 +103,7 @@ def _run(job: Mapping[str, Any]) -> int:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
+    sys.path[:0] = [path for path in job["environment"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.argv = ["pytest", *job["arguments"]]
     import pytest
 
@@ -83,7 +112,7 @@ def _run(job: Mapping[str, Any]) -> int:
 
 def main() -> None:
     """Fork for each line."""
-    for name in IMPORTED:
+    for name in (*IMPORTED, *sys.argv[1:]):
         importlib.import_module(name)
     while line := sys.stdin.readline():
         child = os.fork()

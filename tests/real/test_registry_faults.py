@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,10 @@ from pytest_vllm_stage.publication import properties
 from pytest_vllm_stage.publication.bucket import stored, upload
 from pytest_vllm_stage.publication.bucket.names import PUBLISHED
 from pytest_vllm_stage.publication.publishing import PublicationTarget
+from pytest_vllm_stage.publication.registry import write
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.publication.registry.values import encode, text_of
+from tests.defects.forks import forks
 from tests.real import servers
 from tests.real.publishing import LABELS, LATER, files, properties_of, publish_run, results_of, version_of
 from tests.unit.made_results import RUN, SERVICE
@@ -63,6 +66,8 @@ READS_BUCKET = {*READS_DOCUMENT, HASHES, PRIVATE, FINISHED}
 
 #: Ends a run that hangs: at a load of 16 on two cores, six of eight runs took more than 60 s.
 RUN_TIMEOUT_S = 240
+#: What every run of the suite imports in addition to pytest.
+IMPORTED = ("boto3", "botocore.auth", "kubernetes", "model_registry")
 CAUSE_REPORTED = r"^SKIPPED \S*::(\w+).*? - (?:Skipped: )?(?:stage failed|environment unusable|configuration error):"
 
 FAKE_STAGE = '''
@@ -194,18 +199,20 @@ class World:
             PROFILE.format(service=SERVICE, bucket=self.place.bucket.name, names=self.names)
         )
         self.runs += 1
-        result = self.pytester.runpytest_subprocess(
-            SUITE, f"--rootdir={folder}", f"--confcutdir={ROOT}", "-p", "fake_stage",
+        printed = folder / f"output-{self.runs}"
+        command = [
+            str(SUITE), f"--rootdir={folder}", f"--confcutdir={ROOT}", "-p", "fake_stage",
             f"--stage-run-dir={folder}/run-{self.runs}", f"--stage-profile={folder}/small.toml",
             f"--stage-registry-url={self.standin.url}", "-p", "no:cacheprovider", "-rfEs",
-            "--no-fold-skipped", *self.options, timeout=RUN_TIMEOUT_S,
-        )  # fmt: skip
-        output = result.stdout.str()
-        self.exit_code = int(result.ret)
+            "--no-fold-skipped", *self.options,
+        ]  # fmt: skip
+        self.exit_code = forks(*IMPORTED).run(command, folder, os.environ, printed, RUN_TIMEOUT_S)
+        output = printed.read_text(errors="replace")
         failed = set(re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", output, re.MULTILINE))
         # A cause that several checks share is reported once; the other checks are skipped with it as the reason.
         failed |= set(re.findall(CAUSE_REPORTED, output, re.MULTILINE))
-        return failed, output, result.parseoutcomes() if result.ret >= 0 else {}
+        killed = self.exit_code < 0
+        return failed, output, {} if killed else pytest.RunResult.parse_summary_nouns(output.splitlines())
 
     def set(self, changes: dict[str, Any]) -> None:
         """Change properties of the version."""
@@ -235,6 +242,8 @@ def world(
     for variable in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{pytester.path}")
+    monkeypatch.setattr(write, "SETTLE_S", 0.3)  # as in the runs: no other publisher is there
+    monkeypatch.setattr(write, "WINDOW_S", 0.2)
     pytester.makeini("[pytest]\nfilterwarnings = error\n")
     pytester.makepyfile(fake_stage=FAKE_STAGE)
     (pytester.path / "overlay").mkdir()
