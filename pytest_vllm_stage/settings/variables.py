@@ -10,7 +10,12 @@ from pytest_vllm_stage.settings.options import OPTIONS, TOKENS
 
 _PREFIX = "VLLM_STAGE_"
 #: Variables that are not settings of a run.
-_OTHERS = ("VLLM_STAGE_CACHE_DIR", "VLLM_STAGE_LOCAL_CLUSTERS")
+_OTHERS = (
+    "VLLM_STAGE_CACHE_DIR",
+    "VLLM_STAGE_KIND_CONFIG",
+    "VLLM_STAGE_KIND_IMAGES",
+    "VLLM_STAGE_LOCAL_CLUSTERS",
+)
 #: What Kubernetes sets in a pod for a Service, here for one called ``vllm-stage``:
 #: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_\w+)$")

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_vllm_stage.cluster import kind
 from pytest_vllm_stage.cluster.kind import __main__ as program
-from pytest_vllm_stage.cluster.kind import kserve, lifecycle, record, runtime
+from pytest_vllm_stage.cluster.kind import kserve, lifecycle, options, record, runtime
 from pytest_vllm_stage.cluster.local import components, images, pki
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
@@ -32,7 +32,8 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePrograms:
     (made.bin / "openssl").symlink_to(openssl)
     monkeypatch.setenv("PATH", str(made.bin))
     monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv(runtime.PROVIDER_VARIABLE, raising=False)
+    for name in (runtime.PROVIDER_VARIABLE, options.CONFIG_VARIABLE, options.IMAGES_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
     manager = write_kserve_files(tmp_path)
     monkeypatch.setattr(
         components, "ensure", lambda journal, names: {"kserve-manager": manager, "kind": tmp_path / "built"}
@@ -118,16 +119,73 @@ def test_a_cluster_is_created_used_and_deleted(fakes: FakePrograms) -> None:
     name = Path(facts.state_dir).name
     assert (facts.kind, facts.owned, facts.kubernetes_version) == ("kind", True, "v1.34.0")
     assert (facts.context, facts.kubeconfig) == (f"kind-{name}", f"{facts.state_dir}/kubeconfig")
-    created, loaded = fakes.calls("kind")
+    created, loaded, nodes = fakes.calls("kind")
     assert created.startswith(f"docker create cluster --name {name} --kubeconfig {facts.kubeconfig} --config ")
     assert loaded == f"docker load image-archive {fakes.folder}/kserve.tar --name {name}"
-    assert fakes.calls("docker")[1:] == [f"exec {name}-control-plane crictl pull quay.io/a@sha256:1"]
+    assert nodes == f"docker get nodes --name {name}"
+    assert [call for call in fakes.calls("docker") if "pull" in call] == [
+        f"exec {name}-control-plane crictl pull quay.io/a@sha256:1",
+        f"exec {name}-worker crictl pull quay.io/a@sha256:1",
+    ]
     assert [found.name for found in kind.running()] == [name]
     assert kind.sweep(SILENT) == [], "a cluster in use is not a leftover"
     assert kind.stop(facts.state_dir, SILENT) == []
     assert fakes.calls("kind")[-1] == f"docker delete cluster --name {name}"
     assert kind.running() == []
     assert not Path(facts.state_dir).exists()
+
+
+def test_images_that_a_node_has_are_not_pulled(fakes: FakePrograms) -> None:
+    fakes.add("docker", "kind", "kubectl")
+    (fakes.folder / "images").write_text("quay.io/a:1\nregistry.k8s.io/pause:3.10\n")
+    start(find_images=lambda _: ["quay.io/a:1", "quay.io/b:1"])
+    pulled = [call.split()[-1] for call in fakes.calls("docker") if "pull" in call]
+    assert pulled == ["quay.io/b:1", "quay.io/b:1"], "one for each node"
+
+
+def test_the_users_configuration_and_archives_go_to_kind(fakes: FakePrograms, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.add("docker", "kind", "kubectl")
+    config, archives = fakes.folder / "mine.yaml", fakes.folder / "archives"
+    config.write_text("kind: Cluster\n")
+    archives.mkdir()
+    for name in ("b.tar", "a.tar", "notes.txt"):
+        (archives / name).touch()
+    monkeypatch.setenv(options.CONFIG_VARIABLE, str(config))
+    monkeypatch.setenv(options.IMAGES_VARIABLE, str(archives))
+    start()
+    created, *loaded = fakes.calls("kind")
+    assert f" --config {config} " in created
+    assert [Path(call.split()[3]).name for call in loaded] == ["kserve.tar", "a.tar", "b.tar"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "problem"),
+    [
+        (options.CONFIG_VARIABLE, "VLLM_STAGE_KIND_CONFIG: .*missing is not a file; expected kind's cluster config"),
+        (options.IMAGES_VARIABLE, "VLLM_STAGE_KIND_IMAGES: .*missing has no image archive; expected a folder with"),
+    ],
+)
+def test_a_missing_file_of_the_user_is_reported_before_anything_is_created(
+    fakes: FakePrograms, monkeypatch: pytest.MonkeyPatch, variable: str, problem: str
+) -> None:
+    fakes.add("docker", "kind", "kubectl")
+    monkeypatch.setenv(variable, str(fakes.folder / "missing"))
+    with pytest.raises(ConfigError, match=problem):
+        start()
+    assert fakes.calls("kind") == []
+
+
+def test_a_node_that_does_not_start_leaves_its_logs(fakes: FakePrograms) -> None:
+    fakes.add("docker", "kind", "kubectl")
+    fakes.fail("kind-create", "ERROR: failed to create cluster: failed to init node with kubeadm")
+    with pytest.raises(EnvironmentUnusable, match="failed to init node with kubeadm") as no:
+        start()
+    created, exported, deleted = fakes.calls("kind")
+    assert created.endswith("--retain"), "a node that is removed has no logs"
+    folder = Path(no.value.hint.removeprefix("read "))
+    assert exported == f"docker export logs {folder} --name {folder.name}"
+    assert "failed to init node" in (folder / "kind.log").read_text()
+    assert deleted == f"docker delete cluster --name {folder.name}"
 
 
 def test_a_node_image_that_cannot_be_pulled(fakes: FakePrograms) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.kind import kserve
+from pytest_vllm_stage.cluster.kind.options import KindOptions, read_options
 from pytest_vllm_stage.cluster.kind.record import KindRecord, load_record, load_records, new_name
 from pytest_vllm_stage.cluster.kind.runtime import LOADED, ContainerRuntime, find_runtime, last_line
-from pytest_vllm_stage.cluster.local import components, images, kserve_files, pki
+from pytest_vllm_stage.cluster.local import components, images, kserve_files, pki, removal
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
@@ -42,21 +43,21 @@ def start(
         What the layers above need.
 
     Raises:
+        ConfigError: a variable names a file or folder that does not exist.
         EnvironmentUnusable: no container runtime answers, an image cannot be pulled, or the cluster does not get
             ready; the cluster is removed.
     """
+    options = read_options()
     runtime = find_runtime(journal)
     built = components.ensure(journal, ["kserve"])
     kubectl = shutil.which("kubectl") or str(components.ensure(journal, ["kubernetes"])["kubectl"])
     record = _intend(run_id, lifeline_pid, runtime)
     try:
         with journal.phase(f"cluster: kind create cluster --name {record.name}"):
-            _create(record, runtime)
+            _create(record, runtime, options.config)
         with journal.phase("cluster: install KServe"):
             _install_kserve(record, runtime, built["kserve-manager"], kubectl)
-        for image in sorted({image for image in find_images(kubectl) if not image.startswith(LOADED)}):
-            with journal.phase(f"cluster: pull {image}"):
-                runtime.pull(f"{record.name}-control-plane", image)
+        _provide_images(record, runtime, options, find_images(kubectl), journal)
         version = json.loads(_kubectl(record, kubectl, "version", "--output=json"))["serverVersion"]["gitVersion"]
     except BaseException:
         stop(record.path, journal)
@@ -84,29 +85,58 @@ def _intend(run_id: str, lifeline_pid: int, runtime: ContainerRuntime) -> KindRe
     return record
 
 
-def _create(record: KindRecord, runtime: ContainerRuntime) -> None:
-    config = record.path / "kind.json"
-    config.write_text(json.dumps(_CONFIG), encoding="utf-8")
+def _create(record: KindRecord, runtime: ContainerRuntime, config: Path | None) -> None:
+    if config is None:
+        config = record.path / "kind.json"
+        config.write_text(json.dumps(_CONFIG), encoding="utf-8")
     place = ("--name", record.name, "--kubeconfig", str(record.kubeconfig))
-    done = runtime.run_kind("create", "cluster", *place, "--config", str(config), "--wait", f"{_READY_S}s")
+    done = runtime.run_kind("create", "cluster", *place, "--config", str(config), "--wait", f"{_READY_S}s", "--retain")
     if done.returncode == 0:
         return
     image = re.search(r"failed to pull image \"?([^\s\":]+:[^\s\"]+)", done.stderr)
-    again = f"{runtime.kind} create cluster --name try --retain, then kind export logs --name try"
     raise EnvironmentUnusable(
         f"kind cannot create a cluster with {runtime.provider}: {last_line(done)}",
-        hint=f"{runtime.provider} pull {image[1]}" if image else again,
+        hint=f"{runtime.provider} pull {image[1]}" if image else f"read {_keep_logs(record, runtime, done.stderr)}/",
     )
+
+
+def _keep_logs(record: KindRecord, runtime: ContainerRuntime, output: str) -> Path:
+    """Keep kind's output and the logs of nodes that are about to be removed; return their folder."""
+    folder = removal.logs_dir() / record.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kind.log").write_text(output, encoding="utf-8")
+    runtime.run_kind("export", "logs", str(folder), "--name", record.name, timeout_s=_DELETE_S)
+    removal.remove_old_logs()
+    return folder
+
+
+def _provide_images(
+    record: KindRecord, runtime: ContainerRuntime, options: KindOptions, images: Iterable[str], journal: Journal
+) -> None:
+    """Load the user's archives into the nodes, and pull what the nodes still lack."""
+    for archive in options.archives:
+        with journal.phase(f"cluster: load {archive.name}"):
+            _load(record, runtime, archive)
+    wanted = sorted({image for image in images if not image.startswith(LOADED)})
+    for node in runtime.find_nodes(record.name) if wanted else ():
+        for image in sorted(set(wanted) - runtime.find_images(node)):
+            with journal.phase(f"cluster: pull {image}"):
+                runtime.pull(node, image)
+
+
+def _load(record: KindRecord, runtime: ContainerRuntime, archive: Path) -> None:
+    done = runtime.run_kind("load", "image-archive", str(archive), "--name", record.name)
+    if done.returncode:
+        raise EnvironmentUnusable(
+            f"kind cannot load {archive}: {last_line(done)}",
+            hint=f"tar --list --file {archive}: an archive has index.json or manifest.json",
+        )
 
 
 def _install_kserve(record: KindRecord, runtime: ContainerRuntime, program: Path, kubectl: str) -> None:
     files = program.parent
     (archive,) = images.ensure([kserve.manager_image(program)])
-    done = runtime.run_kind("load", "image-archive", str(archive), "--name", record.name)
-    if done.returncode:
-        raise EnvironmentUnusable(
-            f"kind cannot load {archive.name}: {last_line(done)}", hint=f"{runtime.kind} get nodes"
-        )
+    _load(record, runtime, archive)
     with tempfile.TemporaryDirectory(prefix="vllm-stage-") as folder:
         made = pki.create_server_certificate(Path(folder) / "pki", kserve.WEBHOOK_HOSTS)
         authority, certificate, key = (
@@ -114,9 +144,9 @@ def _install_kserve(record: KindRecord, runtime: ContainerRuntime, program: Path
         )
     _apply(record, kubectl, kserve_files.crds(files))
     _apply(record, kubectl, kserve.build_manager_manifests(files, certificate, key))
-    where = ("--namespace", kserve.NAMESPACE)
+    where = f"--namespace={kserve.NAMESPACE}"
     _kubectl(record, kubectl, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    _kubectl(record, kubectl, *where, "rollout", "status", f"deployment/{kserve.MANAGER}", "--timeout=180s")
+    _kubectl(record, kubectl, where, "rollout", "status", f"deployment/{kserve.MANAGER}", "--timeout=180s")
     _apply(record, kubectl, kserve.build_webhooks(files, authority))
 
 
@@ -127,12 +157,14 @@ def _apply(record: KindRecord, kubectl: str, manifests: list[dict[str, Any]]) ->
 
 def _kubectl(record: KindRecord, kubectl: str, *arguments: str, text: str = "") -> str:
     command = [kubectl, "--kubeconfig", str(record.kubeconfig), *arguments]
+    words = [word for word in arguments if not word.startswith("-")]
+    what = f"kind cluster {record.name}: kubectl {' '.join(words)}"
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=_KUBECTL_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EnvironmentUnusable(f"kind cluster {record.name}: kubectl {arguments[0]}: {error}") from None
+        raise EnvironmentUnusable(f"{what}: {error}") from None
     if done.returncode:
-        raise EnvironmentUnusable(f"kind cluster {record.name}: kubectl {arguments[0]}: {last_line(done)}")
+        raise EnvironmentUnusable(f"{what}: {last_line(done)}")
     return done.stdout
 
 

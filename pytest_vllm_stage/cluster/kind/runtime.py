@@ -18,6 +18,8 @@ PROVIDER_VARIABLE = "KIND_EXPERIMENTAL_PROVIDER"
 PROVIDERS = ("docker", "podman")
 #: Prefix of the images that a run loads into the node: no registry has them.
 LOADED = "vllm-stage.local/"
+#: kind's container in front of several control planes runs no pods.
+_LOAD_BALANCER = "-external-load-balancer"
 _ANSWER_S = 30.0
 _CREATE_S = 600.0
 _PULL_S = 1800.0
@@ -44,6 +46,16 @@ class ContainerRuntime:
         """Run kind on this runtime."""
         environment = {**os.environ, PROVIDER_VARIABLE: self.provider}
         return _run([self.kind, *arguments], timeout_s, environment)
+
+    def find_nodes(self, cluster: str) -> list[str]:
+        """The containers of a cluster in which pods run."""
+        done = self.run_kind("get", "nodes", "--name", cluster, timeout_s=_ANSWER_S)
+        return [name for name in done.stdout.split() if not name.endswith(_LOAD_BALANCER)]
+
+    def find_images(self, node: str) -> set[str]:
+        """The names of the images in a node."""
+        done = _run([self.program, "exec", node, "ctr", "--namespace=k8s.io", "images", "list", "--quiet"], _ANSWER_S)
+        return set(done.stdout.split())
 
     def pull(self, node: str, image: str) -> None:
         """Pull an image in a node, before a pod needs it.

@@ -142,6 +142,11 @@ def keep_logs(state_dir: Path) -> None:
     target = logs_dir() / state_dir.name
     shutil.rmtree(target, ignore_errors=True)
     (state_dir / "logs").rename(target)
+    remove_old_logs()
+
+
+def remove_old_logs() -> None:
+    """Remove the logs of the clusters that ended first, except those of the last few."""
     oldest_first = sorted(logs_dir().iterdir(), key=lambda path: path.stat().st_mtime)
     for path in oldest_first[:-KEPT_LOGS]:
         shutil.rmtree(path, ignore_errors=True)
