@@ -230,12 +230,14 @@ def _impossible_number(data: Mapping[str, Any]) -> str | None:
 
 def _contradiction(numbers: Mapping[str, Any]) -> str | None:
     requests, failed, share = (numbers.get(name) for name in ("requests", "failed", "error_rate"))
+    abandoned = numbers.get("abandoned") or 0
     if _is_number(requests) and _is_number(failed) and failed > requests:
         return f"metrics.metrics.failed: is {failed} of {requests} requests"
     if _is_number(share) and share > 1:
         return f"metrics.metrics.error_rate: is {share}, and a share is at most 1"
     if _is_number(share) and _is_number(requests) and _is_number(failed):
-        counted = failed / requests if requests else 0.0
+        ended = requests - abandoned
+        counted = failed / ended if ended else 0.0
         if not math.isclose(share, counted, rel_tol=1e-4):
             return f"metrics.metrics.error_rate: is {share}, and {failed} of {requests} requests failed"
     for latency, unit in (("ttft", "ms"), ("itl", "ms"), ("tpot", "ms"), ("e2e_latency", "s")):

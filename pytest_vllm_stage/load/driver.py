@@ -1,7 +1,8 @@
 """Carries a step out in this process's event loop: sends on an absolute schedule, and returns one sample per request.
 
 Everything is a callback on the loop: no task per request, no clock but ``perf_counter``, no parsing that delays a
-token. Nothing in flight is cancelled at the end of a step, except by its own time limit.
+token. Nothing in flight is cancelled at the end of a step, except by its own time limit, or where the step ended early
+because it is past capacity: then the requests in flight are abandoned instead of waiting for the whole backlog.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from pytest_vllm_stage.load.nvml import open_local_gpus
 from pytest_vllm_stage.load.progress import LoadProgress, LoopLag
 from pytest_vllm_stage.load.timer import Timer
 from pytest_vllm_stage.load.workers.share import WHOLE, Share
-from pytest_vllm_stage.measurement.samples import ClientFacts, EarlyStop, Measurement, Sample
+from pytest_vllm_stage.measurement.samples import (
+    ABANDONED,
+    PAST_CAPACITY,
+    ClientFacts,
+    EarlyStop,
+    Failure,
+    Measurement,
+    Sample,
+)
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 
 VERSION = "1"
@@ -32,8 +41,11 @@ _REPORT_INTERVAL_S = 1.0
 _UPKEEP_INTERVAL_S = 0.5
 #: From the end of the warm-up to the first request.
 _LEAD_S = 0.2
+#: How often the engine is asked whether it has dropped the abandoned requests.
+_IDLE_INTERVAL_S = 0.2
 
-#: Called with each completed sample, in any order; a returned text ends the sending and is its reason.
+#: Called with each completed sample, in any order; a returned text ends the sending and is its reason. `PAST_CAPACITY`
+#: also abandons what is in progress, and may come when everything was sent.
 Watcher = Callable[[Sample], str | None]
 #: Called with the step's progress.
 Report = Callable[[LoadProgress], None]
@@ -96,7 +108,7 @@ async def run_step(
     report: Report = lambda _progress: None,
     agree_start: AgreeStart = start_soon,
 ) -> Measurement:
-    """Warm up, carry the step out, and wait for every answer.
+    """Warm up, carry the step out, and wait for every answer; past capacity, until the engine has dropped the rest.
 
     Args:
         job: What to do.
@@ -187,10 +199,12 @@ class _StepInProgress:
         self._out = Outgoing(job.step, pool, _head(job), self._zero_s, self._finished)
         self._schedule_s = job.schedule_s() if job.step.open_loop else []
         self._samples: list[Sample] = []
+        self._exchanges: dict[int, Exchange] = {}
         self._sent = 0
         self._failed = 0
         self._open = 0
         self._sending = True
+        self._abandoning = False
         self._ran_out = False
         self._stop: EarlyStop | None = None
         self._all_done = asyncio.Event()
@@ -216,6 +230,7 @@ class _StepInProgress:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+        await self._await_idle_engine()
         await self._monitor.read()
         await self._monitor.close()
         return Measurement(
@@ -267,14 +282,16 @@ class _StepInProgress:
         index = self._sent
         self._sent += 1
         self._open += 1
-        Exchange(self._out, index, self._job.bodies[index], scheduled_s).start(now_s)
+        exchange = self._exchanges[index] = Exchange(self._out, index, self._job.bodies[index], scheduled_s)
+        exchange.start(now_s)
 
     def _finished(self, sample: Sample) -> None:
         self._samples.append(sample)
         self._open -= 1
-        self._failed += sample.failure is not None
-        reason = self._watcher(sample) if self._watcher and self._sending else None
-        if reason:
+        self._failed += sample.failed
+        del self._exchanges[sample.index]
+        reason = self._watcher(sample) if self._watcher and not sample.abandoned else None
+        if reason and (self._sending or reason == PAST_CAPACITY):
             self._end_early(reason)
         if not self._step.open_loop:
             self._loop.call_soon(self._user_is_free)
@@ -287,10 +304,44 @@ class _StepInProgress:
             self._all_done.set()
 
     def _end_early(self, reason: str) -> None:
+        if self._abandoning:
+            return
+        self._abandoning = reason == PAST_CAPACITY and self._engine_load_at_start() is not None
+        if self._sending or (self._stop is None and self._abandoning):
+            at_s = time.perf_counter() - self._zero_s
+            self._stop = EarlyStop(at_s, self._sent, reason, max(0.0, self._step.duration_s - at_s))
+            self._report(replace(self._progress(time.perf_counter()), certain=reason))
         self._sending = False
-        at_s = time.perf_counter() - self._zero_s
-        self._stop = EarlyStop(at_s, self._sent, reason, max(0.0, self._step.duration_s - at_s))
-        self._report(replace(self._progress(time.perf_counter()), certain=reason))
+        if self._abandoning:
+            self._loop.call_soon(self._abandon)
+
+    def _abandon(self) -> None:
+        """Give up every request in progress."""
+        failure = Failure(ABANDONED, f"given up: {PAST_CAPACITY} was certain")
+        for exchange in list(self._exchanges.values()):
+            exchange.abandon(failure)
+
+    def _engine_load_at_start(self) -> float | None:
+        """The requests in the engine before the step's first one; None where the engine does not report them."""
+        first = self._monitor.readings[0] if self._monitor.readings else None
+        return None if first is None or first.running is None else first.running + (first.waiting or 0.0)
+
+    async def _await_idle_engine(self) -> None:
+        """Wait until the engine has dropped the abandoned requests, so that they do not slow the next step's down.
+
+        An engine that goes on with them is waited for as long as their answers would have been.
+        """
+        if not any(sample.abandoned for sample in self._samples):
+            return
+        before, kept = self._engine_load_at_start() or 0.0, len(self._monitor.readings)
+        until_s = time.perf_counter() + self._step.request_timeout_s
+        while time.perf_counter() < until_s:
+            await self._monitor.read()
+            last = self._monitor.readings[-1]
+            if last.running is None or last.running + (last.waiting or 0.0) <= before:
+                break
+            await asyncio.sleep(_IDLE_INTERVAL_S)
+        del self._monitor.readings[kept:]
 
     async def _run_upkeep(self) -> None:
         """Maintain the connections twice a second, and report the step's progress."""

@@ -165,6 +165,11 @@ class Exchange:
             self._resent = True
             self._out.pool.spawn(self._connect())
 
+    def abandon(self, failure: Failure) -> None:
+        """Give the request up, and close its connection, so that the server can drop it too."""
+        self._finish(time.perf_counter(), failure)
+        self._drop()
+
     def _timed_out(self) -> None:
         if self._answer.done_s is not None:
             self._complete(self._answer.done_s)

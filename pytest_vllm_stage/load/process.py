@@ -45,7 +45,7 @@ def measure(job: LoadJob, journal: Journal, *, watcher: Watcher | None = None) -
         if measurement is None:
             raise _ended(job, process, errors)
         facts["requests"] = len(measurement.samples)
-        facts["failed"] = sum(sample.failure is not None for sample in measurement.samples)
+        facts["failed"] = sum(sample.failed for sample in measurement.samples)
         facts["priority"] = measurement.client.priority
         return measurement
 
@@ -88,7 +88,7 @@ def _report(progress: LoadProgress, step: LoadStep, activity: Activity, journal:
 
 def _follow(process: subprocess.Popen[bytes], report: Report, watcher: Watcher | None) -> Measurement | None:
     """Read until the result; None when the process ended without one."""
-    stopped = False
+    told: str | None = None
     while (message := read_frame(cast(BinaryIO, process.stdout))) is not None:
         kind, content = message
         if kind == "progress":
@@ -97,10 +97,10 @@ def _follow(process: subprocess.Popen[bytes], report: Report, watcher: Watcher |
             raise cast(StageError, content)
         elif kind == "done":
             return cast(Measurement, content)
-        elif watcher is not None and not stopped:
+        elif watcher is not None:
             reason = watcher(content)
-            if reason:
-                stopped = True
+            if reason and reason != told:
+                told = reason
                 _send_line(process, f"stop {reason}\n")
     return None
 

@@ -3,6 +3,10 @@
 Percentiles are nearest rank over all requests: a failed request, or one that ran into its time limit, counts as +inf
 wherever it gave no answer. Means and rates are over what was answered. Token gaps are pooled; their confidence comes
 from the number of requests, since the gaps of one answer are not independent.
+
+A request that was abandoned (see `samples.ABANDONED`) has waited at least so long: its TTFT and end-to-end latency are
+censored. A percentile that depends on how long they would have been is only known to be at least its value; it is
+marked, and is not among the plain numbers, nor are mean and maximum. TPOT and token gaps are those of whole answers.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ class Percentile:
     Attributes:
         percent: 50, 90, 95 or 99.
         value: Nearest rank; +inf where so many requests failed.
+        at_least: Requests were abandoned, and the percentile is at least the value.
         n: The number of requests behind it.
         effective_n: The number of independent requests that they are equivalent to.
         low: Lower end of the two-sided 95 % interval; None where ``effective_n`` is too small.
@@ -50,6 +55,7 @@ class Percentile:
     low: float | None
     high: float | None
     needs: int
+    at_least: bool = False
 
     def interval_text(self, digits: int = 1) -> str:
         """The interval for people, or ``n/a (needs N)``."""
@@ -68,8 +74,8 @@ class Distribution:
         n: Requests behind it, failed ones included.
         failed: Requests that count as +inf.
         percentiles: By percent.
-        maximum: The largest value of the requests that were answered; None if none was.
-        mean: Over the requests that were answered; None if none was.
+        maximum: The largest value of the requests that were answered; None if none was, or where values are censored.
+        mean: Over the requests that were answered; None if none was, or where values are censored.
     """
 
     name: str
@@ -89,17 +95,18 @@ class Metrics:
         step: Id of the step.
         requests: Samples.
         failed: Samples that failed, by kind.
+        abandoned: Samples that the driver gave up when the step ended early.
         vacuous: Not one token came: no number below means anything.
         latencies: By name: ``ttft``, ``itl``, ``tpot``, ``e2e_latency``; empty where nothing was answered.
         sent_s: Seconds from the first scheduled request to the end of the sending.
         span_s: Seconds from the first scheduled request to the last answer.
-        output_tokens_per_s: Generated tokens over the span.
+        output_tokens_per_s: Generated tokens over the span, those of abandoned requests included.
         steady_output_tokens_per_s: Generated tokens per second while every user of a closed loop was busy; see
             `steady_throughput`. None for open loops, whose backlog after the last send belongs to the overload.
         total_tokens_per_s: Prompt and generated tokens over the span.
-        requests_per_s: Right answers over the span.
+        requests_per_s: Right answers over the span; of an abandoned one the share of its tokens that had come.
         goodput_requests_per_s: Right answers within every latency limit over the span; None without limits.
-        error_rate: Share of the samples that failed.
+        error_rate: Share of the samples that failed, among those that were not abandoned.
         achieved_over_offered: Rate at which requests were really sent over the planned rate; None for closed loops.
         lag_p99_ms: How late requests were sent, P99.
         arrival_cv: Coefficient of variation of the gaps between sends: 0 constant, 1 Poisson; None for closed loops.
@@ -112,6 +119,7 @@ class Metrics:
     step: str
     requests: int
     failed: Mapping[str, int]
+    abandoned: int
     vacuous: bool
     latencies: Mapping[str, Distribution]
     sent_s: float
@@ -136,7 +144,8 @@ class Metrics:
         for name, (unit, _) in LATENCIES.items():
             latency = self.latencies.get(name)
             for percent in PERCENTS:
-                numbers[f"{name}_p{percent}_{unit}"] = latency.percentiles[percent].value if latency else None
+                found = latency.percentiles[percent] if latency else None
+                numbers[f"{name}_p{percent}_{unit}"] = None if found is None or found.at_least else found.value
             numbers[f"{name}_max_{unit}"] = latency.maximum if latency else None
             numbers[f"{name}_mean_{unit}"] = latency.mean if latency else None
         plain = [name for name in self.__dataclass_fields__ if name not in _NOT_FLAT]
@@ -151,6 +160,7 @@ class Metrics:
                 "effective_n": found.effective_n,
                 "ci95": None if found.low is None else [json_number(found.low), json_number(found.high)],
                 "needs": found.needs,
+                **({"at_least": True} if found.at_least else {}),
             }
             for name, latency in self.latencies.items()
             for percent, found in latency.percentiles.items()
@@ -187,15 +197,20 @@ def summarise(samples: Sequence[Sample], step: LoadStep, *, limits_s: Mapping[st
     right = [sample for sample in samples if sample.failure is None]
     start_s = min((sample.scheduled_s for sample in samples), default=0.0)
     span_s = max((sample.end_s for sample in samples), default=0.0) - start_s
-    output = sum(sample.tokens for sample in right)
-    prompt = sum(sample.prompt_tokens or sample.expected_prompt_tokens for sample in right)
+    begun = [sample for sample in samples if sample.abandoned and sample.token_times_s]
+    output = sum(sample.tokens for sample in (*right, *begun))
+    prompt = sum(sample.prompt_tokens or sample.expected_prompt_tokens for sample in (*right, *begun))
+    partly = sum(min(1.0, sample.tokens / sample.expected_output_tokens) for sample in begun)
+    abandoned = sum(sample.abandoned for sample in samples)
+    failed = _failures(samples)
     all_timed = all(sample.every_token_timed for sample in samples)
     stalls = find_stalls(samples) if all_timed else ()
     events = sum(len(sample.token_times_s) for sample in right) if all_timed else 0
     return Metrics(
         step=step.id,
         requests=len(samples),
-        failed=_failures(samples),
+        failed=failed,
+        abandoned=abandoned,
         vacuous=not any(sample.token_times_s for sample in samples),
         latencies={name: latency for name in LATENCIES if (latency := _distribution(name, samples)) is not None},
         sent_s=max((s.sent_s for s in samples if s.sent_s is not None), default=start_s) - start_s,
@@ -203,9 +218,9 @@ def summarise(samples: Sequence[Sample], step: LoadStep, *, limits_s: Mapping[st
         output_tokens_per_s=_per(output, span_s),
         steady_output_tokens_per_s=find_steady_throughput(samples, step),
         total_tokens_per_s=_per(output + prompt, span_s),
-        requests_per_s=_per(len(right), span_s),
+        requests_per_s=_per(len(right) + partly, span_s),
         goodput_requests_per_s=_per(sum(_within(sample, limits_s) for sample in right), span_s) if limits_s else None,
-        error_rate=_per(len(samples) - len(right), len(samples)),
+        error_rate=_per(sum(failed.values()), len(samples) - abandoned),
         achieved_over_offered=achieved_over_offered(samples, step),
         lag_p99_ms=_lag_p99_ms(samples),
         arrival_cv=_arrival_cv(samples) if step.open_loop else None,
@@ -229,7 +244,15 @@ def with_effective_sizes(metrics: Metrics, samples: Sequence[Sample], effective_
 
 
 def latency_s(name: str, sample: Sample) -> float | None:
-    """One request's latency in seconds; +inf where it failed, None where it has none (a TPOT of one token)."""
+    """One request's latency in seconds; +inf where it failed, None where it has none (a TPOT of one token).
+
+    Of an abandoned request it is +inf where it had not ended yet, as if no answer had ever come: the upper bound. The
+    lower one is that of `as_if_ended`. Without a whole answer there is no TPOT.
+    """
+    if sample.abandoned and name == "ttft" and sample.first_token_s is not None:
+        return sample.first_token_s - sample.scheduled_s
+    if sample.abandoned and name == "tpot":
+        return None
     if sample.failure is not None:
         return math.inf
     first_s = sample.first_token_s
@@ -244,9 +267,19 @@ def latency_s(name: str, sample: Sample) -> float | None:
     return (sample.token_times_s[-1] - first_s) / (sample.tokens - 1)
 
 
+def as_if_ended(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the abandoned ones as if their answers had come just then: the least that can have been."""
+    return [
+        replace(sample, failure=None, token_times_s=sample.token_times_s or (sample.end_s,))
+        if sample.abandoned
+        else sample
+        for sample in samples
+    ]
+
+
 def gaps_s(sample: Sample) -> list[float]:
     """The gaps between the tokens of one answer, none where they are not known; of a failed one all are +inf."""
-    if not sample.every_token_timed:
+    if sample.abandoned or not sample.every_token_timed:
         return []
     if sample.failure is not None:
         return [math.inf] * max(1, sample.expected_output_tokens - 1)
@@ -268,29 +301,52 @@ def _distribution(
     finite = [value for value in values if value < math.inf]
     if not finite:
         return None
+    least = _least_values(name, samples, values)
     return Distribution(
         name=name,
         unit=unit,
         n=n,
-        failed=sum(sample.failure is not None for sample in samples),
+        failed=sum(sample.failed for sample in samples),
         percentiles={
-            percent: _percentile(values, n, (effective_n or {}).get(f"{name}_p{percent}_{unit}", n), percent, factor)
+            percent: _percentile(
+                values, least, n, (effective_n or {}).get(f"{name}_p{percent}_{unit}", n), percent, factor
+            )
             for percent in PERCENTS
         },
-        maximum=finite[-1] * factor,
-        mean=statistics.fmean(finite) * factor,
+        maximum=finite[-1] * factor if least == values else None,
+        mean=statistics.fmean(finite) * factor if least == values else None,
     )
 
 
-def _percentile(values: Sequence[float], n: int, effective_n: int, percent: int, factor: float) -> Percentile:
-    """The percentile; the ranks of so many independent requests are stretched over all values."""
+def _least_values(name: str, samples: Sequence[Sample], values: list[float]) -> list[float]:
+    """The values, with those of abandoned requests as small as they can have been."""
+    if name not in ("ttft", "e2e_latency") or not any(sample.abandoned for sample in samples):
+        return values
+    return sorted(value for sample in as_if_ended(samples) if (value := latency_s(name, sample)) is not None)
+
+
+def _percentile(
+    values: Sequence[float], least: Sequence[float], n: int, effective_n: int, percent: int, factor: float
+) -> Percentile:
+    """The percentile; the ranks of so many independent requests are stretched over all values.
+
+    Args:
+        values: Ascending; infinite where a request has no answer.
+        least: The same, with the least that those of abandoned requests can have been.
+        n: Requests behind the values.
+        effective_n: The number of independent requests that they are equivalent to.
+        percent: Which percentile.
+        factor: From seconds to the unit.
+    """
     ranks = interval_ranks(effective_n, percent)
     low = high = None
     if ranks is not None:
-        low = values[_stretched(ranks[0] - 1, effective_n, len(values))] * factor
+        low = least[_stretched(ranks[0] - 1, effective_n, len(least))] * factor
         high = values[_stretched(ranks[1], effective_n, len(values)) - 1] * factor
     needs = math.ceil(interval_needs(percent) * n / max(1, effective_n))
-    return Percentile(percent, nearest_rank(values, percent) * factor, n, effective_n, low, high, needs)
+    value = nearest_rank(least, percent)
+    at_least = value != nearest_rank(values, percent)
+    return Percentile(percent, value * factor, n, effective_n, low, high, needs, at_least)
 
 
 def _stretched(rank: int, n: int, values: int) -> int:
@@ -300,7 +356,7 @@ def _stretched(rank: int, n: int, values: int) -> int:
 def _failures(samples: Sequence[Sample]) -> dict[str, int]:
     counted: dict[str, int] = {}
     for sample in samples:
-        if sample.failure is not None:
+        if sample.failure is not None and not sample.abandoned:
             counted[sample.failure.kind] = counted.get(sample.failure.kind, 0) + 1
     return dict(sorted(counted.items(), key=lambda item: -item[1]))
 

@@ -26,6 +26,11 @@ FAILURES = {
     "output_tokens": "the answer has another number of tokens than the plan asked for",
 }
 
+#: The kind of a request that the driver gave up when its step ended early: not a failure of the server's.
+ABANDONED = "abandoned"
+#: What ends an observation early. Its requests in progress are then abandoned: they would only wait in the backlog.
+PAST_CAPACITY = "past capacity"
+
 #: In a measurement's facts where several workers shared the step: their ``count``, those that are ``lost``, each with
 #: its ``worker``, ``name`` and ``reason``, and how their clocks differ: ``clock_offset_ms``, ``clock_uncertainty_ms``.
 LOAD_WORKERS = "load_workers"
@@ -33,7 +38,7 @@ LOAD_WORKERS = "load_workers"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request counts as a miss: a kind out of `FAILURES`, and the evidence."""
+    """Why a request has no whole and right answer: a kind out of `FAILURES`, or `ABANDONED`, and the evidence."""
 
     kind: str
     text: str
@@ -49,14 +54,14 @@ class Sample:
         scheduled_s: When it should have been sent; every latency counts from here.
         sent_s: When its bytes had been handed to the kernel; None if it never came to that.
         token_times_s: When each event that carries a token arrived.
-        end_s: When the answer, or the failure, was complete.
+        end_s: When the answer, or the failure, was complete, or the request was abandoned.
         expected_prompt_tokens: What the plan asked for.
         expected_output_tokens: What the plan asked for.
         prompt_tokens: The server's own count; None where it gave none.
         output_tokens: The server's own count; None where it gave none.
         cached_tokens: Prompt tokens that the server says it took from its prefix cache; None where it says nothing.
         status: HTTP status; None where no answer began.
-        failure: Why it counts as a miss; None for a whole and right answer.
+        failure: Why it has no whole and right answer; None where it has one.
         response_id: The answer's id; an engine never gives one twice.
         prompt_digest: Short digest of the request's body.
         output_digest: Short digest of the answer's text.
@@ -88,6 +93,16 @@ class Sample:
     def first_token_s(self) -> float | None:
         """When the first token arrived."""
         return self.token_times_s[0] if self.token_times_s else None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the driver gave the request up: how long its answer would have taken is not known."""
+        return self.failure is not None and self.failure.kind == ABANDONED
+
+    @property
+    def failed(self) -> bool:
+        """Whether the server failed to answer it."""
+        return self.failure is not None and not self.abandoned
 
     @property
     def lag_s(self) -> float | None:

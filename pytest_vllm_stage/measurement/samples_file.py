@@ -17,6 +17,7 @@ from pytest_vllm_stage.core.files import atomic_draft, decode_text
 from pytest_vllm_stage.core.json_text import parse_json
 from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import (
+    ABANDONED,
     FAILURES,
     ClientFacts,
     EarlyStop,
@@ -35,6 +36,7 @@ from pytest_vllm_stage.settings.config import SAMPLES
 SCHEMA_VERSION = 1
 SCHEMA = "vllm-stage/samples"
 SUFFIX = SAMPLES
+_KINDS = (*FAILURES, ABANDONED)
 #: No time, count or size comes near it; larger numbers overflow what is computed from them.
 _LARGEST = 1e18
 
@@ -274,9 +276,9 @@ def _times(value: Any) -> str | None:
 
 
 def _failure(value: Any) -> str | None:
-    if value is None or (isinstance(value, dict) and value.get("kind") in FAILURES):
+    if value is None or (isinstance(value, dict) and value.get("kind") in _KINDS):
         return None
-    return f"null or an object whose kind is one of {', '.join(FAILURES)}"
+    return f"null or an object whose kind is one of {', '.join(_KINDS)}"
 
 
 _CLIENT: dict[str, Callable[[Any], str | None]] = {

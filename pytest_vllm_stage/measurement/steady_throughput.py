@@ -30,7 +30,7 @@ def find_steady_throughput(samples: Sequence[Sample], step: LoadStep) -> float |
     busy_s = end_s - min(sample.scheduled_s for sample in samples)
     if busy_s <= 0:
         return None
-    return sum(_tokens_until(sample, end_s) for sample in samples if sample.failure is None) / busy_s
+    return sum(_tokens_until(sample, end_s) for sample in samples if not sample.failed) / busy_s
 
 
 def _tokens_until(sample: Sample, at_s: float) -> float:

@@ -52,7 +52,8 @@ def _steps(data: RunData) -> Iterator[str]:
     plain = {
         "step_requests": ("Requests of the step.", "requests"),
         "step_failed_requests": ("Requests that failed.", "failed"),
-        "step_error_ratio": ("Share of the requests that failed.", "error_rate"),
+        "step_abandoned_requests": ("Requests given up when the step ended early.", "abandoned"),
+        "step_error_ratio": ("Share of the requests that failed, without abandoned ones.", "error_rate"),
         "step_requests_per_second": ("Right answers per second.", "requests_per_s"),
         "step_output_tokens_per_second": ("Generated tokens per second.", "output_tokens_per_s"),
         "step_steady_output_tokens_per_second": (

@@ -15,6 +15,8 @@ _UNCHANGED = "ok"
 _NO_HISTORY = "no-baseline"
 #: Follows a percentile of too few requests for a confidence interval.
 _UNCERTAIN = "?"
+#: Precedes a percentile that is only known to be at least so large.
+_AT_LEAST = ">"
 _HEADER = ("step", "n", "ttft P50 ms [95 % CI]", "P90 ms", "P99 ms", "e2e P90 s", "tok/s", "verdict")
 
 
@@ -84,6 +86,8 @@ def _percentile(found: dict[str, Any] | None, *, interval: bool) -> str:
     if found is None:
         return "-"
     value, bounds = _number(found["value"]), found["ci95"]
+    if found.get("at_least"):
+        return f"{_AT_LEAST}{value}"
     if bounds is None:
         return f"{value}{_UNCERTAIN}"
     return f"{value} [{_number(bounds[0])}-{_number(bounds[1])}]" if interval else value
@@ -156,6 +160,8 @@ def _remarks(data: dict[str, Any]) -> Iterator[str]:
     benchmarks, accesses = data["benchmarks"], data["load_access"]
     if any(_UNCERTAIN in cell for one in benchmarks for cell in _row(one)[2:-1]):
         yield f"{_UNCERTAIN} too few requests for a 95 % confidence interval"
+    if any(cell.startswith(_AT_LEAST) for one in benchmarks for cell in _row(one)[2:-1]):
+        yield f"{_AT_LEAST} at least: requests were abandoned when the step ended early"
     if any(_effective(one["result"]) for one in benchmarks):
         yield "n: the effective sample size follows where requests depend on each other"
     saved_s = sum(one["saved_s"] for one in benchmarks)

@@ -23,6 +23,13 @@ def format_number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
 
 
+def format_percentile(found: Mapping[str, Any] | None, value: float | None) -> str:
+    """A percentile's value; after ``>`` where requests were abandoned and it is only known to be at least so large."""
+    if found and found.get("at_least") and isinstance(found.get("value"), int | float):
+        return f"> {format_number(found['value'])}"
+    return format_number(value)
+
+
 def format_sizes(*percentiles: Mapping[str, Any]) -> str:
     """The requests behind percentiles of one latency, and their least effective sample size where that is smaller."""
     n = percentiles[0].get("n")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
-from pytest_vllm_stage.measurement.samples import Sample
+from pytest_vllm_stage.measurement.samples import PAST_CAPACITY, Sample
 from pytest_vllm_stage.measurement.step import POISSON, LoadStep
 from pytest_vllm_stage.slo.decision import ALPHA, Outcome, decide
 from pytest_vllm_stage.slo.dependence import find_dependence
@@ -22,8 +23,6 @@ LEAST_WITHOUT_FAILURE = 30
 #: Shares of a closed loop's duration at which it may end, and the share of alpha that both looks together may add.
 CLOSED_LOOKS = (PASS_NOT_BEFORE, 0.75)
 CLOSED_SHARE_OF_ALPHA = 0.02
-#: What ends an observation early.
-PAST_CAPACITY = "past capacity"
 
 
 class EarlyDecision:
@@ -33,7 +32,7 @@ class EarlyDecision:
     nor the number of requests in the engine seems to rise. Objectives on an output rate can only be kept over the whole
     step: with one of these a step never passes early. An error rate of 0 is broken by one failure and kept early by
     `LEAST_WITHOUT_FAILURE` requests without any. An observation, of which nothing is promised, also ends when it is
-    past capacity: more of it would only lengthen the queue.
+    past capacity: more of it would only lengthen the queue. This may be certain only after the last request was sent.
 
     Args:
         step: The plan.
@@ -75,12 +74,18 @@ class EarlyDecision:
         self._least_for_pass = max(PASS_NOT_BEFORE * planned, LEAST_WITHOUT_FAILURE if self._strict else 0)
         self._looks_s = [share * step.duration_s for share in CLOSED_LOOKS]
         self._closed_alpha = CLOSED_SHARE_OF_ALPHA * alpha / len(CLOSED_LOOKS)
-        self._backlog = _Backlog(step.request_rate) if observation and step.request_rate else None
+        self._backlog = _Backlog(step) if observation and step.open_loop else None
 
     def __call__(self, sample: Sample) -> str | None:
         """Add a sample, in any order; return what is certain, ``fail``, ``pass`` or ``past capacity``, or None."""
         if not self._enabled:
             return None
+        certain = self._find_certain(sample)
+        if certain and self._backlog is not None:
+            self._backlog.sending_ends(sample.end_s)
+        return certain
+
+    def _find_certain(self, sample: Sample) -> str | None:
         self._waiting[sample.index] = sample
         while self._next in self._waiting:
             self._take(self._waiting.pop(self._next))
@@ -132,30 +137,85 @@ class EarlyDecision:
 
 
 class _Backlog:
-    """Whether fewer requests end than arrive, for so long that it is not a stall.
+    """Whether far fewer requests end than arrive, and that is neither a stall nor an engine that still fills.
 
-    Of the time so far the third and the fourth quarter are looked at: in each of them clearly fewer requests end than
-    arrive, after a time in which many of the shortest answers fit.
+    While requests are sent, a third of all that arrived is still open, more than arrive in two answers' time. In the
+    third and in the fourth quarter of the time so far, clearly fewer requests ended than arrived, although half of the
+    time is enough for two answers. Once all are sent, those that are open would have ended within an answer's time;
+    after two of them many are open, and in both halves of the time since fewer ended than had arrived before. In
+    neither time was there a pause between two ends that explains it.
+
+    An answer's time is that without the queue, the longest of those that ended: the quickest first token and the rest
+    of the answer. A first token may take twice as long once the engine is filled.
     """
 
     LEAST_S = 5.0
-    LEAST_ANSWER_TIMES = 8.0
+    LEAST_ANSWER_TIMES = 4.0
     MOST_ENDED_SHARE = 0.8
     LEAST_ARRIVED = 10
+    LEAST_OPEN_SHARE = 1 / 3
+    OPEN_ANSWER_TIMES = 2.0
+    LEAST_SINCE_S = 2.0
+    LONGEST_PAUSE_SHARE = 0.2
 
-    def __init__(self, request_rate: float) -> None:
-        self._rate = request_rate
+    def __init__(self, step: LoadStep) -> None:
+        self._schedule_s = step.schedule_s()
+        self._rate = step.request_rate or 0.0
+        self._sent_until_s = step.duration_s
         self._ends_s: list[float] = []
-        self._shortest_s = math.inf
+        self._quickest_s = math.inf
+        self._rest_s = 0.0
+
+    def sending_ends(self, at_s: float) -> None:
+        """No request is sent any more."""
+        self._sent_until_s = min(self._sent_until_s, at_s)
 
     def grows(self, sample: Sample) -> bool:
-        """Add a sample when it ends; whether the backlog grows."""
-        self._ends_s.append(sample.end_s)
-        self._shortest_s = min(self._shortest_s, sample.end_s - sample.scheduled_s)
-        now_s = sample.end_s
-        if now_s < max(self.LEAST_S, self.LEAST_ANSWER_TIMES * self._shortest_s):
+        """Add a sample when it ends; whether the backlog grows, or grew while requests were sent."""
+        now_s, first_s = sample.end_s, sample.first_token_s
+        self._ends_s.append(now_s)
+        if first_s is not None and sample.failure is None:
+            self._quickest_s = min(self._quickest_s, first_s - sample.scheduled_s)
+            self._rest_s = max(self._rest_s, now_s - first_s)
+        answer_s = 2 * self._quickest_s + self._rest_s
+        if now_s <= self._sent_until_s:
+            return self._grows_while_sending(now_s, answer_s)
+        return self._is_left_after_sending(now_s, answer_s)
+
+    def _grows_while_sending(self, now_s: float, answer_s: float) -> bool:
+        if now_s < max(self.LEAST_S, self.LEAST_ANSWER_TIMES * answer_s):
             return False
-        arrived = self._rate * now_s / 4
-        half, late = (bisect_left(self._ends_s, share * now_s) for share in (0.5, 0.75))
-        ended = (late - half, len(self._ends_s) - late)
-        return arrived >= self.LEAST_ARRIVED and max(ended) < self.MOST_ENDED_SHARE * arrived
+        arrived = bisect_right(self._schedule_s, now_s)
+        least = max(self.LEAST_OPEN_SHARE * arrived, self.OPEN_ANSWER_TIMES * self._rate * answer_s)
+        return (
+            arrived - len(self._ends_s) > least
+            and self._falls_behind(now_s / 2, 0.75 * now_s)
+            and self._falls_behind(0.75 * now_s, now_s)
+            and self._longest_pause_s(now_s / 2, now_s) <= self.LONGEST_PAUSE_SHARE * now_s
+        )
+
+    def _falls_behind(self, from_s: float, until_s: float) -> bool:
+        arrived, ended = (_count_between(times, from_s, until_s) for times in (self._schedule_s, self._ends_s))
+        return arrived >= self.LEAST_ARRIVED and ended < self.MOST_ENDED_SHARE * arrived
+
+    def _is_left_after_sending(self, now_s: float, answer_s: float) -> bool:
+        from_s = self._sent_until_s
+        since_s = now_s - from_s
+        left = bisect_right(self._schedule_s, from_s) - len(self._ends_s)
+        if left < self.LEAST_ARRIVED or since_s < max(self.LEAST_SINCE_S, self.OPEN_ANSWER_TIMES * answer_s):
+            return False
+        middle_s, most = now_s - since_s / 2, self.MOST_ENDED_SHARE * self._rate * since_s / 2
+        return (
+            _count_between(self._ends_s, from_s, middle_s) < most
+            and _count_between(self._ends_s, middle_s, now_s) < most
+            and self._longest_pause_s(from_s, now_s) <= self.LONGEST_PAUSE_SHARE * since_s
+        )
+
+    def _longest_pause_s(self, from_s: float, until_s: float) -> float:
+        """The longest time without an end."""
+        ends_s = self._ends_s[bisect_right(self._ends_s, from_s) : bisect_right(self._ends_s, until_s)]
+        return max(b - a for a, b in pairwise((from_s, *ends_s, until_s)))
+
+
+def _count_between(times_s: Sequence[float], from_s: float, until_s: float) -> int:
+    return bisect_right(times_s, until_s) - bisect_right(times_s, from_s)

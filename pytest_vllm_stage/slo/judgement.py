@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pytest_vllm_stage.measurement.metrics import LATENCIES, PERCENTS
+from pytest_vllm_stage.measurement.metrics import LATENCIES, PERCENTS, as_if_ended
 from pytest_vllm_stage.measurement.samples import Measurement, Sample
 from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
@@ -101,17 +101,34 @@ def judge_objectives(
     grows = steadiness.rising or load.exceeded_by(step.request_rate)
     limits_s = goodput_limits_s(tuple(objectives))
 
-    def judged(objective: Objective) -> GateVerdict:
+    def judged(objective: Objective, rows: Sequence[Sample]) -> GateVerdict:
         value = metrics.get(objective.metric)
         if objective.is_floor:
-            return judge_floor_gate(samples, objective, value or 0.0, limits_s, risks)
-        return judge_gate(step, samples, objective, value, risks, tied, quiet=quiet, grows=grows)
+            return judge_floor_gate(rows, objective, value or 0.0, limits_s, risks)
+        return judge_gate(step, rows, objective, value, risks, tied, quiet=quiet, grows=grows)
 
+    gates = [judged(objective, samples) for objective in objectives]
+    if any(sample.abandoned for sample in samples):
+        ended = as_if_ended(samples)
+        gates = [_where_certain(gate, judged(gate.objective, ended)) for gate in gates]
     return Judgement(
-        gates=tuple(judged(objective) for objective in objectives),
+        gates=tuple(gates),
         growth=judge_growth(measurement, objectives, steadiness, load, horizon_s),
         saturation=saturation(measurement, load, steadiness),
         steadiness=steadiness,
         load=load,
         tied=tied,
     )
+
+
+def _where_certain(worst: GateVerdict, best: GateVerdict) -> GateVerdict:
+    """The verdict on an objective where it does not depend on requests that were abandoned.
+
+    Args:
+        worst: The verdict with each of them as a request that was never answered.
+        best: The verdict with each of them as if it had been answered when it was abandoned.
+    """
+    if worst.outcome is best.outcome and not worst.objective.is_floor:
+        return worst
+    why = f"{best.why}; the abandoned requests leave it open"
+    return replace(best, outcome=Outcome.INCONCLUSIVE, decided_after=None, needs=None, why=why)

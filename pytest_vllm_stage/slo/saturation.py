@@ -116,13 +116,13 @@ def _fewer_end(samples: Sequence[Sample], until_s: float) -> str:
     if max(shift_s, find_fill_time(samples)) > half_s:
         return ""
     arrived = sum(half_s - shift_s < sample.scheduled_s <= until_s - shift_s for sample in samples)
-    ended = sum(half_s < sample.end_s <= until_s for sample in samples)
+    ended = sum(half_s < sample.end_s <= until_s for sample in samples if not sample.abandoned)
     fewer = ended < _COMPLETED_SHARE * arrived and arrived - ended > 2
     return f"{ended} requests ended while {arrived} arrived" if fewer else ""
 
 
 def _latency_rises(samples: Sequence[Sample]) -> str:
-    latencies = [sample.end_s - sample.scheduled_s for sample in samples]
+    latencies = [sample.end_s - sample.scheduled_s for sample in samples if not sample.abandoned]
     if len(latencies) < _BLOCKS:
         return ""
     blocks = _blocks(latencies, _BLOCKS, statistics.median)

@@ -62,6 +62,7 @@ def findings(measurement: Measurement, metrics: Metrics, objectives: Sequence[Ob
         *_prefix_cache(measurement),
         *_engine(measurement),
         *_stalls(metrics),
+        *_abandoned(metrics),
     ]
     return tuple(sorted(found, key=lambda finding: not finding.invalidates))
 
@@ -249,6 +250,15 @@ def _engine(measurement: Measurement) -> Iterator[Finding]:
     if len(preemptions) > 1 and preemptions[-1] > preemptions[0]:
         preempted = preemptions[-1] - preemptions[0]
         yield Finding("preemptions", f"the engine preempted {preempted:.0f} requests: its KV cache was full", False)
+
+
+def _abandoned(metrics: Metrics) -> Iterator[Finding]:
+    if metrics.abandoned:
+        text = (
+            f"{metrics.abandoned} of {metrics.requests} requests were abandoned, unanswered, once past capacity was "
+            "certain: latencies that depend on them are only known to be at least so long"
+        )
+        yield Finding("abandoned", text, False)
 
 
 def _stalls(metrics: Metrics) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_vllm_stage.measurement.samples import ClientFacts, Failure, Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples import ABANDONED, ClientFacts, Failure, Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 
 #: 2026-09-21: a time that is over.
@@ -50,6 +50,13 @@ def sample(
 def failed(index: int, scheduled_s: float, kind: str = "http_status", **changes: Any) -> Sample:
     nothing: dict[str, Any] = {"tokens": 0, "failure": Failure(kind, "503"), "output_tokens": None}
     return sample(index, scheduled_s, **(nothing | changes))
+
+
+def abandoned(made: Sample, at_s: float) -> Sample:
+    """The request as it is left of when it is given up at a time before its end."""
+    times = tuple(one for one in made.token_times_s if one <= at_s)
+    failure = Failure(ABANDONED, "given up")
+    return replace(made, token_times_s=times, end_s=at_s, output_tokens=None, prompt_tokens=None, failure=failure)
 
 
 def measurement(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import pickle
+import re
 import socket
 import ssl
 import subprocess
 import sys
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load import process as driver_process
 from pytest_vllm_stage.load.driver import LoadJob, run_step
 from pytest_vllm_stage.load.prompts import make_body
-from pytest_vllm_stage.measurement.samples import Measurement, Sample
+from pytest_vllm_stage.measurement.plausibility import find_impossible
+from pytest_vllm_stage.measurement.samples import ABANDONED, PAST_CAPACITY, Measurement, Sample
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep
 from tests.unit.sim_engine import Handler, Sim, request_of, running_sim, serving
 
@@ -162,6 +165,44 @@ def test_a_watcher_ends_the_sending_and_nothing_else(sim: Sim) -> None:
     assert (stop.reason, stop.requests) == ("pass", len(measurement.samples))
     assert 10 <= len(measurement.samples) < 100
     assert stop.saved_s == pytest.approx(10 - stop.at_s)
+    assert kinds(measurement) == {None}
+
+
+def ten_and(reason: str) -> Callable[[Sample], str | None]:
+    """A watcher that is certain after ten samples."""
+    seen: list[Sample] = []
+
+    def watcher(sample: Sample) -> str | None:
+        seen.append(sample)
+        return reason if len(seen) >= 10 else None
+
+    return watcher
+
+
+def test_requests_in_progress_past_capacity_are_abandoned_and_the_engine_drops_them() -> None:
+    """Four at a time of 0.5 s each: 8 requests/s, so that 100 of them would take 12 s."""
+    with running_sim("--ttft-ms", "100", "--itl-ms", "57", "--max-num-seqs", "4") as engine:
+        measurement = asyncio.run(run_step(engine.job(step(50, 2, seed=11)), watcher=ten_and(PAST_CAPACITY)))
+        connection = http.client.HTTPConnection(engine.url.removeprefix("http://"))
+        connection.request("GET", "/metrics")
+        metrics = connection.getresponse().read().decode()
+        connection.close()
+    stop = measurement.early_stop
+    assert stop is not None
+    assert (stop.reason, stop.requests) == (PAST_CAPACITY, len(measurement.samples))
+    assert kinds(measurement) == {None, ABANDONED}
+    assert sum(sample.failure is None for sample in measurement.samples) < 20
+    assert all(sample.end_s >= sample.scheduled_s for sample in measurement.samples)
+    assert not list(find_impossible(measurement))
+    busy = re.findall(r"^vllm:num_requests_(?:running|waiting)\S* (\S+)$", metrics, re.MULTILINE)
+    assert list(map(float, busy)) == [0, 0]
+
+
+def test_requests_are_not_abandoned_where_the_engine_does_not_report_its_load(sim: Sim) -> None:
+    """Whether it has dropped them would not be known."""
+    nowhere = replace(sim.job(step(50, 2, seed=12)), metrics_url="http://127.0.0.1:9")
+    measurement = asyncio.run(run_step(nowhere, watcher=ten_and(PAST_CAPACITY)))
+    assert measurement.early_stop is not None
     assert kinds(measurement) == {None}
 
 

@@ -15,7 +15,7 @@ from pytest_vllm_stage.measurement.metrics import LATENCIES, PERCENTS, summarise
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.stalls import find_stalls
 from pytest_vllm_stage.measurement.statistics import interval_needs
-from tests.unit.made_samples import closed_step, failed, open_step, sample
+from tests.unit.made_samples import abandoned, closed_step, failed, open_step, sample
 
 
 def hundred(**changes: Any) -> list[Sample]:
@@ -76,6 +76,46 @@ def test_a_failed_request_that_gave_tokens_is_still_a_miss_and_gives_no_throughp
     metrics = summarise(samples, open_step())
     assert metrics.flat()["ttft_p99_ms"] == math.inf
     assert metrics.output_tokens_per_s == pytest.approx(9 * 16 / metrics.span_s)
+
+
+def test_percentile_that_depends_on_abandoned_requests_is_only_a_lower_bound() -> None:
+    """Each request takes longer than the one before; from 4 s on, the last of 100 are given up at 6 s.
+
+    60 requests are known whole; of the other 40 the first tokens of 5 came. The smallest time that a request without
+    one had waited is 20 ms, so that the P50 of 100 lies among requests of which not all are known.
+    """
+    rows = [sample(i, i / 20, ttft_s=0.9 + i / 100, itl_s=0.02) for i in range(100)]
+    given_up = [one if one.end_s <= 4.9 else abandoned(one, 4.96) for one in rows]
+    metrics = summarise(given_up, open_step(20, 5))
+    whole = sum(one.failure is None for one in given_up)
+    assert (metrics.abandoned, metrics.failed, metrics.error_rate) == (100 - whole, {}, 0.0)
+    p50 = metrics.latencies["ttft"].percentiles[50]
+    true = summarise(rows, open_step(20, 5)).latencies["ttft"].percentiles[50].value
+    assert p50.at_least
+    assert p50.value <= true
+    assert metrics.flat()["ttft_p50_ms"] is metrics.flat()["ttft_mean_ms"] is metrics.flat()["ttft_max_ms"] is None
+    assert metrics.to_json()["percentiles"]["ttft_p50_ms"]["at_least"] is True
+    assert metrics.latencies["tpot"].n == whole
+
+
+def test_percentile_below_all_abandoned_requests_is_exact() -> None:
+    rows = [*(sample(i, i / 10) for i in range(18)), *(abandoned(sample(i, 1.8, ttft_s=9), 4.0) for i in (18, 19))]
+    found = summarise(rows, open_step(10, 2)).latencies["ttft"].percentiles
+    assert [(percent, one.at_least) for percent, one in found.items()] == [
+        (50, False),
+        (90, False),
+        (95, True),
+        (99, True),
+    ]
+    assert found[90].value == pytest.approx(100)
+    assert found[99].value == pytest.approx(2200)
+
+
+def test_tokens_of_abandoned_requests_count_into_the_throughput() -> None:
+    half = abandoned(sample(1, 0.0, ttft_s=0.1, itl_s=0.1), 0.85)
+    metrics = summarise([sample(0, 0.0, ttft_s=0.1, itl_s=0.05), half], open_step(10, 2))
+    assert metrics.output_tokens_per_s == pytest.approx((16 + 8) / 0.85)
+    assert metrics.requests_per_s == pytest.approx(1.5 / 0.85)
 
 
 def test_a_run_without_tokens_is_vacuous_and_has_no_latencies() -> None:

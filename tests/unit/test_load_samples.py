@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.measurement.samples import FAILURES, EarlyStop, Failure, Measurement, ServerReading
+from pytest_vllm_stage.measurement.samples import ABANDONED, FAILURES, EarlyStop, Failure, Measurement, ServerReading
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, read_measurement, write_measurement
 from tests.unit.made_samples import failed, measurement, open_step, sample
 
@@ -65,7 +65,7 @@ times = st.floats(0, 6e4).map(lambda value: round(value, 6))
 @given(
     scheduled_s=times,
     gaps=st.lists(st.floats(0.001, 10).map(lambda value: round(value, 6)), max_size=40),
-    failure=st.builds(Failure, st.sampled_from(sorted(FAILURES)), st.text(max_size=50)),
+    failure=st.builds(Failure, st.sampled_from(sorted([*FAILURES, ABANDONED])), st.text(max_size=50)),
     numbers=st.tuples(*[st.none() | st.integers(0, 10**6)] * 3),
 )
 def test_any_sample_survives_the_file(

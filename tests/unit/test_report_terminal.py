@@ -87,6 +87,15 @@ def test_percentile_of_too_few_requests_is_marked_and_explained() -> None:
     assert "? too few requests for a 95 % confidence interval" in shown
 
 
+def test_percentile_of_abandoned_requests_is_marked_as_a_lower_bound_and_explained() -> None:
+    one = benchmark("full-rate-25")
+    one["result"]["percentiles"]["ttft_p99_ms"]["at_least"] = True
+    shown = slo_table.lines(record(benchmarks=[one]))
+    assert "30413?  >30413" in shown[1]
+    assert "> at least: requests were abandoned when the step ended early" in shown
+    assert not [line for line in slo_table.lines(record(benchmarks=[benchmark("a")])) if line.startswith("> ")]
+
+
 def test_failures_of_one_cause_are_one_line() -> None:
     cause = "stage failed: PVC m is Pending\n  next: kubectl get pvc"
     tests = [failed("test_a", cause), failed("test_b", cause), failed("test_c", "expected a, got b")]

@@ -9,13 +9,13 @@ from functools import partial
 
 import pytest
 
-from pytest_vllm_stage.measurement.samples import EarlyStop, Measurement, Sample
+from pytest_vllm_stage.measurement.samples import PAST_CAPACITY, EarlyStop, Measurement, Sample
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.slo.decision import Outcome
-from pytest_vllm_stage.slo.early import PAST_CAPACITY, EarlyDecision
+from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
-from tests.unit.made_samples import closed_step, failed, open_step, queued, sample
+from tests.unit.made_samples import abandoned, closed_step, failed, open_step, queued, sample
 from tests.unit.test_slo_healthy import GATES, closed_loop, open_loop
 
 PROMISED = (Objective("error_rate", 0), Objective("ttft_p50_ms", 2000))
@@ -24,12 +24,17 @@ LOCAL_S = 15.0
 
 
 def ends(
-    step: LoadStep, samples: Iterable[Sample], *, observation: bool = False, objectives: Iterable[Objective] = PROMISED
+    step: LoadStep,
+    samples: Iterable[Sample],
+    *,
+    observation: bool = False,
+    objectives: Iterable[Objective] = PROMISED,
+    after: bool = False,
 ) -> tuple[str | None, float]:
-    """What was certain, and when; the samples are given as they end while the step sends."""
+    """What was certain, and when; the samples are given as they end while the step sends, or also `after` it."""
     decision = EarlyDecision(step, tuple(objectives), observation=observation)
     for one in sorted(samples, key=lambda one: one.end_s):
-        if one.end_s > step.duration_s:
+        if one.end_s > step.duration_s and not after:
             break
         if reason := decision(one):
             return reason, one.end_s
@@ -96,8 +101,10 @@ def past_capacity(rate: float) -> Measurement:
 
 
 def ended(made: Measurement, reason: str, at_s: float) -> Measurement:
-    """What is left of a step whose sending ends."""
+    """What is left of a step whose sending ends; past capacity, requests in progress are abandoned."""
     sent = tuple(one for one in made.samples if one.scheduled_s <= at_s)
+    if reason == PAST_CAPACITY:
+        sent = tuple(one if one.end_s <= at_s else abandoned(one, at_s) for one in sent)
     last_s = max(one.end_s for one in sent)
     stop = EarlyStop(at_s, len(sent), reason, made.step.duration_s - at_s)
     server = tuple(reading for reading in made.server if reading.at_s <= last_s)
@@ -135,9 +142,13 @@ def test_observation_past_capacity_ends_early_and_is_still_called_past_capacity(
     reason, at_s = ends(made.step, made.samples, observation=True)
     assert reason == PAST_CAPACITY
     assert at_s < 0.75 * LOCAL_S
-    found = judge(ended(made, reason, at_s), PROMISED)[1]
+    metrics, found = judge(ended(made, reason, at_s), PROMISED)
     assert found.outcome is Outcome.FAIL
     assert f"{rate:g} requests/s is past capacity, about 6." in found.why
+    assert metrics.abandoned > 10
+    assert f"{metrics.abandoned} of {metrics.requests} requests were abandoned" in found.why
+    assert metrics.failed == {}
+    assert metrics.requests_per_s == pytest.approx(6.7, rel=0.1)  # nothing is missing of what was in progress
 
 
 def test_promised_step_past_capacity_is_not_ended_by_its_backlog() -> None:
@@ -157,3 +168,47 @@ def test_observation_within_capacity_is_not_ended_by_slow_answers_or_a_stall(ans
             end_s = max(end_s, at_s + stall_s) if at_s <= end_s < at_s + stall_s else end_s
             rows.append(sample(i, i / 10, ttft_s=end_s - i / 10 - 0.0015, itl_s=0.0001))
         assert ends(step, rows, observation=True, objectives=[Objective("ttft_p50_ms", 60_000)])[0] != PAST_CAPACITY
+
+
+#: Objectives that decide nothing early.
+OPEN = [Objective("ttft_p99_ms", 60_000)]
+
+
+def test_backlog_is_certain_after_the_last_send_where_answers_take_half_of_the_step() -> None:
+    """One request per second of the 25 that arrive: 300 s of backlog, of which a few answers' time is awaited."""
+    made = queued(open_step(25, LOCAL_S, decide_early=True), 7, lambda dice: dice.uniform(6.5, 7.5))
+    reason, at_s = ends(made.step, made.samples, observation=True, objectives=OPEN, after=True)
+    assert reason == PAST_CAPACITY
+    assert LOCAL_S < at_s < LOCAL_S + 5 * 7.5
+    assert ends(made.step, made.samples, objectives=OPEN, after=True)[0] != PAST_CAPACITY  # something is promised
+
+
+def test_backlog_ends_an_observation_that_has_failed_before() -> None:
+    """A failure ends the sending; the requests in progress would still take minutes."""
+    made = queued(open_step(25, 60.0, decide_early=True), 1, lambda dice: dice.uniform(1.9, 2.1))
+    decision = EarlyDecision(made.step, PROMISED, observation=True)
+    rows = [failed(one.index, one.scheduled_s, end_s=one.end_s) if one.index == 1 else one for one in made.samples]
+    said = [(reason, one.end_s) for one in rows if (reason := decision(one))]
+    first = next(at_s for reason, at_s in said if reason == "fail")
+    assert first < next(at_s for reason, at_s in said if reason == PAST_CAPACITY) < first + 8 * 2.1
+
+
+@pytest.mark.parametrize("slower", [1.0, 3.0])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_engine_that_fills_and_then_stands_still_has_no_backlog(slower: float, streamed: bool) -> None:
+    """Answers take up to three times as long once the engine is full; at any time it stands still for two seconds.
+
+    It then works off what has arrived meanwhile at one and a half times the rate.
+    """
+    step, alone_s = open_step(10, 20.0, decide_early=True), 0.8
+    for stall_at_s in range(2, 25):
+        rows, free_s = [], 0.0
+        for i in range(200):
+            answer_s = alone_s * min(slower, 1 + (slower - 1) * i / 10 / (alone_s * slower))
+            end_s = i / 10 + answer_s
+            if stall_at_s <= end_s:
+                free_s = max(free_s + 1 / 15, stall_at_s + 2)
+                end_s = max(end_s, free_s)
+            first_s = i / 10 + (0.1 * answer_s if streamed and stall_at_s > end_s else end_s - i / 10 - 0.0015)
+            rows.append(sample(i, i / 10, ttft_s=first_s - i / 10, itl_s=(end_s - first_s) / 15))
+        assert ends(step, rows, observation=True, objectives=OPEN, after=True)[0] != PAST_CAPACITY, stall_at_s

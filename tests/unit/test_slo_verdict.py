@@ -18,7 +18,7 @@ from pytest_vllm_stage.slo.gates import misses_of
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.saturation import kendall_tau, saturation
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
-from tests.unit.made_samples import closed_step, failed, measurement, open_step, queued, sample, with_ttfts
+from tests.unit.made_samples import abandoned, closed_step, failed, measurement, open_step, queued, sample, with_ttfts
 
 P99 = Objective("ttft_p99_ms", 500)
 P90 = Objective("ttft_p90_ms", 500)
@@ -415,3 +415,25 @@ def test_load_through_a_port_forward_is_invalid_and_names_other_ways() -> None:
 def test_failures_of_a_port_forward_are_not_the_models() -> None:
     why = invalid("port_forward_broken", forwarded(2.0, "the port-forward to service/m broke: pod/a was deleted"))
     assert why.startswith("the port-forward to service/m broke: pod/a was deleted")
+
+
+@pytest.mark.parametrize(
+    ("objective", "errors", "outcome"),
+    [
+        (Objective("ttft_p50_ms", 90_000), 0, Outcome.INCONCLUSIVE),
+        (Objective("error_rate", 0.05), 0, Outcome.INCONCLUSIVE),
+        (Objective("error_rate", 0), 0, Outcome.INCONCLUSIVE),
+        (Objective("error_rate", 0), 1, Outcome.FAIL),  # even if all others had been answered
+        (Objective("output_tokens_per_s_min", 1), 0, Outcome.INCONCLUSIVE),
+    ],
+)
+def test_objective_is_decided_only_where_abandoned_requests_cannot_change_it(
+    objective: Objective, errors: int, outcome: Outcome
+) -> None:
+    """Of 200 requests the last 150 are given up after one to sixteen seconds."""
+    rows = [sample(i, i / 10) if i < 50 else abandoned(sample(i, i / 10, ttft_s=90), 21.0) for i in range(200)]
+    rows[:errors] = [failed(i, i / 10) for i in range(errors)]
+    metrics, verdict = judge(measurement(open_step(10, 20), rows), [objective])
+    assert verdict.gates[0].outcome is outcome, verdict.gates[0].why
+    assert "150 of 200 requests were abandoned" in verdict.why
+    assert sum(metrics.failed.values()) == errors

@@ -1,4 +1,4 @@
-"""Distributions in GuideLLM's form: nearest-rank percentiles of the answered requests, without the failed ones."""
+"""Distributions in GuideLLM's form: nearest-rank percentiles of the answered requests, without the others."""
 
 from __future__ import annotations
 
@@ -28,16 +28,11 @@ _PERCENTILES = {
 ValuesOf = Callable[[Sample], Iterable[float]]
 
 
-def breakdown(values_of: ValuesOf, answered: Sequence[Sample], failed: Sequence[Sample]) -> dict[str, Any]:
+def breakdown(values_of: ValuesOf, groups: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
     """One distribution per status, and one over all; in GuideLLM a count of 0 means that there is none."""
-    good = [value for sample in answered for value in values_of(sample)]
-    bad = [value for sample in failed for value in values_of(sample)]
-    return {
-        "successful": summary(good),
-        "errored": summary(bad),
-        "incomplete": summary([]),
-        "total": summary([*good, *bad]),
-    }
+    found = {status: [value for sample in group for value in values_of(sample)] for status, group in groups.items()}
+    total = summary([value for values in found.values() for value in values])
+    return {**{status: summary(values) for status, values in found.items()}, "total": total}
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pytest_vllm_stage.measurement.samples import FAILURES, Failure
+from pytest_vllm_stage.measurement.samples import ABANDONED, FAILURES, Failure
 
 _SHOWN_CHARACTERS = 300
 _STATUS = re.compile(r"^HTTPStatusError\([\"'].*?'(\d{3})[ ']")
@@ -29,7 +29,7 @@ def failure_of(error: str, tokens: int) -> Failure:
         tokens: Token events that came before; a connection that broke after some left a truncated answer.
     """
     own, _, text = error.partition(": ")
-    if own in FAILURES:  # a report that `write_report` wrote
+    if own in (*FAILURES, ABANDONED):  # a report that `write_report` wrote
         return Failure(own, text)
     kind = next((kind for pattern, kind in _KINDS if re.match(pattern, error, re.DOTALL)), "protocol")
     if kind == "connection" and tokens:

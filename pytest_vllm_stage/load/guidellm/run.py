@@ -73,7 +73,7 @@ def measure(
         with tempfile.TemporaryDirectory(prefix="guidellm-") as folder:
             measurement = asyncio.run(_GuideLLMRun(job, journal, installed, Path(folder)).carry_out())
         facts["requests"] = len(measurement.samples)
-        facts["failed"] = sum(sample.failure is not None for sample in measurement.samples)
+        facts["failed"] = sum(sample.failed for sample in measurement.samples)
     if watcher is not None:
         for sample in measurement.samples:
             watcher(sample)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +70,20 @@ def report_of(measurement: Measurement, metrics: Metrics) -> dict[str, Any]:
 
 def _benchmark(measurement: Measurement, metrics: Metrics) -> dict[str, Any]:
     step, samples = measurement.step, measurement.samples
-    answered = [sample for sample in samples if sample.failure is None]
-    failed = [sample for sample in samples if sample.failure is not None]
-    totals = {"successful": len(answered), "errored": len(failed), "incomplete": 0, "total": len(samples)}
-    start, end = measurement.started_at, measurement.started_at + max((s.end_s for s in samples), default=0.0)
-    rows = {
-        "successful": [_row(sample, start) for sample in answered],
-        "errored": [_row(sample, start) for sample in failed],
-        "incomplete": [],
-        "total": None,
+    groups = {
+        "successful": [sample for sample in samples if sample.failure is None],
+        "errored": [sample for sample in samples if sample.failed],
+        "incomplete": [sample for sample in samples if sample.abandoned],
     }
+    totals = {**{status: len(group) for status, group in groups.items()}, "total": len(samples)}
+    start, end = measurement.started_at, measurement.started_at + max((s.end_s for s in samples), default=0.0)
+    rows = {status: [_row(sample, start) for sample in group] for status, group in groups.items()} | {"total": None}
     return {
         "type_": "generative_benchmark",
         "config": _config(step),
         "scheduler_state": _state(totals, start, end),
         "scheduler_metrics": _scheduler(samples, totals, start, end),
-        "metrics": _metrics(metrics, answered, failed, totals),
+        "metrics": _metrics(metrics, groups, totals),
         "requests": rows,
         "warnings": [],
         "start_time": start,
@@ -147,13 +145,11 @@ def _scheduler(samples: Sequence[Sample], totals: dict[str, int], start: float, 
     }
 
 
-def _metrics(
-    metrics: Metrics, answered: Sequence[Sample], failed: Sequence[Sample], totals: dict[str, int]
-) -> dict[str, Any]:
+def _metrics(metrics: Metrics, groups: Mapping[str, Sequence[Sample]], totals: dict[str, int]) -> dict[str, Any]:
     def by(values_of: Any) -> dict[str, Any]:
-        return breakdown(values_of, answered, failed)
+        return breakdown(values_of, groups)
 
-    latencies_s = sum(sample.end_s - sample.scheduled_s for sample in answered)
+    latencies_s = sum(sample.end_s - sample.scheduled_s for sample in groups["successful"])
     lag = by(lambda sample: _known(sample.lag_s))
     absent = ("time_to_first_output_token_ms", "time_to_last_round_trip_ms", "avg_round_trip_time_ms")
     return {
@@ -224,7 +220,7 @@ def _row(sample: Sample, start: float) -> dict[str, Any]:
         "output": None,
         "info": {
             "request_id": identity,
-            "status": "errored" if failure else "completed",
+            "status": "cancelled" if sample.abandoned else "errored" if failure else "completed",
             "scheduler_start_time": start,
             "timings": _timings(sample, start),
             "error": f"{failure.kind}: {failure.text}" if failure else None,

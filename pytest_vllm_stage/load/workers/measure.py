@@ -58,6 +58,6 @@ def measure_in_cluster(place: WorkerPlace, job: SharedJob, *, lead_s: float = LE
             ).gather()
         measurement = merge(step, assignment.workers, gathered, job.facts)
         facts["requests"] = len(measurement.samples)
-        facts["failed"] = sum(sample.failure is not None for sample in measurement.samples)
+        facts["failed"] = sum(sample.failed for sample in measurement.samples)
         facts["workers"] = measurement.facts[LOAD_WORKERS]
         return measurement

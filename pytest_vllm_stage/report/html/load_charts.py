@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_vllm_stage.report.html import svg
 from pytest_vllm_stage.report.html.chart import Chart, Section
 from pytest_vllm_stage.report.run_data import CONCURRENCY, RATE, RunData, StepData
-from pytest_vllm_stage.report.values import format_interval, format_number, format_sizes
+from pytest_vllm_stage.report.values import format_interval, format_number, format_percentile, format_sizes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def _latency_rows(step: StepData, name: str, unit: str) -> Iterator[tuple[str, .
             step.load,
             step.outcome,
             f"P{percent}",
-            format_number(value),
+            format_percentile(found, value),
             format_interval(interval) or needs,
             format_sizes(found) if found else "",
         )
@@ -142,6 +142,7 @@ def _throughput(data: RunData) -> Chart:
         "requests/s": "requests_per_s",
         "goodput, requests/s": "goodput_requests_per_s",
         "failed": "failed",
+        "abandoned": "abandoned",
     }
     rows = [
         (step.role, step.load, step.outcome, *(format_number(step.metrics.get(name)) for name in columns.values()))

@@ -104,7 +104,7 @@ class RequestPanels:
 
 
 def thin(samples: Sequence[Sample]) -> list[Sample]:
-    """At most about `MOST_POINTS`: every failed and slow request stays, of the others an even selection."""
+    """At most about `MOST_POINTS`: every failed, abandoned and slow request stays, of the others an even selection."""
     if len(samples) <= MOST_POINTS:
         return list(samples)
     ordered = sorted(samples, key=lambda sample: sample.end_s - sample.scheduled_s)
@@ -122,16 +122,25 @@ def _has(track: Track, server: Sequence[ServerReading]) -> bool:
 def scatter_latency(
     axes: Axes, samples: Sequence[Sample], name: str, factor: float, colour: str, *, start_s: float = 0.0
 ) -> None:
-    """Each request's latency at its scheduled time after ``start_s``, on a log axis; failed ones as crosses above."""
+    """Each request's latency at its scheduled time after ``start_s``, on a log axis; failed ones as crosses above.
+
+    Abandoned ones are triangles at the time that they had waited.
+    """
+    waited = [
+        (sample.scheduled_s - start_s, (sample.end_s - sample.scheduled_s) * factor)
+        for sample in samples
+        if sample.abandoned and math.isinf(latency_s(name, sample) or 0.0)
+    ]
     known = [
         (sample.scheduled_s - start_s, value * factor)
         for sample in samples
-        if (value := latency_s(name, sample)) is not None
+        if (value := latency_s(name, sample)) is not None and not (sample.abandoned and math.isinf(value))
     ]
     good = [(x, y) for x, y in known if math.isfinite(y)]
     size = 5.0 if len(good) < _FEW_POINTS else 3.0
     svg.points(axes, [x for x, _ in good], [y for _, y in good], colour, size=size)
-    values = [y for _, y in good] or [1.0]
+    axes.plot([x for x, _ in waited], [y for _, y in waited], "^", color=svg.COLOURS["open"], markersize=4)
+    values = [y for _, y in (*good, *waited)] or [1.0]
     low, high = max(min(values), 1e-4), max(max(values), 1e-4)
     axes.set_yscale("log")
     axes.set_ylim(low / 1.25, high * 1.5)

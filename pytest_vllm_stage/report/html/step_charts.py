@@ -11,7 +11,7 @@ from pytest_vllm_stage.report.html.chart import Chart, Part, Section
 from pytest_vllm_stage.report.html.request_panels import SLOWEST_SHARE, RequestPanels, thin, tracks_of
 from pytest_vllm_stage.report.run_data import RunData, StepData
 from pytest_vllm_stage.report.slo_matrix import sign_of
-from pytest_vllm_stage.report.values import format_interval, format_number, format_sizes
+from pytest_vllm_stage.report.values import format_interval, format_number, format_percentile, format_sizes
 
 _LATENCIES = (("ttft", "ms"), ("itl", "ms"), ("tpot", "ms"), ("e2e_latency", "s"))
 
@@ -75,7 +75,7 @@ def _rows(step: StepData) -> list[tuple[str, ...]]:
 
 def _with_interval(step: StepData, key: str) -> str:
     ci = step.percentiles.get(key, {}).get("ci95")
-    value = format_number(step.metrics.get(key))
+    value = format_percentile(step.percentiles.get(key), step.metrics.get(key))
     if not isinstance(ci, list) or any(isinstance(end, str) for end in ci):
         return value
     return f"{value} ({format_interval((float(ci[0]), float(ci[1])))})"
@@ -84,12 +84,18 @@ def _with_interval(step: StepData, key: str) -> str:
 def _remarks(measurement: Measurement, step: StepData) -> Iterator[str]:
     failures: dict[str, int] = {}
     for sample in measurement.samples:
-        if sample.failure:
+        if sample.failure and not sample.abandoned:
             kind = f"{sample.failure.kind}: {sample.failure.text[:120]}"
             failures[kind] = failures.get(kind, 0) + 1
     yield from (
         f"{count} requests failed: {kind}" for kind, count in sorted(failures.items(), key=lambda one: -one[1])[:5]
     )
+    abandoned = sum(sample.abandoned for sample in measurement.samples)
+    if abandoned:
+        yield (
+            f"{abandoned} requests were abandoned when the step ended early (triangles: how long they had waited); a "
+            "percentile after > is at least so large."
+        )
     if measurement.early_stop:
         stop = measurement.early_stop
         saved = f"{stop.saved_s:.1f} s saved"
