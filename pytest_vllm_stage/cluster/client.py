@@ -5,12 +5,14 @@ Every request has a timeout, discovery is cached in memory only, and no credenti
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import ssl
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,8 @@ from pytest_vllm_stage.cluster import kubeconfig_files
 from pytest_vllm_stage.cluster.api_errors import translate_api_errors
 from pytest_vllm_stage.cluster.discovery import InMemoryDiscoverer
 from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.cluster.kubeconfig_files import ContextIdentity
+from pytest_vllm_stage.cluster.token_sources import TokenSource
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.settings import pod
 
@@ -36,7 +40,12 @@ _RETRIES = urllib3.Retry(
 
 
 class _ApiClient(ApiClient):
-    """The library's client, with a default timeout for every request but watches, which may be silent."""
+    """The library's client, with a default timeout for every request but watches, which may be silent.
+
+    It acts as the user whom the kubeconfig impersonates, and sends a request again with a renewed token after a 401.
+    """
+
+    identity = ContextIdentity()
 
     def call_api(
         self,
@@ -48,10 +57,22 @@ class _ApiClient(ApiClient):
         _request_timeout: Any = None,
     ) -> RESTResponse:
         timeout = _request_timeout or (None if "watch=" in url else (REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_S))
+        headers = urllib3.HTTPHeaderDict(header_params or {})
+        for name, value in self.identity.impersonation:
+            headers.add(name, value)
         with warnings.catch_warnings():
             if not self.configuration.verify_ssl:  # the kubeconfig says so; one warning per request would add nothing
                 warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
-            return super().call_api(method, url, header_params, body, post_params, timeout)
+            answer = super().call_api(method, url, headers, body, post_params, timeout)
+            tokens = self.identity.tokens
+            if answer.status != HTTPStatus.UNAUTHORIZED or tokens is None:
+                return answer
+            renewed = f"Bearer {tokens.renew()}"
+            if renewed == headers.get("authorization"):
+                return answer
+            answer.response.drain_conn()
+            headers["authorization"] = renewed
+            return super().call_api(method, url, headers, body, post_params, timeout)
 
 
 def connect(paths: str, context: str, *, uses_env_proxy: bool = True) -> DynamicClient:
@@ -128,11 +149,19 @@ def _open_api_client(paths: str, context: str, *, uses_env_proxy: bool) -> ApiCl
         configuration.proxy = None
     # The loader writes inline keys into files. TLS is set up at once, and the files are gone before the first request.
     with tempfile.TemporaryDirectory(prefix="vllm-stage-") as folder:
-        kubeconfig_files.load(paths, context, configuration, folder)
-        return _with_tls(configuration, f"kubeconfig {paths}, context {context}")
+        identity = kubeconfig_files.load(paths, context, configuration, folder)
+        if identity.tokens is not None:
+            configuration.refresh_api_key_hook = functools.partial(_use_current_token, identity.tokens)  # type: ignore[assignment]
+        api = _with_tls(configuration, f"kubeconfig {paths}, context {context}")
+        api.identity = identity
+        return api
 
 
-def _with_tls(configuration: Configuration, where: str) -> ApiClient:
+def _use_current_token(tokens: TokenSource, configuration: Configuration) -> None:
+    configuration.api_key["BearerToken"] = f"Bearer {tokens.current()}"
+
+
+def _with_tls(configuration: Configuration, where: str) -> _ApiClient:
     """The client of a configuration, whose certificate files are read now and never again."""
     tls = _tls_context(configuration, where)
     configuration.ssl_ca_cert = configuration.cert_file = configuration.key_file = None
@@ -147,6 +176,7 @@ def _tls_context(configuration: Configuration, where: str) -> ssl.SSLContext:
     """Verifies as kubectl does: Go does not require the key identifiers that Python 3.13's strict mode requires."""
     context = urllib3.util.create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    field = "certificate-authority"
     try:
         if not configuration.verify_ssl:
             context.check_hostname = False
@@ -155,10 +185,12 @@ def _tls_context(configuration: Configuration, where: str) -> ssl.SSLContext:
             context.load_verify_locations(cafile=configuration.ssl_ca_cert)
         else:
             context.load_default_certs()
+        field = "client-certificate and client-key"
         if configuration.cert_file:
             context.load_cert_chain(configuration.cert_file, configuration.key_file)
     except (ssl.SSLError, OSError) as error:
-        raise ConfigError(f"{where}: the certificates cannot be loaded: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise ConfigError(f"{where}: the certificates cannot be loaded: {field}: {reason}") from None
     return context
 
 

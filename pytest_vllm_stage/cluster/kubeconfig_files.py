@@ -3,37 +3,32 @@
 Of several files in ``$KUBECONFIG`` the first that has an entry of a name wins, and a relative path in an entry is
 relative to the file that holds the entry: https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/
 The client's own merger answers an empty file, a wrong encoding or a dangling reference with a traceback or not at all,
-so reading and merging are done here, and credentials by the client's loader.
+so reading and merging are done here, and credentials by the client's loader, but for those that change in mid-run.
 """
 
 from __future__ import annotations
 
-import logging
+import base64
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
+from pytest_vllm_stage.cluster.credential_plugin import CredentialPlugin
+from pytest_vllm_stage.cluster.kubeconfig_fields import check_cluster, check_user, impersonation_headers
+from pytest_vllm_stage.cluster.token_sources import PluginToken, TokenFile, TokenSource
+from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.files import is_missing, read_text
+from pytest_vllm_stage.core.suggestions import suggest_name
 
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
 _SECTIONS = {"contexts": "context", "clusters": "cluster", "users": "user"}
-#: What an HTTP header can carry.
-_TOKEN = re.compile(r"[!-~]*")
-_TEXTS = ("token", "tokenFile", "username", "password", "tls-server-name", "proxy-url", "certificate-authority")
-_TEXTS_OF_KEYS = ("client-certificate", "client-key")
-_DATA = tuple(f"{name}-data" for name in ("certificate-authority", *_TEXTS_OF_KEYS))
-#: Field of a cluster or a user to its type.
-_KINDS: Mapping[str, type] = dict.fromkeys((*_TEXTS, *_TEXTS_OF_KEYS, *_DATA), str) | {"insecure-skip-tls-verify": bool}
 _PATH_FIELDS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 
 
@@ -80,7 +75,8 @@ class Kubeconfig:
         found = self.contexts.get(context)
         if found is None:
             raise ConfigError(
-                f"--stage-context={context}: no such context in {self.places}; valid: {_listed(self.contexts)}",
+                f"--stage-context={context}: no such context in {self.places}"
+                f"{suggest_name(context, self.contexts)}; valid: {_listed(self.contexts)}",
                 hint="kubectl config get-contexts",
             )
         cluster = self._referred(context, found, "cluster", self.clusters)
@@ -93,9 +89,9 @@ class Kubeconfig:
         if not isinstance(server, str) or urlsplit(server).scheme not in ("http", "https"):
             raise ConfigError(f"{where}: server: expected an http or https URL, got {server!r}")
         user = self._referred(context, found, "user", self.users)
-        _check_fields(cluster, f"kubeconfig {cluster.path}: cluster of context {context}")
+        check_cluster(cluster.value, f"kubeconfig {cluster.path}: cluster of context {context}")
         if user is not None:
-            _check_fields(user, f"kubeconfig {user.path}: user of context {context}")
+            check_user(user.value, f"kubeconfig {user.path}: user of context {context}")
         return cluster, user
 
     def _referred(self, context: str, found: Entry, field: str, entries: Mapping[str, Entry]) -> Entry | None:
@@ -111,16 +107,6 @@ class Kubeconfig:
                 f"({self.places}); valid: {_listed(entries)}"
             )
         return entries[name]
-
-
-def _check_fields(entry: Entry, where: str) -> None:
-    """The client's loader sends whatever a field holds, a mapping in place of a token too."""
-    for name, kind in _KINDS.items():
-        value = entry.value.get(name)
-        if value is not None and not isinstance(value, kind):
-            raise ConfigError(f"{where}: {name}: expected {kind.__name__}, got {type(value).__name__}")
-    if not _TOKEN.fullmatch(entry.value.get("token") or ""):
-        raise ConfigError(f"{where}: token: expected visible ASCII characters only (it is not shown)")
 
 
 def _listed(names: Mapping[str, Entry]) -> str:
@@ -185,7 +171,20 @@ def _named_entries(listed: Any, section: str, field: str, path: Path) -> dict[st
     return found
 
 
-def load(paths: str, context: str, configuration: Configuration, folder: str) -> None:
+@dataclass(frozen=True)
+class ContextIdentity:
+    """Who a context's requests are sent as, besides what the client's configuration holds.
+
+    Attributes:
+        tokens: Gives the token of each request; None where it does not change.
+        impersonation: Headers of a user that acts as another.
+    """
+
+    tokens: TokenSource | None = None
+    impersonation: tuple[tuple[str, str], ...] = ()
+
+
+def load(paths: str, context: str, configuration: Configuration, folder: str) -> ContextIdentity:
     """Fill the client's configuration for a context.
 
     Args:
@@ -202,64 +201,71 @@ def load(paths: str, context: str, configuration: Configuration, folder: str) ->
     from kubernetes.config.kube_config import ConfigNode, KubeConfigLoader
 
     cluster, user = read(paths).entries_of(context)
+    fields = _with_absolute_paths(cluster)
     lists = {
         "contexts": [ConfigNode("context", {"name": context, "context": {"cluster": "c", "user": "u"}})],
-        "clusters": [ConfigNode("cluster", {"name": "c", "cluster": _with_absolute_paths(cluster)}, str(cluster.path))],
+        "clusters": [ConfigNode("cluster", {"name": "c", "cluster": fields}, str(cluster.path))],
     }
+    tokens = None
     if user is not None:
-        fields = _with_token_of_file(user)
-        lists["users"] = [ConfigNode("user", {"name": "u", "user": fields}, str(user.path))]
+        who, tokens = _with_first_token(user, fields)
+        lists["users"] = [ConfigNode("user", {"name": "u", "user": who}, str(user.path))]
     where = f"kubeconfig {user.path if user else cluster.path}, context {context}"
     try:
-        with _raising_logged_errors(where):
-            loader = KubeConfigLoader(ConfigNode("kubeconfig", lists), context, None, None, temp_file_path=folder)
-            loader.load_and_set(configuration)
+        loader = KubeConfigLoader(ConfigNode("kubeconfig", lists), context, None, None, temp_file_path=folder)
+        loader.load_and_set(configuration)
     except ConfigException as error:
         raise ConfigError(f"{where}: {error}") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:  # for example data that is not base64
+    except (ValueError, KeyError, TypeError, OSError) as error:  # for example an auth-provider without its package
         raise ConfigError(f"{where}: credentials cannot be loaded ({type(error).__name__})") from None
+    _use_proxy(configuration, str(fields.get("proxy-url") or ""))
+    return ContextIdentity(tokens, impersonation_headers(user.value) if user else ())
 
 
 def _with_absolute_paths(entry: Entry) -> dict[str, Any]:
     """The entry's fields; the client's loader takes a user's paths to be relative to the cluster's file."""
     fields, folder = dict(entry.value), entry.path.parent
     for field in set(_PATH_FIELDS) & set(fields):
-        fields[field] = str(folder / str(fields[field]))
-    plugin = fields.get("exec")
-    if isinstance(plugin, dict) and os.sep in str(plugin.get("command", "")):
-        fields["exec"] = {**plugin, "command": str(folder / plugin["command"])}
+        if fields[field]:
+            fields[field] = str(folder / str(fields[field]))
     return fields
 
 
-def _with_token_of_file(user: Entry) -> dict[str, Any]:
-    """The user's fields with the token that ``tokenFile`` holds; the client's loader keeps its line end."""
-    fields = _with_absolute_paths(user)
-    file = fields.pop("tokenFile", None)
-    if file:
-        where = f"kubeconfig {user.path}: tokenFile"
-        fields["token"] = read_text(Path(file), where).strip()
-        if not _TOKEN.fullmatch(fields["token"]):
-            raise ConfigError(f"{where} {file}: expected one token of visible ASCII characters (it is not shown)")
-    return fields
+def _with_first_token(user: Entry, cluster: Mapping[str, Any]) -> tuple[dict[str, Any], TokenSource | None]:
+    """The user's fields with the token of their ``tokenFile`` or plugin, and what gives the next ones.
 
-
-@contextmanager
-def _raising_logged_errors(where: str) -> Iterator[None]:
-    """The loader only logs that a credential plugin failed, and goes on without credentials.
-
-    https://github.com/kubernetes-client/python/blob/v37.0.1/kubernetes/config/kube_config.py
+    As in kubectl, a file's token precedes a plain one, and a plain one precedes a plugin.
     """
-    messages: list[str] = []
+    fields = _with_absolute_paths(user)
+    file, plugin = fields.pop("tokenFile", None), fields.pop("exec", None)
+    if file:
+        source = TokenFile(Path(file), f"kubeconfig {user.path}: tokenFile")
+        return {**fields, "token": source.current()}, source
+    if not plugin:
+        return fields, None
+    runnable = CredentialPlugin(plugin, cluster, f"kubeconfig {user.path}", user.path.parent)
+    runnable.check()
+    if fields.get("token") or fields.get("username"):
+        return fields, None
+    answer = runnable.run()
+    if answer.certificate:
+        pems = {"client-certificate": answer.certificate, "client-key": answer.key}
+        fields |= {f"{name}-data": base64.b64encode(pem.encode()).decode() for name, pem in pems.items()}
+    if not answer.token:
+        return fields, None
+    return {**fields, "token": answer.token}, PluginToken(runnable, answer)
 
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
 
-    collector, root = Collector(logging.ERROR), logging.getLogger()
-    root.addHandler(collector)
-    try:
-        yield
-    finally:
-        root.removeHandler(collector)
-    if messages:
-        raise EnvironmentUnusable(f"{where}: the credential plugin failed: {messages[0]}", hint="log in again")
+def _use_proxy(configuration: Configuration, url: str) -> None:
+    """Credentials of the proxy's URL are sent, and a SOCKS proxy resolves the server's name, as Go's client does both.
+
+    https://github.com/urllib3/urllib3/issues/1850
+    """
+    from urllib3.util import make_headers
+
+    parts = urlsplit(url)
+    if parts.username:
+        basic = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        configuration.proxy_headers = make_headers(proxy_basic_auth=basic)
+    if parts.scheme == "socks5":
+        configuration.proxy = f"socks5h{url[len('socks5') :]}"

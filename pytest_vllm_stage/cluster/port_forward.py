@@ -89,6 +89,8 @@ def open_tunnel(api: ApiClient, namespace: str, pod: str, port: int, connection:
         EnvironmentUnusable: this user may not do this.
         RequestRejected: the pod does not exist, or the kubelet refuses.
     """
+    if str(api.configuration.proxy or "").startswith("socks"):
+        raise EnvironmentUnusable(f"no port-forward through a SOCKS proxy (proxy-url of the kubeconfig) to pod/{pod}")
     path = f"/api/v1/namespaces/{quote(namespace)}/pods/{quote(pod)}/portforward"
     what = f"port-forward to port {port} of pod/{pod}"
     websocket = _Socket(sslopt=_tls(api))
@@ -116,8 +118,10 @@ def _options(api: ApiClient) -> dict[str, Any]:
     """Credentials and proxy as the client sends its other requests."""
     configuration = api.configuration
     headers = {auth["key"]: auth["value"] for auth in configuration.auth_settings().values() if auth["in"] == "header"}
+    identity = getattr(api, "identity", None)
+    sent = [*headers.items(), *(identity.impersonation if identity else ())]
     options: dict[str, Any] = {
-        "header": [f"{name}: {value}" for name, value in headers.items()],
+        "header": [f"{name}: {value}" for name, value in sent],
         "subprotocols": [_PROTOCOL],
         "suppress_origin": True,
         "redirect_limit": 0,

@@ -9,6 +9,10 @@ from collections.abc import Iterable
 def describe_unknown(name: str, valid: Iterable[str], noun: str) -> str:
     """Describe an unknown name: the closest valid one, and all valid ones."""
     known = list(valid)
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
-    return f"unknown {noun}{meant}; valid: {', '.join(known) or 'none'}"
+    return f"unknown {noun}{suggest_name(name, known)}; valid: {', '.join(known) or 'none'}"
+
+
+def suggest_name(name: str, valid: Iterable[str]) -> str:
+    """The closest valid name, to be appended to a sentence; empty where none is close."""
+    near = difflib.get_close_matches(name, list(valid), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -50,6 +50,8 @@ class ApiServer:
         answers: Method and path to a status and a body that are answered instead.
         requests: Method and path with query, in order.
         headers: The headers of the last request.
+        header_lines: The same, with each value of a repeated one.
+        tokens: The bearer tokens that it accepts; None for any, or none.
         bodies: The bodies of all requests.
         aggregated: It knows aggregated discovery.
         drops: So many requests are answered by closing the connection.
@@ -61,6 +63,8 @@ class ApiServer:
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
+    header_lines: list[tuple[str, str]] = field(default_factory=list)
+    tokens: set[str] | None = None
     bodies: list[Object] = field(default_factory=list)
     aggregated: bool = True
     drops: int = 0
@@ -218,10 +222,13 @@ def served(server: ApiServer | None = None, tls: ssl.SSLContext | None = None) -
                 held.drops -= 1
                 self.close_connection = True
                 return
-            held.headers = dict(self.headers)
+            held.headers, held.header_lines = dict(self.headers), list(self.headers.items())
             if body is not None:
                 held.bodies.append(body)
+            token = self.headers.get("authorization", "").removeprefix("Bearer ")
             code, answer = held.answer(self.command, self.path, self.headers.get("Accept", ""), body)
+            if held.tokens is not None and token not in held.tokens:
+                code, answer = 401, status(401, "Unauthorized")
             is_text = isinstance(answer, str)
             data = answer.encode() if is_text else json.dumps(answer).encode()
             self.send_response(code)

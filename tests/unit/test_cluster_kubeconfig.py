@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pytest_vllm_stage.cluster import client, kubeconfig, kubeconfig_files
+from pytest_vllm_stage.cluster import client, kubeconfig, kubeconfig_files, port_forward
+from pytest_vllm_stage.cluster.api_errors import RequestRejected
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
+from pytest_vllm_stage.stage import objects
 from tests.unit.made_api import kubeconfig as made_kubeconfig
 from tests.unit.made_api import served
 
@@ -108,6 +110,10 @@ A_CLUSTER = {"clusters": [{"name": "c", "cluster": {"server": "https://h:1"}}]}
     [
         ({}, "no such context in .*FILE; valid: none"),
         ({**ONE_CONTEXT, "contexts": [{"name": "b", "context": {}}]}, "no such context in .*FILE; valid: b"),
+        (
+            {"contexts": [{"name": name, "context": {}} for name in ("prod", "ctx-2")]},
+            r"no such context in .*FILE \(did you mean ctx-2\?\); valid: prod, ctx-2",
+        ),
         (ONE_CONTEXT, r"FILE: context ctx names cluster c, which no file defines \(.*FILE\); valid: none"),
         (
             {**ONE_CONTEXT, **A_CLUSTER},
@@ -178,9 +184,8 @@ def test_relative_paths_are_relative_to_their_own_file(tmp_path: Path) -> None:
     ("user", "message"),
     [
         ({"tokenFile": "absent"}, "tokenFile .*/absent cannot be read: No such file"),
-        ({"client-certificate": "absent.pem"}, "File does not exist: .*/absent.pem"),
-        ({"client-key-data": SECRET}, "credentials cannot be loaded"),
-        ({"client-certificate-data": base64.b64encode(b"x").decode()}, "certificates cannot be loaded"),
+        ({"client-certificate": "absent.pem", "client-key": "absent.pem"}, "File does not exist: .*/absent.pem"),
+        ({"client-certificate-data": "eA==", "client-key-data": "eA=="}, "loaded: client-certificate and client-key:"),
     ],
 )
 def test_credentials_that_cannot_be_loaded_are_named_without_their_value(
@@ -192,38 +197,6 @@ def test_credentials_that_cannot_be_loaded_are_named_without_their_value(
     assert SECRET not in str(failed.value)
 
 
-PLUGIN = """#!{python}
-import json, os, sys
-if "--fail" in sys.argv:
-    sys.exit("please run: cloud login")
-assert "KUBERNETES_EXEC_INFO" in os.environ
-print(json.dumps({{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
-                  "status": {{"token": os.environ["ANSWER"]}}}}))
-"""
-
-
-def with_plugin(folder: Path, url: str, *arguments: str) -> Path:
-    program = write(folder, "plugin", PLUGIN.format(python=sys.executable))
-    program.chmod(0o755)
-    command = {
-        "apiVersion": "client.authentication.k8s.io/v1",
-        "command": f"./{program.name}",
-        "args": list(arguments),
-        "env": [{"name": "ANSWER", "value": SECRET}],
-    }
-    return write(folder, "kc", made_kubeconfig(url, exec=command))
-
-
-def test_a_credential_plugin_gives_the_token(tmp_path: Path) -> None:
-    with served() as api, client.connection(str(with_plugin(tmp_path, api.url)), "ctx"):
-        assert api.headers["authorization"] == f"Bearer {SECRET}"
-
-
-def test_a_failing_credential_plugin_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentUnusable, match=r"credential plugin failed: .*please run: cloud login"):
-        client.connect(str(with_plugin(tmp_path, "http://127.0.0.1:1", "--fail")), "ctx")
-
-
 def test_a_proxy_of_the_kubeconfig_is_used(tmp_path: Path) -> None:
     made = made_kubeconfig("http://cluster.invalid:6443")
     with served() as proxy:
@@ -231,6 +204,41 @@ def test_a_proxy_of_the_kubeconfig_is_used(tmp_path: Path) -> None:
         path = write(tmp_path, "kc", made)
         with client.connection(str(path), "ctx", uses_env_proxy=False):
             assert proxy.requests[0] == "GET http://cluster.invalid:6443/version"
+
+
+def test_credentials_of_a_proxy_are_sent_to_it(tmp_path: Path) -> None:
+    made = made_kubeconfig("https://cluster.invalid:6443")
+    made["clusters"][0]["cluster"]["proxy-url"] = "http://user:p%40ss@127.0.0.1:1"
+    found = loaded(write(tmp_path, "kc", made))
+    assert found.proxy_headers == {"proxy-authorization": f"Basic {base64.b64encode(b'user:p@ss').decode()}"}
+
+
+def test_user_that_acts_as_another_sends_each_group(tmp_path: Path) -> None:
+    acts = {"as": "system:serviceaccount:ci:run", "as-uid": "7", "as-groups": ["a", "b"], "as-user-extra": {"k": ["v"]}}
+    with served() as api:
+        path = write(tmp_path, "kc", made_kubeconfig(api.url, token=SECRET, **acts))
+        with client.connection(str(path), "ctx") as kube:
+            objects.listed(kube, "Pod", "ns")
+            expected = [
+                ("Impersonate-User", "system:serviceaccount:ci:run"), ("Impersonate-Uid", "7"),
+                ("Impersonate-Group", "a"), ("Impersonate-Group", "b"), ("Impersonate-Extra-k", "v"),
+            ]  # fmt: skip
+            assert [line for line in api.header_lines if line[0].startswith("Impersonate-")] == expected
+            assert port_forward._options(kube.client)["header"][1:] == [f"{name}: {value}" for name, value in expected]
+
+
+def test_no_port_forward_goes_through_a_socks_proxy(tmp_path: Path) -> None:
+    with served() as api, client.connection(str(write(tmp_path, "kc", made_kubeconfig(api.url))), "ctx") as kube:
+        kube.client.configuration.proxy = "socks5h://127.0.0.1:1080"
+        with socket.socket() as local, pytest.raises(EnvironmentUnusable, match="port-forward through a SOCKS proxy"):
+            port_forward.open_tunnel(kube.client, "ns", "p", 80, local, lambda *_: None)
+
+
+def test_server_below_a_path_is_asked_there(tmp_path: Path) -> None:
+    """As behind a proxy of several clusters: https://HOST/k8s/clusters/ID."""
+    with served() as api, pytest.raises(RequestRejected):
+        client.connect(str(write(tmp_path, "kc", made_kubeconfig(f"{api.url}/k8s/clusters/c-1"))), "ctx")
+    assert api.requests[0] == "GET /k8s/clusters/c-1/version"
 
 
 def test_inline_keys_leave_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
