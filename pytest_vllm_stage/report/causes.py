@@ -11,6 +11,8 @@ from pytest_vllm_stage.core.skips import DOES_NOT_APPLY
 from pytest_vllm_stage.report.run_data import RunData
 
 _ERROR_LINE = re.compile(r"^E(?:   ?|$)(.*)$")
+#: What pytest puts before a failure of an xdist worker.
+_WORKER_LINE = re.compile(r"\[gw\d+\] \S+ -- Python ")
 _NEXT = re.compile(r"^\s*next: (.+)$")
 #: pytest's prefix of a skip's reason; a test that was skipped for a cause has that cause's message after it.
 _PREFIX = "Skipped: "
@@ -109,7 +111,7 @@ def find_gaps(data: RunData) -> list[Gap]:
 
 def read_message(reason: str) -> list[str]:
     """The lines of the error: those that pytest marks with ``E``, otherwise all; never empty."""
-    lines = reason.splitlines()
+    lines = [line for line in reason.splitlines() if not _WORKER_LINE.match(line)]
     marked = [match[1] for line in lines if (match := _ERROR_LINE.match(line))]
     found = [line.rstrip() for line in (marked or lines)]
     while found and not found[0].strip():

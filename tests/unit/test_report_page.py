@@ -75,6 +75,14 @@ def test_same_assertion_of_two_models_is_one_cause(tmp_path: Path) -> None:
     assert rerun_command(data, [cause]) == "pytest 'a.py::test_a[0]' 'a.py::test_a[1]' --stage-strict"
 
 
+def test_two_causes_met_by_one_xdist_worker_stay_two(tmp_path: Path) -> None:
+    line = "[gw0] linux -- Python 3.11.7 /venv/bin/python"
+    reasons = ("environment unusable: not allowed to get role/a", "the server accepted a wrong key")
+    events = [check(f"a.py::test_{n}", "failed", f"{line}\n{reason}") for n, reason in enumerate(reasons)]
+    found = find_causes(load_run(make_run(tmp_path / "run", *events, exit_status=1)))
+    assert {cause.headline for cause in found} == set(reasons)
+
+
 def test_headline_has_the_name_of_an_exception_without_its_module(tmp_path: Path) -> None:
     reason = "E   package.checks.asking.RelationBroken: a.b.C: streamed != plain"
     data = load_run(make_run(tmp_path / "run", check("a.py::test_a", "failed", reason), exit_status=1))
