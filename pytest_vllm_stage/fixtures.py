@@ -259,11 +259,9 @@ def registry_client(
     from pytest_vllm_stage.publication import publish_run
     from pytest_vllm_stage.stage.deploy import addresses, render
 
-    url = publish_run.registry_url(stage_run, kube, cluster)
-    if url is None and render.named(declared, "Service", addresses.REGISTRY) is None:
-        pytest.skip(
-            "there is no Model Registry: neither the stage nor the cluster has one, and --stage-registry-url names none"
-        )
+    place = publish_run.find_registry(stage_run, kube, cluster)
+    if place.url is None and render.named(declared, "Service", addresses.REGISTRY) is None:
+        pytest.skip(f"no Model Registry was found, and --stage-registry-url names none: {'; '.join(place.reasons)}")
     registry = publish_run.connect_registry(stage_run, kube, cluster)
     yield registry
     registry.close()

@@ -68,13 +68,26 @@ def publication_of(run: Run, cluster: ClusterFacts, stage: StageFacts, role: str
     return Publication.from_json(run.shared.ensure(name, lambda: _publish(run, cluster, stage, role).to_json()))
 
 
-def registry_url(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> str | None:
-    """Root of the Model Registry; None where the stage has none that is reachable from here."""
+@dataclass(frozen=True)
+class RegistryPlace:
+    """Where the Model Registry answers.
+
+    Attributes:
+        url: Its root; None where none is reachable from here.
+        reasons: Why each way that was tried leads nowhere, or to which registry a better one does not.
+    """
+
+    url: str | None
+    reasons: tuple[str, ...] = ()
+
+
+def find_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> RegistryPlace:
+    """The Model Registry of --stage-registry-url, of the stage or of the cluster."""
     if run.config.registry_url:
-        return run.config.registry_url
+        return RegistryPlace(run.config.registry_url)
     address = addresses.find_registry_address(kube, cluster, run.config.namespace)
     run.journal.event("address", addresses.REGISTRY, **address.to_record())
-    return forwards.open_url(cluster, address.url) or None
+    return RegistryPlace(forwards.open_url(cluster, address.url) or None, address.passed_over)
 
 
 def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> RegistryClient:
@@ -83,14 +96,14 @@ def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Re
     Raises:
         EnvironmentUnusable: there is none that is reachable from here.
     """
-    url = registry_url(run, kube, cluster)
-    if url is None:
+    place = find_registry(run, kube, cluster)
+    if place.url is None:
         raise EnvironmentUnusable(
-            f"no Model Registry is reachable from here, neither in namespace {run.config.namespace} nor the cluster's",
-            hint=f"name it: --stage-registry-url; {run.directory}/run.json has the reasons under addresses",
+            f"no Model Registry is reachable from here: {'; '.join(place.reasons)}",
+            hint="name it: --stage-registry-url",
         )
     return RegistryClient(
-        url,
+        place.url,
         run.journal,
         token=run.config.registry_token,
         ca_file=find_ca_file(run, cluster),

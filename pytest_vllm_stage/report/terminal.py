@@ -19,7 +19,7 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
     """The lines; the last ones say what to run next."""
     rows = list(notices(data))
     rows += [("where", _where(data)), ("versions", _versions(data["versions"])), ("time", _times(data))]
-    rows.append(("reached", _reached(data["addresses"])))
+    rows += [("reached", _reached(data["addresses"])), ("untrusted", _unreadable(data["authorities"]))]
     rows.append(("tests", ", ".join(f"{n} {outcome}" for outcome, n in counts(data).items()) or "none"))
     if data["exit_status"] == ENVIRONMENT_EXIT_CODE:
         rows.append((f"exit {ENVIRONMENT_EXIT_CODE}", f"{EnvironmentUnusable.kind}: no verdict on the stage"))
@@ -89,6 +89,12 @@ def _reached(addresses: list[dict[str, Any]]) -> str:
     urls = ["" if one["way"] == "port-forward" else one["url"] for one in addresses]
     found = zip(addresses, urls, strict=True)
     return ", ".join(f"{one['name']}: {one['way'] or 'no way'} {url}".rstrip() for one, url in found)
+
+
+def _unreadable(authorities: dict[str, Any] | None) -> str:
+    """The authorities of the cluster that this user may not read; empty where it may read all."""
+    refused = [line for line in (authorities or {}).get("refused", ()) if "missing right" in line]
+    return f"authorities that this user may not read: {'; '.join(refused)}" if refused else ""
 
 
 def _versions(versions: dict[str, str]) -> str:

@@ -48,6 +48,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "swept": [],
         "restarts": [],
         "addresses": [],
+        "authorities": None,
         "leftovers": [],
         "kept": None,
         "benchmarks": [],
@@ -127,3 +128,14 @@ def test_the_way_to_each_server_is_one_line_where_it_is_not_the_clusters_service
     lines = terminal.summary(record(addresses=[near, far, none]), tmp_path)
     (line,) = [line for line in lines if line.startswith("reached")]
     assert "full: Service http://10.0.0.7:80, minio: Route" in line
+
+
+def test_authorities_that_may_not_be_read_are_named_and_those_that_do_not_exist_are_not(tmp_path: Path) -> None:
+    absent = "configmap stage/openshift-service-ca.crt (key service-ca.crt): does not exist"
+    refused = (
+        "configmap openshift-config-managed/default-ingress-cert (key ca-bundle.crt): missing right: get configmaps"
+    )
+    for lines, shown in (([absent], False), ([absent, refused], True)):
+        text = " ".join(" ".join(terminal.summary(record(authorities={"refused": lines}), tmp_path)).split())
+        assert ("authorities that this user may not read: configmap openshift-config-managed/" in text) is shown
+        assert "openshift-service-ca.crt" not in text

@@ -72,6 +72,16 @@ class StageReader:
         except (EnvironmentUnusable, RequestRejected):
             return []
 
+    def is_readable(self, kind: str, name: str) -> bool:
+        """Whether this user may read an object, which need not exist."""
+        try:
+            self.get(kind, name)
+        except ApiServerUnreachable:
+            raise
+        except EnvironmentUnusable:
+            return False
+        return True
+
     def get_where_allowed(self, kind: str, name: str) -> Object | None:
         """One object; None where it does not exist, or this user may not read it."""
         try:
