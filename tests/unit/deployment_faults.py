@@ -160,6 +160,25 @@ ZONAL: tuple[Object, ...] = (
 )
 WEIGHTS = [{"name": "weights", "persistentVolumeClaim": {"claimName": "model-m"}}]
 
+ON_AMD: list[Object] = [{"name": "kserve-container", "resources": {"limits": {"amd.com/gpu": "1"}}}]
+ON_DISK: list[Object] = [{"name": "kserve-container", "resources": {"requests": {"ephemeral-storage": "40Gi"}}}]
+
+
+def offering(name: str, **allocatable: str) -> Object:
+    return {"kind": "Node", "metadata": {"name": name}, "spec": {}, "status": {"allocatable": allocatable}}
+
+
+PARTED = offering("a100", cpu="64", **{"nvidia.com/mig-1g.10gb": "7", "nvidia.com/gpu": "0"})
+AMD = offering("mi300", **{"amd.com/gpu": "1"})
+AMD_HOLDER = changed(pod("train-0", spec={"nodeName": "mi300", "containers": ON_AMD}), "metadata", namespace="team-b")
+SMALL = offering("small", **{"ephemeral-storage": "20Gi"})
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+APART = {
+    "topologyKey": "kubernetes.io/hostname",
+    "labelSelector": {"matchLabels": {"app": "vllm"}},
+    "namespaceSelector": {},
+}
+
 PRIVATE = pod(
     ready=False,
     statuses=[waiting("ImagePullBackOff", "unexpected status from HEAD request: 401 Unauthorized")],
@@ -211,6 +230,25 @@ FAULTS_OF_IMAGES = (
         "image that does not exist for the node's processor",
         "it has no variant for the node's processor: no match for platform in manifest",
         f"NotFound desc = {PULL}no match for platform in manifest: not found",
+    ),
+    unpulled(
+        "registry that refuses the credentials, as CRI-O reports it",
+        "unauthorized: access to the requested resource is not authorized",
+        f"Unknown desc = unable to pull image or OCI artifact: initializing source docker://{VLLM}: reading manifest 1 in "
+        "quay.io/x/vllm: unauthorized: access to the requested resource is not authorized",
+    ),
+    unpulled(
+        "image without the node's architecture, as CRI-O reports it",
+        "it has no variant for the node's processor: no image found in manifest list for architecture arm64",
+        'Unknown desc = choosing image instance: no image found in manifest list for architecture arm64, variant "v8", OS '
+        "linux",
+    ),
+    unpulled(
+        "registry that limits pulls",
+        "unexpected status from HEAD request to https://registry-1.docker.io/v2/x/vllm/manifests/1: 429 Too Many Requests: "
+        "toomanyrequests: You have reached your unauthenticated pull rate limit.",
+        f"Unknown desc = {RESOLVE}unexpected status from HEAD request to https://registry-1.docker.io/v2/x/vllm/manifests/1: "
+        "429 Too Many Requests: toomanyrequests: You have reached your unauthenticated pull rate limit.",
     ),
     unpulled(
         "node whose disk is too small for the image",
@@ -612,6 +650,52 @@ FAULTS = (
         model(unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", containers=ON_GPU), BUSY, HOLDER),
     ),
     Fault(
+        "GPUs that are offered in parts",
+        f"{READY}: pod p cannot be scheduled: node a100 offers no nvidia.com/gpu of 1 requested (it offers 7 "
+        "nvidia.com/mig-1g.10gb) (scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.)",
+        model(unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", containers=ON_GPU), PARTED),
+    ),
+    Fault(
+        "GPUs of another vendor that another team's pod uses",
+        f"{READY}: pod p cannot be scheduled: node mi300 has 0 of 1 amd.com/gpu free, 1 requested (used by team-b/train-0) "
+        "(scheduler: 0/1 nodes are available: 1 Insufficient amd.com/gpu.)",
+        model(unscheduled("0/1 nodes are available: 1 Insufficient amd.com/gpu.", containers=ON_AMD), AMD, AMD_HOLDER),
+    ),
+    Fault(
+        "local disk of the node that other pods have reserved",
+        f"{READY}: pod p cannot be scheduled: node small offers 20Gi ephemeral-storage of 40Gi requested (scheduler: 0/1 "
+        "nodes are available: 1 Insufficient ephemeral-storage.)",
+        model(unscheduled("0/1 nodes are available: 1 Insufficient ephemeral-storage.", containers=ON_DISK), SMALL),
+    ),
+    Fault(
+        "anti-affinity to the other model on the only node",
+        f"{READY}: pod p cannot be scheduled: node g6-2 runs team-b/notebook-0, which the pod's anti-affinity excludes from "
+        "one kubernetes.io/hostname (scheduler: 0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules.)",
+        model(
+            unscheduled(
+                "0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules.",
+                affinity={"podAntiAffinity": {REQUIRED: [APART]}},
+            ),
+            BUSY,
+            changed(
+                pod("notebook-0", spec={"nodeName": "g6-2"}), "metadata", namespace="team-b", labels={"app": "vllm"}
+            ),
+        ),
+    ),
+    Fault(
+        "GPU node that only the scheduler knows the reason of",
+        f"{READY}: pod p cannot be scheduled: node g6-2 has no known obstacle; node g6-1 has taint "
+        "nvidia.com/gpu=l4:NoSchedule (scheduler: 0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) "
+        "exceed max volume count.)",
+        model(
+            unscheduled(
+                "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) exceed max volume count."
+            ),
+            MOVED,
+            BUSY,
+        ),
+    ),
+    Fault(
         "volume in another zone than the GPU node",
         f"{READY}: pod p cannot be scheduled: node g6-2 has topology.kubernetes.io/zone=eu-b and cannot mount PVC model-m, "
         "whose volume pv-1 requires topology.kubernetes.io/zone In [eu-a] (scheduler: 0/1 nodes are available: 1 node(s) "
@@ -663,6 +747,18 @@ FAULTS = (
         refused(
             'pods "m-predictor-1" is forbidden: violates PodSecurity "restricted:latest": restricted volume types (volume '
             '"usr" uses restricted volume type "hostPath")'
+        ),
+    ),
+    Fault(
+        "security context constraint that forbids the pod",
+        f'{READY}: pods cannot be created: pods "m-predictor-1" is forbidden: unable to validate against any security context '
+        "constraint: [provider restricted-v2: .containers[0].runAsUser: Invalid value: 1000: must be in the ranges: "
+        "[1000680000, 1000689999]]",
+        refused(
+            'pods "m-predictor-1" is forbidden: unable to validate against any security context constraint: [provider '
+            '"anyuid": Forbidden: not usable by user or serviceaccount, provider restricted-v2: .containers[0].runAsUser: '
+            'Invalid value: 1000: must be in the ranges: [1000680000, 1000689999], provider "hostaccess": Forbidden: not '
+            "usable by user or serviceaccount]"
         ),
     ),
     Fault(

@@ -121,7 +121,11 @@ def test_an_unreachable_server_is_named() -> None:
     ("call", "body", "message"),
     [
         (lambda c: c.models(), {"object": "list"}, "GET /v1/models lists no models"),
-        (lambda c: c.models(), b"<html>", r"GET /v1/models answered 200, but not with a JSON object, sent by a web page: an empty body"),
+        (
+            lambda c: c.models(),
+            b"<html>",
+            "answered 200, but not with a JSON object, sent by a web page: an empty body",
+        ),
         (lambda c: c.chat("x"), {"choices": []}, "the answer has no text in its first choice"),
         (lambda c: c.chat("x"), {"choices": [{"message": {"content": None}}]}, "the answer has no text"),
         (lambda c: c.completion("x"), {"choices": [{}]}, "the answer has no text"),

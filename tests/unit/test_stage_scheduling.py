@@ -180,3 +180,72 @@ def test_a_healthy_pod_that_could_not_be_scheduled_again() -> None:
         f"node g1 offers no {GPU} of 4 requested, and no other node takes a replacement of m-predictor"
     ]
     assert restart.check_nodes([running], PlacementFacts([node, gpu_node("g2")], [running])) == []
+
+
+def neighbour(name: str, node: str, **labels: str) -> Object:
+    made = pod(name, labels={"app": "vllm", **labels}, spec={"nodeName": node})
+    made["metadata"]["namespace"] = "ns"
+    return made
+
+
+def near(kind: str, key: str, **labels: str) -> Object:
+    term = {"topologyKey": key, "labelSelector": {"matchLabels": labels}}
+    return {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
+def around(made: Object, node: Object, others: list[Object], *nodes: Object) -> list[str]:
+    made["metadata"] |= {"namespace": "ns", "labels": {"app": "vllm"}}
+    return find_obstacles(node, made, PlacementFacts([node, *nodes], others))
+
+
+def test_anti_affinity_is_named_with_the_pod_that_repels_and_in_both_directions() -> None:
+    apart = near("podAntiAffinity", ZONE, app="vllm")
+    other_zone = gpu_node("g2", 4, **{ZONE: "eu-b"})
+    made = pod("p", spec={"affinity": apart})
+    assert around(made, gpu_node(), [neighbour("full", "g2")], other_zone) == []
+    assert around(made, gpu_node(), [neighbour("full", "g1")], other_zone) == [
+        f"runs ns/full, which the pod's anti-affinity excludes from one {ZONE}"
+    ]
+    guard = neighbour("guard", "g1")
+    guard["spec"]["affinity"] = apart
+    assert around(pod("p"), gpu_node(), [guard]) == [
+        f"is kept free of the pod by the anti-affinity of ns/guard ({ZONE})"
+    ]
+    guard["metadata"]["namespace"] = "elsewhere"
+    assert around(pod("p"), gpu_node(), [guard]) == []
+
+
+def test_affinity_needs_its_pod_unless_the_pod_is_the_first_of_its_kind() -> None:
+    host = "kubernetes.io/hostname"
+    made = pod("p", spec={"affinity": near("podAffinity", host, app="cache")})
+    assert around(made, gpu_node(), [neighbour("c", "g2", app="cache")], gpu_node("g2")) == [
+        f"runs no pod with app=cache, which the pod's affinity requires in its {host}"
+    ]
+    assert around(made, gpu_node(), [neighbour("c", "g1", app="cache")]) == []
+    first = pod("p", spec={"affinity": near("podAffinity", host, app="vllm")})
+    assert around(first, gpu_node(), [neighbour("c", "g2", app="other")], gpu_node("g2")) == []
+
+
+def test_topology_spread_is_named_with_its_counts() -> None:
+    rule = {"topologyKey": ZONE, "maxSkew": 1, "labelSelector": {"matchLabels": {"app": "vllm"}}}
+    made = pod("p", spec={"topologySpreadConstraints": [rule]})
+    others = [neighbour("a", "g1"), neighbour("b", "g1")]
+    assert around(made, gpu_node(), others, gpu_node("g2", 4, **{ZONE: "eu-b"})) == [
+        f"is in {ZONE}=eu-a with 2 such pods, at most 1 more than elsewhere (topology spread constraint)"
+    ]
+    assert around(made, gpu_node("g2", 4, **{ZONE: "eu-b"}), others, gpu_node()) == []
+    bare = gpu_node("g3")
+    del bare["metadata"]["labels"][ZONE]
+    assert around(made, bare, others, gpu_node()) == [f"has no label {ZONE} (topology spread constraint)"]
+    made["spec"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] = "ScheduleAnyway"
+    assert around(made, bare, others, gpu_node()) == []
+
+
+def test_zone_of_a_volume_is_also_a_label() -> None:
+    mounts, claim, volume = zonal("eu-b")
+    volume["spec"] = {}
+    volume["metadata"]["labels"] = {ZONE: "eu-b__eu-c"}
+    (found,) = obstacles(wants(**mounts), gpu_node(), claims=[claim], volumes=[volume])
+    assert found.endswith(f"whose volume pv-1 requires {ZONE} In [eu-b, eu-c]")
+    volume["metadata"]["labels"] = {ZONE: "eu-a__eu-c"}
+    assert obstacles(wants(**mounts), gpu_node(), claims=[claim], volumes=[volume]) == []

@@ -320,7 +320,10 @@ def test_taints_are_named_with_their_node() -> None:
     ]
     around = PlacementFacts(nodes)
     found = trouble.find_pod_trouble([made], [], no_logs, around)
-    assert cause(found) == "pod p cannot be scheduled: node a has taint dedicated=gpu:NoSchedule (scheduler: 0/2 nodes)"
+    assert cause(found) == (
+        "pod p cannot be scheduled: node b has no known obstacle; node a has taint dedicated=gpu:NoSchedule "
+        "(scheduler: 0/2 nodes)"
+    )
     for toleration in ({"operator": "Exists"}, {"key": "dedicated", "value": "gpu", "effect": "NoSchedule"}):
         made["spec"]["tolerations"] = [toleration]
         assert cause(trouble.find_pod_trouble([made], [], no_logs, around)) == "pod p cannot be scheduled: 0/2 nodes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from pytest_vllm_stage.stage.observe import claims, controllers, rollout, troubl
 from pytest_vllm_stage.stage.observe.reader import ConditionStatus, StageReader
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 from pytest_vllm_stage.stage.observe.trouble import Trouble
+
+#: The scheduler's reasons that depend on the pods of all namespaces.
+_ABOUT_PODS = re.compile(r"Insufficient|affinity rules|topology spread|Too many pods")
 
 
 @dataclass
@@ -171,7 +175,7 @@ def _read_placement_facts(reader: StageReader, pods: Sequence[Object]) -> Placem
     messages = [str(state.get("message", "")) for state in states if state.get("status") == "False"]
     if not messages:
         return PlacementFacts()
-    return reader.placement(with_pods=any("Insufficient" in message for message in messages))
+    return reader.placement(with_pods=any(_ABOUT_PODS.search(message) for message in messages))
 
 
 def _runtimes(reader: StageReader, found: Object | None) -> list[str]:

@@ -27,18 +27,25 @@ _WRAPPERS = re.compile(
     r'Back-off pulling image "[^"]*"(?:: ErrImagePull)?: |rpc error: code = \w+ desc = |failed to pull and unpack '
     r'image "[^"]*": |failed to resolve (?:reference|image) "[^"]*": |failed to extract layer \S+: |failed to copy: |'
     r"httpReadSeeker: failed open: |failed to do request: |failed to authorize: |failed to fetch \w+ token: |"
+    r"(?:unable to pull image or OCI artifact|initializing source \S+|reading manifest \S+ in \S+): |"  # CRI-O's
     r"(?s:Mounting command: .*?Output: )"
 )
 _FULL_DISK = re.compile(
     r"(?:write|mkdir|open|link|symlink|copy_file_range:?) /\S*/(\S+): no space left on device(?:: unknown)?"
 )
+_OTHER_PLATFORM = re.compile(
+    r"no match for platform in manifest|no image found in (?:manifest list|image index) for architecture \S+"
+)
+#: What OpenShift lists before the one constraint that explains anything.
+_UNUSABLE = r'provider "?[\w-]+"?: Forbidden: not usable by user or serviceaccount'
+_UNUSABLE_CONSTRAINTS = re.compile(rf"{_UNUSABLE}, |, {_UNUSABLE}")
 _ELSEWHERE = "See root cause above"
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)?(?:(?:ERROR|WARNING|INFO|CRITICAL)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?")
 
 
 def humanize(text: str) -> str:
     """The text with S3's XML answers as code and message, HTML pages as their title, and without nested prefixes."""
-    text = _S3_ERROR.sub(_describe_s3_error, _WRAPPERS.sub("", text))
+    text = _S3_ERROR.sub(_describe_s3_error, _WRAPPERS.sub("", _UNUSABLE_CONSTRAINTS.sub("", text)))
     return _HTML.sub(lambda match: f"an HTML page{f' ({match[1].strip()})' if match[1] else ''}", text)
 
 
@@ -77,8 +84,8 @@ def describe_pull_error(message: str) -> str:
     text = humanize(message)
     if full := _FULL_DISK.search(text):
         return f"the node's disk is full: {full[1]}: no space left on device"
-    if "no match for platform in manifest" in text:
-        return "it has no variant for the node's processor: no match for platform in manifest"
+    if other := _OTHER_PLATFORM.search(text):
+        return f"it has no variant for the node's processor: {other[0].rstrip(',')}"
     return text
 
 

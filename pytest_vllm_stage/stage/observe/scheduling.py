@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe.neighbours import find_neighbour_obstacles
 from pytest_vllm_stage.stage.quantities import parse_quantity
 
 #: Groups of nodes, names of one group, and obstacles of one node that a message shows.
@@ -17,6 +18,7 @@ MOST_GROUPS = 3
 MOST_NAMES = 3
 MOST_OBSTACLES = 2
 _CORDON = "node.kubernetes.io/unschedulable"
+_ZONES = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")
 _ABSENT_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
@@ -40,16 +42,23 @@ class PlacementFacts:
 def explain_unschedulable(pod: Object, placement: PlacementFacts) -> str:
     """What each node lacks for the pod, the likeliest nodes first; empty where no reason is found."""
     grouped: dict[tuple[bool, tuple[str, ...]], list[str]] = {}
+    unexplained: list[str] = []
     devices = [name for name in _requests_of(pod) if "/" in name]
     for node in placement.nodes:
         obstacles = tuple(find_obstacles(node, pod, placement))
         lacks_device = any(_allocatable(node).get(name, 0.0) < 1 for name in devices)
         if obstacles:
             grouped.setdefault((lacks_device, obstacles), []).append(objects.name_of(node))
+        elif not lacks_device:
+            unexplained.append(objects.name_of(node))
+    if not grouped:
+        return ""
     ranked = sorted(grouped.items(), key=lambda item: (item[0][0], len(item[0][1]), item[1]))
     lines = [f"{_name_nodes(names)} {_join_obstacles(obstacles)}" for (_, obstacles), names in ranked[:MOST_GROUPS]]
     if more := sum(len(names) for _, names in ranked[MOST_GROUPS:]):
         lines.append(f"{more} more nodes have other reasons")
+    if unexplained:  # the reason may be theirs, so that the others' is not
+        lines.insert(0, f"{_name_nodes(unexplained)} has no known obstacle")
     return "; ".join(lines)
 
 
@@ -73,6 +82,7 @@ def find_obstacles(node: Object, pod: Object, placement: PlacementFacts) -> list
         *_find_missing_labels(node, pod),
         *_find_scarce_resources(node, pod, placement.pods),
         *_find_distant_volumes(node, pod, placement),
+        *find_neighbour_obstacles(node, pod, placement.nodes, placement.pods),
     ]
 
 
@@ -173,7 +183,9 @@ def _find_scarce_resources(node: Object, pod: Object, pods: Sequence[Object]) ->
         used = {_full_name(one): count for one in users if (count := _requests_of(one).get(name, 0.0))}
         free, tolerance = has - sum(used.values()), has * 1e-6
         if wanted > has + tolerance:
-            yield f"offers {f'{_amount(has, name)} ' if has else 'no '}{name} of {_amount(wanted, name)} requested"
+            there = "" if has else _describe_devices(offered, name)
+            what = f"{_amount(has, name)} " if has else "no "
+            yield f"offers {what}{name} of {_amount(wanted, name)} requested{there}"
         elif wanted > free + tolerance:
             names = sorted(used, key=lambda one: -used[one])
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
@@ -181,6 +193,14 @@ def _find_scarce_resources(node: Object, pod: Object, pods: Sequence[Object]) ->
                 f"has {_amount(max(free, 0.0), name)} of {_amount(has, name)} {name} free, {_amount(wanted, name)} "
                 f"requested (used by {', '.join(names[:MOST_NAMES])}{more})"
             )
+
+
+def _describe_devices(offered: Mapping[str, float], wanted: str) -> str:
+    """The devices of the same vendor that a node offers instead, to be appended: whole GPUs, or parts of one."""
+    vendor = wanted.partition("/")[0] + "/"
+    others = [f"{_amount(count, name)} {name}" for name, count in sorted(offered.items()) if count]
+    found = [text for text in others if "/" in wanted and f" {vendor}" in text]
+    return f" (it offers {', '.join(found)})" if found else ""
 
 
 def _full_name(pod: Object) -> str:
@@ -194,14 +214,14 @@ def _allocatable(node: Object) -> dict[str, float]:
 def _parse_resources(found: Mapping[str, str] | None) -> dict[str, float]:
     parsed = {}
     for name, quantity in (found or {}).items():
-        if name not in ("pods", "ephemeral-storage"):
+        if name != "pods":
             parsed[name] = parse_quantity(quantity)
     return parsed
 
 
 def _amount(value: float, resource: str) -> str:
-    """A number as people write it: memory in GiB, all else plain."""
-    return f"{value / 2**30:.3g}Gi" if resource == "memory" else f"{value:.6g}"
+    """A number as people write it: memory and storage in GiB, all else plain."""
+    return f"{value / 2**30:.3g}Gi" if resource in ("memory", "ephemeral-storage") else f"{value:.6g}"
 
 
 def _requests_of(pod: Object) -> dict[str, float]:
@@ -238,12 +258,19 @@ def _find_distant_volumes(node: Object, pod: Object, placement: PlacementFacts) 
         name = (entry.get("persistentVolumeClaim") or {}).get("claimName", "")
         volume = volumes.get(((claims.get(name) or {}).get("spec") or {}).get("volumeName", ""))
         required = ((volume or {"spec": {}})["spec"].get("nodeAffinity") or {}).get("required") or {}
-        terms = required.get("nodeSelectorTerms") or []
+        terms = required.get("nodeSelectorTerms") or _zone_terms(volume or {})
         if volume and terms and not any(_matches(term, node) for term in terms):
             yield (
                 f"{_describe_place(node, terms)} and cannot mount PVC {name}, whose volume {objects.name_of(volume)} "
                 f"requires {' or '.join(map(_describe_term, terms))}"
             )
+
+
+def _zone_terms(volume: Object) -> list[Object]:
+    """The zone of a volume that has it as a label, as in-tree provisioners set it: values are joined by ``__``."""
+    labels = (volume.get("metadata") or {}).get("labels") or {}
+    entries = [{"key": key, "operator": "In", "values": labels[key].split("__")} for key in _ZONES if key in labels]
+    return [{"matchExpressions": entries}] if entries else []
 
 
 def _describe_place(node: Object, terms: Iterable[Object]) -> str:
