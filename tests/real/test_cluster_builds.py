@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_stage.cluster.local import components
+from pytest_vllm_stage.cluster.local.component import MODULES
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -30,7 +31,7 @@ def builders() -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if Path(os.readlink(entry / "cwd")) == components.MODULES / "etcd":
+            if Path(os.readlink(entry / "cwd")) == MODULES / "etcd":
                 found.append(int(entry.name))
     return found
 

@@ -1,26 +1,34 @@
-"""When a program of the local cluster is rebuilt, and the message of a failed build."""
+"""When a program of the local cluster is rebuilt, what is built together, and the message of a failed build."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from pytest_vllm_stage.cluster.local import components, gotool
-from pytest_vllm_stage.cluster.local.components import COMPONENTS, Component
+from pytest_vllm_stage.cluster.local import builds, components, gotool
+from pytest_vllm_stage.cluster.local.component import Component
+from pytest_vllm_stage.cluster.local.components import COMPONENTS
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
-#: Stands in for ``go``: it notes its arguments and writes what ``-o`` names.
+#: Stands in for ``go``: it notes its arguments, awaits what it is held up by, and writes a program per package.
 GO = """#!/bin/sh
+here=$(dirname "$0")
 [ "$1" = version ] && echo "go version go1.99.0 linux/amd64" && exit 0
-echo "$@" >> "$(dirname "$0")/calls"
-[ -e "$(dirname "$0")/broken" ] && echo "no such package" >&2 && exit 1
+echo "$@" >> "$here/calls"
+while [ -e "$here/held" ]; do sleep 0.05; done
+[ -e "$here/broken" ] && echo "no such package" >&2 && exit 1
 while [ "$1" != -o ]; do shift; done
-echo built > "$2"
+folder=$2; shift 2
+for package in "$@"; do echo built > "$folder/${package##*/}"; done
 """
 
 
@@ -35,7 +43,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.parent.mkdir()
     program.write_text(GO)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(components, "MODULES", source.parent)
+    monkeypatch.setattr("pytest_vllm_stage.cluster.local.component.MODULES", source.parent)
     monkeypatch.setattr(components, "COMPONENTS", (TOOL,))
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(tmp_path / "cache"))
@@ -43,6 +51,8 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TOOL = Component("tool", "example.org/tool", {"tool": "example.org/tool/cmd"}, ("main.version={version}",))
+#: Built by the same command as TOOL.
+HELPER = Component("helper", "example.org/tool", {"helper": "example.org/tool/cmd/helper"}, shares="tool")
 
 
 def calls(modules: Path) -> list[str]:
@@ -92,7 +102,7 @@ def test_changed_flags_rebuild(modules: Path) -> None:
 
 def test_a_failed_build_shows_its_last_lines_and_leaves_no_component(modules: Path, tmp_path: Path) -> None:
     (tmp_path / "bin" / "broken").touch()
-    with pytest.raises(EnvironmentUnusable, match="build of tool failed") as caught:
+    with pytest.raises(EnvironmentUnusable, match=r"build of tool v1\.2\.3 failed") as caught:
         components.ensure(Journal())
     assert "no such package" in str(caught.value)
     log = Path(str(caught.value).split("log: ")[1].splitlines()[0])
@@ -104,7 +114,7 @@ def test_a_failed_build_shows_its_last_lines_and_leaves_no_component(modules: Pa
 
 
 def test_leftovers_of_a_killed_build_are_removed(modules: Path, tmp_path: Path) -> None:
-    unfinished = tmp_path / "cache" / "components" / ".building-tool-0123"
+    unfinished = tmp_path / "cache" / "components" / ".building-tool" / "built" / "leftover"
     unfinished.mkdir(parents=True)
     components.ensure(Journal())
     assert not unfinished.exists()
@@ -143,9 +153,84 @@ def test_the_wheel_is_new_enough_for_every_module() -> None:
     assert gotool._parse(gotool.WHEEL.partition("==")[2]) >= gotool.needed(texts)
 
 
-def test_the_time_that_remains_follows_the_pace_so_far() -> None:
-    assert components.describe_remaining([], ["etcd", "kubernetes"], 0.0) == (
-        "components: 0 of 2 built, about 4 min left: etcd, kubernetes"
+def test_components_of_one_go_mod_are_built_by_one_command(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "COMPONENTS", (TOOL, HELPER))
+    built = components.ensure(Journal())
+    assert {name: path.parent for name, path in built.items()} == {"tool": TOOL.folder, "helper": HELPER.folder}
+    assert all(path.exists() for path in built.values())
+    (call,) = calls(modules)
+    assert call.endswith("example.org/tool/cmd example.org/tool/cmd/helper")
+
+
+def test_builds_of_several_modules_run_at_the_same_time(
+    modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(components, "COMPONENTS", (TOOL, dataclasses.replace(HELPER, shares="")))
+    monkeypatch.setattr(builds, "_count_builds_at_a_time", lambda: 2)
+    shutil.copytree(modules, modules.with_name("helper"))
+    held = tmp_path / "bin" / "held"
+    held.touch()
+    with ThreadPoolExecutor() as pool:
+        built = pool.submit(components.ensure, Journal())
+        try:
+            wait_until(
+                "both builds have begun",
+                lambda: Observation(len(calls(modules)) == 2, f"{calls(modules)}"),
+                timeout_s=60,
+                journal=Journal(),
+                interval_s=0.05,
+            )
+        finally:
+            held.unlink()
+        assert set(built.result()) == {"tool", "helper"}
+
+
+def test_a_failed_build_ends_the_others(modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(components, "COMPONENTS", (TOOL, dataclasses.replace(HELPER, shares="")))
+    shutil.copytree(modules, modules.with_name("helper"))
+    (tmp_path / "bin" / "broken").touch()
+    with pytest.raises(EnvironmentUnusable, match=r"build of (tool|helper) v1\.2\.3 failed"):
+        components.ensure(Journal())
+    assert list(TOOL.folder.parent.glob(".building-*")) == []
+
+
+def test_a_component_that_another_run_builds_is_waited_for(modules: Path, tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "cache" / "components" / "tool.lock")
+    TOOL.folder.parent.mkdir(parents=True)
+    lines: list[str] = []
+    with ThreadPoolExecutor() as pool, lock:
+        built = pool.submit(components.ensure, Journal(say=lines.append))
+        TOOL.folder.mkdir()
+        (TOOL.folder / "tool").write_text("built by the other run\n")
+        assert built.result()["tool"].read_text() == "built by the other run\n"
+    assert calls(modules) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "elapsed_s", "left_s"),
+    [
+        ([(40.0, 0.0), (220.0, 0.0)], 3.0, 260.0),
+        ([(40.0, 1.0), (220.0, 0.0)], 120.0, 660.0),
+        ([(40.0, 1.0), (220.0, 0.5)], 75.0, 55.0),
+        ([(40.0, 1.0)], 40.0, 0.0),
+    ],
+)
+def test_the_time_that_remains_follows_the_pace_so_far(
+    parts: list[tuple[float, float]], elapsed_s: float, left_s: float
+) -> None:
+    assert builds.estimate_left_s(parts, elapsed_s) == pytest.approx(left_s)
+
+
+def test_progress_names_the_programs_and_minutes_that_remain(modules: Path) -> None:
+    waiting = builds.GroupBuild([TOOL, HELPER], "", Path("go"))
+    assert builds.describe_remaining([waiting], 0.0) == (
+        "2 programs remain, about 1 min: waiting for another run, which builds them"
     )
-    slow = components.describe_remaining(["etcd"], ["kubernetes"], 120.0)
-    assert slow == "components: 1 of 2 built, about 11 min left: kubernetes"
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [("./pause", "pause"), ("go.etcd.io/etcd/server/v3", "server"), ("k8s.io/kubernetes/cmd/kubelet", "kubelet")],
+)
+def test_program_is_found_under_the_name_that_go_gives_it(package: str, name: str) -> None:
+    assert builds._executable_of(package) == name
