@@ -148,6 +148,7 @@ def measure(
             gpu_metrics_url=run.config.gpu_metrics,
             gpu_metrics_token=run.config.gpu_metrics_token,
             facts=facts_of(run, client),
+            always_warm_up=run.config.load_driver == "guidellm",
         )
     measurement = as_saved(_with_way(_drive(run, job, watcher), client))
     prepare.learn_from(measurement, maker)

@@ -18,6 +18,8 @@ from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 
 #: A closed loop gets bodies for this many times the requests that the fastest lone answer allows.
 _RESERVE = 1.5
+#: A server that answered a step of the same lengths so short a time ago needs no warm-up.
+WARM_FOR_S = 30.0
 
 
 def create_prompt_maker(client: EndpointClient, api: str) -> PromptMaker:
@@ -52,8 +54,12 @@ def prepare(
     gpu_metrics_url: str | None = None,
     gpu_metrics_token: Secret | None = None,
     facts: dict[str, Any] | None = None,
+    always_warm_up: bool = False,
 ) -> LoadJob:
     """Make the job of a step.
+
+    It has a warm-up unless the server is warm from a step that has just ended. A prefix that the step's prompts share
+    is its own, and comes into the server's cache by the warm-up.
 
     Args:
         step: The plan.
@@ -63,8 +69,10 @@ def prepare(
         gpu_metrics_url: A DCGM exporter's page, or the root of a Prometheus.
         gpu_metrics_token: Sent there as bearer token.
         facts: What makes runs comparable, and labels; goes into the measurement.
+        always_warm_up: The driver needs the warm-up's answers.
     """
-    warmup = [make_body(step, text) for text in maker.texts(step, step.warmup_requests, "warm-up")]
+    warm = not always_warm_up and not step.shared_prefix_tokens and _is_warm(step, maker)
+    warmup = [make_body(step, text) for text in maker.texts(step, 0 if warm else step.warmup_requests, "warm-up")]
     texts = maker.texts(step, count_requests(step, client, maker), "step")
     return LoadJob(
         step=step,
@@ -144,8 +152,14 @@ def _ask(step: LoadStep, client: EndpointClient, text: str, tokens: int) -> None
         client.completion(text, **parameters)
 
 
+def _is_warm(step: LoadStep, maker: PromptMaker) -> bool:
+    answered_at_s = maker.answered_at_s.get(pace_key(step))
+    return answered_at_s is not None and time.monotonic() - answered_at_s < WARM_FOR_S
+
+
 def learn_from(measurement: Measurement, maker: PromptMaker) -> None:
-    """Record how fast answers of these lengths were, so that later steps need no request for it."""
+    """Record how fast answers of these lengths were, and when, so that later steps need no request for it."""
     answered = [one.end_s - (one.sent_s or one.scheduled_s) for one in measurement.samples if one.failure is None]
     if answered and min(answered) > 0:
         maker.learn(measurement.step, min(answered))
+        maker.answered_at_s[pace_key(measurement.step)] = time.monotonic()

@@ -50,6 +50,7 @@ class PromptMaker:
         count: The server's tokenizer; it is asked from several threads.
         fastest_s: How long the fastest answer took, for each pace that is known.
         checked_lengths: Prompt lengths that the server has counted `CHECKED` prompts of.
+        answered_at_s: When (``time.monotonic``) the server last answered a step of these lengths.
     """
 
     overhead: int
@@ -57,6 +58,7 @@ class PromptMaker:
     count: Count
     fastest_s: dict[PaceKey, float] = field(default_factory=dict, compare=False)
     checked_lengths: set[int] = field(default_factory=set, compare=False)
+    answered_at_s: dict[PaceKey, float] = field(default_factory=dict, compare=False)
 
     def learn(self, step: LoadStep, answer_s: float) -> None:
         """Record how long an answer took, if none was faster."""

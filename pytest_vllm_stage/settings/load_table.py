@@ -62,7 +62,7 @@ class LoadTable(Table):
     shared_prefix_tokens: Count = 0
     """Tokens at the start of each prompt that all prompts share; 0 keeps the server's prefix cache out."""
     warmup_requests: Count = 20
-    """Requests sent and awaited before a step; they are not measured."""
+    """Requests sent and awaited before a step, unless another one has just ended; they are not measured."""
     request_timeout_s: Positive = 120.0
     """Seconds from a request's scheduled time to the end of its answer; a slower one counts as failed."""
     workers: PositiveCount = 2

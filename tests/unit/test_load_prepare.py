@@ -11,11 +11,12 @@ import pytest
 
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.load.prepare import create_prompt_maker, fastest_answer_s, learn_from, prepare
+from pytest_vllm_stage.load.prepare import WARM_FOR_S, create_prompt_maker, fastest_answer_s, learn_from, prepare
+from pytest_vllm_stage.load.prompts import pace_key
 from pytest_vllm_stage.measurement.step import CLOSED
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
-from tests.unit.made_samples import closed_step, measurement, open_step, sample
+from tests.unit.made_samples import closed_step, failed, measurement, open_step, sample
 from tests.unit.sim_engine import Sim, running_sim
 
 
@@ -105,6 +106,23 @@ def test_the_pace_of_earlier_steps_spares_the_question() -> None:
         assert server.answered == []
         assert fastest_answer_s(replace(users, output_tokens=8), client, maker) > 0
         assert server.answered == [1, 8], "other lengths have another pace"
+
+
+def test_step_soon_after_another_one_of_its_lengths_has_no_warm_up() -> None:
+    with EndpointClient(Target("full", "sim", "http://server"), transport=httpx.MockTransport(Counted())) as client:
+        maker = create_prompt_maker(client, "chat")
+        step = open_step(2, 10, model="sim", warmup_requests=4)
+        shared = replace(step, shared_prefix_tokens=32)
+        assert len(prepare(step, client, maker).warmup_bodies) == 4, "nothing was answered yet"
+        learn_from(measurement(step, [failed(0, 0.0)]), maker)
+        assert len(prepare(step, client, maker).warmup_bodies) == 4, "still nothing was answered"
+        learn_from(measurement(step, [sample(0, 0.0)]), maker)
+        assert prepare(replace(step, request_rate=4.0), client, maker).warmup_bodies == []
+        assert len(prepare(replace(step, output_tokens=8), client, maker).warmup_bodies) == 4, "other lengths"
+        assert len(prepare(shared, client, maker).warmup_bodies) == 4, "its prefix is not in the cache yet"
+        assert len(prepare(step, client, maker, always_warm_up=True).warmup_bodies) == 4
+        maker.answered_at_s[pace_key(step)] -= WARM_FOR_S
+        assert len(prepare(step, client, maker).warmup_bodies) == 4, "too long ago"
 
 
 def test_a_server_without_a_tokenizer_is_refused() -> None:

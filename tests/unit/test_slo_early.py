@@ -19,7 +19,7 @@ from tests.unit.made_samples import abandoned, closed_step, failed, open_step, q
 from tests.unit.test_slo_healthy import GATES, closed_loop, open_loop
 
 PROMISED = (Objective("error_rate", 0), Objective("ttft_p50_ms", 2000))
-#: What the local profile sends to a model: 15 seconds of short answers.
+#: A short step, as on a machine whose answers are short.
 LOCAL_S = 15.0
 
 

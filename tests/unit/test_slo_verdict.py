@@ -157,7 +157,7 @@ def test_late_client_makes_the_step_invalid() -> None:
     invalid("client_late", made, Objective("e2e_latency_p99_s", 700))
 
 
-@pytest.mark.parametrize(("n", "late_sends"), [(15, 1), (30, 2), (60, 2), (200, 2), (600, 6)])
+@pytest.mark.parametrize(("n", "late_sends"), [(8, 1), (15, 1), (16, 2), (60, 2), (200, 2), (600, 6)])
 def test_single_late_requests_do_not_make_a_step_invalid(n: int, late_sends: int) -> None:
     """Also the last ones, which lower the rate that was sent: 30 requests at 10/s last three seconds."""
     rows = [sample(i, i / 10, ttft_s=0.3, sent_s=i / 10 + 0.2 * (i >= n - late_sends)) for i in range(n)]
