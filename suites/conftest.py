@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_vllm_stage import StageError
+from pytest_vllm_stage.run.context import RUN
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
 
 SUITES = Path(__file__).parent
 EPIC = "vLLM serving stage"
@@ -24,6 +30,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         story = item.path.stem.removeprefix("test_").replace("_", " ")
         for kind, value in (("epic", EPIC), ("feature", item.path.parent.name), ("story", story)):
             item.add_marker(pytest.mark.allure_label(value, label_type=kind))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """Distribute the checks by lanes."""
+    from pytest_vllm_stage.session.lanes_scheduling import make_scheduler
+
+    return make_scheduler(config, log, config.stash[RUN].config.roles)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker how it gets its checks."""
+    from pytest_vllm_stage.session import lanes
+
+    if node.config.getoption("dist") == "load":
+        node.workerinput[lanes.INPUT] = "true"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import pytest
 from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
 from pytest_vllm_stage.checks.inference.liveness import find_dead_engine
 from pytest_vllm_stage.checks.inference.slow_lanes import SlowLanes
+from pytest_vllm_stage.session.lanes import RELATIONS, has_whole_lanes
 from pytest_vllm_stage.settings.profile import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def slow_lanes(endpoint: EndpointClient, _lanes_of_roles: dict[str, SlowLanes]) 
 def _start_slow_lanes(request: pytest.FixtureRequest, _skip_behind_dead_engine: None) -> None:
     """Start them with the first check of an endpoint where they are joined later in this process."""
     is_joined = any(item.path.name == JOINS_SLOW_LANES for item in request.session.items)
-    if is_joined and "endpoint" in request.fixturenames and "PYTEST_XDIST_WORKER" not in os.environ:
+    is_elsewhere = hasattr(request.config, "workerinput") and (
+        not has_whole_lanes(request.config) or request.path.name == RELATIONS
+    )
+    if is_joined and not is_elsewhere and "endpoint" in request.fixturenames:
         request.getfixturevalue("slow_lanes")
 
 

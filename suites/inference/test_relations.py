@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, LA
 from pytest_vllm_stage.checks.inference.relations.reading import find_difference, read_answer
 from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
+from pytest_vllm_stage.session.lanes import has_whole_lanes
 
 if TYPE_CHECKING:
     import httpx
@@ -68,23 +69,49 @@ def rows(choose: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecor
     return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in MATRIX if choose(case)])
 
 
+class AskingByRole:
+    """What is asked ahead of the chosen checks: of one model, where its checks are a worker's lane, else of all.
+
+    Two engines on two cores take as long as one.
+    """
+
+    def __init__(
+        self, config: pytest.Config, chosen: list[pytest.Item], targets: dict[str, Target], stage: StageConfig
+    ) -> None:
+        # A worker that gets single checks does not know which: there each check asks for itself.
+        self._chosen = chosen if has_whole_lanes(config) else []
+        self._is_lane = hasattr(config, "workerinput")
+        self._targets, self._profile = targets, stage.profile
+        self._stack = ExitStack()
+        self._asking: dict[str, AskingAhead] = {}
+
+    def wait(self, role: str) -> Asker:
+        """The model's asker, once everything was asked."""
+        for one in [role] if self._is_lane else self._targets:
+            if one not in self._asking:
+                self._asking[one] = self._start(one)
+        return self._asking[role].wait()
+
+    def _start(self, role: str) -> AskingAhead:
+        target = self._targets[role]
+        selection = _select(self._chosen, role, self._profile.find_model(role, target.model))
+        return AskingAhead(Asker(self._stack.enter_context(EndpointClient(target))), selection)
+
+    def close(self) -> None:
+        """Ask nothing more."""
+        with self._stack:
+            for one in self._asking.values():
+                one.stop()
+                one.wait()
+
+
 @pytest.fixture(scope="module")
 def _asking_ahead(
     request: pytest.FixtureRequest, targets: dict[str, Target], stage_config: StageConfig
-) -> Iterator[dict[str, AskingAhead]]:
-    """Asks all models at the same time what the chosen checks compare: two engines on two cores take as long as one."""
-    # An xdist worker does not know which of the checks it will get: there each check asks for itself.
-    is_worker = hasattr(request.config, "workerinput")
-    chosen = [] if is_worker else [item for item in request.session.items if item.path == request.path]
-    with ExitStack() as stack:
-        asking = {}
-        for role, target in targets.items():
-            selection = _select(chosen, role, stage_config.profile.find_model(role, target.model))
-            asking[role] = AskingAhead(Asker(stack.enter_context(EndpointClient(target))), selection)
+) -> Iterator[AskingByRole]:
+    chosen = [item for item in request.session.items if item.path == request.path]
+    with closing(AskingByRole(request.config, chosen, targets, stage_config)) as asking:
         yield asking
-        for one in asking.values():
-            one.stop()
-            one.wait()
 
 
 def _select(items: list[pytest.Item], role: str, profile: ModelProfile | None) -> Selection:
@@ -124,13 +151,13 @@ def _cases_of(params: Mapping[str, Any]) -> list[Case]:
 
 
 @pytest.fixture
-def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, _asking_ahead: dict[str, AskingAhead]) -> Asker:
+def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, _asking_ahead: AskingByRole) -> Asker:
     """Knows the model's answers from check to check.
 
     Where a plain answer cannot be had, the first check that needs it fails, and the others are skipped: one cause is
     one failure.
     """
-    asker = _asking_ahead[endpoint.target.role].wait()
+    asker = _asking_ahead.wait(endpoint.target.role)
     asker.endpoint = endpoint
     case = request.node.callspec.params.get("case")
     if case and (reason := asker.explain_unanswered(case)):

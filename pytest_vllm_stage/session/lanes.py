@@ -1,0 +1,42 @@
+"""Distributes the suites' checks to xdist's workers by lanes: one worker runs all that shares answers or a long wait.
+
+The checks of each model are two lanes, the relations between answers and the rest, so that no engine waits for another
+one; an engine that decodes for several checks at once takes hardly longer than for one. All load tests are one lane,
+the last: they have exclusive access (`session.exclusive`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+#: In a worker's input: the checks come to it by lanes.
+INPUT = "vllm_stage_lanes"
+LOAD = "load"
+#: The suite whose checks are distributed by model, and its file that has lanes of its own.
+BY_MODEL, RELATIONS = "inference", "test_relations.py"
+#: Suites of one lane each; those with load steps, and what reads their results, share the last one.
+_LANES = {"deployment": "deployment", "slo": LOAD, "benchmark": LOAD, "registry": LOAD, "resilience": LOAD}
+
+
+def find_lane(nodeid: str, roles: Sequence[str]) -> str:
+    """The lane of a check; a test of no suite is a lane by itself."""
+    path = PurePosixPath(nodeid.partition("::")[0])
+    suite = path.parent.name
+    if suite != BY_MODEL:
+        return _LANES.get(suite, nodeid)
+    parameters = re.search(r"\[(.*)\]$", nodeid)
+    given = parameters[1] if parameters else ""
+    role = max((one for one in roles if f"{given}-".startswith(f"{one}-")), key=len, default="")
+    return f"{role} relations" if path.name == RELATIONS else role or suite
+
+
+def has_whole_lanes(config: pytest.Config) -> bool:
+    """Whether this process runs whole lanes: all checks of a model, or all that xdist distributes by lanes."""
+    worker_input: dict[str, str] | None = getattr(config, "workerinput", None)
+    return worker_input is None or INPUT in worker_input
