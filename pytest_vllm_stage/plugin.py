@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,8 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
         run_id = new_run_id()
         identity = RunIdentity(run_id, _run_dir(config, run_id), os.getpid())
-        run = config.stash[RUN] = _create_run(config, identity)
-        config.pluginmanager.register(Controller(config, run), "vllm-stage-controller")
+        progress = _create_progress(config, identity)
+        run = config.stash[RUN] = _create_run(config, identity, progress)
+        config.pluginmanager.register(Controller(config, run, progress), "vllm-stage-controller")
         # A variable that only switches reports off may be set for a whole environment, including unrelated tests.
         if find_misspelt(os.environ) or any(_given(config, option) for option in OPTIONS if option.name != "report"):
             _ = run.config
@@ -78,14 +80,17 @@ def pytest_configure(config: pytest.Config) -> None:
             worker_input["vllm_stage_run_dir"],
             int(worker_input["vllm_stage_controller_pid"]),
         )
-        config.stash[RUN] = _create_run(config, identity)
+        config.stash[RUN] = _create_run(config, identity, _create_progress(config, identity))
     config.pluginmanager.register(ReadableFailures(config.stash[RUN]), "vllm-stage-failures")
     config.pluginmanager.register(AllureResults(config, config.stash[RUN]), "vllm-stage-allure")
     config.pluginmanager.register(ExclusiveAccess(config.stash[RUN]), "vllm-stage-exclusive-access")
 
 
-def _create_run(config: pytest.Config, identity: RunIdentity) -> Run:
-    progress = Progress(config)
+def _create_progress(config: pytest.Config, identity: RunIdentity) -> Progress:
+    return Progress(config, Path(identity.run_dir) / "progress")
+
+
+def _create_run(config: pytest.Config, identity: RunIdentity, progress: Progress) -> Run:
     return Run(identity, lambda: resolve(config), progress, progress)
 
 

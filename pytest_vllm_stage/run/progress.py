@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from pytest_vllm_stage.core.activity import Activity
 from pytest_vllm_stage.run import live_line
 from pytest_vllm_stage.run.live_line import LiveLine
+from pytest_vllm_stage.run.relay import send_line
 
 
 class Progress:
     """Prints plain lines with the elapsed time, and shows a live line on a terminal; silent with ``-q``.
 
     The descriptor of stderr is duplicated on first use, with capturing suspended for a moment, since what a fixture
-    writes to ``sys.stderr`` would be captured, and a worker's stdout is xdist's own channel. Workers share a terminal
-    with each other and with the controller, so they print plain lines.
+    writes to ``sys.stderr`` would be captured. An xdist worker hands plain lines to the controller.
+
+    Attributes:
+        relay: Where a worker leaves its lines for the controller.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, relay: Path) -> None:
         self._config = config
         self._silent = config.get_verbosity() < 0
         self._is_worker = hasattr(config, "workerinput")
+        self.relay = relay
         self._started = time.monotonic()
         self._descriptor: int | None = None
         self._live: LiveLine | None = None
@@ -33,7 +39,20 @@ class Progress:
     def __call__(self, line: str) -> None:
         if self._silent:
             return
+        if self._is_worker:
+            with contextlib.suppress(OSError):
+                send_line(self.relay, line)
+            return
         self._prepare()
+        self._print(line)
+
+    def print_relayed(self, line: str) -> None:
+        """Print a worker's line, from a thread of the controller, which captures nothing while tests run."""
+        if not self._silent:
+            self._open()
+            self._print(line)
+
+    def _print(self, line: str) -> None:
         text = f"[stage {time.monotonic() - self._started:6.1f} s] {line}\n".encode(errors="replace")
         if self._live is not None:
             self._live.print(text)
@@ -73,11 +92,11 @@ class Progress:
         self._end_terminal_line()
         if self._descriptor is None:
             self._descriptor = os.dup(2)
-            if not self._is_worker and live_line.is_supported(self._descriptor):
+            if live_line.is_supported(self._descriptor):
                 self._live = LiveLine(self._descriptor)
 
     def _end_terminal_line(self) -> None:
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
-        if reporter is not None and not self._is_worker:
+        if reporter is not None:
             reporter.ensure_newline()
             sys.stdout.flush()

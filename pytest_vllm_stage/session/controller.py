@@ -9,7 +9,9 @@ import pytest
 
 from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE
 from pytest_vllm_stage.run.context import Run
-from pytest_vllm_stage.session.failures import KIND, is_environment_unusable
+from pytest_vllm_stage.run.progress import Progress
+from pytest_vllm_stage.run.relay import RelayedProgress
+from pytest_vllm_stage.session.failures import KIND, is_environment_unusable, read_text
 
 _WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 _ABORTED = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
@@ -18,9 +20,11 @@ _ABORTED = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
 class Controller:
     """Registered in the main process only; xdist workers have no counterpart, since they end nothing."""
 
-    def __init__(self, config: pytest.Config, run: Run) -> None:
+    def __init__(self, config: pytest.Config, run: Run, progress: Progress) -> None:
         self._config = config
         self._run = run
+        self._progress = progress
+        self._relayed: RelayedProgress | None = None
         self._pending: list[dict[str, Any]] = []
         self._summary: list[str] = []
         self._environment_unusable = False
@@ -62,11 +66,13 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Give an xdist worker the run's identity."""
+        """Give an xdist worker the run's identity, and print its progress from now on."""
         identity = self._run.identity
         node.workerinput["vllm_stage_run_id"] = identity.run_id
         node.workerinput["vllm_stage_run_dir"] = identity.run_dir
         node.workerinput["vllm_stage_controller_pid"] = str(identity.controller_pid)
+        if self._relayed is None:
+            self._relayed = RelayedProgress(self._progress.relay, self._progress.print_relayed)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Record each call, and set-up or teardown that did not pass."""
@@ -89,6 +95,8 @@ class Controller:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """End what the run created, then write the record; a leftover fails the run."""
+        if self._relayed is not None:
+            self._relayed.close()
         if not self._run.active:
             if self._environment_unusable and exitstatus == pytest.ExitCode.TESTS_FAILED:
                 session.exitstatus = ENVIRONMENT_EXIT_CODE
@@ -135,7 +143,7 @@ def _outcome(report: pytest.TestReport) -> dict[str, Any]:
     outcome: str = report.outcome
     if report.when != "call" and report.failed:
         outcome = "error"
-    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else read_text(report)
     return {
         "name": report.nodeid,
         "when": report.when,

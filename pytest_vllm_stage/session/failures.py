@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator
 from typing import Any
@@ -13,6 +14,8 @@ from pytest_vllm_stage.run.context import Run
 
 #: What kind of `StageError` a report is about (``StageError.kind``): an attribute, so that it travels from a worker.
 KIND = "stage_error_kind"
+#: ``[gw1] linux -- Python 3.11.7 /usr/bin/python3``
+_WORKER_LINE = re.compile(r"^\[gw\d+\] .*\n*")
 
 
 class ReadableFailures:
@@ -64,6 +67,12 @@ class ReadableFailures:
         from pytest_vllm_stage.session.lifecycle import lasting_hint
 
         return lasting_hint(self._run, hint)
+
+
+def read_text(report: pytest.TestReport) -> str:
+    """The report's text without the line about the worker, which pytest adds under xdist."""
+    text: str = report.longreprtext
+    return _WORKER_LINE.sub("", text) if hasattr(report, "node") else text
 
 
 def _find_broken_way(call: pytest.CallInfo[None]) -> str:

@@ -259,6 +259,17 @@ def test_progress_is_seen_past_capture_and_silent_with_q(place: pytest.Pytester,
     assert "step: cluster" not in place.runpytest_subprocess("-n", workers, "-q").stderr.str()
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_failure_is_named_and_recorded_by_its_message(place: pytest.Pytester, workers: str) -> None:
+    place.makepyfile("def test_it(stage): assert not 'PVC m is Pending'")
+    result = place.runpytest_subprocess("-n", workers)
+    result.stdout.fnmatch_lines(["FAILED *::test_it - *PVC m is Pending*"])
+    (record,) = records(place)
+    (test,) = record["tests"]
+    assert "PVC m is Pending" in test["reason"]
+    assert "[gw" not in test["reason"], test["reason"]
+
+
 def test_the_run_directory_is_chosen_by_option(place: pytest.Pytester) -> None:
     place.makepyfile(SUITE)
     place.runpytest_subprocess("--stage-run-dir=here")

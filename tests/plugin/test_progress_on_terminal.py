@@ -130,6 +130,9 @@ def test_workers_and_dumb_terminals_have_plain_lines(place: pytest.Pytester, opt
         assert screen.read_to_end() == pytest.ExitCode.OK
     assert ERASE not in screen.text
     assert "step: cluster ..." in screen.text
+    lines = [line for line in screen.text.splitlines() if "[stage " in line]
+    assert all(line.startswith("[stage ") for line in lines), lines
+    assert not list(place.path.rglob("progress")), "the workers' lines were left behind"
 
 
 def test_quiet_runs_show_no_progress(place: pytest.Pytester) -> None:
