@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker how it gets its checks."""
+    """Pass on to a worker how it gets its checks."""
     from pytest_vllm_stage.session import lanes
 
     if node.config.getoption("dist") == "load":

@@ -280,7 +280,7 @@ class Early(Asker):
     ("ahead", "later", "expected"),
     [
         ("ab", "never asked", ""),
-        ("a", "ab", "lost 'b' after 'a'; asked again without other requests at the same time, it is equal"),
+        ("a", "ab", "lost 'b' after 'a'; asked again without these other requests, it is equal"),
         ("a", "b", "lost 'a'"),
     ],
 )

@@ -44,5 +44,5 @@ def test_a_lane_is_a_suite_or_a_model(nodeid: str, lane: str) -> None:
     ],
     ids=["no xdist", "lanes", "another distribution"],
 )
-def test_a_worker_runs_whole_lanes_where_it_is_told_so(config: Any, whole: bool) -> None:
+def test_a_worker_runs_whole_lanes_where_the_controller_distributes_by_lanes(config: Any, whole: bool) -> None:
     assert has_whole_lanes(config) is whole

@@ -1,7 +1,8 @@
 """Asks ahead of the checks what they will compare: every model at the same time, and many requests of a model at once.
 
-A plain answer counts as asked alone while no request of another kind runs. Most rows are asked one by one; calls of one
-kind of tool, which take most of the time, are asked together, since requests with one grammar cannot show each other's.
+A plain answer counts as asked alone while no request of another kind runs, apart from those of other checks (slow
+lanes, another worker). Most rows are asked one by one; calls of one kind of tool, which take most of the time, are
+asked together, since requests with one grammar cannot show each other's.
 Whatever fails here is kept for the check that is about it.
 """
 

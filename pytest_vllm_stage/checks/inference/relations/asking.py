@@ -182,7 +182,7 @@ class Asker:
         if broken := self._find_broken(relation, case, expected, alone, what, way):
             raise RelationBroken(broken)
         if among_others:
-            raise RelationBroken(f"{among_others}; asked again without other requests at the same time, it is equal")
+            raise RelationBroken(f"{among_others}; asked again without these other requests, it is equal")
 
     def _find_broken(
         self, relation: str, case: Case, expected: Reading, got: Reading | RequestFailed, what: str, way: str
