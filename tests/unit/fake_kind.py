@@ -9,9 +9,10 @@ from pathlib import Path
 _SCRIPT = """#!/bin/sh
 folder={folder}
 echo "$KIND_EXPERIMENTAL_PROVIDER $*" >> $folder/calls-{name}
-for call in {name} {name}-$1; do
-  if [ -e $folder/$call ]; then
-    while read -r line; do echo "$line" >&2; done < $folder/$call
+for word in "" "$@"; do
+  call=$folder/{name}${{word:+-$word}}
+  if [ -e "$call" ]; then
+    while read -r line; do echo "$line" >&2; done < "$call"
     exit 1
   fi
 done
@@ -27,7 +28,12 @@ fi""",
     # The nodes of the cluster that `--name` gives, with the container of kind that runs no pods.
     "kind": """if [ "$1" = get ]; then printf '%s\\n' $4-control-plane $4-worker $4-external-load-balancer; fi""",
     "podman": "echo 5.2.2",
-    "kubectl": """echo '{"serverVersion": {"gitVersion": "v1.34.0"}}'""",
+    # The cluster's pods are the lines of a file of this name.
+    "kubectl": """if [ "$4" = pods ]; then
+  while read -r line; do echo "$line"; done < $folder/pods
+else
+  echo '{"serverVersion": {"gitVersion": "v1.34.0"}}'
+fi""",
 }
 
 
@@ -50,7 +56,7 @@ class FakePrograms:
             script.chmod(0o755)
 
     def fail(self, call: str, error: str) -> None:
-        """Let ``docker`` or one verb of it, ``docker-exec``, fail with an error text."""
+        """Let ``docker``, or calls of it with one argument, ``docker-exec``, fail with an error text."""
         (self.folder / call).write_text(f"{error}\n")
 
     def calls(self, name: str) -> list[str]:

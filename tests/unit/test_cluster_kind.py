@@ -215,8 +215,29 @@ def test_an_image_of_the_stage_that_cannot_be_pulled(fakes: FakePrograms) -> Non
 def test_a_manager_that_does_not_start_ends_the_cluster(fakes: FakePrograms) -> None:
     fakes.add("docker", "kind", "kubectl")
     fakes.fail("kubectl", "error: timed out waiting for the condition")
-    with pytest.raises(EnvironmentUnusable, match=r"kind cluster vllm-stage-\w+: kubectl apply: error: timed out"):
+    with pytest.raises(
+        EnvironmentUnusable, match=r"kind cluster vllm-stage-\w+: kubectl apply: error: timed out"
+    ) as no:
         start()
+    assert no.value.hint.startswith("read ")
+    assert [call.split()[1] for call in fakes.calls("kind")] == ["create", "load", "export", "delete"]
+    assert kind.running() == []
+
+
+def test_the_pods_that_keep_kserve_from_starting_are_named(fakes: FakePrograms) -> None:
+    fakes.add("docker", "kind", "kubectl")
+    fakes.fail("kubectl-rollout", "error: timed out waiting for the condition")
+    (fakes.folder / "pods").write_text(
+        "kserve kserve-controller-manager-1 0/1 Running 1 (2s ago) 34s\n"
+        "kube-system coredns-1 0/1 Pending 0 84s\n"
+        "kube-system kube-proxy-1 1/1 Running 0 85s\n"
+    )
+    with pytest.raises(EnvironmentUnusable) as no:
+        start()
+    assert no.value.message.endswith(
+        "kubectl rollout status deployment/kserve-controller-manager: error: timed out waiting for the condition; "
+        "pods that are not ready: kserve/kserve-controller-manager-1 0/1 Running, kube-system/coredns-1 0/1 Pending"
+    )
     assert kind.running() == []
 
 
@@ -248,6 +269,7 @@ def test_a_leftover_that_cannot_be_deleted_is_not_forgotten(fakes: FakePrograms)
     fakes.fail("kind-delete", "ERROR: failed to delete cluster: device is busy")
     with pytest.raises(EnvironmentUnusable, match=f"cluster {left.name} of run run-0: ERROR: failed to delete") as no:
         kind.sweep(SILENT)
+    assert len(fakes.calls("kind")) == 2, "tried twice"
     assert no.value.hint == f"kind delete cluster --name {left.name}"
     (fakes.folder / "kind-delete").unlink()
     assert len(kind.sweep(SILENT)) == 1

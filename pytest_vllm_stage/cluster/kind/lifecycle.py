@@ -26,6 +26,8 @@ _CONFIG = {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": [
 _READY_S = 180
 _KUBECTL_S = 240.0
 _DELETE_S = 120.0
+#: On a busy machine Docker gives up on a container that it has killed: "did not receive an exit event".
+_DELETE_TRIES = 2
 
 
 def start(
@@ -59,7 +61,9 @@ def start(
             _install_kserve(record, runtime, built["kserve-manager"], kubectl)
         _provide_images(record, runtime, options, find_images(kubectl), journal)
         version = json.loads(_kubectl(record, kubectl, "version", "--output=json"))["serverVersion"]["gitVersion"]
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, EnvironmentUnusable) and not error.hint:
+            error.hint = f"read {_keep_logs(record, runtime, error.message)}/"
         stop(record.path, journal)
         raise
     return ClusterFacts(
@@ -146,7 +150,11 @@ def _install_kserve(record: KindRecord, runtime: ContainerRuntime, program: Path
     _apply(record, kubectl, kserve.build_manager_manifests(files, certificate, key))
     where = f"--namespace={kserve.NAMESPACE}"
     _kubectl(record, kubectl, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    _kubectl(record, kubectl, where, "rollout", "status", f"deployment/{kserve.MANAGER}", "--timeout=180s")
+    try:
+        _kubectl(record, kubectl, where, "rollout", "status", f"deployment/{kserve.MANAGER}", "--timeout=180s")
+    except EnvironmentUnusable as error:
+        unready = ", ".join(_find_unready_pods(record, kubectl)) or "none"
+        raise EnvironmentUnusable(f"{error.message}; pods that are not ready: {unready}") from None
     _apply(record, kubectl, kserve.build_webhooks(files, authority))
 
 
@@ -166,6 +174,13 @@ def _kubectl(record: KindRecord, kubectl: str, *arguments: str, text: str = "") 
     if done.returncode:
         raise EnvironmentUnusable(f"{what}: {last_line(done)}")
     return done.stdout
+
+
+def _find_unready_pods(record: KindRecord, kubectl: str) -> list[str]:
+    """Namespace, name, ready containers and status of each pod that is not ready."""
+    listing = _kubectl(record, kubectl, "get", "pods", "--all-namespaces", "--no-headers")
+    pods = [line.split() for line in listing.splitlines()]
+    return [f"{pod[0]}/{pod[1]} {pod[2]} {pod[3]}" for pod in pods if len(set(pod[2].split("/"))) > 1]
 
 
 def keep(facts: ClusterFacts) -> None:
@@ -194,8 +209,11 @@ def _delete(record: KindRecord, journal: Journal) -> list[str]:
         runtime = find_runtime(journal, {"KIND_EXPERIMENTAL_PROVIDER": record.provider})
     except EnvironmentUnusable as error:
         return [f"kind cluster {record.name} of run {record.run_id}: {error.message}"]
-    done = runtime.run_kind("delete", "cluster", "--name", record.name, timeout_s=_DELETE_S)
-    if done.returncode:
+    for _ in range(_DELETE_TRIES):
+        done = runtime.run_kind("delete", "cluster", "--name", record.name, timeout_s=_DELETE_S)
+        if not done.returncode:
+            break
+    else:
         return [f"kind cluster {record.name} of run {record.run_id}: {last_line(done)}"]
     record.forget()
     return []
