@@ -109,8 +109,8 @@ def test_a_module_without_the_files_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_a_type_is_usable_once_established(conditions: list[dict[str, str]] | None, expected: bool) -> None:
-    assert bootstrap._is_established({"status": {"conditions": conditions}}) is expected
-    assert bootstrap._is_established({}) is False
+    assert bootstrap.is_established({"status": {"conditions": conditions}}) is expected
+    assert bootstrap.is_established({}) is False
 
 
 class FakeApi:

@@ -123,6 +123,8 @@ def test_a_cluster_is_created_used_and_deleted(fakes: FakePrograms) -> None:
     assert created.startswith(f"docker create cluster --name {name} --kubeconfig {facts.kubeconfig} --config ")
     assert loaded == f"docker load image-archive {fakes.folder}/kserve.tar --name {name}"
     assert nodes == f"docker get nodes --name {name}"
+    verbs = [call.split()[3 if "--namespace" in call else 2] for call in fakes.calls("kubectl")]
+    assert verbs == ["apply", "get", "apply", "rollout", "apply", "version"], "types, manager, webhooks"
     assert [call for call in fakes.calls("docker") if "pull" in call] == [
         f"exec {name}-control-plane crictl pull quay.io/a@sha256:1",
         f"exec {name}-worker crictl pull quay.io/a@sha256:1",

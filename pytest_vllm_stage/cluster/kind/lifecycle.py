@@ -17,10 +17,11 @@ from pytest_vllm_stage.cluster.kind import kserve
 from pytest_vllm_stage.cluster.kind.options import KindOptions, read_options
 from pytest_vllm_stage.cluster.kind.record import KindRecord, load_record, load_records, new_name
 from pytest_vllm_stage.cluster.kind.runtime import LOADED, ContainerRuntime, find_runtime, last_line
-from pytest_vllm_stage.cluster.local import components, images, kserve_files, pki, removal
+from pytest_vllm_stage.cluster.local import bootstrap, components, images, kserve_files, pki, removal
 from pytest_vllm_stage.cluster.local.process import ProcessRef
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.waiting import Observation, wait_until
 
 _CONFIG = {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": [{"role": "control-plane"}]}
 _READY_S = 180
@@ -58,7 +59,7 @@ def start(
         with journal.phase(f"cluster: kind create cluster --name {record.name}"):
             _create(record, runtime, options.config)
         with journal.phase("cluster: install KServe"):
-            _install_kserve(record, runtime, built["kserve-manager"], kubectl)
+            _install_kserve(record, runtime, built["kserve-manager"], kubectl, journal)
         _provide_images(record, runtime, options, find_images(kubectl), journal)
         version = json.loads(_kubectl(record, kubectl, "version", "--output=json"))["serverVersion"]["gitVersion"]
     except BaseException as error:
@@ -137,7 +138,9 @@ def _load(record: KindRecord, runtime: ContainerRuntime, archive: Path) -> None:
         )
 
 
-def _install_kserve(record: KindRecord, runtime: ContainerRuntime, program: Path, kubectl: str) -> None:
+def _install_kserve(
+    record: KindRecord, runtime: ContainerRuntime, program: Path, kubectl: str, journal: Journal
+) -> None:
     files = program.parent
     (archive,) = images.ensure([kserve.manager_image(program)])
     _load(record, runtime, archive)
@@ -147,15 +150,29 @@ def _install_kserve(record: KindRecord, runtime: ContainerRuntime, program: Path
             Path(path).read_bytes() for path in (made.certificate("ca"), made.certificate("server"), made.key("server"))
         )
     _apply(record, kubectl, kserve_files.crds(files))
+    # A manager that starts before its types are served exits, and is restarted later and later.
+    wait_until(
+        "customresourcedefinitions of KServe condition=Established",
+        lambda: _observe_types(record, kubectl),
+        timeout_s=60,
+        journal=journal,
+        error=EnvironmentUnusable,
+    )
     _apply(record, kubectl, kserve.build_manager_manifests(files, certificate, key))
     where = f"--namespace={kserve.NAMESPACE}"
-    _kubectl(record, kubectl, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     try:
         _kubectl(record, kubectl, where, "rollout", "status", f"deployment/{kserve.MANAGER}", "--timeout=180s")
     except EnvironmentUnusable as error:
         unready = ", ".join(_find_unready_pods(record, kubectl)) or "none"
         raise EnvironmentUnusable(f"{error.message}; pods that are not ready: {unready}") from None
     _apply(record, kubectl, kserve.build_webhooks(files, authority))
+
+
+def _observe_types(record: KindRecord, kubectl: str) -> Observation:
+    """Count the types that are served; `kubectl wait` fails at new ones: '.status.conditions accessor error: <nil>'."""
+    crds = json.loads(_kubectl(record, kubectl, "get", "crd", "--output=json"))["items"]
+    waiting = [crd["metadata"]["name"] for crd in crds if not bootstrap.is_established(crd)]
+    return Observation(not waiting, f"{len(crds) - len(waiting)} of {len(crds)} established")
 
 
 def _apply(record: KindRecord, kubectl: str, manifests: list[dict[str, Any]]) -> None:

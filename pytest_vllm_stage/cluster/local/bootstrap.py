@@ -128,10 +128,11 @@ def apply_kserve(api: BootstrapApi, layout: Layout, files: Path, journal: Journa
 
 
 def _established(api: BootstrapApi, names: list[str]) -> Observation:
-    waiting = [name for name in names if not _is_established(api.get(f"{_CRDS}/{name}"))]
+    waiting = [name for name in names if not is_established(api.get(f"{_CRDS}/{name}"))]
     return Observation(not waiting, f"{len(names) - len(waiting)} of {len(names)} established")
 
 
-def _is_established(crd: Object) -> bool:
+def is_established(crd: Object) -> bool:
+    """The API server serves the type; a definition that was just created has no conditions at all."""
     conditions = crd.get("status", {}).get("conditions") or []
     return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
