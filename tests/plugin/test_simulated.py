@@ -79,12 +79,18 @@ def test_a_run_with_vllm_does_not(simulated_place: pytest.Pytester) -> None:
     assert said(simulated_place.path / "here") == [False, "false", "false", False]
 
 
-def test_a_simulator_behind_an_endpoint_is_found_out(place: pytest.Pytester, simulator: str) -> None:
+def test_a_simulator_behind_an_endpoint_is_found_out(
+    place: pytest.Pytester, simulator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = place.path / "cache"
+    monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(cache))
     place.makepyfile("def test_it(endpoint): assert endpoint.models()")
     result = place.runpytest_subprocess(f"--stage-endpoint={simulator}", "--stage-run-dir=here", "-n", "2")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["SIMULATED a stand-in for vLLM answered:*"])
     assert said(place.path / "here") == [True, "true", "true", True]
+    # Nothing is built for an endpoint: neither a cluster's programs nor an engine.
+    assert {path.name for path in cache.glob("*")} <= {"access", "turns"}
 
 
 def test_a_server_for_each_model_and_dummy_weights_are_labelled(place: pytest.Pytester, simulator: str) -> None:
