@@ -26,9 +26,9 @@ _MEMORY_BYTES = 2_500_000_000
 _INTERVAL_S = 0.2
 _LOG_LINES = 15
 #: Packages of a group, and seconds of its build on two quiet cores with empty caches, for the estimate of what remains.
-_PACKAGES = {"glue": 60, "etcd": 581, "kubernetes": 2658, "coredns": 1277, "kserve": 1505, "minio": 1300}
+_PACKAGES = {"glue": 60, "etcd": 581, "kubernetes": 2658, "coredns": 737, "kserve": 1505, "minio": 1300}
 _PACKAGES_BY_DEFAULT = 1000
-_EXPECTED_S = {"glue": 5.0, "etcd": 40.0, "kubernetes": 220.0, "coredns": 50.0, "kserve": 70.0, "minio": 65.0}
+_EXPECTED_S = {"glue": 5.0, "etcd": 40.0, "kubernetes": 220.0, "coredns": 35.0, "kserve": 70.0, "minio": 65.0}
 _EXPECTED_BY_DEFAULT_S = 60.0
 #: The programs are linked when all packages are compiled.
 _SHARE_BEFORE_LINKING = 0.95
@@ -189,7 +189,8 @@ def describe_remaining(groups: Sequence[GroupBuild], elapsed_s: float) -> str:
     working = [f"{group.group} ({group.compiled} packages compiled)" for group in groups if group.running]
     state = ", ".join(working) or "waiting for another run, which builds them"
     left_s = estimate_left_s([(group.expected_s, group.share if group.missing else 1.0) for group in groups], elapsed_s)
-    return f"{len(remaining)} programs remain, about {max(1, round(left_s / 60))} min: {state}"
+    programs = f"{len(remaining)} programs remain" if len(remaining) != 1 else "1 program remains"
+    return f"{programs}, about {max(1, round(left_s / 60))} min: {state}"
 
 
 def estimate_left_s(parts: Sequence[tuple[float, float]], elapsed_s: float) -> float:

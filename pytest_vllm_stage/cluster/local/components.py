@@ -26,7 +26,7 @@ COMPONENTS = (
         {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES},
         _KUBERNETES_VERSION,
     ),
-    Component("coredns", "github.com/coredns/coredns", {"coredns": "github.com/coredns/coredns"}),
+    Component("coredns", "github.com/coredns/coredns", {"coredns": "./coredns"}),
     Component(
         "kserve",
         "github.com/kserve/kserve",
