@@ -198,8 +198,47 @@ def test_a_node_image_that_cannot_be_pulled(fakes: FakePrograms) -> None:
         EnvironmentUnusable, match="kind cannot create a cluster with docker: ERROR: failed to creat"
     ) as no:
         start()
-    assert no.value.hint == f"docker pull {image}"
+    assert no.value.hint == f"docker pull {image}, or name one in VLLM_STAGE_KIND_CONFIG"
     assert fakes.calls("kind")[-1].startswith("docker delete cluster --name vllm-stage-"), "nothing of it is left"
+    assert kind.running() == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "error", "last", "hint"),
+    [
+        (
+            "docker",
+            'ERROR: failed to create cluster: command "docker run --privileged" failed with error: exit status 126\n'
+            "Command Output: 5c9f\n"
+            "docker: Error response from daemon: OCI runtime create failed: unable to apply caps: not permitted.\n",
+            "docker: Error response from daemon: OCI runtime create failed: unable to apply caps: not permitted.",
+            "this machine lacks a capability that --privileged asks for: see docs/kind.md",
+        ),
+        (
+            "podman",
+            'ERROR: failed to create cluster: running kind with rootless provider requires setting systemd property "'
+            'Delegate=yes", see https://kind.sigs.k8s.io/docs/user/rootless/',
+            "https://kind.sigs.k8s.io/docs/user/rootless/",
+            "systemctl edit user@.service: [Service] Delegate=yes, then log in again; or run as root",
+        ),
+        (
+            "podman",
+            "ERROR: failed to create cluster: running kind with rootless provider requires cgroup v2, see https://",
+            "requires cgroup v2, see https://",
+            "run as root, or start this machine with cgroup v2",
+        ),
+    ],
+)
+def test_a_runtime_that_cannot_run_a_node_gets_its_own_advice(
+    fakes: FakePrograms, provider: str, error: str, last: str, hint: str
+) -> None:
+    fakes.add(provider, "kind", "kubectl")
+    fakes.fail("kind-create", error)
+    with pytest.raises(EnvironmentUnusable) as no:
+        start()
+    assert no.value.message.startswith(f"kind cannot create a cluster with {provider}: ")
+    assert no.value.message.endswith(last)
+    assert no.value.hint == hint
     assert kind.running() == []
 
 

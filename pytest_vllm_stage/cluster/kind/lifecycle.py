@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.kind import kserve
-from pytest_vllm_stage.cluster.kind.options import KindOptions, read_options
+from pytest_vllm_stage.cluster.kind.options import CONFIG_VARIABLE, KindOptions, read_options
 from pytest_vllm_stage.cluster.kind.record import KindRecord, load_record, load_records, new_name
 from pytest_vllm_stage.cluster.kind.runtime import LOADED, ContainerRuntime, find_runtime, last_line
 from pytest_vllm_stage.cluster.local import bootstrap, components, images, kserve_files, pki, removal
@@ -27,6 +27,12 @@ _CONFIG = {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": [
 _READY_S = 180
 _KUBECTL_S = 240.0
 _DELETE_S = 120.0
+#: Words of kind's errors, and what to do.
+_ADVICE = {
+    "Delegate=yes": "systemctl edit user@.service: [Service] Delegate=yes, then log in again; or run as root",
+    "rootless provider requires cgroup v2": "run as root, or start this machine with cgroup v2",
+    "unable to apply caps": "this machine lacks a capability that --privileged asks for: see docs/kind.md",
+}
 #: On a busy machine Docker gives up on a container that it has killed: "did not receive an exit event".
 _DELETE_TRIES = 2
 
@@ -98,11 +104,18 @@ def _create(record: KindRecord, runtime: ContainerRuntime, config: Path | None) 
     done = runtime.run_kind("create", "cluster", *place, "--config", str(config), "--wait", f"{_READY_S}s", "--retain")
     if done.returncode == 0:
         return
-    image = re.search(r"failed to pull image \"?([^\s\":]+:[^\s\"]+)", done.stderr)
     raise EnvironmentUnusable(
         f"kind cannot create a cluster with {runtime.provider}: {last_line(done)}",
-        hint=f"{runtime.provider} pull {image[1]}" if image else f"read {_keep_logs(record, runtime, done.stderr)}/",
+        hint=_advise(runtime, done.stderr) or f"read {_keep_logs(record, runtime, done.stderr)}/",
     )
+
+
+def _advise(runtime: ContainerRuntime, output: str) -> str:
+    """What helps against an error for which no log of a node is needed."""
+    image = re.search(r"failed to pull image \"?([^\s\":]+:[^\s\"]+)", output)
+    if image:
+        return f"{runtime.provider} pull {image[1]}, or name one in {CONFIG_VARIABLE}"
+    return next((advice for words, advice in _ADVICE.items() if words in output), "")
 
 
 def _keep_logs(record: KindRecord, runtime: ContainerRuntime, output: str) -> Path:

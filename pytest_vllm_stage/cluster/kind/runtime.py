@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ PROVIDERS = ("docker", "podman")
 LOADED = "vllm-stage.local/"
 #: kind's container in front of several control planes runs no pods.
 _LOAD_BALANCER = "-external-load-balancer"
+#: Where kind runs another program, that program's error follows kind's own.
+_STATES_ERROR = re.compile(r"(Command Output: |docker: |podman: )?(error|cannot|failed)", re.IGNORECASE)
 _ANSWER_S = 30.0
 _CREATE_S = 600.0
 _PULL_S = 1800.0
@@ -145,5 +148,5 @@ def _run(
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
     """The line of a failed command's output that states the error."""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith(("error", "cannot", "failed"))]
+    errors = [line for line in lines if _STATES_ERROR.match(line)]
     return (errors or lines or [f"exit code {done.returncode}, no output"])[-1][:500]
