@@ -111,7 +111,7 @@ def test_the_script_is_the_same_for_both(stage: tuple[list[Object], list[Object]
     scripts = [render.named(manifests, "ConfigMap", "benchmark") for manifests in stage[:2]]
     assert scripts[0] is not None
     assert scripts[0] == scripts[1]
-    assert set(scripts[0]["data"]) == {"benchmark.py", "reports.py"}
+    assert set(scripts[0]["data"]) == {"benchmark.py", "guidellm_process.py", "reports.py"}
 
 
 def test_images_and_secrets_are_what_the_stage_has(

@@ -28,7 +28,7 @@ FOLDER = fixtures_dir() / "benchmarking"
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[dict[str, Any]]:
     """The script and what it imports, as in the pod: from its own folder."""
-    with pod_scripts("benchmark", "reports", "s3") as modules:
+    with pod_scripts("benchmark", "guidellm_process", "reports", "s3") as modules:
         yield modules
 
 
@@ -105,7 +105,7 @@ class GuideLLM:
         self.missing = 0
         self.output_tokens = 4
 
-    def __call__(self, settings: Any, rate: float, prompts: list[str], folder: Path) -> Path:
+    def __call__(self, _process: Any, settings: Any, rate: float, prompts: list[str], folder: Path) -> Path:
         self.prompts[rate] = prompts
         step = LoadStep("any", settings.model, CONSTANT, len(prompts) / rate, 48, 4, request_rate=rate)
         sent = range(len(prompts) - self.missing)
@@ -299,7 +299,8 @@ def test_guidellm_gets_its_scenario_and_none_of_the_credentials(
     fake_package(tmp_path / "engine", code)
     monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
     settings = script.Settings.from_environment()
-    seen = json.loads(script.run_guidellm(settings, 5.0, ["a", "b"], tmp_path).read_text())
+    with script.GuideLLM(tmp_path, script.guidellm_environment(tmp_path)) as guidellm:
+        seen = json.loads(script.run_guidellm(guidellm, settings, 5.0, ["a", "b"], tmp_path).read_text())
     assert seen["spec"]["profile"] == {"kind": "constant", "rate": [5.0]}
     assert seen["spec"]["constraints"] == [{"kind": "max_requests", "count": 2}]
     body = {"max_tokens": 4, "min_tokens": 4, "ignore_eos": True}
@@ -323,3 +324,41 @@ def test_invalid_report_fails(script: Any, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
     assert ended(script).startswith("rate 1: report not understood: IndexError")
     assert "rate-1.json" in store.names()
+
+
+def test_guidellm_is_imported_once_and_each_rate_has_its_own_output(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The import also comes before the first run: what it counts is there when the program starts."""
+    code = "import os, pathlib, sys\nfrom guidellm.benchmark import starts\n"
+    code += "starts.append(os.getpid())\nprint('run', *sys.argv[1:], len(starts), len(set(starts)), os.getcwd())\n"
+    fake_package(tmp_path / "engine", code)
+    package = next((tmp_path / "engine").rglob("guidellm"))
+    (package / "benchmark.py").write_text("starts = []\nbenchmark_generative_text = None\n")
+    monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
+    folders = [tmp_path / name for name in ("one", "two")]
+    with script.GuideLLM(tmp_path, script.guidellm_environment(tmp_path)) as guidellm:
+        for number, folder in enumerate(folders, start=1):
+            folder.mkdir()
+            assert guidellm.run([f"--rate={number}"], folder, 60.0) == ""
+        wrote = [guidellm.output(folder) for folder in folders]
+    assert wrote == [f"run --rate={number} {number} 1 {folder}" for number, folder in enumerate(folders, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("code", "ended"),
+    [
+        ("import os\nos._exit(7)\n", "ended with status 7"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "ended with status -9"),
+        ("raise ValueError('wrong')\n", "ended with status 1"),
+        ("import time\ntime.sleep(600)\n", "did not end within 2 s"),
+    ],
+)
+def test_run_of_guidellm_that_ends_in_any_way_is_reported(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, ended: str
+) -> None:
+    fake_package(tmp_path / "engine", code)
+    monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
+    with script.GuideLLM(tmp_path, script.guidellm_environment(tmp_path)) as guidellm:
+        assert guidellm.run(["run"], tmp_path, 2.0 if "within" in ended else 60.0) == ended
+        assert ("ValueError: wrong" in guidellm.output(tmp_path)) == ("wrong" in code)
