@@ -18,6 +18,9 @@ from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 
 #: A closed loop gets bodies for this many times the requests that the fastest lone answer allows.
 _RESERVE = 1.5
+#: A short step gets bodies for so many times these, up to `_FEW`: the lone answer may have come while the machine did
+#: something else, and a step that runs out of prompts has no verdict.
+_LARGE_RESERVE, _FEW = 6, 600
 #: A server that answered a step of the same lengths so short a time ago needs no warm-up.
 WARM_FOR_S = 30.0
 
@@ -124,7 +127,8 @@ def prepare_shared(
 def most_requests(step: LoadStep, fastest_s: float) -> int:
     """How many requests a closed loop can make at most: no answer comes faster than a lone one."""
     users = step.concurrency or 1
-    return users + math.ceil(_RESERVE * users * step.duration_s / fastest_s)
+    expected = users * step.duration_s / fastest_s
+    return users + math.ceil(max(_RESERVE * expected, min(_LARGE_RESERVE * expected, _FEW)))
 
 
 def fastest_answer_s(step: LoadStep, client: EndpointClient, maker: PromptMaker) -> float:

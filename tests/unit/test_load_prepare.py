@@ -11,7 +11,14 @@ import pytest
 
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
-from pytest_vllm_stage.load.prepare import WARM_FOR_S, create_prompt_maker, fastest_answer_s, learn_from, prepare
+from pytest_vllm_stage.load.prepare import (
+    WARM_FOR_S,
+    create_prompt_maker,
+    fastest_answer_s,
+    learn_from,
+    most_requests,
+    prepare,
+)
 from pytest_vllm_stage.load.prompts import pace_key
 from pytest_vllm_stage.measurement.step import CLOSED
 from pytest_vllm_stage.serving.client import EndpointClient
@@ -57,7 +64,19 @@ def test_a_closed_loop_gets_more_prompts_than_it_can_use(client: EndpointClient)
     step = replace(open_step(), model="sim", arrivals=CLOSED, request_rate=None, concurrency=3, duration_s=0.5)
     job = prepare(step, client, create_prompt_maker(client, "chat"))
     fastest_s = 0.005 + 64 / 20_000 + 15 * 0.001
-    assert 3 < len(job.bodies) <= 3 + 1.5 * 3 * 0.5 / fastest_s + 1
+    assert 3 < len(job.bodies) <= 3 + 6 * 3 * 0.5 / fastest_s + 1
+
+
+@pytest.mark.parametrize(
+    ("users", "duration_s", "fastest_s", "prompts"),
+    [(1, 15.0, 1.5, 1 + 60), (10, 15.0, 0.2, 10 + 1125), (5, 15.0, 0.5, 5 + 600)],
+    ids=["few, six times", "many, half more", "between"],
+)
+def test_a_slow_probe_leaves_a_short_step_enough_prompts(
+    users: int, duration_s: float, fastest_s: float, prompts: int
+) -> None:
+    step = replace(open_step(), arrivals=CLOSED, request_rate=None, concurrency=users, duration_s=duration_s)
+    assert most_requests(step, fastest_s) == prompts
 
 
 class Counted:
