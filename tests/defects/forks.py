@@ -1,8 +1,8 @@
 """Runs pytest in processes forked from one that has imported everything, which is half of what a short run costs.
 
 ``python -m tests.defects.forks [MODULE ...]`` imports these modules too, reads one JSON object per line, with
-``arguments``, ``folder``, ``environment`` and ``output``, and answers each with its exit status on a line, one after
-the other.
+``arguments``, ``folder``, ``environment``, ``output`` and ``errors``, and answers each with its exit status on a line,
+one after the other.
 """
 
 from __future__ import annotations
@@ -54,9 +54,12 @@ class Forks:
         environment: Mapping[str, str],
         output: Path,
         timeout_s: float = 600.0,
+        *,
+        errors: Path | None = None,
     ) -> int:
-        """Run pytest; its exit status. What it prints is in the output file."""
-        job = {"arguments": arguments, "folder": str(folder), "environment": environment, "output": str(output)}
+        """Run pytest; its exit status. What it prints is in the output file, that of stderr in ``errors`` if given."""
+        job = {"arguments": arguments, "folder": str(folder), "environment": environment}
+        job |= {"output": str(output), "errors": str(errors or output)}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         watch = threading.Timer(timeout_s, self._kill)
@@ -96,10 +99,11 @@ def forks(*modules: str) -> Forks:
 
 def _run(job: Mapping[str, Any]) -> int:
     """Run pytest in this process, which is forked for it."""
-    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    # Both append: they may be the same file.
+    for descriptor, path in ((1, job["output"]), (2, job["errors"])):
+        Path(path).touch(0o600)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])

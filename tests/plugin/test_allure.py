@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
+
 PLANTED = "planted-value-0123456789"
 
 SUITE = f"""
@@ -59,7 +61,7 @@ def test_results_have_steps_and_attachments_and_no_secret(
 ) -> None:
     monkeypatch.setenv("VLLM_STAGE_API_KEY", PLANTED)
     place.makepyfile(test_it=SUITE)
-    result = place.runpytest_subprocess("-n", workers, "--stage-run-dir=here")
+    result = run_pytest(place, "-n", workers, "--stage-run-dir=here")
     result.assert_outcomes(passed=2, failed=1)
     folder = place.path / "here" / "allure-results"
     found = results(folder)
@@ -80,7 +82,7 @@ def test_results_have_steps_and_attachments_and_no_secret(
 def test_alluredir_is_honoured_and_redacted_too(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_STAGE_API_KEY", PLANTED)
     place.makepyfile(test_it=SUITE)
-    place.runpytest_subprocess("--stage-run-dir=here", "--alluredir=mine")
+    run_pytest(place, "--stage-run-dir=here", "--alluredir=mine")
     assert not (place.path / "here" / "allure-results").exists()
     assert len(results(place.path / "mine")) == 3
     assert (place.path / "mine" / "environment.properties").exists()
@@ -103,14 +105,14 @@ def test_an_unusable_environment_is_broken_and_a_broken_stage_failed(
         def test_it(thing): pass
         """
     )
-    place.runpytest_subprocess("--stage-run-dir=here")
+    run_pytest(place, "--stage-run-dir=here")
     found = results(place.path / "here" / "allure-results")
     assert found["test_it"]["status"] == status
 
 
 def test_a_run_without_a_stage_test_leaves_nothing(place: pytest.Pytester) -> None:
     place.makepyfile("def test_plain(): pass")
-    place.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    run_pytest(place, "-p", "no:cacheprovider").assert_outcomes(passed=1)
     assert not [path for path in place.path.rglob("*") if "allure" in path.name or path.name == "reports"]
 
 
@@ -131,7 +133,7 @@ def test_the_diagnostics_of_a_failed_deployment_are_attached(place: pytest.Pytes
         def test_it(stage): pass
         """
     )
-    place.runpytest_subprocess("--stage-run-dir=here")
+    run_pytest(place, "--stage-run-dir=here")
     folder = place.path / "here" / "allure-results"
     attached = {one["name"]: (folder / one["source"]).read_text() for one in results(folder)["test_it"]["attachments"]}
     assert attached == {
@@ -142,13 +144,13 @@ def test_the_diagnostics_of_a_failed_deployment_are_attached(place: pytest.Pytes
 
 def test_a_run_that_only_collects_leaves_nothing(place: pytest.Pytester) -> None:
     place.makepyfile("def test_it(stage): pass")
-    place.runpytest_subprocess("--collect-only", "-p", "no:cacheprovider")
+    run_pytest(place, "--collect-only", "-p", "no:cacheprovider")
     assert not (place.path / "reports").exists()
 
 
 def test_without_allure_pytest_the_run_is_the_same(place: pytest.Pytester) -> None:
     place.makepyfile("def test_it(stage): pass")
-    result = place.runpytest_subprocess("-p", "no:allure_pytest", "--stage-run-dir=here")
+    result = run_pytest(place, "-p", "no:allure_pytest", "--stage-run-dir=here")
     result.assert_outcomes(passed=1)
     assert not (place.path / "here" / "allure-results").exists()
 
@@ -166,7 +168,7 @@ def test_a_body_that_was_sent_in_chunks_does_not_end_the_session(place: pytest.P
     place.makepyfile(
         test_it=in_chunks.replace("client.models()", 'client.raw("POST", "/v1/models", content=iter([b"{}"]))')
     )
-    result = place.runpytest_subprocess("-n", "0", "--stage-run-dir=here")
+    result = run_pytest(place, "-n", "0", "--stage-run-dir=here")
     result.assert_outcomes(passed=2, failed=1)
     folder = place.path / "here" / "allure-results"
     attached = {one["name"]: one["source"] for one in results(folder)["test_fails"]["attachments"]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
 from tests.unit.sim_engine import Sim, running_sim
 
 SUITES = Path(__file__).parents[2] / "suites"
@@ -61,8 +62,9 @@ def place(bare_place: pytest.Pytester) -> pytest.Pytester:
 
 
 def run(place: pytest.Pytester, engine: Sim, *options: str, folder: str = "run") -> pytest.RunResult:
-    return place.runpytest_subprocess(
-        SUITES / "slo", "-p", "no:cacheprovider", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml",
+    return run_pytest(
+        place, SUITES / "slo", "-p", "no:cacheprovider", f"--rootdir={place.path}",
+        f"--stage-profile={place.path}/small.toml",
         f"--stage-run-dir={place.path / folder}", f"--stage-endpoint={engine.url}", "--stage-model=sim",
         f"--stage-baselines={place.path / 'baselines'}", *options, timeout=300,
     )  # fmt: skip
@@ -186,8 +188,9 @@ def test_invalid_rule_is_a_usage_error_before_any_request(
 
 def test_saved_results_are_not_compared(place: pytest.Pytester, fast: Sim) -> None:
     run(place, fast).assert_outcomes(passed=2)
-    result = place.runpytest_subprocess(
-        SUITES / "slo", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml", "--stage-baselines=b",
+    result = run_pytest(
+        place, SUITES / "slo", f"--rootdir={place.path}",
+        f"--stage-profile={place.path}/small.toml", "--stage-baselines=b",
         f"--stage-results={place.path / 'run'}", timeout=300,
     )  # fmt: skip
     assert result.ret == pytest.ExitCode.USAGE_ERROR

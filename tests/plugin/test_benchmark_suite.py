@@ -17,6 +17,7 @@ from pytest_vllm_stage.load.guidellm import write_report
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
+from tests.plugin.forked_runs import run_pytest
 from tests.unit.made_samples import failed, measurement, sample
 
 SUITE = Path(__file__).parents[2] / "suites" / "benchmark"
@@ -136,9 +137,7 @@ def row(index: int, at_s: float, ttft_s: float, *, failing: bool) -> Sample:
 
 
 def run(place: pytest.Pytester, *options: str) -> pytest.RunResult:
-    return place.runpytest_subprocess(
-        "benchmark", "-p", "no:cacheprovider", "--stage-run-dir=run", *options, timeout=300
-    )
+    return run_pytest(place, "benchmark", "-p", "no:cacheprovider", "--stage-run-dir=run", *options, timeout=300)
 
 
 def properties(place: pytest.Pytester) -> dict[str, dict[str, str]]:
@@ -273,7 +272,7 @@ def test_they_run_alone_behind_the_load_steps(jobs: pytest.Pytester) -> None:
     (jobs.path / "zz").mkdir()
     for name, text in later.items():
         (jobs.path / name).write_text("\n".join(line[12:] for line in text.splitlines()))
-    result = jobs.runpytest_subprocess("--collect-only", "-q", "-p", "no:cacheprovider")
+    result = run_pytest(jobs, "--collect-only", "-q", "-p", "no:cacheprovider")
     names = [line.partition("::")[2].partition("[")[0] for line in result.outlines if "::" in line]
     assert list(dict.fromkeys(names)) == [
         "test_plain",

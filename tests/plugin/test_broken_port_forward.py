@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
+
 CONFTEST = """
 import pytest
 from pytest_vllm_stage.stage.reach import forwards
@@ -33,7 +35,7 @@ def test_is_skipped(): pytest.skip("not now")
 def test_a_failure_while_a_port_forward_broke_is_the_environments(bare_place: pytest.Pytester) -> None:
     bare_place.makeconftest(CONFTEST)
     bare_place.makepyfile(TESTS)
-    result = bare_place.runpytest_subprocess()
+    result = run_pytest(bare_place)
     result.assert_outcomes(failed=2, passed=1, skipped=1)
     broken = "environment unusable: the port-forward to service/m broke: pod/a was deleted"
     result.stdout.fnmatch_lines([broken, "  a test that used it failed: *assert 1 == 2"])
@@ -44,6 +46,6 @@ def test_a_failure_while_a_port_forward_broke_is_the_environments(bare_place: py
 def test_a_failure_without_a_break_stays_as_it_is(bare_place: pytest.Pytester) -> None:
     bare_place.makeconftest(CONFTEST)
     bare_place.makepyfile("def test_assertion(mended): assert 1 == 2")
-    result = bare_place.runpytest_subprocess()
+    result = run_pytest(bare_place)
     assert result.ret == 1
     assert "environment unusable" not in result.stdout.str()

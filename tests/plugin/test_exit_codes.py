@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
+
 RAISE = "raise errors.EnvironmentUnusable('the API server does not answer', hint='journalctl -u kubelet')"
 CONFTEST = f"""
 
@@ -46,7 +48,7 @@ def test_unusable_environment_ends_with_69(
     if raised_in == "end":
         monkeypatch.setenv("FAKE_UNUSABLE_END", "1")
     broken_place.makepyfile(f"import pytest\n{PLACES[raised_in]}\n{other_test}\n")
-    result = broken_place.runpytest_subprocess("--stage-run-dir=here")
+    result = run_pytest(broken_place, "--stage-run-dir=here")
     assert result.ret == 69, result.stdout.str()
     record = json.loads((broken_place.path / "here" / "run.json").read_text())
     assert record["exit_status"] == 69
@@ -67,7 +69,7 @@ def test_unusable_environment_ends_with_69_under_two_workers(
     broken_place.makepyfile(
         f"import pytest\n{PLACES[raised_in]}\n@pytest.mark.parametrize('n', range(4))\ndef test_other(n): assert n != 1"
     )
-    assert broken_place.runpytest_subprocess("-n2", *options).ret == 69
+    assert run_pytest(broken_place, "-n2", *options).ret == 69
 
 
 def test_unusable_environment_ends_with_69_although_a_stage_failure_is_reported(broken_place: pytest.Pytester) -> None:
@@ -75,7 +77,7 @@ def test_unusable_environment_ends_with_69_although_a_stage_failure_is_reported(
         f"{PLACES['test']}\ndef test_other(stage):\n    from pytest_vllm_stage.core import errors\n"
         "    raise errors.StageFailure('wrong answer')"
     )
-    result = broken_place.runpytest_subprocess()
+    result = run_pytest(broken_place)
     assert result.ret == 69
     result.stdout.fnmatch_lines(["E *StageFailure: wrong answer"])
 
@@ -83,7 +85,7 @@ def test_unusable_environment_ends_with_69_although_a_stage_failure_is_reported(
 def test_live_line_report_and_record_use_the_same_word(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_UNUSABLE", "1")
     place.makepyfile("def test_it(stage): pass")
-    result = place.runpytest_subprocess("--stage-run-dir=here")
+    result = run_pytest(place, "--stage-run-dir=here")
     result.stderr.fnmatch_lines(["?stage *s? cluster: environment unusable: no containerd here"])
     result.stdout.fnmatch_lines(["environment unusable: no containerd here", "exit 69   environment unusable: *"])
     (test,) = json.loads((place.path / "here" / "run.json").read_text())["tests"]
@@ -92,4 +94,4 @@ def test_live_line_report_and_record_use_the_same_word(place: pytest.Pytester, m
 
 def test_plain_failure_ends_with_1(broken_place: pytest.Pytester) -> None:
     broken_place.makepyfile("def test_it(stage): assert False")
-    assert broken_place.runpytest_subprocess().ret == 1
+    assert run_pytest(broken_place).ret == 1

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
+
 ROOT = Path(__file__).parents[2]
 SUITE = ROOT / "suites" / "inference"
 MODEL = "sim-model"
@@ -61,8 +63,8 @@ def script(simulator: str, *faults: Any) -> None:
 def check(pytester: pytest.Pytester, simulator: str, *arguments: str) -> tuple[set[str], int, str]:
     """The names of the checks that failed, the number of those that passed, and the output."""
     pytester.makepyfile(short_lanes=(ROOT / "tests" / "defects" / "short_lanes.py").read_text())
-    result = pytester.runpytest_subprocess(
-        SUITE, "-p", "short_lanes",
+    result = run_pytest(
+        pytester, SUITE, "-p", "short_lanes",
         f"--stage-endpoint={simulator}", f"--stage-run-dir={pytester.path / 'run'}", "-p", "no:cacheprovider",
         "-p", "no:hypothesispytest", "-rfE", *arguments,
     )  # fmt: skip

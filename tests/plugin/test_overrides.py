@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
 from tests.plugin.test_plugin import records, words
 
 PROFILE = """
@@ -78,7 +79,7 @@ def own(place: pytest.Pytester) -> pytest.Pytester:
 def run(own: pytest.Pytester, conftest: str, suite: str, *options: str) -> pytest.RunResult:
     (own.path / "own" / "conftest.py").write_text(conftest)
     (own.path / "own" / "test_own.py").write_text(suite)
-    return own.runpytest_subprocess("own", *options)
+    return run_pytest(own, "own", *options)
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

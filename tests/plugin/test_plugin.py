@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
+
 HEAVY = (
     "kubernetes",
     "httpx",
@@ -77,6 +79,7 @@ def test_one_deployment_is_shared_and_ended_by_the_controller(
     place: pytest.Pytester, calls: Path, workers: str
 ) -> None:
     place.makepyfile(test_a=SUITE, test_b=SUITE)
+    # Not forked, as in use: nothing is imported before.
     result = place.runpytest_subprocess("-n", workers)
     result.assert_outcomes(passed=12)
     assert words(calls) == {"cluster": 1, "stage": 1, "end": 1}
@@ -89,7 +92,7 @@ def test_one_deployment_is_shared_and_ended_by_the_controller(
 
 def test_unrelated_runs_touch_nothing(place: pytest.Pytester, calls: Path) -> None:
     place.makepyfile("def test_plain(): pass")
-    result = place.runpytest_subprocess()
+    result = run_pytest(place)
     result.assert_outcomes(passed=1)
     assert not calls.exists()
     assert not (place.path / "reports").exists()
@@ -98,7 +101,7 @@ def test_unrelated_runs_touch_nothing(place: pytest.Pytester, calls: Path) -> No
 
 def test_collecting_touches_nothing_and_names_the_roles(place: pytest.Pytester, calls: Path) -> None:
     place.makepyfile(SUITE)
-    result = place.runpytest_subprocess("--collect-only", "-q")
+    result = run_pytest(place, "--collect-only", "-q")
     result.stdout.fnmatch_lines(["*::test_per_model?quantized?", "*::test_per_model?full?"])
     assert not calls.exists()
     assert not (place.path / "reports").exists()
@@ -110,7 +113,7 @@ def test_a_broken_stage_is_one_story_and_a_product_failure(
 ) -> None:
     monkeypatch.setenv("FAKE_BROKEN", "1")
     place.makepyfile(SUITE)
-    result = place.runpytest_subprocess("-n", workers)
+    result = run_pytest(place, "-n", workers)
     assert result.ret == 1
     result.assert_outcomes(errors=1, skipped=5)
     assert words(calls)["stage"] == 1
@@ -128,7 +131,7 @@ def test_an_unusable_environment_has_its_own_exit_code(
 ) -> None:
     monkeypatch.setenv("FAKE_UNUSABLE", "1")
     place.makepyfile(SUITE)
-    result = place.runpytest_subprocess("-n", workers)
+    result = run_pytest(place, "-n", workers)
     assert result.ret == 69
     result.stdout.fnmatch_lines(["*environment unusable: no containerd here*"])
 
@@ -136,7 +139,7 @@ def test_an_unusable_environment_has_its_own_exit_code(
 def test_a_leftover_fails_the_run_and_is_listed(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_LEFTOVER", "1")
     place.makepyfile(SUITE)
-    result = place.runpytest_subprocess()
+    result = run_pytest(place)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["LEFT OVER *netns vllm-stage-1"])
 
@@ -149,7 +152,7 @@ def test_a_leftover_fails_the_run_and_is_listed(place: pytest.Pytester, monkeypa
 ])  # fmt: skip
 def test_keep(place: pytest.Pytester, calls: Path, mode: str, failing: bool, end: str) -> None:
     place.makepyfile(f"def test_it(stage): assert not {failing}")
-    result = place.runpytest_subprocess(f"--stage-keep={mode}")
+    result = run_pytest(place, f"--stage-keep={mode}")
     assert result.ret == (1 if failing else 0)
     assert words(calls) == {"cluster": 1, "stage": 1, end: 1}
 
@@ -160,7 +163,7 @@ def test_keep_of_a_failed_deployment(
 ) -> None:
     monkeypatch.setenv("FAKE_BROKEN", "1")
     place.makepyfile("def test_it(stage): pass")
-    assert place.runpytest_subprocess(f"--stage-keep={mode}").ret == 1
+    assert run_pytest(place, f"--stage-keep={mode}").ret == 1
     assert words(calls) == {"cluster": 1, "stage": 1, end: 1}
 
 
@@ -172,7 +175,7 @@ def test_the_next_command_still_works_when_it_is_read(
     monkeypatch.setenv("FAKE_BROKEN", "1")
     monkeypatch.setenv("FAKE_HINT", "kubectl --kubeconfig /k -n small get pods,events")
     place.makepyfile("def test_it(stage): pass")
-    result = place.runpytest_subprocess(f"--stage-keep={mode}", "--stage-run-dir=here")
+    result = run_pytest(place, f"--stage-keep={mode}", "--stage-run-dir=here")
     if mode == "never":
         expected = f"  next: read {place.path}/here/diagnostics/: objects*; *keep it: --stage-keep=on-failure"
     else:
@@ -184,7 +187,7 @@ def test_the_next_command_still_works_when_it_is_read(
 def test_a_misspelt_variable_is_a_usage_error(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_STAGE_ENPOINT", "http://127.0.0.1:9")
     place.makepyfile("def test_it(): pass")
-    result = place.runpytest_subprocess()
+    result = run_pytest(place)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     message = "no such setting; did you mean VLLM_STAGE_ENDPOINT?"
     result.stderr.fnmatch_lines([f"ERROR: environment variable VLLM_STAGE_ENPOINT: {message}"])
@@ -195,7 +198,7 @@ def test_a_stage_that_is_refused_ends_with_the_code_of_a_usage_error(place: pyte
     conftest = place.path / "conftest.py"
     conftest.write_text(conftest.read_text() + REFUSING)
     place.makepyfile("def test_it(stage): pass\ndef test_other(): assert False")
-    result = place.runpytest_subprocess("-n", workers)
+    result = run_pytest(place, "-n", workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stdout.fnmatch_lines(["configuration error: --stage-reuse: another stage was kept"])
     (record,) = records(place)
@@ -204,20 +207,20 @@ def test_a_stage_that_is_refused_ends_with_the_code_of_a_usage_error(place: pyte
 
 def test_what_needs_a_cluster_is_skipped_with_the_reason_for_an_endpoint(place: pytest.Pytester) -> None:
     place.makepyfile("def test_it(cluster): pass")
-    result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9", "-rs")
+    result = run_pytest(place, "--stage-endpoint=http://127.0.0.1:9", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*needs a cluster, and --stage-endpoint validates only a server"])
 
 
 def test_strict_fails_a_run_that_skipped(place: pytest.Pytester) -> None:
     place.makepyfile("import pytest\ndef test_it(stage): pytest.skip('no tool parser')")
-    assert place.runpytest_subprocess().ret == 0
-    assert place.runpytest_subprocess("--stage-strict").ret == 1
+    assert run_pytest(place).ret == 0
+    assert run_pytest(place, "--stage-strict").ret == 1
 
 
 def test_an_endpoint_that_does_not_answer_is_an_unusable_environment(place: pytest.Pytester) -> None:
     place.makepyfile("def test_it(endpoint): pass")
-    result = place.runpytest_subprocess("--stage-endpoint=http://127.0.0.1:9/v1/")
+    result = run_pytest(place, "--stage-endpoint=http://127.0.0.1:9/v1/")
     assert result.ret == 69
     result.stdout.fnmatch_lines(["*--stage-endpoint http://127.0.0.1:9 does not answer:*", "*curl -i*"])
 
@@ -244,7 +247,7 @@ def test_bad_options_are_one_line_before_anything_runs(
     monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(place.path / "cache"))
     (place.path / "wrong.env").write_text("not-shown\n")
     place.makepyfile(SUITE)
-    result = place.runpytest_subprocess(*arguments)
+    result = run_pytest(place, *arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.no_fnmatch_line("*not-shown*")
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
@@ -254,9 +257,9 @@ def test_bad_options_are_one_line_before_anything_runs(
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_progress_is_seen_past_capture_and_silent_with_q(place: pytest.Pytester, workers: str) -> None:
     place.makepyfile(SUITE)
-    loud = place.runpytest_subprocess("-n", workers)
+    loud = run_pytest(place, "-n", workers)
     loud.stderr.fnmatch_lines(["?stage *s? step: cluster ...", "?stage *s? step: cluster: done in * s"])
-    assert "step: cluster" not in place.runpytest_subprocess("-n", workers, "-q").stderr.str()
+    assert "step: cluster" not in run_pytest(place, "-n", workers, "-q").stderr.str()
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -272,7 +275,7 @@ def test_a_failure_is_named_and_recorded_by_its_message(place: pytest.Pytester, 
 
 def test_the_run_directory_is_chosen_by_option(place: pytest.Pytester) -> None:
     place.makepyfile(SUITE)
-    place.runpytest_subprocess("--stage-run-dir=here")
+    run_pytest(place, "--stage-run-dir=here")
     assert {path.name for path in (place.path / "here").iterdir()} >= {"run.json", "junit.xml", "allure-results"}
     settings = json.loads((place.path / "here" / "run.json").read_text())["settings"]
     assert settings["run_dir"] == {"value": "here", "source": "--stage-run-dir"}
@@ -281,8 +284,8 @@ def test_the_run_directory_is_chosen_by_option(place: pytest.Pytester) -> None:
 
 def test_a_run_directory_is_never_shared_by_two_runs(place: pytest.Pytester, calls: Path) -> None:
     place.makepyfile(SUITE)
-    place.runpytest_subprocess("--stage-run-dir=here")
-    again = place.runpytest_subprocess("--stage-run-dir=here")
+    run_pytest(place, "--stage-run-dir=here")
+    again = run_pytest(place, "--stage-run-dir=here")
     assert again.ret == pytest.ExitCode.USAGE_ERROR
     again.stderr.fnmatch_lines(["ERROR: --stage-run-dir: *here holds another run's record; name a new folder"])
     assert words(calls)["stage"] == 1
@@ -303,7 +306,7 @@ def test_strict_lets_a_check_be_that_does_not_apply(place: pytest.Pytester) -> N
             does_not_apply("the profile says so")
         """
     )
-    result = place.runpytest_subprocess("--stage-strict", "-rs")
+    result = run_pytest(place, "--stage-strict", "-rs")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["SKIPPED * does not apply: the profile says so"])
 
@@ -313,7 +316,7 @@ def test_a_restart_during_the_run_fails_it_and_is_named(
 ) -> None:
     place.makepyfile(test_it="def test_it(stage): pass")
     monkeypatch.setenv("FAKE_RESTARTS", "container c was restarted 2 times")
-    result = place.runpytest_subprocess("--stage-keep=on-failure")
+    result = run_pytest(place, "--stage-keep=on-failure")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["RESTARTED container c was restarted 2 times"])
     assert words(calls) == {"cluster": 1, "stage": 1, "keep": 1}
@@ -327,6 +330,6 @@ def test_a_step_that_only_the_whole_run_shows_to_be_broken_fails_it_and_keeps_th
         test_it="def test_it(stage): pass",
     )
     place.syspathinsert()
-    result = place.runpytest_subprocess("--stage-keep=on-failure", "-p", "judged")
+    result = run_pytest(place, "--stage-keep=on-failure", "-p", "judged")
     assert result.ret == 1
     assert words(calls) == {"cluster": 1, "stage": 1, "keep": 1}

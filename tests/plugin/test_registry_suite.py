@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
+
 SUITE = Path(__file__).parents[2] / "suites" / "registry"
 
 
 def test_a_server_without_a_cluster_has_no_registry(place: pytest.Pytester) -> None:
-    result = place.runpytest_subprocess(
-        SUITE, f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml", "--stage-endpoint=http://127.0.0.1:9",
+    result = run_pytest(
+        place, SUITE, f"--rootdir={place.path}",
+        f"--stage-profile={place.path}/small.toml", "--stage-endpoint=http://127.0.0.1:9",
         f"--stage-run-dir={place.path}/run", "-p", "no:cacheprovider",
     )  # fmt: skip
     assert result.ret == 0
@@ -22,7 +25,8 @@ def test_a_server_without_a_cluster_has_no_registry(place: pytest.Pytester) -> N
 @pytest.mark.usefixtures("kubeconfig")
 def test_a_runs_own_publication_is_checked_only_where_it_publishes(place: pytest.Pytester) -> None:
     def collected(*options: str) -> str:
-        result = place.runpytest_subprocess(
+        result = run_pytest(
+            place,
             SUITE,
             f"--rootdir={place.path}",
             f"--stage-profile={place.path}/small.toml",

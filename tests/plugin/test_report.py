@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
+
 TEST = '''
 def test_stage(stage):
     """The stage is there.
@@ -24,7 +26,7 @@ def place(place: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pyt
 
 def run(place: pytest.Pytester, *options: str) -> pytest.RunResult:
     place.makepyfile(TEST)
-    return place.runpytest_subprocess("--stage-run-dir=run", *options, timeout=300)
+    return run_pytest(place, "--stage-run-dir=run", *options, timeout=300)
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
@@ -68,7 +70,7 @@ def test_failed_report_is_a_note_and_not_a_failure(place: pytest.Pytester) -> No
 def test_index_lists_the_runs_in_the_default_place_and_keeps_the_given_number(place: pytest.Pytester) -> None:
     place.makepyfile(TEST)
     for _ in range(2):
-        place.runpytest_subprocess("--stage-keep-reports=1", timeout=300).assert_outcomes(passed=1)
+        run_pytest(place, "--stage-keep-reports=1", timeout=300).assert_outcomes(passed=1)
     (page,) = (place.path / "reports").glob("*/report.html")
     index = (place.path / "reports" / "index.html").read_text()
     assert f'href="{page.parent.name}/report.html"' in index
@@ -92,6 +94,6 @@ def test_index_lists_the_runs_in_the_default_place_and_keeps_the_given_number(pl
     ],
 )
 def test_invalid_retention_is_refused(place: pytest.Pytester, options: list[str], says: str) -> None:
-    result = place.runpytest_subprocess(*options, timeout=300)
+    result = run_pytest(place, *options, timeout=300)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert says in result.stderr.str()

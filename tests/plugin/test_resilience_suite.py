@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
+
 SUITE = Path(__file__).parents[2] / "suites" / "resilience"
 
 #: Carries nothing out: each disruption has the outcome of its own name in FAKE_OUTCOMES, else pass.
@@ -58,7 +60,7 @@ def suite(place: pytest.Pytester) -> pytest.Pytester:
 
 
 def run(suite: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    return suite.runpytest_subprocess("-p", "no:cacheprovider", "--stage-run-dir=run", *arguments)
+    return run_pytest(suite, "-p", "no:cacheprovider", "--stage-run-dir=run", *arguments)
 
 
 def recorded_tests(suite: pytest.Pytester) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from pytest_vllm_stage.session import kept, lifecycle
 from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.stage.deploy import waves
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL, StageFacts, TargetFacts
+from tests.plugin.forked_runs import run_pytest
 
 SUITE = "def test_it(stage): pass"
 
@@ -64,7 +65,7 @@ def run_of(engine: str, folder: Path) -> Run:
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_with_the_simulated_engine_says_so_everywhere(simulated_place: pytest.Pytester, workers: str) -> None:
-    result = simulated_place.runpytest_subprocess("--stage-engine=sim", "--stage-run-dir=here", "-n", workers)
+    result = run_pytest(simulated_place, "--stage-engine=sim", "--stage-run-dir=here", "-n", workers)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
         ["vllm-stage: SIMULATED: a stand-in for vLLM answered:*", "SIMULATED a stand-in for vLLM answered:*"]
@@ -73,7 +74,7 @@ def test_a_run_with_the_simulated_engine_says_so_everywhere(simulated_place: pyt
 
 
 def test_a_run_with_vllm_does_not(simulated_place: pytest.Pytester) -> None:
-    result = simulated_place.runpytest_subprocess("--stage-run-dir=here")
+    result = run_pytest(simulated_place, "--stage-run-dir=here")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*SIMULATED*")
     assert said(simulated_place.path / "here") == [False, "false", "false", False]
@@ -85,7 +86,7 @@ def test_a_simulator_behind_an_endpoint_is_found_out(
     cache = place.path / "cache"
     monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(cache))
     place.makepyfile("def test_it(endpoint): assert endpoint.models()")
-    result = place.runpytest_subprocess(f"--stage-endpoint={simulator}", "--stage-run-dir=here", "-n", "2")
+    result = run_pytest(place, f"--stage-endpoint={simulator}", "--stage-run-dir=here", "-n", "2")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["SIMULATED a stand-in for vLLM answered:*"])
     assert said(place.path / "here") == [True, "true", "true", True]
@@ -97,8 +98,8 @@ def test_a_server_for_each_model_and_dummy_weights_are_labelled(place: pytest.Py
     profile = place.path / "small.toml"
     profile.write_text(profile.read_text() + "dummy_weights = true\n")
     place.makepyfile("def test_it(endpoint): assert endpoint.models()")
-    result = place.runpytest_subprocess(
-        f"--stage-endpoint=quantized={simulator},full={simulator}/v1", "--stage-run-dir=here", "-v"
+    result = run_pytest(
+        place, f"--stage-endpoint=quantized={simulator},full={simulator}/v1", "--stage-run-dir=here", "-v"
     )
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.plugin.forked_runs import run_pytest
 from tests.unit.sim_engine import Sim, running_sim
 
 SUITES = Path(__file__).parents[2] / "suites"
@@ -53,8 +54,9 @@ def profile(place: pytest.Pytester, *, load: str = "rates = [20]", slo: str = KE
 
 
 def run(place: pytest.Pytester, *options: str, suite: str = "slo", folder: str = "run") -> pytest.RunResult:
-    return place.runpytest_subprocess(
-        SUITES / suite, "-p", "no:cacheprovider", f"--rootdir={place.path}", f"--stage-profile={place.path}/small.toml",
+    return run_pytest(
+        place, SUITES / suite, "-p", "no:cacheprovider", f"--rootdir={place.path}",
+        f"--stage-profile={place.path}/small.toml",
         f"--stage-run-dir={place.path / folder}", *options, timeout=300,
     )  # fmt: skip
 
@@ -326,6 +328,6 @@ def test_a_reader_of_results_fails_where_a_load_test_never_runs(place: pytest.Py
     )
     place.syspathinsert()
     options = ["-n", workers, "-p", "impatient", f"--stage-profile={place.path}/small.toml", *endpoint(sim)]
-    result = place.runpytest_subprocess("test_reads.py", *options, timeout=300)
+    result = run_pytest(place, "test_reads.py", *options, timeout=300)
     assert result.ret == 69
     assert "environment unusable: 1 load tests never ran, the first of them never" in result.stdout.str()
