@@ -10,6 +10,8 @@ from pytest_vllm_stage.serving.failures import RequestFailed
 #: Seconds without an answer, and without a token for anybody, after which an engine counts as dead. The first answer
 #: after a start may compile kernels for half a minute.
 ANSWER_TIMEOUT_S = 60.0
+#: The share of it after which the server is asked for its state, while the request still waits.
+OBSERVED_AFTER = 0.9
 #: Seconds for each question about a server that does not answer.
 QUESTION_TIMEOUT_S = 5.0
 
@@ -19,7 +21,7 @@ def find_dead_engine(endpoint: EndpointClient) -> str:
     before = _generated_tokens(endpoint)
     with endpoint.with_new_connections(silence_timeout_s=ANSWER_TIMEOUT_S) as client, ThreadPoolExecutor(1) as pool:
         probe = pool.submit(client.chat, "Say hello.", max_tokens=1)
-        wait([probe], timeout=ANSWER_TIMEOUT_S * 0.9)
+        wait([probe], timeout=ANSWER_TIMEOUT_S * OBSERVED_AFTER)
         # The queue holds the probe for as long as its client waits.
         seen = "" if probe.done() else f"{_describe_health(endpoint)}, {_describe_queue(endpoint)}"
         error = probe.exception()
