@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_vllm_stage.core.paths import cache_dir
+from tests import order
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -25,7 +26,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the nightly tests unless the marker expression or the command line names them."""
+    """Start with the slow tests; leave out the nightly ones unless the marker expression or the command names them."""
+    items.sort(key=order.find_place)
     if "nightly" in (config.getoption("-m") or "") or any("::" in argument for argument in config.args):
         return
     nightly = [item for item in items if item.get_closest_marker("nightly")]
@@ -35,11 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
-    """Keep all tests that need a local cluster in one worker."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Distribute real tests by their clusters, and others with the slow ones first."""
     from tests import lanes
 
-    return lanes.make_scheduler(config, log)
+    return lanes.make_scheduler(config, log) or order.make_scheduler(config, log)
 
 
 @pytest.hookimpl(trylast=True)
