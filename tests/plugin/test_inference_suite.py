@@ -78,7 +78,8 @@ def _own_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+# Without workers, tests/defects run it on a healthy engine, and a test below with slow lanes.
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.nightly), "2"])
 def test_a_healthy_engine_passes(pytester: pytest.Pytester, simulator: str, workers: str) -> None:
     script(simulator)
     failed, passed, output = check(pytester, simulator, "-n", workers)
@@ -86,9 +87,15 @@ def test_a_healthy_engine_passes(pytester: pytest.Pytester, simulator: str, work
     assert passed > 30, f"only {passed} checks ran"
 
 
-@pytest.mark.parametrize("fault", SLOW, ids=[fault["fault"] for fault in SLOW])
-def test_a_slow_engine_is_not_a_wrong_one(pytester: pytest.Pytester, simulator: str, fault: Any) -> None:
-    script(simulator, fault)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param(SLOW, id="all"),
+        *(pytest.param([one], marks=pytest.mark.nightly, id=one["fault"]) for one in SLOW),
+    ],
+)
+def test_a_slow_engine_is_not_a_wrong_one(pytester: pytest.Pytester, simulator: str, faults: list[Any]) -> None:
+    script(simulator, *faults)
     failed, passed, output = check(pytester, simulator)
     assert not failed, output
     assert passed > 30, f"only {passed} checks ran"
