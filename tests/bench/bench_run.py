@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,21 @@ SLOWER_SHARE, SLOWER_S = 0.3, 5.0
 #: Building takes longer than this; looking up what was built does not.
 WARM_S = 10.0
 
+#: Phases that are recorded, besides the steps, where a first run takes its time.
+BUILDS = ("build ", "install ", "engine environment", "model weights")
+
 Phases = dict[str, float]
 
 
 def phases_of(record: Mapping[str, Any]) -> Phases:
-    """Seconds of each step, of each suite from the end of the one before it, and of the whole run.
+    """Seconds of each step and build, of each suite from the end of the one before it, and of the whole run.
 
     A suite's time has its fixtures in it, and so the deployment, where the first test of the suite asked for it.
     """
     found: Phases = {f"step {name}": float(took_s) for name, took_s in record["steps"].items()}
+    built = [phase for phase in record["phases"] if phase["name"].startswith(BUILDS)]
+    # A component's version is not part of the phase's name, so that a new one is compared with the old.
+    found |= {re.sub(r" v\d\S*", "", phase["name"]).replace(",", ""): float(phase["duration_s"]) for phase in built}
     began_s = float(record["started_at"])
     suite = ""
     for test in sorted(record["tests"], key=lambda one: float(one["at"])):

