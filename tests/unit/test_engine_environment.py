@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,32 @@ def test_pins_take_only_wheels_for_the_pinned_python() -> None:
     text = pins.render([{"name": "some-thing", "version": "1.0", "wheels": wheels}])
     hashes = [f"    --hash=sha256:{letter * 64}" for letter in "abd"]
     assert text.partition("some-thing")[2] == "==1.0 \\\n" + " \\\n".join(hashes) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "compiled"),
+    [
+        ("vllm/v1/engine/core.py", True),
+        ("vllm/entrypoints/openai/completion/api_router.py", True),
+        ("vllm/model_executor/models/qwen3.py", False),
+        ("torch/_inductor/hooks.py", True),
+        ("torch/_inductor/kernel/tests/test_it.py", False),
+        ("torch/jit/frontend.py", False),
+        ("torchgen/gen.py", True),
+        ("transformers/models/llama/modeling_llama.py", False),
+        ("guidellm/benchmark/benchmarker.py", True),
+        ("testing/__init__.py", False),
+    ],
+)
+def test_bytecode_of_partly_used_modules_is_left_to_their_import(module: str, compiled: bool, tmp_path: Path) -> None:
+    """The path in front of the packages, which may hold the same words, does not matter."""
+    packages = tmp_path / "tests" / "torch" / "site-packages"
+    (packages / module).parent.mkdir(parents=True)
+    (packages / module).write_text("x = 1\n")
+    arguments = [str(packages), f"/site-packages/({environment.PARTLY_USED})"]
+    command = [sys.executable, "-I", "-c", environment._COMPILE, *arguments]
+    subprocess.run(command, check=True)
+    assert ((packages / module).parent / "__pycache__").exists() is compiled
 
 
 def test_the_running_interpreter_is_used_when_it_fits() -> None:
