@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from pytest_vllm_stage.cluster.local import bootstrap, kserve_files, volumes
-from pytest_vllm_stage.cluster.local.api import BootstrapApi
+from pytest_vllm_stage.cluster.local import bootstrap, kserve_files, stored_types, volumes
+from pytest_vllm_stage.cluster.local.api import BootstrapApi, BootstrapCallRejected
+from pytest_vllm_stage.core.waiting import Observation
 
 CONFIG = {
     "apiVersion": "v1",
@@ -111,6 +112,55 @@ def test_a_module_without_the_files_is_an_error(tmp_path: Path) -> None:
 def test_a_type_is_usable_once_established(conditions: list[dict[str, str]] | None, expected: bool) -> None:
     assert bootstrap.is_established({"status": {"conditions": conditions}}) is expected
     assert bootstrap.is_established({}) is False
+
+
+CRD: dict[str, Any] = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "tools.example.org", "annotations": {"a": "b"}},
+    "spec": {
+        "group": "example.org",
+        "names": {"kind": "Tool", "plural": "tools"},
+        "versions": [
+            {"name": "v1beta1", "served": True, "storage": True},
+            {"name": "v1alpha1", "served": True, "storage": False},
+            {"name": "v1", "served": False, "storage": False},
+        ],
+    },
+}
+
+
+def test_stored_definition_is_accepted_and_established() -> None:
+    stored = stored_types.to_stored(CRD, "2026-01-02T03:04:05Z")
+    assert bootstrap.is_established(stored)
+    assert stored["spec"]["names"] == stored["status"]["acceptedNames"]
+    assert stored["spec"]["names"] == {"kind": "Tool", "plural": "tools", "listKind": "ToolList"}
+    assert stored["status"]["storedVersions"] == ["v1beta1"]
+    assert stored["metadata"]["name"] == "tools.example.org"
+    assert stored["metadata"]["annotations"] == {"a": "b"}
+    assert stored["metadata"]["uid"] != stored_types.to_stored(CRD, "")["metadata"]["uid"]
+
+
+@pytest.mark.parametrize(
+    ("served", "expected"),
+    [
+        ({}, Observation(False, "0 of 2 served")),
+        ({"v1beta1": ["tools"]}, Observation(False, "1 of 2 served")),
+        ({"v1beta1": ["tools"], "v1alpha1": ["tools/status", "others"]}, Observation(False, "1 of 2 served")),
+        ({"v1beta1": ["tools"], "v1alpha1": ["tools"]}, Observation(True, "2 of 2 served")),
+    ],
+)
+def test_manager_waits_until_every_served_version_is_discovered(
+    served: dict[str, list[str]], expected: Observation
+) -> None:
+    class Discovery:
+        def get(self, path: str) -> dict[str, Any]:
+            version = path.removeprefix("/apis/example.org/")
+            if version not in served:
+                raise BootstrapCallRejected("not found", 404)
+            return {"resources": [{"name": name} for name in served[version]]}
+
+    assert bootstrap._observe_served(cast("BootstrapApi", Discovery()), [CRD]) == expected
 
 
 class FakeApi:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import copy
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.cluster.local import kserve_files
-from pytest_vllm_stage.cluster.local.api import BootstrapApi
+from pytest_vllm_stage.cluster.local.api import BootstrapApi, BootstrapCallRejected
 from pytest_vllm_stage.cluster.local.layout import MOUNTS, WEBHOOK_PORT, Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
@@ -24,7 +23,6 @@ VOLUMES = 6
 VOLUME_SIZE = "5Gi"
 KSERVE_NAMESPACE = "kserve"
 
-_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _HOOKS = "/apis/admissionregistration.k8s.io/v1"
 
 
@@ -110,12 +108,9 @@ def apply_kserve(api: BootstrapApi, layout: Layout, files: Path, journal: Journa
     config = kserve_config(kserve_files.config_map(files))
     api.create(f"/api/v1/namespaces/{KSERVE_NAMESPACE}/configmaps", config)
     crds = kserve_files.crds(files)
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        list(pool.map(lambda crd: api.create(_CRDS, crd), sorted(crds, key=lambda crd: -len(str(crd)))))
-    names = [crd["metadata"]["name"] for crd in crds]
     wait_until(
-        "customresourcedefinitions of KServe condition=Established",
-        lambda: _established(api, names),
+        "types of KServe served",
+        lambda: _observe_served(api, crds),
         timeout_s=60,
         journal=journal,
         interval_s=0.2,
@@ -127,9 +122,31 @@ def apply_kserve(api: BootstrapApi, layout: Layout, files: Path, journal: Journa
         api.create(f"{_HOOKS}/{hook['kind'].lower()}s", hook)
 
 
-def _established(api: BootstrapApi, names: list[str]) -> Observation:
-    waiting = [name for name in names if not is_established(api.get(f"{_CRDS}/{name}"))]
-    return Observation(not waiting, f"{len(names) - len(waiting)} of {len(names)} established")
+def _observe_served(api: BootstrapApi, crds: list[Object]) -> Observation:
+    """The definitions were stored before the API server started; see `stored_types`."""
+    wanted = {
+        (crd["spec"]["group"], version["name"], crd["spec"]["names"]["plural"])
+        for crd in crds
+        for version in crd["spec"]["versions"]
+        if version["served"]
+    }
+    served = {
+        (group, version, resource["name"])
+        for group, version in {(group, version) for group, version, _ in wanted}
+        for resource in _discover(api, f"/apis/{group}/{version}")
+    }
+    return Observation(wanted <= served, f"{len(wanted & served)} of {len(wanted)} served")
+
+
+def _discover(api: BootstrapApi, path: str) -> list[Object]:
+    """The resources of a group's version; none where the API server does not know it yet."""
+    try:
+        resources: list[Object] = api.get(path)["resources"]
+    except BootstrapCallRejected as error:
+        if error.status != 404:
+            raise
+        return []
+    return resources
 
 
 def is_established(crd: Object) -> bool:

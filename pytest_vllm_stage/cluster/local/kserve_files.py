@@ -43,7 +43,12 @@ def copy(module: Path, folder: Path) -> None:
 
 def crds(folder: Path) -> list[dict[str, Any]]:
     """The CustomResourceDefinitions."""
-    return _read(folder / _CRD_FILE)
+    return _read(crds_file(folder))
+
+
+def crds_file(folder: Path) -> Path:
+    """The file that holds the CustomResourceDefinitions."""
+    return folder / _CRD_FILE
 
 
 def webhooks(folder: Path) -> list[dict[str, Any]]:

@@ -212,7 +212,8 @@ def _facts(record: Record, paths: dict[str, Path], version: str) -> ClusterFacts
 def _wait_ready(layout: Layout, kserve: Path, journal: Journal) -> str:
     """Wait for the programs in the order in which one needs another; set up the new cluster meanwhile."""
     watch = Watch(layout, journal)
-    watch.programs("kube-apiserver", timeout_s=60)
+    # It reads the definitions of KServe's types, which takes long on a busy machine.
+    watch.programs("kube-apiserver", timeout_s=120)
     api = BootstrapApi(layout)
     pool = ThreadPoolExecutor(max_workers=2)
     try:

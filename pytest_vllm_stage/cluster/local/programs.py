@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_stage.cluster.local import stored_types
 from pytest_vllm_stage.cluster.local.layout import CONTAINERD_SOCKET, WEBHOOK_PORT, Layout
 from pytest_vllm_stage.cluster.local.pki import NODE_NAME
 
 _API_SERVER = "kube-apiserver"
+_STORED_TYPES = "stored-types"
 _PREFIX_OF_GATES = "file:"
 
 
@@ -93,6 +96,7 @@ def all_programs(layout: Layout, paths: dict[str, Path], archives: list[Path]) -
     return (
         _containerd(layout),
         _etcd(layout, paths),
+        _stored_types(paths),
         _api_server(layout, paths),
         _images(archives),
         _kubelet(layout, paths),
@@ -133,6 +137,16 @@ def _etcd(layout: Layout, paths: dict[str, Path]) -> Program:
     return Program("etcd", (str(paths["etcd"]), *arguments), probe=f"{client}/health")
 
 
+def _stored_types(paths: dict[str, Path]) -> Program:
+    # The cluster's first process imports this module too, and has no use for the import of yaml.
+    from pytest_vllm_stage.cluster.local import kserve_files
+
+    file = kserve_files.crds_file(paths["kserve-manager"].parent)
+    # Not as a module: its package imports all that creates a cluster.
+    argv = (sys.executable, "-I", stored_types.__file__, str(file))
+    return Program(_STORED_TYPES, argv, after=("etcd",), once=True)
+
+
 def _api_server(layout: Layout, paths: dict[str, Path]) -> Program:
     pki = layout.pki
     arguments = (
@@ -157,7 +171,7 @@ def _api_server(layout: Layout, paths: dict[str, Path]) -> Program:
         "--profiling=false",
     )
     ready = f"https://{layout.addresses.node}:6443/readyz"
-    return Program(_API_SERVER, (str(paths[_API_SERVER]), *arguments), after=("etcd",), probe=ready)
+    return Program(_API_SERVER, (str(paths[_API_SERVER]), *arguments), after=("etcd", _STORED_TYPES), probe=ready)
 
 
 def _controller_manager(layout: Layout, paths: dict[str, Path]) -> Program:
