@@ -23,6 +23,7 @@ from pytest_vllm_stage.core.waiting import Observation, wait_until
 GO = """#!/bin/sh
 here=$(dirname "$0")
 [ "$1" = version ] && echo "go version go1.99.0 linux/amd64" && exit 0
+[ "$1" = list ] && echo "$@" >> "$here/downloads" && exit 0
 echo "$@" >> "$here/calls"
 while [ -e "$here/held" ]; do sleep 0.05; done
 [ -e "$here/broken" ] && echo "no such package" >&2 && exit 1
@@ -183,6 +184,35 @@ def test_builds_of_several_modules_run_at_the_same_time(
         finally:
             held.unlink()
         assert set(built.result()) == {"tool", "helper"}
+
+
+def test_longest_build_is_first_and_the_modules_of_the_others_are_downloaded_meanwhile(
+    modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(components, "COMPONENTS", (TOOL, dataclasses.replace(HELPER, shares="")))
+    monkeypatch.setattr(builds, "_count_builds_at_a_time", lambda: 1)
+    monkeypatch.setitem(builds._EXPECTED_S, "tool", builds._EXPECTED_BY_DEFAULT_S + 1)
+    shutil.copytree(modules, modules.with_name("helper"))
+    held, downloads = tmp_path / "bin" / "held", tmp_path / "bin" / "downloads"
+    held.touch()
+    with ThreadPoolExecutor() as pool:
+        built = pool.submit(components.ensure, Journal())
+        try:
+            wait_until(
+                "the other's modules are downloaded",
+                lambda: Observation(downloads.exists() and len(calls(modules)) == 1, f"{calls(modules)}"),
+                timeout_s=60,
+                journal=Journal(),
+                interval_s=0.05,
+            )
+        finally:
+            held.unlink()
+        built.result()
+    assert [call.rpartition(" ")[2] for call in calls(modules)] == [
+        "example.org/tool/cmd",
+        "example.org/tool/cmd/helper",
+    ]
+    assert downloads.read_text() == "list -mod=readonly -deps example.org/tool/cmd/helper\n"
 
 
 def test_a_failed_build_ends_the_others(modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

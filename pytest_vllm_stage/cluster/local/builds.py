@@ -120,6 +120,19 @@ class GroupBuild:
                 start_new_session=True,
             )
 
+    def download(self) -> subprocess.Popen[bytes]:
+        """Download the modules that it needs, while others are built; what fails here is repeated by its build."""
+        packages = [package for component in self.missing for package in component.programs.values()]
+        return subprocess.Popen(
+            [*build_once.end_with_this_process(), str(self._go), "list", "-mod=readonly", "-deps", *packages],
+            cwd=self._components[0].source,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            start_new_session=True,
+        )
+
     def finish_if_ended(self, journal: Journal) -> None:
         """Once the command has ended, put its programs where this and later runs find them.
 
@@ -164,15 +177,18 @@ class GroupBuild:
 
 
 def build_all(groups: Sequence[GroupBuild], journal: Journal) -> None:
-    """Build all groups, several at a time.
+    """Build all groups, several at a time and the longest first; the modules of the others are downloaded meanwhile.
 
     Raises:
         EnvironmentUnusable: a build failed; the others are ended.
     """
     with ExitStack() as stack, journal.activity("components") as activity:
+        groups = sorted(groups, key=lambda one: -one.expected_s)
+        at_a_time = _count_builds_at_a_time()
         for group in groups:
             stack.callback(group.end)
-        at_a_time = _count_builds_at_a_time()
+        for group in groups[at_a_time:]:
+            stack.callback(_end, group.download())
         while remaining := [group for group in groups if group.missing]:
             for group in remaining:
                 if group.running:
@@ -181,6 +197,11 @@ def build_all(groups: Sequence[GroupBuild], journal: Journal) -> None:
                     group.start()
             activity.update(describe_remaining(groups, activity.elapsed_s))
             time.sleep(_INTERVAL_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def describe_remaining(groups: Sequence[GroupBuild], elapsed_s: float) -> str:
