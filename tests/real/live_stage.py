@@ -14,6 +14,7 @@ from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import simulated
 from pytest_vllm_stage.settings.profile import Profile, parse_profile
 from pytest_vllm_stage.stage.deploy import secrets, waves
+from pytest_vllm_stage.stage.facts import StageFacts
 
 SILENT = Journal()
 
@@ -31,13 +32,13 @@ def running_simulated_cluster(run_id: str) -> Iterator[ClusterFacts]:
         assert local.stop(cluster.state_dir, SILENT) == []
 
 
-def deploy(cluster: ClusterFacts, overlay: Path, namespace: str, models: dict[str, str], folder: Path) -> None:
+def deploy(cluster: ClusterFacts, overlay: Path, namespace: str, models: dict[str, str], folder: Path) -> StageFacts:
     """Deploy an overlay's stage; ``models`` maps each role to its InferenceService.
 
     Raises:
         WaitFailed: the stage does not become Ready.
     """
-    waves.deploy(
+    return waves.deploy(
         cluster,
         _profile(overlay, namespace, models, folder),
         namespace=namespace,
@@ -59,12 +60,14 @@ def _profile(overlay: Path, namespace: str, models: dict[str, str], folder: Path
     return parse_profile(data, folder / f"{namespace}.toml")
 
 
-def run_kubectl(cluster: ClusterFacts, namespace: str, *arguments: str, manifest: str = "") -> None:
+def run_kubectl(cluster: ClusterFacts, namespace: str, *arguments: str, manifest: str = "") -> str:
+    """Run kubectl as the cluster's administrator; returns what it printed."""
     place = ["--kubeconfig", cluster.kubeconfig, "--context", cluster.context, "-n", namespace]
     done = subprocess.run(
         [cluster.kubectl, *place, *arguments], input=manifest, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def load_image(cluster: ClusterFacts, archive: Path) -> None:

@@ -1,6 +1,7 @@
 """A stage behind OpenShift's kind of router: green when it is healthy, and each fault of the way there is named.
 
-The Route's definition, TLS, HAProxy, TokenReview and SubjectAccessReview are real; the engine is the simulated one.
+The Route's definition, TLS, HAProxy, TokenReview and SubjectAccessReview are real, and the run has the rights of
+fixtures/access alone; the engine is the simulated one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from tests.real.lookalike.router import Router, find_haproxy, run_router
-from tests.real.lookalike.stage import Outcome, RoutedStage, deploy_routed_stage
+from tests.real.lookalike.stage import ACCOUNTS, MODELS, NAMESPACE, Outcome, RoutedStage, deploy_routed_stage
+from tests.real.lookalike.validator import MissingRight, create_validator
 from tests.unit.made_certificates import DAY, Authority
 
 pytestmark = pytest.mark.real
@@ -27,11 +29,20 @@ pytestmark = pytest.mark.real
 ADDRESS = "127.83.7.{}"
 AT_ONCE = 3
 TRUSTED = "--stage-ca-file=cluster"
-#: The deployment, and of the inference checks those that are about the way to the model.
+#: Every suite, and of the inference checks those that are about the way to the model.
 HEALTHY = (
-    "suites/deployment",
-    *(f"suites/inference/test_{name}.py" for name in ("service", "security", "streaming", "transport", "slow_lanes")),
+    *(f"suites/{name}" for name in ("deployment", "slo", "benchmark", "registry")),
+    *(f"suites/inference/test_{name}.py" for name in ("service", "streaming", "transport", "slow_lanes")),
 )
+#: What is skipped, besides load steps that a busy machine made invalid: for this user the declared Roles are
+#: not readable, no Job may be created, and the overlay has no benchmark Jobs.
+NOT_CHECKED = {
+    "suites/deployment/test_drift.py::test_declared_objects_are_live_unchanged",
+    "suites/deployment/test_storage.py::test_weights_are_unaltered",
+    "suites/benchmark/test_jobs.py::test_job_completes_with_a_report_for_each_rate",
+    "suites/benchmark/test_jobs.py::test_reports_are_not_vacuous",
+    "suites/benchmark/test_jobs.py::test_reports_keep_the_objectives",
+}
 CURL_S = 20
 #: Two base64url parts of JSON objects: the head and the claims of a ServiceAccount's token.
 JWT = re.compile(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}")
@@ -46,7 +57,7 @@ class Places(NamedTuple):
     folder: Path
 
 
-Change = Callable[[Router, Authority], Router]
+Change = Callable[[Router, Places], Router]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Fault:
         listed: What ``curl -k /v1/models`` prints of the status.
         role: The model's role.
         options: Further options of the run.
+        missing: A right that the user lacks.
     """
 
     change: Change
@@ -70,9 +82,10 @@ class Fault:
     listed: str = "200"
     role: str = "full"
     options: tuple[str, ...] = ()
+    missing: MissingRight | None = None
 
 
-def forget_timeouts(router: Router, _: Authority) -> Router:
+def forget_timeouts(router: Router, _: Places) -> Router:
     """The Routes have no annotation: the router's 30 s apply."""
     return dataclasses.replace(router, upstreams=[dataclasses.replace(one, timeout="") for one in router.upstreams])
 
@@ -81,11 +94,11 @@ def with_rules(router: Router, *rules: str) -> Router:
     return dataclasses.replace(router, rules=rules)
 
 
-def buffer_answers(router: Router, _: Authority) -> Router:
+def buffer_answers(router: Router, _: Places) -> Router:
     return with_rules(router, "http-response wait-for-body time 20s at-least 30000")
 
 
-def drop_idle_connections(router: Router, _: Authority) -> Router:
+def drop_idle_connections(router: Router, _: Places) -> Router:
     """The first request after 10 s without one gets nothing, as behind a firewall that forgot the connection."""
     return with_rules(
         router,
@@ -96,30 +109,30 @@ def drop_idle_connections(router: Router, _: Authority) -> Router:
     )
 
 
-def lose_upstreams(router: Router, _: Authority) -> Router:
+def lose_upstreams(router: Router, _: Places) -> Router:
     return dataclasses.replace(
         router, upstreams=[dataclasses.replace(one, address="127.0.0.1:9", review="") for one in router.upstreams]
     )
 
 
-def accept_everyone(router: Router, _: Authority) -> Router:
+def accept_everyone(router: Router, _: Places) -> Router:
     """The Route leads past the proxy."""
     return dataclasses.replace(router, upstreams=[dataclasses.replace(one, review="") for one in router.upstreams])
 
 
-def change_nothing(router: Router, _: Authority) -> Router:
+def change_nothing(router: Router, _: Places) -> Router:
     """The fault is not the router's."""
     return router
 
 
-def with_expired_certificate(router: Router, authority: Authority) -> Router:
+def with_expired_certificate(router: Router, places: Places) -> Router:
     hosts = [one.host for one in router.upstreams]
-    pem = authority.issue(*hosts, since=-9 * DAY, until=-2 * DAY, name="expired")
+    pem = places.authority.issue(*hosts, since=-9 * DAY, until=-2 * DAY, name="expired")
     return dataclasses.replace(router, certificate=pem)
 
 
-def with_certificate_of_another_host(router: Router, authority: Authority) -> Router:
-    return dataclasses.replace(router, certificate=authority.issue("console.apps.stage.test", name="other"))
+def with_certificate_of_another_host(router: Router, places: Places) -> Router:
+    return dataclasses.replace(router, certificate=places.authority.issue("console.apps.stage.test", name="other"))
 
 
 PROTECTION = "suites/deployment/test_protection.py"
@@ -162,6 +175,30 @@ FAULTS = {
         r"GET /v1/models answered 403 with the token of default, expected 200: 'Forbidden'",
         role="quantized",
         options=(f"--stage-profile={Path(__file__).parent / 'lookalike' / 'other_account.toml'}",),
+    ),
+    "no_authorities": Fault(
+        change_nothing,
+        SERVICE,
+        REPORTED,
+        r"authorities that this user may not read: .*: missing right: get configmaps in namespace "
+        r"openshift-config-managed .*signed by 'ingress-operator', an authority that is not trusted",
+        missing=MissingRight("vllm-stage-read-authorities", "configmaps", "get"),
+    ),
+    "no_token_request": Fault(
+        change_nothing,
+        PROTECTION,
+        "model_answers_its_own_clients",
+        r"serviceaccount/smollm2-135m-quantized-sa in namespace lookalike: missing right: create serviceaccounts/token",
+        role="quantized",
+        missing=MissingRight("vllm-stage-request-tokens", "serviceaccounts/token", "create"),
+    ),
+    "no_registry_list": Fault(
+        change_nothing,
+        "suites/registry/test_entities.py",
+        "test_model_and_version_are_registered",
+        r"the right to list modelregistries\S+ in namespace rhoai-model-registries is missing",
+        options=("--stage-strict",),
+        missing=MissingRight("vllm-stage-find-registry", "modelregistries", "list"),
     ),
     "expired": Fault(
         with_expired_certificate, SERVICE, REPORTED, r"the server's certificate has expired at \S+, 2 days ago"
@@ -222,8 +259,7 @@ def planted(places: Places, request: pytest.FixtureRequest) -> Iterator[Callable
     chosen = [call.params["name"] for call in calls if call and call.params.get("name") in FAULTS]
     # OpenSSL's authority keeps a database, so the certificates are made before the threads start.
     routers = {
-        name: FAULTS[name].change(make_router(places, number, name), places.authority)
-        for number, name in enumerate(chosen, 2)
+        name: FAULTS[name].change(make_router(places, number, name), places) for number, name in enumerate(chosen, 2)
     }
     pool = ThreadPoolExecutor(AT_ONCE)
     running = {name: pool.submit(plant, places, router, FAULTS[name]) for name, router in routers.items()}
@@ -233,9 +269,14 @@ def planted(places: Places, request: pytest.FixtureRequest) -> Iterator[Callable
 
 def plant(places: Places, router: Router, fault: Fault) -> Planted:
     """Run the checks that must catch a fault, and look at the models as a person would."""
+    stage, missing = places.stage, fault.missing
+    lacking = None
+    if missing:
+        account = f"without-{missing.verb}-{missing.role.removeprefix('vllm-stage-')}"
+        lacking = create_validator(stage.cluster, NAMESPACE, ACCOUNTS, places.folder, account, missing)
     with run_router(router, places.haproxy, places.folder):
         listed = list_models(router)
-        outcome = places.stage.run(
+        outcome = stage.run(
             router.address,
             places.folder / router.name,
             fault.suite,
@@ -243,6 +284,7 @@ def plant(places: Places, router: Router, fault: Fault) -> Planted:
             f"{fault.check} and {fault.role}",
             *fault.options,
             TRUSTED,
+            validator=lacking,
         )
     return Planted(outcome, listed)
 
@@ -256,18 +298,40 @@ def list_models(router: Router) -> str:
 
 
 def test_suites_are_green_through_a_healthy_router(places: Places) -> None:
-    outcome = run_through(places, make_router(places, 1, "healthy"), *HEALTHY, TRUSTED)
-    assert outcome.status == 0, outcome.output
-    passed = {test["name"] for test in outcome.record["tests"] if test["outcome"] == "passed"}
-    for check in ("model_answers_its_own_clients", "protected_model_alone_requires_a_token"):
-        assert f"{PROTECTION}::test_{check}[quantized]" in passed
-    for role in places.stage.upstreams:
-        assert f"suites/inference/test_slow_lanes.py::test_long_answer_arrives_whole[{role}]" in passed
-    (token,) = outcome.record["tokens"]
-    assert (token["name"], token["account"]) == ("quantized", "smollm2-135m-quantized-sa")
+    outcome = run_through(places, make_router(places, 1, "healthy"), *HEALTHY, TRUSTED, "-n", "2")
+    check_healthy_run(places, outcome)
     files = [path for path in (places.folder / "healthy" / "run").rglob("*") if path.is_file()]
     assert len(files) > 3
     assert not [path for path in files if JWT.search(path.read_bytes())], "the run's files hold a token"
+
+
+@pytest.mark.nightly
+def test_whole_suites_are_green_through_a_healthy_router(places: Places) -> None:
+    outcome = run_through(places, make_router(places, 1, "whole"), "suites/", TRUSTED, "-n", "2")
+    check_healthy_run(places, outcome)
+    assert len(outcome.names("passed")) > 500
+
+
+def check_healthy_run(places: Places, outcome: Outcome) -> None:
+    """Every suite ran, by its Route and with its token, and nothing failed."""
+    assert outcome.status == 0, outcome.output
+    passed, names = outcome.names("passed"), {test["name"] for test in outcome.record["tests"]}
+    for check in ("model_answers_its_own_clients", "protected_model_alone_requires_a_token"):
+        assert f"{PROTECTION}::test_{check}[quantized]" in passed
+    for role in MODELS:
+        assert f"suites/inference/test_slow_lanes.py::test_long_answer_arrives_whole[{role}]" in passed
+        assert f"suites/registry/test_results.py::test_published_numbers_equal_the_artifact[{role}]" in passed
+        steps = [name for name in names if name.startswith(f"suites/slo/test_slo.py::test_objectives[{role}-")]
+        assert len(steps) == 2, outcome.output
+    left = {
+        name.partition("[")[0] for name in names - passed if not name.startswith(("suites/slo/", "suites/inference/"))
+    }
+    assert left <= NOT_CHECKED, outcome.output
+    assert "role/smollm2-135m-quantized-view, rolebinding/smollm2-135m-quantized-view" in outcome.output
+    ways = {address["name"]: address["way"] for address in outcome.record["addresses"]}
+    assert ways == dict.fromkeys((*MODELS.values(), "minio", "model-registry"), "Route")
+    (token,) = outcome.record["tokens"]
+    assert (token["name"], token["account"]) == ("quantized", "smollm2-135m-quantized-sa")
     assert outcome.record["authorities"]["sources"][0].startswith("configmap openshift-config-managed/default-ingress")
 
 

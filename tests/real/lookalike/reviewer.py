@@ -25,40 +25,40 @@ class Reviewer:
 
     Args:
         cluster: The cluster whose tokens they are.
-        namespace: The namespace of the InferenceServices.
     """
 
-    def __init__(self, cluster: ClusterFacts, namespace: str) -> None:
-        self._kube, self._namespace = client.connect_to(cluster), namespace
+    def __init__(self, cluster: ClusterFacts) -> None:
+        self._kube = client.connect_to(cluster)
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], tuple[float, int]] = {}
 
     def close(self) -> None:
         self._kube.client.close()
 
-    def review(self, token: str, service: str) -> int:
-        """200, 401 for a token that is not valid, or 403 for a user that may not get the InferenceService."""
+    def review(self, token: str, guarded: str) -> int:
+        """200, 401 for a token that is not valid, or 403 for a user that may not get an object.
+
+        Args:
+            token: What the request carries; empty where it carries none.
+            guarded: See `review_path`.
+        """
         with self._lock:
-            reviewed_at, status = self._known.get((token, service), (-CACHED_S, 0))
+            reviewed_at, status = self._known.get((token, guarded), (-CACHED_S, 0))
             if time.monotonic() - reviewed_at >= CACHED_S:
-                status = self._decide(token, service)
-                self._known[token, service] = time.monotonic(), status
+                status = self._decide(token, guarded)
+                self._known[token, guarded] = time.monotonic(), status
             return status
 
-    def _decide(self, token: str, service: str) -> int:
+    def _decide(self, token: str, guarded: str) -> int:
         if not token:
             return 401
         reviewed = self._create("authentication.k8s.io/v1", "TokenReview", {"token": token})
         if not reviewed.get("authenticated"):
             return 401
         user = reviewed["user"]
-        attributes = {
-            "verb": "get",
-            "group": "serving.kserve.io",
-            "resource": "inferenceservices",
-            "namespace": self._namespace,
-            "name": service,
-        }
+        kind, namespace, name = guarded.split("/")
+        resource, _, group = kind.partition(".")
+        attributes = {"verb": "get", "group": group, "resource": resource, "namespace": namespace, "name": name}
         spec = {"user": user["username"], "groups": user["groups"], "resourceAttributes": attributes}
         allowed = self._create("authorization.k8s.io/v1", "SubjectAccessReview", spec).get("allowed")
         return 200 if allowed else 403
@@ -69,10 +69,21 @@ class Reviewer:
         return dict(json.loads(response.data)["status"])
 
 
+def review_path(resource: str, namespace: str, name: str) -> str:
+    """The path at the reviewer's server for those who may get an object.
+
+    Args:
+        resource: The object's, as ``inferenceservices.serving.kserve.io``.
+        namespace: Its namespace.
+        name: Its name.
+    """
+    return f"{resource}/{namespace}/{name}"
+
+
 @contextmanager
-def serve_reviews(cluster: ClusterFacts, namespace: str) -> Iterator[str]:
-    """The URL of a server that answers ``/SERVICE`` with the status for the request's token."""
-    reviewer = Reviewer(cluster, namespace)
+def serve_reviews(cluster: ClusterFacts) -> Iterator[str]:
+    """The URL of a server that answers a `review_path` with the status for the request's token."""
+    reviewer = Reviewer(cluster)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
