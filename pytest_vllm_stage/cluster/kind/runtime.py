@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_vllm_stage.cluster.local import components
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
@@ -26,6 +29,8 @@ _STATES_ERROR = re.compile(r"(Command Output: |docker: |podman: )?(error|cannot|
 _ANSWER_S = 30.0
 _CREATE_S = 600.0
 _PULL_S = 1800.0
+#: The longest wait for a container that is being started.
+_STARTED_S = 60.0
 _LOCAL = "or run without containers: --stage-cluster=local"
 _START = {"docker": "start it: systemctl start docker", "podman": "try it by hand: podman info"}
 _VERSION = {"docker": ("version", "--format", "{{.Server.Version}}"), "podman": ("version", "--format", "{{.Version}}")}
@@ -127,22 +132,41 @@ def find_kind(journal: Journal) -> str:
 def _run(
     command: Sequence[str | Path], timeout_s: float, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; one that does not end in time counts as failed."""
-    line = [str(part) for part in command]
+    """Run a command; one that does not end in time counts as failed.
+
+    It has a session of its own, and ends with this process: a Ctrl-C reaches this process alone, which then awaits what
+    the command has started. The daemon finishes a container whose ``docker run`` was ended: nothing would remove it.
+    """
+    until_death = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    line = [*until_death, *(str(part) for part in command)]
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        return subprocess.run(
-            line,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_s,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(line, 1, "", f"no end within {timeout_s:g} s")
+        process = subprocess.Popen(line, text=True, env=environment, start_new_session=True, **streams)
     except OSError as error:
         return subprocess.CompletedProcess(line, 1, "", str(error))
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        return subprocess.CompletedProcess(line, 1, "", f"no end within {timeout_s:g} s")
+    except BaseException:
+        _end(process)
+        raise
+    return subprocess.CompletedProcess(line, process.returncode, output, errors)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill a command, and wait for what it has started."""
+    process.kill()
+    process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream:
+            stream.close()
+    deadline = time.monotonic() + _STARTED_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
