@@ -138,10 +138,10 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
     from pytest_vllm_stage.cluster import local
 
     journal = run.journal
-    with journal.phase("step: packages"):
-        local.ensure_packages(journal)
-    _report_swept(run, local.sweep(journal))
     with _engine_in_creation(run):
+        with journal.phase("step: packages"):
+            local.ensure_packages(journal)
+        _report_swept(run, local.sweep(journal))
         with journal.phase("step: components"):
             local.components.ensure(journal)
         with journal.phase("step: engine"):
@@ -161,7 +161,7 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
 
 
 def _engine_in_creation(run: Run) -> AbstractContextManager[None]:
-    """In a first run the engine is downloaded while the cluster's programs are built."""
+    """In a first run the engine is downloaded while packages are installed and the cluster's programs are built."""
     from pytest_vllm_stage.cluster.local import components
     from pytest_vllm_stage.engine import ahead
 

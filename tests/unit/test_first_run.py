@@ -70,7 +70,7 @@ def test_first_run_creates_the_engine_while_components_are_built(
     set_components_built(monkeypatch, False)
     lifecycle.make_cluster(run(is_simulated=False))
     assert built == [
-        *("packages", "engine ahead", "components", "engine", "weights", "end of engine ahead", "cluster"),
+        *("engine ahead", "packages", "components", "engine", "weights", "end of engine ahead", "cluster"),
     ]
 
 
