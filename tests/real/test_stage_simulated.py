@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,13 +22,15 @@ import pytest
 import yaml
 from kubernetes.dynamic import DynamicClient
 
+from pytest_vllm_stage.benchmark import steps
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.client import connection
 from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
-from pytest_vllm_stage.load.prepare import create_prompt_maker, prepare_shared
+from pytest_vllm_stage.load import process
+from pytest_vllm_stage.load.prepare import create_prompt_maker, prepare, prepare_shared
 from pytest_vllm_stage.load.workers.measure import SharedJob, measure_in_cluster
 from pytest_vllm_stage.load.workers.pods import INDEX_ANNOTATION, WorkerPlace
 from pytest_vllm_stage.measurement.samples import LOAD_WORKERS
@@ -40,9 +44,10 @@ from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.facts import SIMULATED_LABEL
 from pytest_vllm_stage.stage.object_store import find_object_store
 from pytest_vllm_stage.stage.observe.reader import StageReader
+from pytest_vllm_stage.stage.reach import forwards
 from pytest_vllm_stage.stage.reach.forward import ServiceForward
 from tests.real.in_cluster_job import Kubectl, image_free, run_job
-from tests.real.relay import relay_to
+from tests.real.relay import Relay, relay_to
 
 pytestmark = pytest.mark.real
 
@@ -384,37 +389,73 @@ def stream_until_cut(url: str, model: str, cut: Callable[[], object]) -> None:
     assert "[DONE]" not in received
 
 
-def test_a_port_forward_outlives_its_connections_and_its_pod_and_blames_neither_on_the_model(
-    stage: kept.Kept, tmp_path: Path
-) -> None:
-    cluster, namespace, target = stage.cluster, stage.stage.namespace, stage.stage.targets[0]
+@contextmanager
+def forward_by_relay(stage: kept.Kept, folder: Path) -> Iterator[tuple[Relay, DynamicClient, ServiceForward]]:
+    """A port-forward to the first model whose connections to the API server can be cut."""
+    cluster, target = stage.cluster, stage.stage.targets[0]
     config = yaml.safe_load(Path(cluster.kubeconfig).read_text())
     server = urlsplit(config["clusters"][0]["cluster"]["server"])
     with relay_to(str(server.hostname), server.port or 443) as relay:
         config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-        with connection(str(tmp_path / "kubeconfig"), cluster.context) as kube:
-            forward = ServiceForward(kube, namespace, f"{target.inference_service}-predictor", "80")
-            url = f"http://{forward.address}"
-
-            def answers() -> Observation:
-                try:
-                    status = httpx.get(f"{url}/health", timeout=60, trust_env=False).status_code
-                except httpx.HTTPError as error:
-                    return Observation(False, str(error))
-                return Observation(status == 200, str(status))
-
-            assert answers().done
-            assert forward.find_break(0.0) == ""
-            began_s = time.time()
-            stream_until_cut(url, target.inference_service, relay.cut)
-            assert answers().done
-            assert "the connection to the API server was lost" in forward.find_break(began_s)
-
-            (pod,) = objects.listed(kube, "Pod", namespace, {objects.SERVICE_LABEL: target.inference_service})
-            began_s = time.time()
-            delete = functools.partial(objects.delete, kube, pod, namespace)
-            stream_until_cut(url, target.inference_service, delete)
-            assert f"pod/{objects.name_of(pod)} " in forward.find_break(began_s)
-            wait_until("an answer of the next pod", answers, timeout_s=180, journal=SILENT)
+        (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+        with connection(str(folder / "kubeconfig"), cluster.context) as kube:
+            forward = ServiceForward(kube, stage.stage.namespace, f"{target.inference_service}-predictor", "80")
+            yield relay, kube, forward
             forward.close()
+
+
+def test_a_port_forward_outlives_its_connections_and_its_pod_and_blames_neither_on_the_model(
+    stage: kept.Kept, tmp_path: Path
+) -> None:
+    namespace, target = stage.stage.namespace, stage.stage.targets[0]
+    with forward_by_relay(stage, tmp_path) as (relay, kube, forward):
+        url = f"http://{forward.address}"
+
+        def answers() -> Observation:
+            try:
+                status = httpx.get(f"{url}/health", timeout=60, trust_env=False).status_code
+            except httpx.HTTPError as error:
+                return Observation(False, str(error))
+            return Observation(status == 200, str(status))
+
+        assert answers().done
+        assert forward.find_break(0.0) == ""
+        began_s = time.time()
+        stream_until_cut(url, target.inference_service, relay.cut)
+        assert answers().done
+        assert "the connection to the API server was lost" in forward.find_break(began_s)
+
+        (pod,) = objects.listed(kube, "Pod", namespace, {objects.SERVICE_LABEL: target.inference_service})
+        began_s = time.time()
+        delete = functools.partial(objects.delete, kube, pod, namespace)
+        stream_until_cut(url, target.inference_service, delete)
+        assert f"pod/{objects.name_of(pod)} " in forward.find_break(began_s)
+        wait_until("an answer of the next pod", answers, timeout_s=180, journal=SILENT)
+
+
+def test_a_load_step_whose_port_forward_broke_is_invalid_and_names_the_way(
+    stage: kept.Kept, models: dict[str, EndpointClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API server's connection is lost in the middle of the step: the failures are not the model's."""
+    direct = models[stage.stage.targets[0].role]
+    with forward_by_relay(stage, tmp_path) as (relay, _kube, forward), ThreadPoolExecutor(1) as pool:
+        monkeypatch.setitem(forwards._OPEN, "port-forward://of-this-test", forward)
+        target = dataclasses.replace(direct.target, base_url=f"http://{forward.address}")
+        step = LoadStep(
+            target.role, target.model, CONSTANT, 4.0, 48, 400, request_rate=2, warmup_requests=0, request_timeout_s=60
+        )
+        with EndpointClient(target) as through:
+            job = prepare(step, through, create_prompt_maker(through, "chat"))
+            measuring = pool.submit(process.measure, job, SILENT)
+
+            def is_under_way() -> Observation:
+                running = direct.metrics().value("vllm:num_requests_running", model_name=target.model)
+                return Observation(running > 0 or measuring.done(), f"{running:g} requests run")
+
+            wait_until("a request of the step runs", is_under_way, timeout_s=60, journal=SILENT, interval_s=0.05)
+            relay.cut()
+            measured = steps._with_way(measuring.result(timeout=180), through)
+    assert any(one.failure for one in measured.samples)
+    _, verdict = judge(measured, (), gates=1)
+    assert verdict.outcome is Verdict.INVALID
+    assert "the connection to the API server was lost" in verdict.why
