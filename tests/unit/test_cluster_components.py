@@ -215,6 +215,18 @@ def test_longest_build_is_first_and_the_modules_of_the_others_are_downloaded_mea
     assert downloads.read_text() == "list -mod=readonly -deps example.org/tool/cmd/helper\n"
 
 
+@pytest.mark.parametrize(
+    ("available", "expected"), [("7340032 kB", 2), ("4000000 kB", 1), ("99 kB", 1), ("not stated", 1)]
+)
+def test_builds_at_a_time_fit_into_the_available_memory(
+    available: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tmp_path / "meminfo"
+    memory.write_text(f"MemTotal:       8000000 kB\nMemFree:          90000 kB\nMemAvailable:   {available}\n")
+    monkeypatch.setattr(builds, "_MEMORY", memory)
+    assert builds._count_builds_at_a_time() == expected
+
+
 def test_a_failed_build_ends_the_others(modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(components, "COMPONENTS", (TOOL, dataclasses.replace(HELPER, shares="")))
     shutil.copytree(modules, modules.with_name("helper"))

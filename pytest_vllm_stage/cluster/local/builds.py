@@ -23,6 +23,7 @@ from pytest_vllm_stage.core.journal import Journal
 _AT_A_TIME = 2
 #: A build takes up to this much memory, most of it for linking.
 _MEMORY_BYTES = 2_500_000_000
+_MEMORY = Path("/proc/meminfo")
 _INTERVAL_S = 0.2
 _LOG_LINES = 15
 #: Packages of a group, and seconds of its build on two quiet cores with empty caches, for the estimate of what remains.
@@ -228,8 +229,13 @@ def estimate_left_s(parts: Sequence[tuple[float, float]], elapsed_s: float) -> f
 
 
 def _count_builds_at_a_time() -> int:
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return _AT_A_TIME if memory_bytes > _AT_A_TIME * _MEMORY_BYTES else 1
+    return _AT_A_TIME if _available_bytes() >= _AT_A_TIME * _MEMORY_BYTES else 1
+
+
+def _available_bytes() -> int:
+    """Memory that programs can have, the page cache included, which a download has just filled."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", _MEMORY.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else 0
 
 
 def _executable_of(package: str) -> str:
