@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.core.paths import cache_dir
 from pytest_vllm_stage.publication.links import RegisteredNames
 from pytest_vllm_stage.publication.publishing import PublicationTarget
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from tests import lanes
 from tests.real import live_stage, servers
+from tests.real.machine_locks import ClusterPermit, lock_machine
 from tests.real.publishing import LABELS
 from tests.unit.made_objects import service as made_service
 from tests.unit.made_results import SERVICE
 
+CLUSTERS = ClusterPermit()
+
 
 @pytest.fixture(scope="session")
 def simulated_cluster() -> Iterator[ClusterFacts]:
-    """A local cluster for stages with the simulated engine; each file of tests deploys to a namespace of its own."""
+    """A worker's local cluster for stages with the simulated engine; each file deploys to a namespace of its own."""
     with live_stage.running_simulated_cluster("shared") as cluster:
         yield cluster
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that share a cluster after those that start one: one cluster is there at a time."""
-    items.sort(key=lanes.find_place)
+    """Run the real tests after the others, in the order of their lanes."""
+    items.sort(key=lambda item: lanes.find_place(item.path) if item.get_closest_marker("real") else (-1, 0))
 
 
 @pytest.fixture
@@ -41,22 +41,20 @@ def undisturbed() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Hold a readers/writer lock of the machine from set-up to teardown, as a writer for `undisturbed`."""
-    with _machine_lock(exclusive="undisturbed" in getattr(item, "fixturenames", ())):
-        return (yield)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Hold this machine's locks: that of clusters, and from set-up to teardown that of tests that compare times."""
+    if lanes.needs_cluster(item.path):
+        CLUSTERS.acquire(exclusive=is_alone(item))
+    with lock_machine("machine", exclusive="undisturbed" in getattr(item, "fixturenames", ())):
+        result = yield
+    if is_alone(item) and not is_alone(nextitem):
+        CLUSTERS.release()
+    return result
 
 
-@contextmanager
-def _machine_lock(*, exclusive: bool) -> Iterator[None]:
-    folder = cache_dir() / "tests"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "queue.lock").open("w") as queue, (folder / "machine.lock").open("w") as machine:
-        # The queue is held while waiting for the machine, so that readers cannot overtake a waiting writer.
-        fcntl.flock(queue, fcntl.LOCK_EX)
-        fcntl.flock(machine, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        fcntl.flock(queue, fcntl.LOCK_UN)
-        yield
+def is_alone(item: pytest.Item | None) -> bool:
+    """Whether a test looks at the whole machine, so that no other test may have a cluster."""
+    return item is not None and lanes.find_cluster_lane(item.path) == lanes.MACHINE
 
 
 @pytest.fixture(scope="module")

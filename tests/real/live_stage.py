@@ -15,6 +15,7 @@ from pytest_vllm_stage.engine import simulated
 from pytest_vllm_stage.settings.profile import Profile, parse_profile
 from pytest_vllm_stage.stage.deploy import secrets, waves
 from pytest_vllm_stage.stage.facts import StageFacts
+from tests.real.machine_locks import starting_cluster
 
 SILENT = Journal()
 
@@ -24,7 +25,8 @@ def running_simulated_cluster(run_id: str) -> Iterator[ClusterFacts]:
     """A local cluster whose pods can mount the simulated engine and its weights."""
     engine, weights = simulated.ensure(SILENT)
     mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": weights}
-    cluster = local.start(run_id=run_id, lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=900)
+    with starting_cluster():
+        cluster = local.start(run_id=run_id, lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=900)
     try:
         yield cluster
     finally:

@@ -26,6 +26,7 @@ from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.observe.wait import wait_for_all
+from tests.real.machine_locks import starting_cluster
 
 pytestmark = pytest.mark.real
 
@@ -76,7 +77,8 @@ def flip_a_byte(path: Path) -> None:
 def cluster(variants: tuple[environment.EngineEnvironment, Path]) -> Iterator[ClusterFacts]:
     engine, folder = variants
     mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": folder}
-    facts = local.start(run_id="faults", lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=900)
+    with starting_cluster():
+        facts = local.start(run_id="faults", lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=900)
     yield facts
     assert facts.state_dir
     assert local.stop(facts.state_dir, SILENT) == []

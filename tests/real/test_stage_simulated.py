@@ -26,7 +26,7 @@ from pytest_vllm_stage.benchmark import steps
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.client import connection
 from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
-from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.load import process
@@ -47,6 +47,7 @@ from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.reach import forwards
 from pytest_vllm_stage.stage.reach.forward import ServiceForward
 from tests.real.in_cluster_job import Kubectl, image_free, run_job
+from tests.real.machine_locks import starting_cluster
 from tests.real.relay import Relay, relay_to
 
 pytestmark = pytest.mark.real
@@ -59,7 +60,8 @@ SECRET = "sesame-sesame"
 SUITES = ("suites/deployment", "suites/inference")
 #: Two thirds of the requests, which the defects' tests send to a simulator without a cluster.
 WITHOUT_MATRIX = "--deselect=suites/inference/test_relations.py"
-
+#: What lasts half a minute lasts seconds: nothing between this machine and the stage has a limit of time.
+SHORT_LANES = ("-p", "tests.defects.short_lanes")
 
 #: What a pod of the stage's own cluster runs, and as whom.
 IN_THE_JOB = "deployment or test_service or test_answers"
@@ -79,27 +81,48 @@ class Outcome(NamedTuple):
         return [test for test in self.record["tests"] if test["outcome"] == outcome]
 
 
-def run(directory: Path, *arguments: str) -> Outcome:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--stage-run-dir={directory}", *arguments]
+def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a run; `finish` waits for its end."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--stage-run-dir={directory}"]
+    command += ["--stage-report=never", *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=RUN_S
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    return Outcome(done.returncode, done.stdout + done.stderr, json.loads((directory / "run.json").read_text()))
+
+
+def finish(running: subprocess.Popen[str], directory: Path) -> Outcome:
+    try:
+        output, _ = running.communicate(timeout=RUN_S)
+    finally:
+        running.kill()
+        running.wait()
+    return Outcome(running.returncode, output, json.loads((directory / "run.json").read_text()))
+
+
+def run(directory: Path, *arguments: str) -> Outcome:
+    return finish(start(directory, *arguments), directory)
+
+
+def await_cluster(running: subprocess.Popen[str], directory: Path) -> None:
+    """Wait until the cluster of a run is there, or the run has ended without."""
+
+    def look() -> Observation:
+        there = any(event.get("name") == "step: cluster" for event in read_events(directory / "journal.jsonl"))
+        return Observation(there or running.poll() is not None, "it starts")
+
+    wait_until("the run's cluster", look, timeout_s=RUN_S, journal=SILENT, error=EnvironmentUnusable)
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     """The run that makes the stage and keeps it."""
-    wait_until(
-        "no other run has a cluster",
-        lambda: Observation(local.running() == [], "one is in use"),
-        timeout_s=300,
-        journal=SILENT,
-        error=EnvironmentUnusable,
-    )
     directory = tmp_path_factory.mktemp("runs") / "first"
-    outcome = run(directory, *SUITES, WITHOUT_MATRIX, "--stage-engine=sim", "--stage-keep=always", "-n", "2")
+    options = (WITHOUT_MATRIX, *SHORT_LANES, "--stage-engine=sim", "--stage-keep=always", "-n", "2")
+    with starting_cluster():
+        running = start(directory, *SUITES, *options)
+        await_cluster(running, directory)
+    outcome = finish(running, directory)
     yield outcome
     # A run that failed before its stage was there has ended its cluster itself.
     if outcome.record["kept"]:

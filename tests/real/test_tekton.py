@@ -41,6 +41,7 @@ from pytest_vllm_stage.stage.observe.wait import wait_for_all
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 from tests.real.live_stage import load_image
+from tests.real.machine_locks import starting_cluster
 
 pytestmark = pytest.mark.real
 
@@ -100,7 +101,8 @@ def cluster() -> Iterator[ClusterFacts]:
     local.sweep(SILENT)
     engine = environment.ensure(SILENT)
     mounts = {"engine": engine.prefix, "python": engine.base_prefix, "package": PACKAGE}
-    facts = local.start(run_id=RUN, lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=300)
+    with starting_cluster():
+        facts = local.start(run_id=RUN, lifeline_pid=os.getpid(), mounts=mounts, journal=SILENT, wait_s=300)
     yield facts
     assert facts.state_dir
     assert local.stop(facts.state_dir, SILENT) == []
