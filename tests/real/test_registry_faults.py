@@ -67,7 +67,10 @@ READS_BUCKET = {*READS_DOCUMENT, HASHES, PRIVATE, FINISHED}
 #: Ends a run that hangs: at a load of 16 on two cores, six of eight runs took more than 60 s.
 RUN_TIMEOUT_S = 240
 #: What every run of the suite imports in addition to pytest.
-IMPORTED = ("boto3", "botocore.auth", "kubernetes", "model_registry")
+IMPORTED = (
+    "boto3", "botocore.auth", "execnet.multi", "httpcore", "kubernetes", "model_registry", "s3transfer.subscribers",
+    "pytest_vllm_stage.publication.publish_run", "pytest_vllm_stage.load.guidellm",
+)  # fmt: skip
 CAUSE_REPORTED = r"^SKIPPED \S*::(\w+).*? - (?:Skipped: )?(?:stage failed|environment unusable|configuration error):"
 
 FAKE_STAGE = '''
@@ -204,7 +207,7 @@ class World:
             str(SUITE), f"--rootdir={folder}", f"--confcutdir={ROOT}", "-p", "fake_stage",
             f"--stage-run-dir={folder}/run-{self.runs}", f"--stage-profile={folder}/small.toml",
             f"--stage-registry-url={self.standin.url}", "-p", "no:cacheprovider", "-rfEs",
-            "--no-fold-skipped", *self.options,
+            "--no-fold-skipped", "--stage-report=never", *self.options,
         ]  # fmt: skip
         self.exit_code = forks(*IMPORTED).run(command, folder, os.environ, printed, RUN_TIMEOUT_S)
         output = printed.read_text(errors="replace")
