@@ -58,7 +58,7 @@ class LoadStep:
         model: The served model name.
         arrivals: ``constant`` or ``poisson`` (open loop: requests go out on a schedule, whatever the server does), or
             ``closed`` (closed loop: ``concurrency`` users, each sends when its last answer ended).
-        duration_s: How long requests are sent; what is in flight then is awaited.
+        duration_s: How long requests are sent; what is in flight then is awaited, except far past capacity.
         prompt_tokens: Tokens of each prompt as the server counts them, template included.
         output_tokens: Tokens of each answer, exactly.
         request_rate: Requests per second of an open loop.

@@ -50,7 +50,7 @@ class LoadTable(Table):
     ] = ()
     """Closed-loop load steps, in concurrent users that each send when their last answer has ended."""
     duration_s: Positive = Field(default_factory=_unset)
-    """Seconds during which a step sends requests; those in flight at its end are awaited."""
+    """Seconds during which a step sends requests; those in flight at its end are awaited, except far past capacity."""
     prompt_tokens: PositiveCount = Field(default_factory=_unset)
     """Tokens of each prompt as the server counts them, chat template included."""
     output_tokens: PositiveCount = Field(default_factory=_unset)

@@ -191,7 +191,6 @@ def test_requests_in_progress_past_capacity_are_abandoned_and_the_engine_drops_t
     assert stop is not None
     assert (stop.reason, stop.requests) == (PAST_CAPACITY, len(measurement.samples))
     assert kinds(measurement) == {None, ABANDONED}
-    assert sum(sample.failure is None for sample in measurement.samples) < 20
     assert all(sample.end_s >= sample.scheduled_s for sample in measurement.samples)
     assert not list(find_impossible(measurement))
     busy = re.findall(r"^vllm:num_requests_(?:running|waiting)\S* (\S+)$", metrics, re.MULTILINE)
