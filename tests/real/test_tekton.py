@@ -90,15 +90,6 @@ class Kubectl:
 def cluster() -> Iterator[ClusterFacts]:
     """A cluster whose pods find GuideLLM in the engine's environment, and the simulated engine in this package."""
     components.ensure(SILENT, ["tekton"])
-    local.ensure_packages(SILENT)
-    wait_until(
-        "no other run has a cluster",
-        lambda: Observation(local.running() == [], "one is in use"),
-        timeout_s=300,
-        journal=SILENT,
-        error=EnvironmentUnusable,
-    )
-    local.sweep(SILENT)
     engine = environment.ensure(SILENT)
     mounts = {"engine": engine.prefix, "python": engine.base_prefix, "package": PACKAGE}
     with starting_cluster():
@@ -354,8 +345,11 @@ def same_in_both(reports: job_runs.Reports) -> Object:
 
 
 def test_a_benchmark_that_cannot_be_is_a_failed_run(kubectl: Kubectl, task: Object) -> None:
+    """No load is sent to a server that serves another model."""
     run = example("taskrun")
-    run["spec"]["params"] = [*shortened(run["spec"]["params"], "2"), {"name": "s3-endpoint", "value": "http://minio:1"}]
+    params = [param for param in shortened(run["spec"]["params"], "2") if param["name"] != "model"]
+    url = {"name": "url", "value": f"http://{MODEL}-predictor.{NAMESPACE}.svc.cluster.local"}
+    run["spec"]["params"] = [*params, {"name": "model", "value": "another"}, url]
     ended = carried_out(kubectl, run)
     assert not ended.succeeded
     assert ended.results == {}
