@@ -1,4 +1,4 @@
-"""docs/ci's CronJob on the local cluster: the recipe with the machine's files in the place of its image."""
+"""docs/ci's recipes on the local cluster: with the machine's files in the place of their image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,54 @@ class Kubectl:
         return done.stdout
 
 
+def host_folders(cluster: ClusterFacts) -> dict[str, str]:
+    """Where a pod sees a folder, to the folder of this machine: all that this checkout needs to run."""
+    packages = sysconfig.get_path("purelib")
+    folders = {"/usr", "/lib", "/lib64", sys.base_prefix, packages, str(ROOT), str(Path(cluster.kubectl).parent)}
+    return {folder: folder for folder in folders}
+
+
+def host_volumes(folders: Mapping[str, str]) -> list[Object]:
+    """The volumes of a pod whose containers `use_host`."""
+    return [
+        {"name": f"host-{index}", "hostPath": {"path": folders[place], "type": "Directory"}}
+        for index, place in enumerate(sorted(folders))
+    ]
+
+
+def use_host(
+    container: Object, cluster: ClusterFacts, folders: Mapping[str, str], environment: Mapping[str, str]
+) -> None:
+    """Give a container of a recipe this machine's files in the place of its image.
+
+    Args:
+        container: The container, or a step of Tekton.
+        cluster: The local cluster.
+        folders: See `host_folders`.
+        environment: Variables in the place of the recipe's, or besides them.
+    """
+    packages = sysconfig.get_path("purelib")
+    values = {
+        "PATH": f"{sys.base_prefix}/bin:{Path(cluster.kubectl).parent}:/usr/bin:/bin",
+        "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib",
+        "PYTHONPATH": f"{ROOT}:{packages}",
+        "SUITES": str(ROOT / "suites"),
+        **environment,
+    }
+    container["image"] = IMAGE
+    found = {entry["name"]: entry for entry in container["env"]}
+    found |= {name: {"name": name, "value": value} for name, value in values.items()}
+    container["env"] = list(found.values())
+    # A new list: the CronJob's containers share one by a YAML anchor.
+    container["volumeMounts"] = [
+        *container.get("volumeMounts", []),
+        *(
+            {"name": f"host-{index}", "mountPath": place, "readOnly": True}
+            for index, place in enumerate(sorted(folders))
+        ),
+    ]
+
+
 def image_free(cluster: ClusterFacts, profile: Path, selection: str) -> Object:
     """The recipe's CronJob, which runs this checkout with this interpreter, as root since the files may be root's.
 
@@ -55,37 +104,18 @@ def image_free(cluster: ClusterFacts, profile: Path, selection: str) -> Object:
     """
     cron, _claim = yaml.safe_load_all(RECIPE.read_text())
     pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    packages = sysconfig.get_path("purelib")
-    folders = {"/usr", "/lib", "/lib64", sys.base_prefix, packages, str(ROOT), str(Path(cluster.kubectl).parent)}
-    mounts = [(f"host-{i}", folder, folder) for i, folder in enumerate(sorted(folders))]
-    mounts.append(("profile", str(profile.parent), "/profile"))
-    environment = {
-        "PATH": f"{sys.base_prefix}/bin:{Path(cluster.kubectl).parent}:/usr/bin:/bin",
-        "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib",
-        "PYTHONPATH": f"{ROOT}:{packages}",
-    }
     own = {
-        "SUITES": str(ROOT / "suites"),
         "PYTEST_ADDOPTS": f"-k '{selection}'",
         "VLLM_STAGE_PROFILE": f"/profile/{profile.name}",
         "VLLM_STAGE_STRICT": "false",  # a stand-in for vLLM: some checks ask for a model
     }
+    folders = host_folders(cluster) | {"/profile": str(profile.parent)}
     for container in [*pod["initContainers"], *pod["containers"]]:
-        container["image"] = IMAGE
         container["resources"] = {}
-        found = {entry["name"]: entry for entry in container["env"]}
-        found |= {name: {"name": name, "value": value} for name, value in {**environment, **own}.items()}
-        container["env"] = list(found.values())
-        # A new list: the recipe's containers share one by a YAML anchor.
-        container["volumeMounts"] = [
-            *container["volumeMounts"],
-            *({"name": name, "mountPath": seen_at, "readOnly": True} for name, _folder, seen_at in mounts),
-        ]
+        use_host(container, cluster, folders, own)
     pod["securityContext"] = {"runAsUser": 0}
     pod["volumes"] = [{"name": "state", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
-    pod["volumes"] += [
-        {"name": name, "hostPath": {"path": folder, "type": "Directory"}} for name, folder, _seen_at in mounts
-    ]
+    pod["volumes"] += host_volumes(folders)
     cron["spec"]["suspend"] = True
     return dict(cron)
 

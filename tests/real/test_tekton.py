@@ -24,7 +24,7 @@ from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import components, images, tekton_files
 from pytest_vllm_stage.cluster.local.images import Image
-from pytest_vllm_stage.core.errors import EnvironmentUnusable
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE, fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -40,6 +40,7 @@ from pytest_vllm_stage.stage.observe.wait import wait_for_all
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+from tests.real.in_cluster_job import ROOT, host_folders, host_volumes, use_host
 from tests.real.live_stage import load_image
 from tests.real.machine_locks import starting_cluster
 
@@ -50,6 +51,8 @@ Object = dict[str, Any]
 NAMESPACE, RUN, MODEL = "vllm-stage", "tekton-test", "sim"
 TASK = "run-guidellm-v2"
 OVERLAYS = fixtures_dir() / "overlays"
+RECIPE = ROOT / "docs" / "ci" / "tekton-pipeline.yaml"
+READ_ONLY = fixtures_dir() / "access" / "read-only"
 EXAMPLES = fixtures_dir() / "benchmarking" / "tekton" / "example"
 PROGRAMS = ("webhook", "controller", "entrypoint")
 #: What makes a run short; rates are given apart.
@@ -266,6 +269,71 @@ def test_what_the_job_sets_is_what_the_task_takes_as_a_default(task: Object) -> 
     params = {param["name"]: param.get("default") for param in task["spec"]["params"]}
     assert params["rates"] == "1 5"
     assert [name for name, default in params.items() if default is None] == ["model"]
+
+
+def recipe(kind: str) -> Object:
+    """The Task, the Pipeline or the PipelineRun of docs/ci."""
+    (found,) = (one for one in yaml.safe_load_all(RECIPE.read_text(encoding="utf-8")) if one["kind"] == kind)
+    return dict(found)
+
+
+def find_differences(declared: Any, accepted: Any, path: str = "spec") -> list[str]:
+    """Declared fields that are absent or different; what Tekton adds as a default is passed over."""
+    if isinstance(declared, dict) and isinstance(accepted, dict):
+        pairs = [(value, accepted.get(key), f"{path}.{key}") for key, value in declared.items()]
+    elif isinstance(declared, list) and isinstance(accepted, list) and len(declared) == len(accepted):
+        pairs = [(*pair, f"{path}[{index}]") for index, pair in enumerate(zip(declared, accepted, strict=True))]
+    else:
+        return [] if declared == accepted else [f"{path}: expected {declared!r}, got {accepted!r}"]
+    return [line for pair in pairs for line in find_differences(*pair)]
+
+
+@pytest.mark.parametrize("kind", ["Task", "Pipeline", "PipelineRun"])
+def test_tekton_accepts_the_recipe_as_it_is_declared(kubectl: Kubectl, task: Object, kind: str) -> None:
+    declared = recipe(kind)
+    accepted = json.loads(kubectl("create", "--dry-run=server", "-f", "-", "-o", "json", stdin=declared))
+    assert find_differences(declared["spec"], accepted["spec"]) == []
+
+
+def test_tekton_refuses_the_recipe_with_an_unknown_parameter(kubectl: Kubectl, task: Object) -> None:
+    declared = recipe("Pipeline")
+    declared["spec"]["tasks"][0]["params"][0]["value"] = "$(params.picture)"
+    done = kubectl.tried("create", "--dry-run=server", "-f", "-", stdin=declared)
+    assert done.returncode != 0, "it was accepted"
+    assert "params.picture" in done.stderr
+
+
+def test_recipe_runs_as_the_service_account_and_names_the_right_that_is_missing(
+    cluster: ClusterFacts, kubectl: Kubectl, task: Object
+) -> None:
+    """Without the Role, so that a run ends before it looks for a stage, which this cluster does not have."""
+    kubectl("-n", NAMESPACE, "apply", "-f", str(READ_ONLY / "service-account.yaml"))
+    spec = copy.deepcopy(recipe("Task")["spec"])
+    spec["params"] = [param for param in spec["params"] if param["name"] != "image"]
+    folders = host_folders(cluster)
+    use_host(spec["steps"][0], cluster, folders, {"SUITES": str(ROOT / "suites" / "deployment")})
+    spec["volumes"] = host_volumes(folders)
+    account = recipe("PipelineRun")["spec"]["taskRunTemplate"]["serviceAccountName"]
+    run = {
+        "apiVersion": "tekton.dev/v1",
+        "kind": "TaskRun",
+        "metadata": {"generateName": "validate-", "namespace": NAMESPACE},
+        "spec": {
+            "serviceAccountName": account,
+            "podTemplate": {"securityContext": {"runAsUser": 0}},
+            "params": [{"name": "profile", "value": "local"}],
+            "taskSpec": spec,
+            "workspaces": [{"name": "state", "emptyDir": {}}],
+        },
+    }
+    ended = carried_out(kubectl, run)
+    name = ended.run["metadata"]["name"]
+    log = kubectl("-n", NAMESPACE, "logs", f"pod/{ended.run['status']['podName']}", "-c", "step-pytest")
+    (step,) = ended.run["status"]["steps"]
+    assert step["terminated"]["exitCode"] == ENVIRONMENT_EXIT_CODE, log
+    assert f"system:serviceaccount:{NAMESPACE}:{account} may not get, list " in log
+    assert f"Role vllm-stage-read-only ({READ_ONLY / 'stage.yaml'}) grants it" in log
+    assert f"reports/{name}" in log
 
 
 def broken(task: Object, **changes: Any) -> Object:
