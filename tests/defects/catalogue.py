@@ -68,6 +68,7 @@ from tests.defects.checks import (
     MIN_TOKENS,
     N_STREAMED,
     NAMES,
+    NEW_CONNECTION,
     NEW_PROMPT,
     ONE_PIECE,
     OPEN_PATHS,
@@ -308,7 +309,7 @@ DEFECTS = (
         "server_error",
         # The relations behind the first plain answer that does not come are skipped for it.
         EVERY_CHECK
-        - {KEY, BAD_PATH, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED}
+        - {KEY, BAD_PATH, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED, NEW_CONNECTION}
         - {ANY_WAY, AMONG_OTHERS, AFTER_FAILURES, EACH_OF_N, IRRELEVANT, STOP_CUTS}
         # Refusals repeat no text, and slow lanes are planted by the proxy.
         - {KEY_SECRET, PROMPTS_PRIVATE, OTHER_ORIGINS, OPEN_PATHS}
