@@ -100,10 +100,9 @@ def forks(*modules: str) -> Forks:
 def _run(job: Mapping[str, Any]) -> int:
     """Run pytest in this process, which is forked for it."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    # Both append: they may be the same file.
+    # Both append to what is empty: they may be the same file.
     for descriptor, path in ((1, job["output"]), (2, job["errors"])):
-        Path(path).touch(0o600)
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600), descriptor)
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
