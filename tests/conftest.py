@@ -23,6 +23,16 @@ def pytest_configure() -> None:
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         os.environ.setdefault("PYTHONPYCACHEPREFIX", str(cache_dir() / "tests" / "bytecode"))
     os.environ.pop("KUBERNETES_SERVICE_HOST", None)
+    _allow_slow_examples()
+
+
+def _allow_slow_examples() -> None:
+    """An example that takes long on a busy machine is not a failure; under CI Hypothesis sees to that itself."""
+    from hypothesis import settings
+
+    current = settings.get_profile(settings.get_current_profile_name())
+    settings.register_profile("tests", current, deadline=None)
+    settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
