@@ -107,6 +107,8 @@ def _run(job: Mapping[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(job["environment"])
     sys.path[:0] = [path for path in job["environment"].get("PYTHONPATH", "").split(os.pathsep) if path]
+    # Its workers get the path that xdist found when it was imported.
+    sys.modules["xdist.plugin"]._sys_path[:] = sys.path
     sys.argv = ["pytest", *job["arguments"]]
     import pytest
 
