@@ -105,7 +105,7 @@ def image_free(cluster: ClusterFacts, profile: Path, selection: str) -> Object:
     cron, _claim = yaml.safe_load_all(RECIPE.read_text())
     pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     own = {
-        "PYTEST_ADDOPTS": f"-k '{selection}'",
+        "PYTEST_ADDOPTS": f"-k '{selection}' -p tests.real.recorded_requests",
         "VLLM_STAGE_PROFILE": f"/profile/{profile.name}",
         "VLLM_STAGE_STRICT": "false",  # a stand-in for vLLM: some checks ask for a model
     }

@@ -24,6 +24,7 @@ from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.benchmark import steps
 from pytest_vllm_stage.cluster import local
+from pytest_vllm_stage.cluster.access import Right, load_roles
 from pytest_vllm_stage.cluster.client import connection
 from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
@@ -48,6 +49,7 @@ from pytest_vllm_stage.stage.reach import forwards
 from pytest_vllm_stage.stage.reach.forward import ServiceForward
 from tests.real.in_cluster_job import Kubectl, image_free, run_job
 from tests.real.machine_locks import starting_cluster
+from tests.real.recorded_requests import read_rights
 from tests.real.relay import Relay, relay_to
 
 pytestmark = pytest.mark.real
@@ -250,6 +252,13 @@ def test_a_stage_is_deployed_by_kubeconfig_validated_and_removed(
     assert SECRET not in outcome.output + (tmp_path / "second" / "run.json").read_text()
 
 
+def find_undeclared(output: str, mode: str) -> list[str]:
+    """Rights that a run has used and that no Role of its mode has."""
+    used = read_rights(output)
+    assert Right("get", "inferenceservices", "serving.kserve.io") in used
+    return sorted(map(str, used - {right for role in load_roles(mode) for right in role.rights}))
+
+
 def described(kube: DynamicClient, namespace: str) -> dict[str, str]:
     """Every pod and service with its identity."""
     found = [one for kind in ("Pod", "InferenceService") for one in objects.listed(kube, kind, namespace)]
@@ -287,6 +296,7 @@ def test_the_suite_runs_as_a_job_with_the_least_rights_and_stores_its_report(
     green = run_job(nightly, "green")
     assert green.succeeded, green.log
     assert int(re.findall(r"(\d+) passed", green.log)[-1]) > 30, green.log
+    assert find_undeclared(green.log, "read-only") == []
     with client.connection(stage.cluster, stage.stage.namespace) as kube:
         bucket = find_object_store(stage.stage, kube).client()
         stored = bucket.list_objects_v2(Bucket="test-results", Prefix="reports/").get("Contents", [])
