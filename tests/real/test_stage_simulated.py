@@ -238,8 +238,10 @@ def test_a_stage_is_deployed_by_kubeconfig_validated_and_removed(
     """As on a cluster of one's own: nothing is known but a context, and another stage there is left alone."""
     with client.connection(stage.cluster, "second") as kube:
         before = described(kube, stage.stage.namespace)
-        outcome = run(tmp_path / "second", "suites/deployment", "suites/inference/test_answers.py", *second)
+        suites = ("suites/deployment", "suites/inference/test_answers.py")
+        outcome = run(tmp_path / "second", *suites, *second, "-p", "tests.real.recorded_requests")
         assert outcome.status == 0, outcome.output
+        assert find_undeclared(outcome.output, "deploy") == []
         assert objects.get(kube, "Namespace", "second") is None
         assert described(kube, stage.stage.namespace) == before
     deployment = [test for test in outcome.record["tests"] if test["name"].startswith("suites/deployment/")]
