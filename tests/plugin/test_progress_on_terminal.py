@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,9 +54,10 @@ class Screen:
             assert self._read(), f"{text!r} was not shown: {self.text}"
 
     def read_to_end(self) -> int:
-        """Read until the run ends; return its exit status."""
+        """Read until the run ends, within two minutes, although a live line may go on; return its exit status."""
+        until = time.monotonic() + 120
         while self._read():
-            pass
+            assert time.monotonic() < until, f"the run does not end: {self.text[-2000:]}"
         return self.process.wait(60)
 
     def _read(self) -> bool:
@@ -66,6 +68,11 @@ class Screen:
             return False
         self.text += data.decode(errors="replace")
         return bool(data)
+
+
+def obey_ctrl_c() -> None:
+    """A shell that starts these tests in the background has them ignore Ctrl-C, and Python leaves that as it is."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
@@ -84,6 +91,7 @@ def run_on_terminal(place: pytest.Pytester, *options: str, columns: int = 100, t
         stdin=subprocess.DEVNULL,
         stdout=terminal,
         stderr=terminal,
+        preexec_fn=obey_ctrl_c,
     )
     os.close(terminal)
     try:

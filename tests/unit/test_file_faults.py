@@ -154,8 +154,8 @@ def test_constants_are_read_where_a_writer_may_give_them() -> None:
     [
         (b"\xef\xbb\xbfsesame\r\n", ""),
         ("sesame\n".encode("utf-16"), ""),
-        (b"open\nsesame\n", "expected one token of visible ASCII characters"),
-        ("sésame".encode(), "expected one token of visible ASCII characters"),
+        (b"open\nsesame\n", "expected visible ASCII characters only"),
+        ("sésame".encode(), "expected visible ASCII characters only"),
         (b"\xff\xfe\x00", "not valid UTF-16 LE"),
     ],
     ids=["utf-8-mark", "utf-16", "two lines", "accented", "cut"],
