@@ -97,6 +97,10 @@ class Progress:
 
     def _end_terminal_line(self) -> None:
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
-        if reporter is not None:
-            reporter.ensure_newline()
-            sys.stdout.flush()
+        if reporter is None:
+            return
+        reporter.ensure_newline()
+        writer = self._config.get_terminal_writer()
+        if writer.width_of_current_line:  # under xdist, the reporter does not count the workers' dots as a line
+            writer.line()
+        sys.stdout.flush()

@@ -35,6 +35,13 @@ SUITE = """
 def test_stage(stage):
     assert stage.namespace == "small"
 """
+#: Tests whose dots stand in the line when progress is printed.
+DOTS = """
+import pytest
+@pytest.mark.parametrize("n", range(6))
+def test_quick(n):
+    pass
+"""
 LIVE = " left  waiting for pod/q Ready: Pending"
 PLAIN = "s] waiting for pod/q Ready: Pending (0 s of 600 s)\r\n"
 ERASE = "\x1b[J"
@@ -132,6 +139,7 @@ def test_a_narrow_terminal_has_a_short_line(place: pytest.Pytester) -> None:
 
 @pytest.mark.parametrize(("options", "term"), [(["-n2"], "xterm"), ([], "dumb")], ids=["workers", "dumb"])
 def test_workers_and_dumb_terminals_have_plain_lines(place: pytest.Pytester, options: list[str], term: str) -> None:
+    (place.path / "test_a.py").write_text(DOTS)
     with run_on_terminal(place, *options, term=term) as screen:
         screen.read_until("waiting for pod/q Ready: Pending (")
         (place.path / "go").touch()
