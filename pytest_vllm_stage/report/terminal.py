@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,17 @@ def _versions(versions: dict[str, str]) -> str:
 
 
 def _times(data: dict[str, Any]) -> str:
-    tests_s = sum(test["duration_s"] for test in data["tests"] if test["when"] == "call")
     parts = [f"{name} {seconds:.1f} s" for name, seconds in data["steps"].items()]
     total_s = data["ended_at"] - data["started_at"]
-    return ", ".join([*parts, f"tests {tests_s:.1f} s", f"whole run {total_s:.1f} s"])
+    return ", ".join([*parts, f"tests {_tests_s(data['tests']):.1f} s", f"whole run {total_s:.1f} s"])
+
+
+def _tests_s(tests: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds in which at least one test ran; those of xdist's workers overlap."""
+    total_s = until = 0.0
+    for start, end in sorted(
+        (test["start"], test["start"] + test["duration_s"]) for test in tests if test["when"] == "call"
+    ):
+        total_s += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total_s

@@ -60,7 +60,7 @@ def record(**changes: Any) -> dict[str, Any]:
 
 
 def failed(name: str, reason: str) -> dict[str, Any]:
-    return {"name": name, "outcome": "failed", "reason": reason, "when": "call", "duration_s": 1.0}
+    return {"name": name, "outcome": "failed", "reason": reason, "when": "call", "start": 0.0, "duration_s": 1.0}
 
 
 def test_no_line_is_wider_than_the_terminal() -> None:
@@ -70,6 +70,12 @@ def test_no_line_is_wider_than_the_terminal() -> None:
     shown = terminal.summary(data, Path("reports/run"))
     assert len(shown) > 15
     assert max(map(len, shown)) <= slo_table.WIDTH
+
+
+def test_tests_that_overlap_in_workers_count_once() -> None:
+    tests = [failed(f"test_{n}", "no") | {"start": start, "duration_s": 3.0} for n, start in enumerate((5.0, 1.0, 2.0))]
+    shown = " ".join(terminal.summary(record(tests=tests), Path("reports/run")))
+    assert "tests 7.0 s, whole run 10.0 s" in " ".join(shown.split())
 
 
 def test_effective_sample_size_follows_the_requests_where_it_is_smaller() -> None:
