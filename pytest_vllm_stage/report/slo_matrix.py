@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_vllm_stage.report.run_data import Gate, RunData, StepData
-from pytest_vllm_stage.report.values import format_interval, format_number, unit_of
+from pytest_vllm_stage.report.values import format_interval, format_number, format_percentile, unit_of
 
 #: Shape and word of each outcome, so that it is read without its colour.
 SIGNS = {
@@ -68,6 +68,10 @@ class Matrix:
     rows: dict[str, tuple[Row, ...]]
 
 
+#: Words for an objective of a step beyond the promised rate, which nothing is judged by.
+_OBSERVED = {"pass": "kept", "fail": "not kept"}
+
+
 def build_matrix(data: RunData) -> Matrix:
     """The matrix of a run; without columns where nothing was promised."""
     columns = tuple(dict.fromkeys(gate.objective for step in data.steps for gate in step.gates))
@@ -102,8 +106,8 @@ def _cell(gate: Gate, step: StepData) -> Cell:
     direction = "≥" if gate.is_floor else "≤"
     return Cell(
         outcome="observed" if beyond else gate.outcome,
-        sign=f"○ {'kept' if gate.outcome == 'pass' else 'not kept'}" if beyond else sign_of(gate.outcome),
-        value=f"{format_number(gate.observed)} {unit}".strip(),
+        sign=f"○ {_OBSERVED.get(gate.outcome, 'not decided')}" if beyond else sign_of(gate.outcome),
+        value=f"{format_percentile(step.percentiles.get(gate.objective), gate.observed)} {unit}".strip(),
         limit=f"{direction} {format_number(gate.limit)} {unit}".strip(),
         interval=_interval(gate, step),
         samples=_samples(gate),

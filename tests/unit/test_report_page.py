@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pytest_vllm_stage.report.html.page import render_page, rerun_command
 from pytest_vllm_stage.report.markdown import LIMIT_BYTES, render_markdown
 from pytest_vllm_stage.report.overview import summarise_run
 from pytest_vllm_stage.report.run_data import load_run
+from pytest_vllm_stage.report.slo_matrix import describe_step
 from pytest_vllm_stage.report.values import format_interval, format_number
 from tests.unit.made_results import rate_step
 from tests.unit.made_run import check, independent, make_markup_run, make_run, steps
@@ -134,6 +136,17 @@ def test_matrix_cell_has_value_limit_interval_and_sample_sizes(tmp_path: Path) -
         assert "✓" in kept
         assert "✗" in broken
         assert f"{format_number(slow_gate.observed)} ms ≤ 500 ms" in broken
+
+
+@pytest.mark.parametrize(("outcome", "word"), [("pass", "kept"), ("fail", "not kept"), ("inconclusive", "not decided")])
+def test_objective_of_an_observation_is_kept_or_not_or_not_decided(tmp_path: Path, outcome: str, word: str) -> None:
+    made = load_run(make_run(tmp_path / "run", measurements=steps()[:2])).steps[1]
+    gate = replace(made.gates[0], outcome=outcome, observed=None)
+    percentile = {**made.percentiles[gate.objective], "value": 1334.0, "at_least": True}
+    step = replace(
+        made, outcome="observed", gates=(gate,), percentiles={**made.percentiles, gate.objective: percentile}
+    )
+    assert f"{gate.objective}: ○ {word}, > 1,334 ms ≤ 500 ms" in describe_step(step)
 
 
 def test_markup_from_a_server_arrives_as_text(tmp_path: Path) -> None:
