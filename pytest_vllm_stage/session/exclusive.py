@@ -7,7 +7,6 @@ that no other test ran during a load step.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
@@ -20,6 +19,7 @@ import pytest
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.paths import cache_dir
 from pytest_vllm_stage.run.context import Run
+from pytest_vllm_stage.session.access_lock import remove_unused, try_lock
 
 #: Marks a load test: it runs exclusively, after all other tests.
 LOAD = "load"
@@ -80,15 +80,25 @@ class ExclusiveAccess:
         if self._denied and _uses_stage(item):
             raise self._denied
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Remove the lock's file, and those that killed runs left."""
+        if self._run.active and not hasattr(session.config, "workerinput"):
+            remove_unused(_locks())
+
     def _acquire(self, nodeid: str, *, exclusive: bool) -> int:
         path = _lock_path(self._run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            self._lock(descriptor, nodeid, exclusive=exclusive)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        started = reported = time.monotonic()
+        while (descriptor := try_lock(path, exclusive=exclusive)) is None:
+            now = time.monotonic()
+            if now - started > WAIT_S:
+                raise EnvironmentUnusable(
+                    f"{nodeid} did not get access to the endpoints within {WAIT_S / 60:g} minutes: other tests hold it",
+                    hint=f"fuser -v {path} # the processes that hold it",
+                )
+            if now - reported > _REPORT_EVERY_S and self._run.active:
+                reported = now
+                self._run.journal.say(f"{nodeid} waits: other tests are using the endpoints")
+            time.sleep(_POLL_S)
         return descriptor
 
     @contextmanager
@@ -102,21 +112,6 @@ class ExclusiveAccess:
                 ended = time.time()
                 self._run.journal.event("access", nodeid, exclusive=exclusive, began_at=began, ended_at=ended)
             os.close(descriptor)
-
-    def _lock(self, descriptor: int, nodeid: str, *, exclusive: bool) -> None:
-        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        started = reported = time.monotonic()
-        while not _try_lock(descriptor, kind):
-            now = time.monotonic()
-            if now - started > WAIT_S:
-                raise EnvironmentUnusable(
-                    f"{nodeid} did not get access to the endpoints within {WAIT_S / 60:g} minutes: other tests hold it",
-                    hint=f"fuser -v {_lock_path(self._run)} # the processes that hold it",
-                )
-            if now - reported > _REPORT_EVERY_S and self._run.active:
-                reported = now
-                self._run.journal.say(f"{nodeid} waits: other tests are using the endpoints")
-            time.sleep(_POLL_S)
 
     def _wait_for(self, earlier: list[str], what: str) -> None:
         """Wait, before taking the lock, until each of the earlier tests has had access, in any worker."""
@@ -156,18 +151,14 @@ def _disrupts(item: pytest.Item) -> bool:
     return _place(item) == 3 and not item.get_closest_marker("skip")
 
 
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _lock_path(run: Run) -> Path:
     """One file for all runs of this user with the same endpoints: a second run on a stage waits for the first."""
     name = hashlib.sha256(_endpoints_of(run).encode()).hexdigest()[:16]
-    return cache_dir() / "access" / f"{name}.lock"
+    return _locks() / f"{name}.lock"
+
+
+def _locks() -> Path:
+    return cache_dir() / "access"
 
 
 def _endpoints_of(run: Run) -> str:
