@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_vllm_stage.settings.options import OPTIONS, Option
-from pytest_vllm_stage.stage.observe.runbook import SYMPTOMS
+from pytest_vllm_stage.stage.observe.symptoms import SYMPTOMS
 from tests.real import drift_faults
 from tests.unit.deployment_faults import FAULTS
 

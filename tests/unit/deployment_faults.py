@@ -334,6 +334,43 @@ FAULTS_OF_ENGINES = (
         "Error while creating shared memory segment /dev/shm/nccl-a (size 33030528), error: No space left on device (28)",
     ),
     crashed(
+        "GPU whose memory another process uses",
+        "gpu-memory-utilization 0.9 does not fit: 18.2 of 22.03 GiB are free on the GPU when the engine starts",
+        "ValueError: Free memory on device (18.2/22.03 GiB) on startup is less than desired GPU memory utilization (0.9, "
+        "19.83 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ),
+    crashed(
+        "setting outside its range",
+        "container kserve-container ended with exit code 1 and restarted 2 times: gpu_memory_utilization: Input should be "
+        "less than or equal to 1",
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig",
+        "gpu_memory_utilization",
+        "  Input should be less than or equal to 1 [type=less_than_equal, input_value=70.0, input_type=float]",
+        "    For further information visit https://errors.pydantic.dev/2.11/v/less_than_equal",
+    ),
+    crashed(
+        "volume that the download did not fill",
+        "model path /mnt/models has no file config.json (vLLM: OSError: /mnt/models does not appear to have a file named "
+        "config.json. Checkout 'https://huggingface.co//mnt/models/tree/None' for available files.)",
+        "OSError: /mnt/models does not appear to have a file named config.json. Checkout "
+        "'https://huggingface.co//mnt/models/tree/None' for available files.",
+    ),
+    crashed(
+        "model that the hub does not have, or not for this token",
+        "Repository not found, or the token has no access to it: https://huggingface.co/api/models/mistralai/Mistrl-24B",
+        "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: Root=1-0)",
+        "Repository Not Found for url: https://huggingface.co/api/models/mistralai/Mistrl-24B.",
+        "Invalid username or password.",
+    ),
+    crashed(
+        "quantization that the engine does not know",
+        "unknown quantization w4a16 (vLLM: Value error, Unknown quantization method: w4a16. Must be one of ['awq', 'gptq'] "
+        f"{INPUT})",
+        INVALID,
+        f"  Value error, Unknown quantization method: w4a16. Must be one of ['awq', 'gptq'] {INPUT}",
+    ),
+    crashed(
         "port variable of another program that Kubernetes injects",
         "a port variable is tcp://10.96.0.7:9000: Kubernetes sets it for a Service named as the program; rename the Service, "
         "or set enableServiceLinks: false",
@@ -347,6 +384,38 @@ FAULTS_OF_ENGINES = (
         code=132,
     ),
 )
+TOO_OLD = (
+    "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.8, please update your driver to a newer "
+    "version, or use an earlier cuda container"
+)
+NEVER_STARTED = ended(128, "StartError", restarts=3)
+NEVER_STARTED["lastState"]["terminated"]["message"] = (
+    "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: unable to "
+    f"start container process: {TOO_OLD}: unknown"
+)
+TAINTED = changed(
+    pod(ready=False, statuses=[]),
+    "status",
+    phase="Failed",
+    conditions=[
+        condition(
+            "DisruptionTarget", reason="DeletionByTaintManager", message="Taint manager: deleting due to NoExecute"
+        )
+    ],
+)
+STOPPED_REVISION = (
+    'Revision "m-predictor-00001" failed with message: Unable to fetch image "quay.io/x/vllm:1": failed to resolve image to '
+    "digest: HEAD https://quay.io/v2/x/vllm/manifests/1: unexpected status code 401 Unauthorized."
+)
+SERVERLESS = service(ready="False")
+SERVERLESS["status"]["conditions"] = [condition("Ready", "False", reason="RevisionFailed", message=STOPPED_REVISION)]
+UNLOADED = service(ready="False")
+UNLOADED["status"]["modelStatus"] = {
+    "transitionStatus": "BlockedByFailedLoad",
+    "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "ValueError: no weights"},
+}
+LEAVING = service(ready="False")
+LEAVING["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["inferenceservice.finalizers"]}
 FAULTS = (
     *FAULTS_OF_IMAGES,
     *FAULTS_OF_ENGINES,
@@ -551,8 +620,7 @@ FAULTS = (
     ),
     Fault(
         "file system that the engine may not write to",
-        f"{READY}: container kserve-container ended with exit code 1 and restarted 2 times: PermissionError: [Errno 13] "
-        "Permission denied: '/.cache'",
+        f"{READY}: path /.cache is closed to the container's user (PermissionError: [Errno 13] Permission denied: '/.cache')",
         model(pod(ready=False, statuses=[ended(1, restarts=2)])),
         ("Traceback (most recent call last):", "PermissionError: [Errno 13] Permission denied: '/.cache'"),
     ),
@@ -565,8 +633,7 @@ FAULTS = (
     ),
     Fault(
         "init container that fails",
-        f"{READY}: container storage-initializer ended with exit code 1 and restarted 2 times: "
-        'botocore.exceptions.EndpointConnectionError: Could not connect to the endpoint URL: "http://minio:9000/models"',
+        f"{READY}: the object store does not answer at http://minio:9000/models",
         model(
             pod(
                 ready=False,
@@ -787,6 +854,52 @@ FAULTS = (
         "deployment/m-predictor cannot become Available: deployment/m-predictor is paused (spec.paused): no pod is created",
         (changed(deployment(availableReplicas=0), "spec", paused=True),),
         of=conditions.DeploymentAvailable,
+    ),
+    Fault(
+        "model whose Deployment has no replicas",
+        f"{READY}: deployment/m-predictor is scaled to 0 replicas (spec.replicas): no pod is created",
+        (NOT_READY, runtime(), deployment(replicas=0)),
+    ),
+    Fault(
+        "InferenceService that is still being deleted",
+        f"{READY}: inferenceservice/m is being deleted since 2026-01-01T00:00:00Z; held by finalizer "
+        "inferenceservice.finalizers",
+        (LEAVING, runtime()),
+    ),
+    Fault(
+        "Knative revision that cannot start",
+        f"{READY}: RevisionFailed: {STOPPED_REVISION}",
+        (SERVERLESS, runtime()),
+    ),
+    Fault(
+        "model that KServe reports as not loaded",
+        f"{READY}: the model cannot be loaded: ModelLoadFailed: ValueError: no weights",
+        (UNLOADED, runtime()),
+    ),
+    Fault(
+        "image whose signature the node refuses",
+        f"{READY}: image {IMAGE} cannot be pulled: Source image rejected: A signature was required, but no signature exists",
+        model(
+            pod(
+                ready=False,
+                statuses=[
+                    waiting(
+                        "SignatureValidationFailed",
+                        "Source image rejected: A signature was required, but no signature exists",
+                    )
+                ],
+            )
+        ),
+    ),
+    Fault(
+        "image that needs a newer GPU driver than the node has",
+        f"{READY}: container kserve-container cannot be started: {TOO_OLD}",
+        model(pod(ready=False, statuses=[NEVER_STARTED])),
+    ),
+    Fault(
+        "pod that a taint of its node ends",
+        f"{READY}: pod p was ended (DeletionByTaintManager): Taint manager: deleting due to NoExecute",
+        model(TAINTED),
     ),
     Fault(
         "Job that is suspended",

@@ -137,15 +137,15 @@ class InferenceServiceReady:
         ready = objects.condition(service, "Ready")
         if ready.get("status") == "True" and not stale:
             return ConditionStatus(True, "Ready")
-        seen = _find_claims_trouble(reader, pods) or (
-            controllers.find_creation_trouble(deployment, reader.events) if deployment else None
-        )
+        seen = controllers.find_deletion_trouble(service) or _find_claims_trouble(reader, pods)
+        seen = seen or (controllers.find_creation_trouble(deployment, reader.events) if deployment else None)
         seen = (
             seen
             or _find_pod_trouble(reader, pods)
             or controllers.find_runtime_trouble(service, runtime, _runtimes(reader, runtime))
         )
         seen = seen or controllers.find_specification_trouble(service) or controllers.find_declared_stop(service)
+        seen = seen or (controllers.find_declared_stop(deployment) if deployment else None)
         seen = seen or controllers.find_condition_trouble(service) or _find_node_trouble(reader, pods)
         if seen is None and deployment is None:
             seen = controllers.find_reconcile_trouble(service, reader.events)

@@ -9,8 +9,14 @@ from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import runbook
 from pytest_vllm_stage.stage.observe.trouble import Trouble, warnings_of
 
-#: Reasons of conditions by which a controller gives up until the object changes.
-CONTROLLER_FAILURES = ("ReconcileFailed", "ReconcileError", "ProgressDeadlineExceeded")
+#: Reasons of conditions by which a controller gives up until the object changes, with the consecutive observations that
+#: count: Knative's revision may still become Ready when its container's next start succeeds.
+CONTROLLER_FAILURES = {
+    "ReconcileFailed": 10,
+    "ReconcileError": 10,
+    "ProgressDeadlineExceeded": 10,
+    "RevisionFailed": 60,
+}
 #: Reasons of events by which KServe's controller reports that it could not create what a service needs.
 RECONCILE_EVENTS = ("InternalError", "ReconcileError", "UpdateFailed")
 #: KServe deletes the pods of a service with this annotation.
@@ -44,10 +50,12 @@ def find_runtime_trouble(service: Object, runtime: Object | None, there: Sequenc
 
 
 def find_declared_stop(item: Object) -> Trouble | None:
-    """A workload that is declared not to run: paused, without replicas, or stopped by KServe's annotation."""
+    """A workload that is declared not to run: paused, suspended, without replicas, or stopped by annotation."""
     spec, annotations = item.get("spec") or {}, item["metadata"].get("annotations") or {}
     if spec.get("paused"):
         return Trouble(f"{objects.reference(item)} is paused (spec.paused): no pod is created", times=3)
+    if item["kind"] == "Deployment" and spec.get("replicas") == 0:
+        return Trouble(f"{objects.reference(item)} is scaled to 0 replicas (spec.replicas): no pod is created", times=3)
     queued = "kueue.x-k8s.io/queue-name" in (item["metadata"].get("labels") or {})
     if spec.get("suspend") and not queued:  # Kueue suspends a Job until it admits it
         return Trouble(f"{objects.reference(item)} is suspended (spec.suspend): no pod is created", times=20)
@@ -62,7 +70,7 @@ def find_condition_trouble(item: Object) -> Trouble | None:
         message = str(entry.get("message", ""))
         failed = entry.get("status") != "True" and entry.get("reason") in CONTROLLER_FAILURES
         if failed and "the object has been modified" not in message:
-            return Trouble(f"{entry['reason']}: {runbook.cut(message)}", times=10)
+            return Trouble(f"{entry['reason']}: {runbook.cut(message)}", times=CONTROLLER_FAILURES[entry["reason"]])
     return None
 
 
@@ -80,11 +88,13 @@ def find_reconcile_trouble(service: Object, events: Iterable[Object]) -> Trouble
 def find_specification_trouble(service: Object) -> Trouble | None:
     """An error in the specification that KServe itself reports."""
     model = (service.get("status") or {}).get("modelStatus") or {}
-    if model.get("transitionStatus") != "InvalidSpec":
-        return None
     failure = model.get("lastFailureInfo") or {}
-    reason = f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
-    return Trouble(f"KServe rejects the specification: {runbook.cut(reason)}", times=2)
+    reason = runbook.cut(f"{failure.get('reason', 'no reason given')}: {failure.get('message', '')}")
+    if model.get("transitionStatus") == "InvalidSpec":
+        return Trouble(f"KServe rejects the specification: {reason}", times=2)
+    if model.get("transitionStatus") == "BlockedByFailedLoad":  # until the container's next start succeeds
+        return Trouble(f"the model cannot be loaded: {reason}", times=60)
+    return None
 
 
 def find_deletion_trouble(item: Object | None) -> Trouble | None:

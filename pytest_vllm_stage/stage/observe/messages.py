@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 _S3_ERROR = re.compile(r"(?:<\?xml[^>]*\?>\s*)?<Error>.*?<Code>([^<]*)</Code>(.*?)(?:</Error>|$)", re.DOTALL)
 _S3_MESSAGE = re.compile(r"<Message>([^<]*)(?:</Message>|$)")
@@ -17,7 +18,11 @@ _EXCEPTION = re.compile(
 #: Pydantic states its reasons below this line, each with the rejected input behind it.
 _VALIDATION = re.compile(r"\b\d+ validation errors? for \w+$")
 _REJECTED_INPUT = re.compile(r"\s*\[type=\w+, input_value=.*")
-_ERROR_LINE = re.compile(r"\b(?:error|fatal|panic|failed|cannot|denied|refused|no such)\b", re.IGNORECASE)
+#: Pydantic names a rejected field on the line above the reason.
+_FIELD = re.compile(r"[A-Za-z_][\w.]*")
+_ERROR_LINE = re.compile(
+    r"\b(?:error|fatal|panic|failed|cannot|denied|refused|no such|not found|unable to)\b", re.IGNORECASE
+)
 #: What container runtimes and the kubelet put before the cause.
 _LAYERS = re.compile(
     r"unable to start container process: |(?:runc|crun) (?:create|exec|start) failed: |probe errored[^:]*: "
@@ -64,6 +69,8 @@ def last_error(lines: Iterable[str], longest: int = 240) -> str:
     read = [without_log_prefix(line).strip() for line in lines]
     # vLLM's last line names no cause where its engine's process ended.
     read = [line for line in read if _ELSEWHERE not in line] or read
+    if rejected := _describe_rejected_field(read):
+        return rejected
     read = [_REJECTED_INPUT.sub("", line) for line in read if not _VALIDATION.search(line)] or read
     for pattern in (_EXCEPTION, _ERROR_LINE):
         found = [line for line in read if pattern.search(line)]
@@ -71,6 +78,16 @@ def last_error(lines: Iterable[str], longest: int = 240) -> str:
             flat = " ".join(humanize(found[-1]).split())
             return flat if len(flat) <= longest else flat[: longest - 1] + "…"
     return ""
+
+
+def _describe_rejected_field(lines: Sequence[str]) -> str:
+    """The field that pydantic rejects last, with the reason but without the value; empty where it rejects none."""
+    found = [
+        f"{field}: {_REJECTED_INPUT.sub('', reason)}"
+        for field, reason in pairwise(lines)
+        if _FIELD.fullmatch(field) and _REJECTED_INPUT.search(reason)
+    ]
+    return found[-1] if found else ""
 
 
 def innermost(message: str) -> str:

@@ -26,6 +26,18 @@ _EXIT_CODES = {
     139: "SIGSEGV",
     143: "SIGTERM: asked to end from outside the container",
 }
+#: Reasons of a container that waits for its image, with the consecutive observations that count: the kubelet retries.
+_PULL_FAILURES = {
+    "ErrImageNeverPull": 1,
+    "InvalidImageName": 1,
+    "ImageInspectError": 4,
+    "ErrImagePull": 4,
+    "ImagePullBackOff": 2,
+    "RegistryUnavailable": 4,
+    "SignatureValidationFailed": 2,
+}
+#: Reasons of a container whose process was never started; the cause is in the message, and there is no log.
+_NEVER_STARTED = ("StartError", "ContainerCannotRun")
 _UNKNOWN = PlacementFacts()
 
 
@@ -115,10 +127,10 @@ def _find_stalled_trouble(pod: Object) -> Trouble | None:
 def _removal(pod: Object) -> str:
     """Describe the removal of a pod by a node or the scheduler, with the reason; empty where it was not removed."""
     status = pod.get("status") or {}
-    reason = status.get("reason")
+    disrupted = objects.condition(pod, "DisruptionTarget")
+    reason = status.get("reason") or (disrupted.get("reason") if disrupted.get("status") == "True" else "")
     if not reason or reason == "DeadlineExceeded" or (status.get("phase") != "Failed" and reason != "Evicted"):
         return ""
-    disrupted = objects.condition(pod, "DisruptionTarget")
     message = status.get("message") or disrupted.get("message") or disrupted.get("reason") or "no reason given"
     node = f" from node {pod['spec']['nodeName']}" if pod["spec"].get("nodeName") else ""
     verb = "was evicted" if reason == "Evicted" else f"was ended ({reason})"
@@ -213,9 +225,9 @@ def _explain_waiting(pod: Object, container: Object, waiting: Object) -> Trouble
             return Trouble(known, name, who, times=3)
         # For example a kubelet that has not seen a new Secret in time: it tries again.
         return Trouble(f"container {who} cannot be configured: {message}", name, who, times=20)
-    if reason in ("ErrImageNeverPull", "InvalidImageName", "ErrImagePull", "ImagePullBackOff"):
+    if reason in _PULL_FAILURES:
         image = _spec_of(pod, who).get("image", container.get("image"))
-        times = {"ErrImagePull": 4, "ImagePullBackOff": 2}.get(reason, 1)
+        times = _PULL_FAILURES[reason]
         return Trouble(
             f"image {image} cannot be pulled: {runbook.cut(messages.describe_pull_error(message) or reason)}",
             name,
@@ -243,7 +255,11 @@ def _explain_end(pod: Object, container: Object, ended: Object, previous: bool, 
     if ended.get("reason") == "OOMKilled":
         limit = _spec_of(pod, who).get("resources", {}).get("limits", {}).get("memory", "none")
         return Trouble(f"container {who} was OOM-killed (memory limit {limit})", name, who, previous)
-    lines = logs(name, who, previous)
+    if ended.get("reason") in _NEVER_STARTED and ended.get("message"):
+        cause = runbook.cut(messages.innermost(ended["message"]))
+        return Trouble(f"container {who} cannot be started: {cause}", name, who, previous, times=2)
+    # The kubelet keeps the end of a log as the message, where the container asks for it.
+    lines = logs(name, who, previous) or str(ended.get("message") or "").splitlines()
     known = runbook.cause_of(lines)
     if known:
         return Trouble(known, name, who, previous)
