@@ -25,6 +25,7 @@ here=$(dirname "$0")
 [ "$1" = version ] && echo "go version go1.99.0 linux/amd64" && exit 0
 [ "$1" = list ] && echo "$@" >> "$here/downloads" && exit 0
 echo "$@" >> "$here/calls"
+echo "$GOGC $GOMEMLIMIT" > "$here/collector"
 while [ -e "$here/held" ]; do sleep 0.05; done
 [ -e "$here/broken" ] && echo "no such package" >&2 && exit 1
 while [ "$1" != -o ]; do shift; done
@@ -82,6 +83,18 @@ def test_linker_gets_the_version_and_go_sum_is_binding(modules: Path) -> None:
     (call,) = calls(modules)
     assert "-X main.version=v1.2.3" in call
     assert "-mod=readonly" in call
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [({}, "400 2GiB"), ({"GOGC": "50"}, "50 2GiB")])
+def test_compiler_collects_garbage_less_often_unless_the_user_has_set_it(
+    modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], expected: str
+) -> None:
+    for name in ("GOGC", "GOMEMLIMIT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    components.ensure(Journal())
+    assert (tmp_path / "bin" / "collector").read_text() == f"{expected}\n"
 
 
 @pytest.mark.parametrize("name", ["go.mod", "go.sum"])
