@@ -62,6 +62,7 @@ class EndpointClient:
         self.last_request: httpx.Request | None = None
         self.last_response: httpx.Response | None = None
         self._silence_timeout_s = silence_timeout_s
+        self._listed_names: set[str] | None = None
         self._http = httpx.Client(
             base_url=target.base_url,
             event_hooks={"request": [self._authorize]},
@@ -200,7 +201,9 @@ class EndpointClient:
         return str(self._json("GET", "/version").get("version"))
 
     def metrics(self) -> EngineMetrics:
-        """One scrape of ``GET /metrics``.
+        """One scrape of ``GET /metrics``, its series labelled with the target's name.
+
+        vLLM labels them with the first of a model's served names, and those of a LoRA adapter with its base model's.
 
         Raises:
             RequestFailed: no usable answer.
@@ -208,9 +211,20 @@ class EndpointClient:
         __tracebackhide__ = True
         text = self._checked("GET", "/metrics").text
         try:
-            return parse(text)
+            found = parse(text)
         except BadExposition as error:
             raise RequestFailed(f"GET /metrics: {error}", status=200, body=text) from None
+        names = found.model_names()
+        if len(names) == 1 and names != {self.target.model} and names <= self._other_names():
+            return found.with_model_name(self.target.model)
+        return found
+
+    def _other_names(self) -> set[str]:
+        """What else the server calls the target's model: its other served names, and an adapter's base model."""
+        __tracebackhide__ = True
+        if self._listed_names is None:
+            self._listed_names = {str(card["id"]) for card in self.models()} - {self.target.model}
+        return self._listed_names
 
     def raw(
         self,

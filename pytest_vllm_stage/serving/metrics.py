@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\\n]|\\["\\n])*)"\s*(?:,|$)')
 _SAMPLE = re.compile(rf"({_NAME})(?:\{{(.*)\}})?\s+(\S+)(?:\s+-?\d+)?\s*$")
+#: Series to the name that they have in vLLM before 0.10 or 0.11.
+_FORMER_NAMES = {
+    "vllm:inter_token_latency_seconds": "vllm:time_per_output_token_seconds",
+    "vllm:kv_cache_usage_perc": "vllm:gpu_cache_usage_perc",
+    "vllm:prefix_cache_queries": "vllm:gpu_prefix_cache_queries",
+    "vllm:prefix_cache_hits": "vllm:gpu_prefix_cache_hits",
+}
+_HISTOGRAM_PARTS = re.compile(r"_(?:bucket|count|sum)$")
 _ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
 
 
@@ -61,16 +69,34 @@ class EngineMetrics:
         return [sample for sample in self.samples if sample.name == name and wanted <= sample.labels.items()]
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum over the matching samples; a counter is found without its ``_total``.
+        """The sum over the matching samples; a counter is found without its ``_total``, any series by its former name.
 
         Raises:
             NoSuchSeries: there is no such sample; a missing series is never read as 0.
         """
         found = self.series(name, **labels) or self.series(f"{name}_total", **labels)
+        former = _find_former_name(name)
+        if not found and former:
+            found = self.series(former, **labels) or self.series(f"{former}_total", **labels)
         if not found:
             near = get_close_matches(name, sorted(self.names()), n=3)
             raise NoSuchSeries(f"no series {name} {labels or ''}; near: {', '.join(near) or 'none'}")
         return sum(sample.value for sample in found)
+
+    def model_names(self) -> set[str]:
+        """The models whose series these are."""
+        return {sample.labels["model_name"] for sample in self.samples if "model_name" in sample.labels}
+
+    def with_model_name(self, model: str) -> EngineMetrics:
+        """The same samples, labelled as of this model."""
+        return EngineMetrics(
+            [
+                replace(sample, labels={**sample.labels, "model_name": model})
+                if "model_name" in sample.labels
+                else sample
+                for sample in self.samples
+            ]
+        )
 
     def histogram(self, name: str, **labels: str) -> Histogram:
         """A histogram by its base name.
@@ -85,6 +111,13 @@ class EngineMetrics:
         return Histogram(
             dict(sorted(buckets.items())), self.value(f"{name}_sum", **labels), self.value(f"{name}_count", **labels)
         )
+
+
+def _find_former_name(name: str) -> str:
+    part = _HISTOGRAM_PARTS.search(name)
+    end = part[0] if part else ""
+    former = _FORMER_NAMES.get(name.removesuffix(end))
+    return f"{former}{end}" if former else ""
 
 
 def parse(text: str) -> EngineMetrics:

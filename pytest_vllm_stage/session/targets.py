@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
@@ -108,7 +108,8 @@ def _has_dummy_weights(run: Run, role: str, model: str) -> bool:
 
 def _model_at(target: Target, run: Run) -> str:
     """The model to check at a server that may serve several; a simulated engine is recorded in the journal."""
-    served = _served_models(target, run)
+    cards = _served_models(target, run)
+    served = [str(card["id"]) for card in cards]
     wanted, source = run.config.model, "--stage-model"
     declared = run.config.profile.models.get(target.role)
     if declared and (len(served) != 1 or declared.inference_service in served):
@@ -116,12 +117,13 @@ def _model_at(target: Target, run: Run) -> str:
     names = ", ".join(served) or "no model"
     if wanted and wanted not in served:
         raise ConfigError(f"{source}={wanted}: {target.base_url} serves {names}")
-    if not wanted and len(served) != 1:
+    whole = [str(card["id"]) for card in cards if not card.get("parent")]  # a LoRA adapter names its base model there
+    if not wanted and len(whole) != 1:
         raise ConfigError(f"{target.base_url} serves {names}: name the one to check with --stage-model")
-    return wanted or served[0]
+    return wanted or whole[0]
 
 
-def _served_models(target: Target, run: Run) -> list[str]:
+def _served_models(target: Target, run: Run) -> list[dict[str, Any]]:
     client = EndpointClient(target)
     try:
         models = client.models()
@@ -134,4 +136,4 @@ def _served_models(target: Target, run: Run) -> list[str]:
         client.close()
     if is_simulated(models):
         run.journal.event("simulated", target.base_url)
-    return [str(model["id"]) for model in models]
+    return models

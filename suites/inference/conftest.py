@@ -9,6 +9,7 @@ import pytest
 
 from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
 from pytest_vllm_stage.checks.inference.liveness import find_dead_engine
+from pytest_vllm_stage.checks.inference.releases import describe_lack, read_release
 from pytest_vllm_stage.checks.inference.slow_lanes import SlowLanes
 from pytest_vllm_stage.session.lanes import RELATIONS, has_whole_lanes
 from pytest_vllm_stage.settings.profile import CAPABILITIES
@@ -97,9 +98,26 @@ def model_profile(endpoint: EndpointClient, stage_config: StageConfig) -> ModelP
     return stage_config.profile.find_model(endpoint.target.role, endpoint.target.model)
 
 
+@pytest.fixture(scope="session")
+def _releases_of_roles() -> dict[str, tuple[int, ...] | None]:
+    return {}
+
+
 @pytest.fixture
-def needs(model_profile: ModelProfile | None) -> Needs:
-    """Skips a check where the profile says that the model or its server cannot do what the check needs, and why."""
+def release(endpoint: EndpointClient, _releases_of_roles: dict[str, tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """The server's release of vLLM, asked for once per target; None where it names none."""
+    role = endpoint.target.role
+    if role not in _releases_of_roles:
+        _releases_of_roles[role] = read_release(endpoint)
+    return _releases_of_roles[role]
+
+
+@pytest.fixture
+def needs(endpoint: EndpointClient, model_profile: ModelProfile | None, release: tuple[int, ...] | None) -> Needs:
+    """Skips a check where the profile says that the model or its server cannot do what the check needs, and why.
+
+    A release of vLLM that is older than the field by which the check asks cannot do it either.
+    """
 
     def need(*capabilities: str) -> None:
         for capability in capabilities:
@@ -107,5 +125,7 @@ def needs(model_profile: ModelProfile | None) -> Needs:
             reason = model_profile.cannot.get(capability) if model_profile else None
             if model_profile and reason:
                 does_not_apply(f"{model_profile.inference_service} cannot do {capability}: {reason}")
+            if lacking := describe_lack(capability, release):
+                does_not_apply(f"{endpoint.target.model} cannot do {capability}: {lacking}")
 
     return need

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage.checks.inference.places import mentions_place
 
 
 @pytest.mark.smoke
@@ -15,7 +16,7 @@ def test_chat_answer_knows_a_fact(endpoint: EndpointClient) -> None:
     a fact distinguishes them from a model that works.
     """
     answer = endpoint.chat("What is the capital of France?", temperature=0, max_tokens=48)
-    assert "paris" in answer.text.lower(), f"expected Paris as the capital of France, got {answer.text!r}"
+    assert mentions_place(answer.text, "Paris"), f"expected Paris as the capital of France, got {answer.text!r}"
 
 
 def test_answers_depend_on_the_question(endpoint: EndpointClient) -> None:
@@ -24,15 +25,15 @@ def test_answers_depend_on_the_question(endpoint: EndpointClient) -> None:
     A gateway that caches by path, or returns one client's answer to another, passes a check that asks once. Whether
     the model knows the capital is not asked here: naming the country is enough.
     """
-    words = {"Japan": ("japan", "tokyo"), "Italy": ("italy", "rome")}
+    words = {"Japan": ("Japan", "Tokyo"), "Italy": ("Italy", "Rome")}
     said = {
         country: endpoint.chat(f"What is the capital of {country}?", temperature=0, max_tokens=48).text
         for country in words
     }
     for country, other in (("Japan", "Italy"), ("Italy", "Japan")):
-        text = said[country].lower()
-        assert any(word in text for word in words[country]), f"asked about {country}, got {said[country]!r}"
-        assert not any(word in text for word in words[other]), f"asked about {country}, got {said[country]!r}"
+        text = said[country]
+        assert any(mentions_place(text, word) for word in words[country]), f"asked about {country}, got {text!r}"
+        assert not any(mentions_place(text, word) for word in words[other]), f"asked about {country}, got {text!r}"
 
 
 def test_chat_answer_names_its_model_and_object(endpoint: EndpointClient) -> None:
@@ -63,4 +64,4 @@ def test_completion_continues_its_prompt(endpoint: EndpointClient) -> None:
     assert answer.body.get("object") == "text_completion", (
         f"expected object 'text_completion', got {answer.body.get('object')!r}"
     )
-    assert "paris" in answer.text.lower(), f"'The capital of France is' was continued with {answer.text!r}"
+    assert mentions_place(answer.text, "Paris"), f"'The capital of France is' was continued with {answer.text!r}"

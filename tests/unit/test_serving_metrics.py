@@ -61,3 +61,16 @@ def test_a_missing_series_is_not_zero() -> None:
 def test_a_line_that_is_not_a_sample_is_refused(line: str) -> None:
     with pytest.raises(BadExposition, match="line 2"):
         parse(f"good 1\n{line}\n")
+
+
+def test_a_series_is_found_by_the_name_of_an_older_release() -> None:
+    old = parse(
+        'vllm:gpu_prefix_cache_hits_total{model_name="m"} 3\n'
+        'vllm:time_per_output_token_seconds_count{model_name="m"} 7\n'
+        'vllm:gpu_cache_usage_perc{model_name="m"} 0.5\n'
+    )
+    assert old.value("vllm:prefix_cache_hits", model_name="m") == 3
+    assert old.value("vllm:inter_token_latency_seconds_count") == 7
+    assert old.value("vllm:kv_cache_usage_perc") == 0.5
+    with pytest.raises(NoSuchSeries):
+        old.value("vllm:prefix_cache_queries")
