@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pytest_vllm_stage import EndpointClient, does_not_apply
 from pytest_vllm_stage.serving.client import CHAT
+from pytest_vllm_stage.serving.gateway_errors import explain_gateway_error
 from pytest_vllm_stage.stage.protection import ENABLE_AUTH
 
 if TYPE_CHECKING:
     import httpx
 
+#: What kube-rbac-proxy asked the API server for, in its 403.
+REVIEWED_VERB = re.compile(r"\bverb=([a-z]+)")
 WRONG = {"authorization": "Bearer wrong-token-of-a-client"}
 
 
@@ -20,6 +24,12 @@ def ask(client: EndpointClient, headers: dict[str, str] | None = None) -> Iterat
     """The responses of a path that lists and of one that generates."""
     yield client.raw("GET", "/v1/models", headers=headers)
     yield client.raw("POST", CHAT, json=client.chat_body("Say hello.", max_tokens=1), headers=headers)
+
+
+def describe_sender(response: httpx.Response) -> str:
+    """Who answered in the place of the model, for a message; empty where the model may have."""
+    gateway = explain_gateway_error(response, response.text)
+    return f", sent by {gateway.sender}" if gateway else ""
 
 
 def describe(response: httpx.Response) -> str:
@@ -30,14 +40,18 @@ def describe(response: httpx.Response) -> str:
 def test_model_answers_its_own_clients(endpoint: EndpointClient) -> None:
     """The model's paths answer 200: with the token of its ServiceAccount, or VLLM_STAGE_API_KEY, where it is protected.
 
-    The proxy asks whether the token's user may ``get`` the InferenceService: a missing RoleBinding is 403.
+    The proxy asks whether the token's user may ``get`` the InferenceService: a missing RoleBinding is 403. Some proxies
+    ask for the verb of the request's method: with ``get`` alone the models are listed, and no question is answered.
     """
     account, model = endpoint.target.token_account, endpoint.target.model
-    can_i = f"kubectl auth can-i get inferenceservices/{model} --as=system:serviceaccount:NAMESPACE:{account}"
-    with_token, hint = (f" with the token of {account}", f"\n  next: {can_i}") if account else ("", "")
+    with_token = f" with the token of {account}" if account else ""
     for response in ask(endpoint):
+        verb = REVIEWED_VERB.search(response.text)
+        can_i = f"kubectl auth can-i {verb[1] if verb else 'get'} inferenceservices/{model}"
+        hint = f"\n  next: {can_i} --as=system:serviceaccount:NAMESPACE:{account}" if account else ""
         assert response.status_code == 200, (
-            f"{describe(response)}{with_token}, expected 200: {response.text[:300]!r}{hint}"
+            f"{describe(response)}{with_token}{describe_sender(response)}, expected 200: "
+            f"{response.text.strip()[:300]!r}{hint}"
         )
 
 

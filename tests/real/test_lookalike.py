@@ -6,27 +6,30 @@ fixtures/access alone; the engine is the simulated one.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from tests.real.lookalike.router import Router, find_haproxy, run_router
-from tests.real.lookalike.stage import ACCOUNTS, MODELS, NAMESPACE, Outcome, RoutedStage, deploy_routed_stage
-from tests.real.lookalike.validator import MissingRight, create_validator
-from tests.unit.made_certificates import DAY, Authority
+from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.core.waiting import Observation, wait_until
+from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed, Target
+from tests.real.live_stage import SILENT, run_kubectl
+from tests.real.lookalike.faults import FAULTS, PROTECTION, Fault, Places
+from tests.real.lookalike.rbac_proxy import TOKEN_CACHED_S
+from tests.real.lookalike.router import ADDRESS, Router, find_haproxy, run_router
+from tests.real.lookalike.stage import ACCOUNTS, MODELS, NAMESPACE, Outcome, deploy_routed_stage
+from tests.real.lookalike.validator import create_validator
+from tests.unit.made_certificates import Authority
 
 pytestmark = pytest.mark.real
 
-#: Loopback addresses of the routers: no other server of this machine listens there.
-ADDRESS = "127.83.7.{}"
 AT_ONCE = 3
 TRUSTED = "--stage-ca-file=cluster"
 #: Every suite, and of the inference checks those that are about the way to the model.
@@ -46,170 +49,6 @@ NOT_CHECKED = {
 CURL_S = 20
 #: Two base64url parts of JSON objects: the head and the claims of a ServiceAccount's token.
 JWT = re.compile(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}")
-
-
-class Places(NamedTuple):
-    """Where the routers find what they need."""
-
-    stage: RoutedStage
-    authority: Authority
-    haproxy: str
-    folder: Path
-
-
-Change = Callable[[Router, Places], Router]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """A fault of the way to the models.
-
-    Attributes:
-        change: Makes a router faulty.
-        suite: The file of the check that must catch it.
-        check: That check.
-        says: What the first screen says, as an expression.
-        listed: What ``curl -k /v1/models`` prints of the status.
-        role: The model's role.
-        options: Further options of the run.
-        missing: A right that the user lacks.
-    """
-
-    change: Change
-    suite: str
-    check: str
-    says: str
-    listed: str = "200"
-    role: str = "full"
-    options: tuple[str, ...] = ()
-    missing: MissingRight | None = None
-
-
-def forget_timeouts(router: Router, _: Places) -> Router:
-    """The Routes have no annotation: the router's 30 s apply."""
-    return dataclasses.replace(router, upstreams=[dataclasses.replace(one, timeout="") for one in router.upstreams])
-
-
-def with_rules(router: Router, *rules: str) -> Router:
-    return dataclasses.replace(router, rules=rules)
-
-
-def buffer_answers(router: Router, _: Places) -> Router:
-    return with_rules(router, "http-response wait-for-body time 20s at-least 30000")
-
-
-def drop_idle_connections(router: Router, _: Places) -> Router:
-    """The first request after 10 s without one gets nothing, as behind a firewall that forgot the connection."""
-    return with_rules(
-        router,
-        "timeout client 300s",  # the router's own 30 s would close the connection first, which a client sees
-        "http-request set-var(sess.idle) date,sub(sess.last)",
-        "http-request reject if { var(sess.last) -m found } { var(sess.idle) -m int ge 10 }",
-        "http-request set-var(sess.last) date",
-    )
-
-
-def lose_upstreams(router: Router, _: Places) -> Router:
-    return dataclasses.replace(
-        router, upstreams=[dataclasses.replace(one, address="127.0.0.1:9", review="") for one in router.upstreams]
-    )
-
-
-def accept_everyone(router: Router, _: Places) -> Router:
-    """The Route leads past the proxy."""
-    return dataclasses.replace(router, upstreams=[dataclasses.replace(one, review="") for one in router.upstreams])
-
-
-def change_nothing(router: Router, _: Places) -> Router:
-    """The fault is not the router's."""
-    return router
-
-
-def with_expired_certificate(router: Router, places: Places) -> Router:
-    hosts = [one.host for one in router.upstreams]
-    pem = places.authority.issue(*hosts, since=-9 * DAY, until=-2 * DAY, name="expired")
-    return dataclasses.replace(router, certificate=pem)
-
-
-def with_certificate_of_another_host(router: Router, places: Places) -> Router:
-    return dataclasses.replace(router, certificate=places.authority.issue("console.apps.stage.test", name="other"))
-
-
-PROTECTION = "suites/deployment/test_protection.py"
-LANES, STREAMING, SERVICE = (f"suites/inference/test_{name}.py" for name in ("slow_lanes", "streaming", "service"))
-REPORTED = "test_health_and_version_are_reported"
-FAULTS = {
-    "timeout_30s": Fault(
-        forget_timeouts,
-        LANES,
-        "test_long_answer_arrives_whole",
-        r"answered 504 Gateway Time-out, sent by HAProxy, which OpenShift's router is",
-    ),
-    "idle_dropped": Fault(
-        drop_idle_connections,
-        LANES,
-        "test_idle_connection_is_usable",
-        r"the next request on an idle connection failed after \d+ s: no answer: RemoteDisconnected",
-    ),
-    "buffering": Fault(
-        buffer_answers, STREAMING, "test_stream_arrives_incrementally", r"the stream was buffered: all 40 deltas"
-    ),
-    "no_upstream": Fault(
-        lose_upstreams,
-        SERVICE,
-        REPORTED,
-        r"answered 503 Service Unavailable, sent by the OpenShift router: Application is not available",
-        listed="503",
-    ),
-    "no_protection": Fault(
-        accept_everyone,
-        PROTECTION,
-        "protected_model_alone_requires_a_token",
-        r"GET /v1/models answered 200 without a token, expected 401 or 403: smollm2-135m-quantized is protected",
-        role="quantized",
-    ),
-    "no_right": Fault(
-        change_nothing,
-        PROTECTION,
-        "model_answers_its_own_clients",
-        r"GET /v1/models answered 403 with the token of default, expected 200: 'Forbidden'",
-        role="quantized",
-        options=(f"--stage-profile={Path(__file__).parent / 'lookalike' / 'other_account.toml'}",),
-    ),
-    "no_authorities": Fault(
-        change_nothing,
-        SERVICE,
-        REPORTED,
-        r"authorities that this user may not read: .*: missing right: get configmaps in namespace "
-        r"openshift-config-managed .*signed by 'ingress-operator', an authority that is not trusted",
-        missing=MissingRight("vllm-stage-read-authorities", "configmaps", "get"),
-    ),
-    "no_token_request": Fault(
-        change_nothing,
-        PROTECTION,
-        "model_answers_its_own_clients",
-        r"serviceaccount/smollm2-135m-quantized-sa in namespace lookalike: missing right: create serviceaccounts/token",
-        role="quantized",
-        missing=MissingRight("vllm-stage-request-tokens", "serviceaccounts/token", "create"),
-    ),
-    "no_registry_list": Fault(
-        change_nothing,
-        "suites/registry/test_entities.py",
-        "test_model_and_version_are_registered",
-        r"the right to list modelregistries\S+ in namespace rhoai-model-registries is missing",
-        options=("--stage-strict",),
-        missing=MissingRight("vllm-stage-find-registry", "modelregistries", "list"),
-    ),
-    "expired": Fault(
-        with_expired_certificate, SERVICE, REPORTED, r"the server's certificate has expired at \S+, 2 days ago"
-    ),
-    "wrong_host": Fault(
-        with_certificate_of_another_host,
-        SERVICE,
-        REPORTED,
-        r"is for another host: expected smollm2-135m-lookalike\.apps\.stage\.test, got console\.apps\.stage\.test",
-    ),
-}
 
 
 class Planted(NamedTuple):
@@ -291,7 +130,7 @@ def plant(places: Places, router: Router, fault: Fault) -> Planted:
 
 def list_models(router: Router) -> str:
     """The status that ``curl /v1/models`` prints, as it is typed behind a private authority: without verification."""
-    host = next(one.host for one in router.upstreams if not one.review)
+    host = next(one.host for one in router.upstreams if one.guard is None)
     place = f"{host}:443:{router.address}"
     command = ["curl", "-sk", "-o", os.devnull, "-w", "%{http_code}", "--resolve", place, f"https://{host}/v1/models"]
     return subprocess.run(command, capture_output=True, text=True, timeout=CURL_S, check=True).stdout
@@ -327,7 +166,7 @@ def check_healthy_run(places: Places, outcome: Outcome) -> None:
         name.partition("[")[0] for name in names - passed if not name.startswith(("suites/slo/", "suites/inference/"))
     }
     assert left <= NOT_CHECKED, outcome.output
-    assert "role/smollm2-135m-quantized-view, rolebinding/smollm2-135m-quantized-view" in outcome.output
+    assert "role/smollm2-135m-quantized-view, rolebinding/reader, rolebinding/smollm2-135m-" in outcome.output
     ways = {address["name"]: address["way"] for address in outcome.record["addresses"]}
     assert ways == dict.fromkeys((*MODELS.values(), "minio", "model-registry"), "Route")
     (token,) = outcome.record["tokens"]
@@ -335,9 +174,73 @@ def check_healthy_run(places: Places, outcome: Outcome) -> None:
     assert outcome.record["authorities"]["sources"][0].startswith("configmap openshift-config-managed/default-ingress")
 
 
+def connect_to_guard(places: Places, account: str, *options: str) -> EndpointClient:
+    """A client of the protected model's proxy, with a token of a ServiceAccount; without one where none is named."""
+    guard = places.stage.upstreams["quantized"].guard
+    assert guard
+    token = Secret(create_token(places, account, *options)) if account else None
+    url = f"https://{guard.address}"
+    return EndpointClient(Target("quantized", MODELS["quantized"], url, api_key=token, ca_file=str(guard.authority)))
+
+
+def create_token(places: Places, account: str, *options: str) -> str:
+    return run_kubectl(places.stage.cluster, NAMESPACE, "create", "token", account, *options).strip()
+
+
+def bind_to_secret(places: Places, name: str) -> tuple[str, ...]:
+    """The options of a token that is revoked with a Secret, which is created."""
+    run_kubectl(places.stage.cluster, NAMESPACE, "create", "secret", "generic", name)
+    return "--bound-object-kind=Secret", f"--bound-object-name={name}"
+
+
+def delete_secret(places: Places, name: str) -> None:
+    run_kubectl(places.stage.cluster, NAMESPACE, "delete", "secret", name)
+
+
+UNAUTHORIZED = (
+    r"GET /v1/models answered 401 Unauthorized, sent by an authenticating proxy \(kube-rbac-proxy or similar\)"
+)
+
+
+def test_kube_rbac_proxy_decides_by_the_token_and_names_itself(places: Places) -> None:
+    own, other = ACCOUNTS[0], ACCOUNTS[-1]
+    with connect_to_guard(places, own) as client:
+        assert [model["id"] for model in client.models()] == [MODELS["quantized"]]
+        client.chat("Say hello.", max_tokens=1)
+    revoked = connect_to_guard(places, own, *bind_to_secret(places, "revoked"))
+    delete_secret(places, "revoked")
+    for client in (connect_to_guard(places, ""), revoked):
+        with client, pytest.raises(RequestFailed, match=UNAUTHORIZED):
+            client.models()
+    with connect_to_guard(places, other) as client, pytest.raises(RequestFailed) as refused:
+        client.models()
+    assert "answered 403 Forbidden, sent by kube-rbac-proxy: Forbidden (user=system:serviceaccount:" in str(
+        refused.value
+    )
+    assert "a RoleBinding must allow this user what the answer names" in refused.value.hint
+
+
+@pytest.mark.nightly
+def test_kube_rbac_proxy_accepts_a_revoked_token_until_it_forgets_it(places: Places) -> None:
+    """What docs/access.md says of it: no check of a run notices it, since the proxy answers 200."""
+    with connect_to_guard(places, ACCOUNTS[0], *bind_to_secret(places, "bound")) as client:
+        client.models()
+        delete_secret(places, "bound")
+        client.models()
+        revoked_s = time.monotonic()
+
+        def observe() -> Observation:
+            status = client.raw("GET", "/v1/models").status_code
+            return Observation(status == 401, f"answered {status}")
+
+        wait_until("the revoked token is refused", observe, timeout_s=2 * TOKEN_CACHED_S, journal=SILENT)
+    assert time.monotonic() - revoked_s > TOKEN_CACHED_S / 2
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_of_the_way_is_named_in_the_first_screen(name: str, planted: Callable[[str], Planted]) -> None:
     fault, (outcome, listed) = FAULTS[name], planted(name)
     assert outcome.status not in (0, 5), outcome.output
     assert re.search(fault.says, outcome.first_screen), outcome.output
+    assert fault.advises in outcome.output
     assert listed == fault.listed

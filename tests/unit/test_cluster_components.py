@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from pytest_vllm_stage.cluster.local import builds, components, gotool
-from pytest_vllm_stage.cluster.local.component import Component
+from pytest_vllm_stage.cluster.local.component import MODULES, Component
 from pytest_vllm_stage.cluster.local.components import COMPONENTS
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
@@ -289,3 +290,18 @@ def test_progress_names_the_programs_and_minutes_that_remain(modules: Path) -> N
 )
 def test_program_is_found_under_the_name_that_go_gives_it(package: str, name: str) -> None:
     assert builds._executable_of(package) == name
+
+
+def read_modules(component: str) -> dict[str, str]:
+    """The modules that a component is built with, by name; a replacement counts."""
+    text = (MODULES / component / "go.mod").read_text()
+    required = re.findall(r"^\t?(?:require )?(\S+) (v\S+)(?: // indirect)?$", text, re.MULTILINE)
+    return dict(required) | dict(re.findall(r"^\t?(?:replace )?(\S+) => \S+ (v\S+)$", text, re.MULTILINE))
+
+
+def test_kube_rbac_proxy_shares_the_packages_of_the_kubernetes_programs() -> None:
+    """Its own build would compile a thousand packages again; with the same versions the compiler's cache has them."""
+    kubernetes, own = read_modules("kubernetes"), read_modules("kube-rbac-proxy")
+    shared = own.keys() & kubernetes.keys()
+    assert len(shared) > 80
+    assert {name: own[name] for name in shared} == {name: kubernetes[name] for name in shared}

@@ -37,10 +37,15 @@ COMPONENTS = (
     Component("minio", "github.com/minio/minio", {"minio": "github.com/minio/minio"}),
 )
 
-#: Not part of a cluster: built only when requested by name. Tests run Tekton's controllers and KWOK's fake nodes;
-#: --stage-cluster=kind runs kind where none is on the PATH.
+#: Not part of a cluster: built only when requested by name. Tests run Tekton's controllers, KWOK's fake nodes and
+#: kube-rbac-proxy; --stage-cluster=kind runs kind where none is on the PATH.
 EXTRAS = (
     Component("kind", "sigs.k8s.io/kind", {"kind": "sigs.k8s.io/kind"}),
+    Component(
+        "kube-rbac-proxy",
+        "github.com/brancz/kube-rbac-proxy",
+        {"kube-rbac-proxy": "github.com/brancz/kube-rbac-proxy/cmd/kube-rbac-proxy"},
+    ),
     Component("kwok", "sigs.k8s.io/kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
     Component(
         "tekton",

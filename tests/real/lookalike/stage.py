@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,11 @@ from pytest_vllm_stage.stage.deploy import teardown
 from pytest_vllm_stage.stage.facts import StageFacts
 from tests.real.live_stage import SILENT, deploy, run_kubectl
 from tests.real.lookalike.earlier_results import publish_results
-from tests.real.lookalike.reviewer import review_path, serve_reviews
+from tests.real.lookalike.rbac_proxy import GuardedObject, RbacProxy, run_rbac_proxy
 from tests.real.lookalike.route_definition import load_route_definition
-from tests.real.lookalike.router import TIMEOUT_ANNOTATION, Upstream
-from tests.real.lookalike.validator import Validator, create_validator
+from tests.real.lookalike.router import ADDRESS, TIMEOUT_ANNOTATION, Guard, Upstream
+from tests.real.lookalike.validator import Validator, create_validator, write_kubeconfig
+from tests.unit.made_certificates import Authority
 
 ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
@@ -32,12 +33,17 @@ PROFILE = HERE / "profile.toml"
 #: Where OpenShift publishes its authorities, and where OpenShift AI has its registries.
 PUBLISHED, REGISTRIES = "openshift-config-managed", "rhoai-model-registries"
 REGISTRY = "model-registry"
-#: The ServiceAccounts whose tokens the validator may request: the protected model's own, and one that may not get it.
-ACCOUNTS = (f"{MODELS['quantized']}-sa", "default")
+#: The ServiceAccounts whose tokens the validator may request: the protected model's own, one that may list models but
+#: ask nothing, and one that may do neither.
+ACCOUNTS = (f"{MODELS['quantized']}-sa", "reader", "default")
 DEFINITIONS = (
     "customresourcedefinition/routes.route.openshift.io",
     "customresourcedefinition/modelregistries.modelregistry.opendatahub.io",
 )
+#: The binding of those who review tokens.
+REVIEWER = "lookalike-auth-delegator"
+#: The number of the first proxy's address; those before it are the routers'.
+FIRST_PROXY = 200
 RUN_S = 900
 
 
@@ -110,31 +116,55 @@ def deploy_routed_stage(cluster: ClusterFacts, authority: Path, folder: Path) ->
     run_kubectl(cluster, REGISTRIES, "apply", "-k", str(HERE / "registry"))
     facts = deploy(cluster, HERE / "overlay", NAMESPACE, MODELS, folder)
     run_kubectl(cluster, REGISTRIES, "wait", "--for=condition=Available", f"deployment/{REGISTRY}", "--timeout=50s")
-    with serve_reviews(cluster) as reviews:
-        yield _publish_stage(cluster, facts, folder, reviews)
+    with ExitStack() as proxies:
+        yield _publish_stage(cluster, facts, folder, proxies)
     # Other tests share the cluster.
     teardown.teardown(cluster, NAMESPACE, NAMESPACE, {"teardown_s": 120}, SILENT)
-    gone = (f"namespace/{PUBLISHED}", f"namespace/{REGISTRIES}", *DEFINITIONS)
+    gone = (f"namespace/{PUBLISHED}", f"namespace/{REGISTRIES}", f"clusterrolebinding/{REVIEWER}", *DEFINITIONS)
     run_kubectl(cluster, "default", "delete", "--wait=false", *gone)
 
 
-def _publish_stage(cluster: ClusterFacts, facts: StageFacts, folder: Path, reviews: str) -> RoutedStage:
-    """Admit the Routes, publish results of an earlier run, and give the validator its rights."""
+def _publish_stage(cluster: ClusterFacts, facts: StageFacts, folder: Path, proxies: ExitStack) -> RoutedStage:
+    """Admit the Routes, guard those of the quantized model and the registry, and give the validator its rights."""
     registry = _address_of(cluster, REGISTRIES, REGISTRY)
-    guards = {
-        "quantized": review_path("inferenceservices.serving.kserve.io", NAMESPACE, MODELS["quantized"]),
-        "registry": review_path("services", REGISTRIES, REGISTRY),
-    }
     upstreams = {
         role: _admit(cluster, NAMESPACE, model, _address_of(cluster, NAMESPACE, f"{model}-predictor"))
         for role, model in MODELS.items()
     }
     upstreams["minio"] = _admit(cluster, NAMESPACE, "minio", _address_of(cluster, NAMESPACE, "minio"))
     upstreams["registry"] = _admit(cluster, REGISTRIES, f"{REGISTRY}-https", registry)
-    for name, path in guards.items():
-        upstreams[name] = replace(upstreams[name], review=f"{reviews}/{path}")
+    for name, guard in _run_guards(cluster, upstreams, folder, proxies).items():
+        upstreams[name] = replace(upstreams[name], guard=guard)
     publish_results(cluster, facts, f"http://{registry}", folder / "earlier")
     return RoutedStage(cluster, upstreams, create_validator(cluster, NAMESPACE, ACCOUNTS, folder))
+
+
+def _run_guards(
+    cluster: ClusterFacts, upstreams: Mapping[str, Upstream], folder: Path, proxies: ExitStack
+) -> dict[str, Guard]:
+    """Run the proxies as a ServiceAccount that may create reviews, as that of a protected model does."""
+    account = ACCOUNTS[0]
+    binding = ("--clusterrole=system:auth-delegator", f"--serviceaccount={NAMESPACE}:{account}")
+    run_kubectl(cluster, NAMESPACE, "create", "clusterrolebinding", REVIEWER, *binding)
+    reviewer = write_kubeconfig(cluster, NAMESPACE, account, folder / "reviewer.kubeconfig")
+    (folder / "serving").mkdir()
+    authority = Authority(folder / "serving", "openshift-service-serving-signer")
+    model = GuardedObject("serving.kserve.io", "inferenceservices", NAMESPACE, MODELS["quantized"])
+    guards = {}
+    for number, (name, service, guarded) in enumerate(
+        (
+            ("quantized", f"{MODELS['quantized']}-predictor", model),
+            ("registry", REGISTRY, GuardedObject("", "services", REGISTRIES, REGISTRY)),
+        ),
+        FIRST_PROXY,
+    ):
+        host = f"{service}.{guarded.namespace}.svc"
+        place = ADDRESS.format(number)
+        certificate = authority.issue(host, place, name=name)
+        proxy = RbacProxy(f"guard-{name}", place, certificate, upstreams[name].address, guarded)
+        address = proxies.enter_context(run_rbac_proxy(proxy, reviewer.kubeconfig, folder))
+        guards[name] = Guard(address, host, authority.certificate)
+    return guards
 
 
 def _address_of(cluster: ClusterFacts, namespace: str, service: str) -> str:

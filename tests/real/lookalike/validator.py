@@ -72,7 +72,7 @@ def create_validator(
     for place in {one["metadata"].get("namespace", "default") for one in manifests}:
         there = [one for one in manifests if one["metadata"].get("namespace", "default") == place]
         run_kubectl(cluster, place, "apply", "-f", "-", manifest=yaml.dump_all(there))
-    return _write_kubeconfig(cluster, namespace, account, folder / f"{account}.kubeconfig")
+    return write_kubeconfig(cluster, namespace, account, folder / f"{account}.kubeconfig")
 
 
 def _for_stage(manifest: Object, namespace: str, models: Sequence[str]) -> Object:
@@ -107,7 +107,8 @@ def _rename(manifest: Object, account: str) -> Object:
     return changed
 
 
-def _write_kubeconfig(cluster: ClusterFacts, namespace: str, account: str, path: Path) -> Validator:
+def write_kubeconfig(cluster: ClusterFacts, namespace: str, account: str, path: Path) -> Validator:
+    """A ServiceAccount that exists, with a token and a kubeconfig for it."""
     token = run_kubectl(cluster, namespace, "create", "token", account, f"--duration={TOKEN_S}s").strip()
     config = yaml.safe_load(Path(cluster.kubeconfig).read_text(encoding="utf-8"))
     config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
