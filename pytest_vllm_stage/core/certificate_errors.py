@@ -68,6 +68,25 @@ def explain_refusal(error: BaseException, base_url: str, ca_file: str | None) ->
     return _explain(refused, _read_certificate(host, port), host, show, _advise_trust(ca_file))
 
 
+def explain_refused_chain(
+    error: ssl.SSLError, found: Certificate | None, host: str, show: str, ca_file: str | None
+) -> CertificateRefusal:
+    """Explain a handshake that failed.
+
+    Args:
+        error: Of the handshake.
+        found: The certificate that the server presents; None where it is not known.
+        host: The server's name.
+        show: A command that shows the certificate.
+        ca_file: The file of the authorities that were trusted; None for the system's.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _explain(error, found, host, show, _advise_trust(ca_file))
+    return CertificateRefusal(
+        f"no TLS connection to {host} is possible ({error.reason or error})", f"look at it: {show}"
+    )
+
+
 def _advise_trust(ca_file: str | None) -> str:
     if ca_file:
         return f"add its authority to those of {ca_file} (--stage-ca-file)"
@@ -152,14 +171,20 @@ def _age(since: datetime.timedelta) -> str:
 
 def _read_certificate(host: str, port: int) -> Certificate | None:
     """The certificate that a server presents, verified or not; nothing is sent over this connection."""
+    try:
+        with socket.create_connection((host, port), READ_TIMEOUT_S) as plain:
+            return read_certificate(plain, host)
+    except OSError:
+        return None
+
+
+def read_certificate(plain: socket.socket, host: str) -> Certificate | None:
+    """The certificate that is presented over a connection, verified or not; nothing is sent over it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
-        with (
-            socket.create_connection((host, port), READ_TIMEOUT_S) as plain,
-            context.wrap_socket(plain, server_hostname=host) as secure,
-        ):
+        with context.wrap_socket(plain, server_hostname=host) as secure:
             der = secure.getpeercert(binary_form=True)
         return parse_der(der) if der else None
     except (OSError, ValueError):

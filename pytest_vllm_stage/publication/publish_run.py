@@ -87,7 +87,8 @@ def find_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> Regis
         return RegistryPlace(run.config.registry_url)
     address = addresses.find_registry_address(kube, cluster, run.config.namespace)
     run.journal.event("address", addresses.REGISTRY, **address.to_record())
-    return RegistryPlace(forwards.open_url(cluster, address.url) or None, address.passed_over)
+    url = forwards.open_url(cluster, address.url, lambda: find_ca_file(run, cluster))
+    return RegistryPlace(url or None, address.passed_over)
 
 
 def connect_registry(run: Run, kube: DynamicClient, cluster: ClusterFacts) -> RegistryClient:

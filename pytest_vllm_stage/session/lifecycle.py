@@ -39,10 +39,11 @@ def stage_of(run: Run, cluster: ClusterFacts) -> StageFacts:
     # The controller removes the stage with these facts, whichever fixture provided the cluster and the profile.
     run.shared.ensure("cluster", cluster.to_json)
     run.shared.ensure("namespace", lambda: run.config.namespace)
+    from pytest_vllm_stage.cluster.authorities import find_ca_file
     from pytest_vllm_stage.stage.reach import forwards
 
     facts = StageFacts.from_json(_ensure(run, "stage", lambda: make_stage(run, cluster).to_json()))
-    return forwards.localise(cluster, facts)
+    return forwards.localise(cluster, facts, lambda: find_ca_file(run, cluster))
 
 
 def namespace_of(run: Run) -> str:

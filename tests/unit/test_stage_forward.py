@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -22,6 +23,7 @@ from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
 from pytest_vllm_stage.stage.reach import forward, forwards
 from pytest_vllm_stage.stage.reach.forward import ServiceForward
 from tests.unit.made_api import ApiServer, served
+from tests.unit.made_certificates import Authority
 from tests.unit.made_objects import pod
 
 Object = dict[str, Any]
@@ -35,10 +37,12 @@ class Kubelet:
         end: What happens after the first message: ``""`` goes on, ``close`` ends regularly, ``reset`` loses the
             connection, ``error`` reports on the error channel.
         refuse: An HTTP status that is answered instead of the upgrade.
+        tls: The pod's port speaks TLS with this context.
     """
 
     def __init__(self) -> None:
         self.end, self.refuse, self.opened = "", 0, 0
+        self.tls: ssl.SSLContext | None = None
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -84,6 +88,9 @@ class Kubelet:
             self._relay(connection, lines)
 
     def _relay(self, connection: socket.socket, lines: Any) -> None:
+        if self.tls:
+            self._relay_secure(self.tls, connection, lines)
+            return
         while (message := _read_frame(lines)) is not None:
             connection.sendall(_frame(DATA + message[1:].upper()))
             if self.end == "error":
@@ -94,6 +101,21 @@ class Kubelet:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if self.end:
                 return
+
+    @staticmethod
+    def _relay_secure(tls: ssl.SSLContext, connection: socket.socket, lines: Any) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        secure, is_shaken = tls.wrap_bio(incoming, outgoing, server_side=True), False
+        while (message := _read_frame(lines)) is not None:
+            incoming.write(message[1:])
+            with contextlib.suppress(ssl.SSLError):  # it needs more, or the client has refused the certificate
+                if not is_shaken:
+                    secure.do_handshake()
+                is_shaken = True
+                while piece := secure.read(65536):
+                    secure.write(piece.upper())
+            while outgoing.pending:
+                connection.sendall(_frame(DATA + outgoing.read(60_000)))
 
 
 def _frame(content: bytes) -> bytes:
@@ -109,6 +131,8 @@ def _read_frame(lines: Any) -> bytes | None:
     length = head[1] & 0x7F
     if length == 126:
         (length,) = struct.unpack(">H", lines.read(2))
+    elif length == 127:
+        (length,) = struct.unpack(">Q", lines.read(8))
     mask, content = lines.read(4), lines.read(length)
     return bytes(byte ^ mask[i % 4] for i, byte in enumerate(content))
 
@@ -136,6 +160,14 @@ def forwarded(
     api: ApiServer, kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ServiceForward]:
     """A forward whose requests go to the API server, and whose websockets go to the kubelet."""
+    with forwarding(api, kubelet, tmp_path, monkeypatch) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def forwarding(
+    api: ApiServer, kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tls: bool = False
+) -> Iterator[ServiceForward]:
     monkeypatch.setattr(forward, "_RETRY_S", 0.02)
     facts = api.facts(tmp_path)
 
@@ -146,7 +178,7 @@ def forwarded(
 
     monkeypatch.setattr(forward, "open_tunnel", open_at_kubelet)
     with client.connection(facts.kubeconfig, facts.context) as kube:
-        made = ServiceForward(kube, "ns", "m", "80")
+        made = ServiceForward(kube, "ns", "m", "80", tls=tls)
         yield made
         made.close()
 
@@ -194,6 +226,53 @@ def test_without_a_ready_pod_the_connection_is_closed_and_the_reason_is_kept(
     assert forwarded.find_break(time.time() + 1) == ""
     with pytest.raises(StageFailure, match="service/m has no Ready pod among 0"):
         forwarded.check()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    (tmp_path / "authority").mkdir()
+    return Authority(tmp_path / "authority")
+
+
+@pytest.fixture
+def secured(
+    api: ApiServer, kubelet: Kubelet, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ServiceForward]:
+    """A forward to a port that speaks TLS with a certificate for the Service."""
+    with forwarding(api, kubelet, tmp_path, monkeypatch, tls=True) as made:
+        present(kubelet, authority.issue("m.ns.svc", "m.ns.svc.cluster.local"))
+        yield made
+
+
+def present(kubelet: Kubelet, pem: Path) -> None:
+    kubelet.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    kubelet.tls.load_cert_chain(pem)
+
+
+def test_a_port_with_tls_is_verified_for_the_services_name(secured: ServiceForward, authority: Authority) -> None:
+    secured.trust(str(authority.certificate))
+    assert exchange(secured, b"hello ", b"x" * 500_000) == b"HELLO " + b"X" * 500_000
+    assert secured.find_break(0.0) == ""
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused_and_named(
+    secured: ServiceForward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "PATIENCE_S", 0.1)
+    assert exchange(secured, b"hello") == b""
+    wait_for(lambda: secured.find_break(0.0))
+    assert "is signed by 'private-ca', an authority that is not trusted" in secured.find_break(0.0)
+
+
+def test_a_certificate_for_another_service_is_refused_and_named(
+    secured: ServiceForward, authority: Authority, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "PATIENCE_S", 0.1)
+    secured.trust(str(authority.certificate))
+    present(kubelet, authority.issue("other.ns.svc", name="other"))
+    assert exchange(secured, b"hello") == b""
+    wait_for(lambda: secured.find_break(0.0))
+    assert "is for another host: expected m.ns.svc, got other.ns.svc" in secured.find_break(0.0)
 
 
 @pytest.mark.parametrize("end", ["close", "error"])
@@ -259,7 +338,7 @@ def test_facts_name_a_service_and_a_process_uses_an_address_of_its_own(
     monkeypatch.setattr(forwards, "_OPEN", {url: forwarded})
     targets = (TargetFacts("full", "m", url), TargetFacts("other", "o", "https://o.test"))
     cluster: Any = None
-    found = forwards.localise(cluster, StageFacts("ns", "", False, targets, minio_url=url))
+    found = forwards.localise(cluster, StageFacts("ns", "", False, targets, minio_url=url), lambda: None)
     assert [target.base_url for target in found.targets] == [f"http://{forwarded.address}", "https://o.test"]
     assert found.minio_url == f"http://{forwarded.address}"
     assert forwards.find_local(found.minio_url) is forwarded

@@ -185,10 +185,7 @@ def _find_forward(kube: DynamicClient, backend: Backend, port: str) -> Candidate
     if service is None:
         return Candidate(AccessWay.PORT_FORWARD, problem=f"service/{name} does not exist")
     chosen = find_port(service, port)
-    if _speaks_tls(chosen):
-        problem = f"port {chosen['port']} of service/{name} speaks TLS, and its certificate is not for this machine"
-        return Candidate(AccessWay.PORT_FORWARD, problem=problem)
-    url = forwards.forward_url(backend.namespace, name, str(chosen["port"]))
+    url = forwards.forward_url(backend.namespace, name, str(chosen["port"]), tls=_speaks_tls(chosen))
     return Candidate(AccessWay.PORT_FORWARD, "", url)
 
 

@@ -14,6 +14,7 @@ from pytest_vllm_stage.cluster.port_forward import open_tunnel
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.reach.tls_relay import connect_secure, relay
 
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
@@ -52,10 +53,13 @@ class ServiceForward:
         namespace: The Service's namespace.
         service: Its name.
         port: One of its ports.
+        tls: The port speaks TLS. Its certificate is verified for the Service's name; connections on this machine are
+            plain ones.
     """
 
-    def __init__(self, kube: DynamicClient, namespace: str, service: str, port: str) -> None:
-        self._kube = kube
+    def __init__(self, kube: DynamicClient, namespace: str, service: str, port: str, *, tls: bool = False) -> None:
+        self._kube, self._tls = kube, tls
+        self._ca_file: str | None = None
         self.namespace, self.service, self.port = namespace, service, port
         self._lock = threading.Lock()
         self._breaks: list[tuple[float, str]] = []
@@ -73,6 +77,10 @@ class ServiceForward:
         """Host and port of this machine that lead to the Service."""
         host, port = self._listener.getsockname()
         return f"{host}:{port}"
+
+    def trust(self, ca_file: str | None) -> None:
+        """Verify certificates by the authorities of a PEM file; None, as before the first call, for the system's."""
+        self._ca_file = ca_file
 
     def close(self) -> None:
         """Accept no more connections; those that are open end with their clients."""
@@ -145,6 +153,8 @@ class ServiceForward:
                 return
             except StageError as error:
                 reason = error.message
+            except OSError as error:
+                reason = f"the connection was closed in the TLS handshake ({type(error).__name__}: {error})"
             except Exception as error:  # in a thread: any other one would end it unseen, and the client would hang
                 reason, deadline_s = f"{type(error).__name__}: {error}", 0.0
             if time.monotonic() >= deadline_s:
@@ -163,8 +173,19 @@ class ServiceForward:
             if broken:
                 self._note_break(f"the connection to the API server was lost ({broken})")
 
+        def join(end: socket.socket) -> None:
+            open_tunnel(self._kube.client, self.namespace, name, port, end, ended)
+
         self._note_use(name, uid)
-        open_tunnel(self._kube.client, self.namespace, name, port, connection, ended)
+        if not self._tls:
+            join(connection)
+            return
+        server_name = f"{self.service}.{self.namespace}.svc"
+        show = (
+            f"kubectl -n {self.namespace} port-forward {self.name} {self.port} & "
+            f"openssl s_client -connect localhost:{self.port} -servername {server_name}"
+        )
+        relay(connection, connect_secure(join, server_name, self._ca_file, show))
 
     def _note_use(self, pod: str, uid: str) -> None:
         with self._lock:
