@@ -2,7 +2,7 @@
 
 Started as ``kind`` it creates, loads into, and deletes "clusters", all of which are that one cluster; as ``docker`` it
 answers and pulls nothing. What is real is the Kubernetes behind it. `create` takes KServe's webhooks from it, and
-`delete` restores them and removes what a run has created.
+`delete` restores them and has what a run created removed, without waiting for the end of the pods.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class KindStandin:
     def _delete(self, name: str) -> None:
         saved = self._folder / _SAVED
         if saved.exists():
-            self._kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=100s")
+            self._kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
             self._kubectl("delete", "deployment", "--namespace=kserve", "--all", "--timeout=30s")
             self._kubectl("delete", _HOOKS, "--all", "--timeout=30s")
             items = json.loads(saved.read_text())["items"]

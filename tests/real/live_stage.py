@@ -51,6 +51,11 @@ def deploy(cluster: ClusterFacts, overlay: Path, namespace: str, models: dict[st
     )
 
 
+def remove_in_background(cluster: ClusterFacts, namespace: str) -> None:
+    """Delete a stage's namespace without waiting: other tests use the cluster, in namespaces of their own."""
+    run_kubectl(cluster, "default", "delete", "--wait=false", f"namespace/{namespace}")
+
+
 def _profile(overlay: Path, namespace: str, models: dict[str, str], folder: Path) -> Profile:
     data = {
         "name": namespace,

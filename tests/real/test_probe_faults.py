@@ -13,12 +13,11 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import WaitFailed
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
-from pytest_vllm_stage.stage import client
-from pytest_vllm_stage.stage.deploy import teardown
+from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.stage.observe.reader import StageReader
 from tests.real.drift_faults import MODEL
-from tests.real.live_stage import SILENT, deploy
+from tests.real.live_stage import SILENT, deploy, remove_in_background
 
 pytestmark = pytest.mark.real
 
@@ -36,25 +35,28 @@ patches:
       - op: add
         path: /spec/predictor/model/readinessProbe
         value: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
-  - target: {{kind: InferenceService, name: {other}}}
-    patch: |
-      - op: add
-        path: /spec/predictor/model/livenessProbe
-        value: {{httpGet: {{path: /livez, port: 8080}}, initialDelaySeconds: 45, periodSeconds: 1, failureThreshold: 1}}
 """
+LIVENESS = {
+    "httpGet": {"path": "/livez", "port": 8080},
+    "initialDelaySeconds": 1,
+    "periodSeconds": 1,
+    "failureThreshold": 1,
+}
 
 
 def test_probes_on_a_wrong_path_are_named(simulated_cluster: ClusterFacts, tmp_path: Path) -> None:
     base = os.path.relpath((fixtures_dir() / "overlays" / "local-sim").resolve(), tmp_path.resolve())
-    (tmp_path / "kustomization.yaml").write_text(OVERLAY.format(base=base, model=MODEL, other=OTHER))
+    (tmp_path / "kustomization.yaml").write_text(OVERLAY.format(base=base, model=MODEL))
     with client.connection(simulated_cluster, NAMESPACE) as kube:
         with pytest.raises(WaitFailed) as failed:
             deploy(simulated_cluster, tmp_path, NAMESPACE, {"full": MODEL, "quantized": OTHER}, tmp_path)
         reader = StageReader(kube, simulated_cluster, NAMESPACE)
         headline = failed.value.message.splitlines()[0]
         LOG.info("%.0f s after the InferenceService was created: %s", _age_s(reader), headline)
+        patch = {"spec": {"predictor": {"model": {"livenessProbe": LIVENESS}}}}
+        objects.patch(kube, "InferenceService", OTHER, NAMESPACE, patch)
         lines = _await_restart(reader)
-        teardown.teardown(simulated_cluster, NAMESPACE, NAMESPACE, {"teardown_s": 120}, SILENT)
+    remove_in_background(simulated_cluster, NAMESPACE)
     assert f"inferenceservice/{MODEL} cannot become Ready: readiness probe GET :8080/healthz answers 404" in headline
     LOG.info("%s", lines[-1])
     assert "liveness probe GET :8080/livez restarts container kserve-container" in lines[-1]

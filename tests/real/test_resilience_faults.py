@@ -20,10 +20,9 @@ from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.stage import client, objects
-from pytest_vllm_stage.stage.deploy import teardown
 from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.observe.reader import StageReader
-from tests.real.live_stage import SILENT, deploy
+from tests.real.live_stage import SILENT, deploy, remove_in_background
 
 pytestmark = pytest.mark.real
 
@@ -84,7 +83,7 @@ def site(simulated_cluster: ClusterFacts, tmp_path_factory: pytest.TempPathFacto
     with client.connection(simulated_cluster, NAMESPACE) as kube:
         reader = StageReader(kube, simulated_cluster, NAMESPACE)
         yield Site(run, StageFacts(NAMESPACE, NAMESPACE, True, ()), reader, MODEL, config.profile.resilience)
-        teardown.teardown(simulated_cluster, NAMESPACE, NAMESPACE, {"teardown_s": 120}, SILENT)
+    remove_in_background(simulated_cluster, NAMESPACE)
 
 
 @pytest.fixture(scope="module")

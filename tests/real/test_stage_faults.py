@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def overlay_with(folder: Path, patch: str, target: str) -> Path:
     return folder
 
 
-def deployed(cluster: ClusterFacts, overlay: Path, namespace: str) -> str:
+def deploy_with_fault(cluster: ClusterFacts, overlay: Path, namespace: str) -> str:
     """Deploy the overlay, which must fail; return the error's first line."""
     data = {
         "name": "fault",
@@ -109,19 +110,16 @@ def deployed(cluster: ClusterFacts, overlay: Path, namespace: str) -> str:
         },
     }
     profile = parse_profile(data, overlay / "fault.toml")
-    try:
-        with pytest.raises(WaitFailed) as failed:
-            waves.deploy(
-                cluster,
-                profile,
-                namespace=namespace,
-                run_id="faults",
-                secrets=secrets.load(overlay, None),
-                journal=SILENT,
-                diagnostics=overlay / "diagnostics",
-            )
-    finally:
-        assert teardown.teardown(cluster, namespace, "faults", {"teardown_s": 120}, SILENT) == []
+    with pytest.raises(WaitFailed) as failed:
+        waves.deploy(
+            cluster,
+            profile,
+            namespace=namespace,
+            run_id="faults",
+            secrets=secrets.load(overlay, None),
+            journal=SILENT,
+            diagnostics=overlay / "diagnostics",
+        )
     assert list((overlay / "diagnostics").iterdir()), "no diagnostics were collected"
     return failed.value.message.splitlines()[0]
 
@@ -140,7 +138,20 @@ class Fault(NamedTuple):
     headline: str
 
 
+#: Those that start vLLM first: their pods end slowly, while others are deployed.
 FAULTS = {
+    "wrong model path": Fault(
+        "{kind: ServingRuntime, name: vllm}",
+        "- {op: replace, path: /spec/containers/0/args/1, value: --model=/mnt/models/nowhere}\n",
+        rf"inferenceservice/{MODEL} cannot become Ready.*model path /mnt/models/nowhere does not exist \(vLLM: ",
+    ),
+    "memory limit too small": Fault(
+        f"{{kind: InferenceService, name: {MODEL}}}",
+        "- {op: replace, path: /spec/predictor/model/resources, "
+        "value: {requests: {cpu: 200m, memory: 200Mi}, limits: {memory: 200Mi}}}\n",
+        f"inferenceservice/{MODEL} cannot become Ready"
+        r".*container kserve-container was OOM-killed \(memory limit 200Mi\)",
+    ),
     "missing secret key": Fault(
         "{kind: Secret, name: minio-credentials}",
         "- {op: remove, path: /stringData/secretkey}\n",
@@ -169,36 +180,40 @@ FAULTS = {
         "- {op: replace, path: /spec/containers/0/image, value: 'vllm-stage.local/absent:1'}\n",
         f"inferenceservice/{MODEL} cannot become Ready.*image vllm-stage.local/absent:1 cannot be pulled: ",
     ),
-    "memory limit too small": Fault(
-        f"{{kind: InferenceService, name: {MODEL}}}",
-        "- {op: replace, path: /spec/predictor/model/resources, "
-        "value: {requests: {cpu: 200m, memory: 200Mi}, limits: {memory: 200Mi}}}\n",
-        f"inferenceservice/{MODEL} cannot become Ready"
-        r".*container kserve-container was OOM-killed \(memory limit 200Mi\)",
-    ),
-    "wrong model path": Fault(
-        "{kind: ServingRuntime, name: vllm}",
-        "- {op: replace, path: /spec/containers/0/args/1, value: --model=/mnt/models/nowhere}\n",
-        rf"inferenceservice/{MODEL} cannot become Ready.*model path /mnt/models/nowhere does not exist \(vLLM: ",
-    ),
 }
 
 
+class Planted(NamedTuple):
+    """A fault's deployment: the error's first line, and what is left after its removal."""
+
+    headline: Future[str]
+    left: Future[list[str]]
+
+
 @pytest.fixture(scope="module")
-def find_headline(
+def planted(
     cluster: ClusterFacts, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Callable[[str], str]]:
-    """The error's first line for each fault of this run; a few are deployed at a time, each in its namespace."""
+) -> Iterator[dict[str, Planted]]:
+    """Each fault of this run; a few are deployed at a time, each in its namespace, and removed meanwhile."""
     own = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    chosen = [item.callspec.params["fault"] for item in own]
-    pool = ThreadPoolExecutor(AT_ONCE)
+    chosen = dict.fromkeys(item.callspec.params["fault"] for item in own)
+    deploying, removing = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(len(FAULTS))
     running = {}
     for name in chosen:
-        fault = FAULTS[name]
+        fault, namespace = FAULTS[name], f"fault-{name.replace(' ', '-')}"
         overlay = overlay_with(tmp_path_factory.mktemp("overlay"), fault.patch, fault.target)
-        running[name] = pool.submit(deployed, cluster, overlay, f"fault-{name.replace(' ', '-')}")
-    yield lambda name: running[name].result()
-    pool.shutdown(cancel_futures=True)
+        headline = deploying.submit(deploy_with_fault, cluster, overlay, namespace)
+        running[name] = Planted(headline, removing.submit(remove_after, headline, cluster, namespace))
+    yield running
+    deploying.shutdown(cancel_futures=True)
+    removing.shutdown()
+
+
+def remove_after(headline: Future[str], cluster: ClusterFacts, namespace: str) -> list[str]:
+    """Remove a stage when its deployment has ended; return what is left of it."""
+    with suppress(CancelledError):
+        headline.exception()
+    return teardown.teardown(cluster, namespace, "faults", {"teardown_s": 120}, SILENT)
 
 
 def alteration(download: Object) -> Object:
@@ -219,7 +234,7 @@ def alteration(download: Object) -> Object:
     return job
 
 
-@pytest.mark.usefixtures("find_headline")
+@pytest.mark.usefixtures("planted")
 def test_weights_altered_on_the_volume(cluster: ClusterFacts, tmp_path: Path) -> None:
     namespace = "fault-volume"
     overlay = overlay_with(tmp_path, "[]\n", "{kind: ServingRuntime, name: vllm}")
@@ -248,6 +263,11 @@ def test_weights_altered_on_the_volume(cluster: ClusterFacts, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_planted_fault_ends_the_deployment_and_is_named(fault: str, find_headline: Callable[[str], str]) -> None:
-    headline = find_headline(fault)
+def test_planted_fault_ends_the_deployment_and_is_named(fault: str, planted: dict[str, Planted]) -> None:
+    headline = planted[fault].headline.result()
     assert re.search(FAULTS[fault].headline, headline), headline
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_is_left_of_a_deployment_that_failed(fault: str, planted: dict[str, Planted]) -> None:
+    assert planted[fault].left.result() == []
