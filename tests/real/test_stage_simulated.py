@@ -60,8 +60,8 @@ RUN_S = 600
 SECRET = "sesame-sesame"
 #: Those that are about the stage and its answers; load steps take minutes and are tested on simulators of their own.
 SUITES = ("suites/deployment", "suites/inference")
-#: Two thirds of the requests, which the defects' tests send to a simulator without a cluster.
-WITHOUT_MATRIX = "--deselect=suites/inference/test_relations.py"
+#: Of the checks of the answers those that depend on the way to the model; the defects' tests run all without a cluster.
+WAY_TO_MODEL = ("answers", "models", "security", "service", "slow_lanes", "streaming", "transport")
 #: What lasts half a minute lasts seconds: nothing between this machine and the stage has a limit of time.
 SHORT_LANES = ("-p", "tests.defects.short_lanes")
 
@@ -120,9 +120,10 @@ def await_cluster(running: subprocess.Popen[str], directory: Path) -> None:
 def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     """The run that makes the stage and keeps it."""
     directory = tmp_path_factory.mktemp("runs") / "first"
-    options = (WITHOUT_MATRIX, *SHORT_LANES, "--stage-engine=sim", "--stage-keep=always", "-n", "2")
+    checks = ("suites/deployment", *(f"suites/inference/test_{name}.py" for name in WAY_TO_MODEL))
+    options = (*SHORT_LANES, "--stage-engine=sim", "--stage-keep=always", "-n", "2")
     with starting_cluster():
-        running = start(directory, *SUITES, *options)
+        running = start(directory, *checks, *options)
         await_cluster(running, directory)
     outcome = finish(running, directory)
     yield outcome
