@@ -77,6 +77,8 @@ def plant(url: str, defect: type[Defect]) -> Outcome:
     return run_through(url, defect(), "-k", " or ".join(sorted(defect.by)), slow=defect.slow)
 
 
+# README's main job has the same checks on the same engine, and tests/defects on a proxy without a defect.
+@pytest.mark.nightly
 def test_no_check_fails_behind_a_proxy_without_a_defect(url: str) -> None:
     checks = set().union(*(DEFECTS[name].by for name in QUICK))
     outcome = run_through(url, Defect(), "-k", " or ".join(sorted(checks)))
