@@ -11,8 +11,11 @@ from urllib.parse import urlsplit
 
 MAX_EXCERPT = 200
 _REASON_HEADER = "x-ext-auth-reason"
+_LINKERD_HEADER = "l5d-proxy-error"
+_IAP_HEADER = "x-goog-iap-generated-response"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_SHOWN = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>|[\x00-\x1f\x7f-\x9f]+")
+_TITLE = re.compile(r"(?is)<title>([^<]*)</title>")
 _LOGIN_PATH = re.compile(r"(?i)/(oauth2?|auth|authorize|login|sign_?in|sso|saml2?)\b")
 _LOGIN_PAGE = re.compile(r"(?i)log ?in with|sign ?in with|oauth[-_ ]?proxy|/oauth2?/(start|sign_in)|type=.password")
 #: Pages of oauth-proxy and oauth2-proxy for a user that they know.
@@ -23,6 +26,11 @@ _ENVOY = re.compile(
     r"upstream request timeout|upstream max stream duration|stream timeout|local_rate_limited|fault filter abort|"
     r"Jwt |Jwks |Audiences in Jwt)"
 )
+_CILIUM = re.compile(r"Access denied\r?\n?$")
+_KNATIVE = re.compile(r"(pending request queue full|activator request timeout|activator overload)")
+#: Gateways that name themselves in their own answers alone, and pass on the server's name in those of a server.
+_SELF_NAMING = re.compile(r"(?i)^(kong|apisix)\b")
+_TLS_PORT = re.compile(r"(?i)^Client sent an HTTP request to an HTTPS server|plain HTTP request was sent to HTTPS port")
 _KUBE_RBAC = re.compile(r"(?i)^(Forbidden \(user=|Authorization error \(user=)")
 #: Go's plain text, of kube-rbac-proxy and of other proxies that authenticate.
 _UNAUTHORIZED = re.compile(r"(?i)^(401 )?Unauthorized\s*$")
@@ -85,9 +93,13 @@ class HttpAnswer:
 
     @property
     def excerpt(self) -> str:
-        """The body's text in one line, without markup or control characters; Authorino's reason is in a header."""
-        shown = self.body if self.body.strip() else self.headers.get(_REASON_HEADER, "")
+        """The body's text in one line, without markup or control characters; Authorino and Linkerd use a header."""
+        shown = (
+            self.body if self.body.strip() else self.headers.get(_REASON_HEADER, self.headers.get(_LINKERD_HEADER, ""))
+        )
         text = " ".join(html.unescape(_NOT_SHOWN.sub(" ", shown)).split())
+        if not text and (title := _TITLE.search(shown)):
+            text = " ".join(html.unescape(title[1]).split())
         return text if len(text) <= MAX_EXCERPT else text[:MAX_EXCERPT] + "..."
 
 
@@ -108,6 +120,8 @@ class Gateway:
 
 def identify_gateway(answer: HttpAnswer) -> Gateway | None:
     """The gateway that sent an answer instead of the server; None where the server itself may have sent it."""
+    if answer.status == 400 and _TLS_PORT.search(answer.body):
+        return Gateway("a port that speaks TLS", GatewayRefusal.OTHER, "the URL must begin with https")
     name = _describe_redirect(answer) or _name(answer)
     if not name:
         return None
@@ -153,6 +167,10 @@ def _name(answer: HttpAnswer) -> str:
     server = answer.headers.get("server", "").strip()
     if _REASON_HEADER in answer.headers:
         return "the gateway's authorization service (Authorino)"
+    if _LINKERD_HEADER in answer.headers:
+        return "the service mesh's proxy (Linkerd)"
+    if _IAP_HEADER in answer.headers:
+        return "Google's Identity-Aware Proxy"
     if _is_html(answer) and (page := _name_by_page(answer)):
         return page
     if answer.status >= 400 and (name := _name_by_text(answer, server)):
@@ -179,6 +197,12 @@ def _name_by_text(answer: HttpAnswer, server: str) -> str:
     text = answer.body.lstrip()
     if _ENVOY.match(text):
         return f"the service mesh's proxy ({server or 'envoy'})"
+    if answer.status == 403 and _CILIUM.match(text):
+        return "the service mesh's proxy (Cilium's Envoy)"
+    if _KNATIVE.match(text):
+        return "Knative, which queues requests,"
+    if _SELF_NAMING.match(server):
+        return f"the API gateway ({server})"
     if _KUBE_RBAC.match(text):
         return "kube-rbac-proxy"
     if _UNAUTHORIZED.match(text) and "envoy" not in server.lower():
@@ -212,6 +236,10 @@ def _advise(name: str, refusal: GatewayRefusal) -> str:
         return "no AuthConfig of Authorino is for this host: kubectl get authconfigs -A"
     if refusal is not GatewayRefusal.FORBIDDEN:
         return ""
+    if "Linkerd" in name:
+        return "an AuthorizationPolicy of Linkerd must allow this client: linkerd viz authz"
+    if "Cilium" in name:
+        return "a CiliumNetworkPolicy with HTTP rules must allow this request"
     if "mesh" in name:
         return "an AuthorizationPolicy of the mesh must allow this client; its administrator knows which"
     if "Authorino" in name:

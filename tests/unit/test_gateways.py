@@ -121,6 +121,43 @@ ANSWERS = {
         "services is forbidden",
         hint="RoleBinding",
     ),
+    "Linkerd denies": Sent(
+        Reply(403, "", {"l5d-proxy-error": "unauthorized request on route"}),
+        "the service mesh's proxy (Linkerd)",
+        "unauthorized request on route",
+        hint="AuthorizationPolicy of Linkerd",
+    ),
+    "Linkerd has no server": Sent(Reply(502, "", {"l5d-proxy-error": "connect error"}), "(Linkerd)", "connect error"),
+    "Cilium denies": Sent(Reply(403, "Access denied\r\n", TEXT), "Cilium", "Access denied", hint="CiliumNetworkPolicy"),
+    "Kong asks for a key": Sent(
+        Reply(401, '{"message":"No API key found in request"}', {**JSON, "server": "kong/3.4.0"}),
+        "the API gateway (kong/3.4.0)",
+        "No API key found",
+        token=True,
+    ),
+    "APISIX denies": Sent(
+        Reply(403, '{"message":"The consumer is forbidden."}', {**JSON, "server": "APISIX/3.8.0"}),
+        "the API gateway (APISIX/3.8.0)",
+        "The consumer is forbidden",
+        hint="no access",
+    ),
+    "Identity-Aware Proxy": Sent(
+        Reply(401, "Invalid IAP credentials: empty token", {**TEXT, "x-goog-iap-generated-response": "true"}),
+        "Identity-Aware Proxy",
+        "empty token",
+        token=True,
+    ),
+    "Knative's queue is full": Sent(Reply(503, "pending request queue full\n", TEXT), "Knative", "queue full"),
+    "load balancer without a server": Sent(
+        Reply(
+            503, "<html><head><title>503 Service Unavailable</title></head></html>", {**HTML, "server": "awselb/2.0"}
+        ),
+        "(awselb)",
+        "503 Service Unavailable",
+    ),
+    "port that speaks TLS": Sent(
+        Reply(400, "Client sent an HTTP request to an HTTPS server.\n"), "speaks TLS", "HTTPS server", hint="https"
+    ),
     "Route's list of addresses": Sent(
         Reply(403, HAPROXY_403, HTML), "HAProxy", "administrative rules", hint="ip_whitelist"
     ),
