@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -33,18 +34,21 @@ COUNTING_TIMEOUT_S = 5.0
 def test_prompt_reaches_the_engine_unchanged(endpoint: EndpointClient, prompt: str) -> None:
     """The engine's echo of a prompt is the prompt, with code, numbers, white space and every form of Unicode.
 
+    JSON has two ways to write what is beyond ASCII, as it is and with escapes; clients use both.
+
     Firewalls take prompts about code for attacks, guardrails mask numbers, and rewritten bodies lose spaces or
     normalise characters: the model answers another question than the one that was asked.
     """
     body = endpoint.completion_body(prompt, echo=True, max_tokens=1, temperature=0)
-    response = endpoint.raw("POST", COMPLETIONS, json=body)
-    assert response.status_code == 200, (
-        f"the prompt {prompt!r} was answered {response.status_code}: {response.text[:300]}"
-    )
-    seen = response.json()["choices"][0]["text"]
-    assert seen.startswith(prompt), (
-        f"the prompt {prompt!r} was changed on its way: it {describe_change(prompt, seen[: len(prompt)])}"
-    )
+    written = {json.dumps(body, ensure_ascii=escaped).encode(): escaped for escaped in (True, False)}
+    for content, escaped in written.items():
+        sent = f"the prompt {prompt!r}" + (", sent with \\u escapes," if escaped else "")
+        response = endpoint.raw("POST", COMPLETIONS, content=content, headers={"content-type": "application/json"})
+        assert response.status_code == 200, f"{sent} was answered {response.status_code}: {response.text[:300]}"
+        seen = response.json()["choices"][0]["text"]
+        assert seen.startswith(prompt), (
+            f"{sent} was changed on its way: it {describe_change(prompt, seen[: len(prompt)])}"
+        )
 
 
 def test_every_stop_text_counts(endpoint: EndpointClient) -> None:

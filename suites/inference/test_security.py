@@ -29,7 +29,7 @@ ADMINISTRATION = (
     "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",
 )
-GUARDED = ("/v1/models", "/v1/responses", "/v1/embeddings", "/v1/messages")
+GUARDED = (CHAT, COMPLETIONS, "/v1/models", "/v1/responses", "/v1/embeddings", "/v1/messages")
 #: The path is there: it gave something, complained about the body, or wants POST. Redirects lead to a login.
 ANSWERED = (200, 201, 204, 400, 405, 415, 422)
 

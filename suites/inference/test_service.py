@@ -21,6 +21,9 @@ Needs = Callable[..., None]
 #: Clocks differ, and time stamps in another unit differ by factors.
 CLOCK_TOLERANCE_S = timedelta(days=1).total_seconds()
 
+#: What Prometheus reads.
+METRICS_TYPES = ("text/plain", "application/openmetrics-text")
+
 #: One of two routers that are chosen at random is missed once in 256 runs.
 NEW_CONNECTIONS = 8
 
@@ -48,9 +51,9 @@ def test_health_and_version_are_reported(endpoint: EndpointClient) -> None:
 
 @pytest.mark.smoke
 def test_responses_have_their_content_type(endpoint: EndpointClient) -> None:
-    """Answers and errors are ``application/json``, streams ``text/event-stream``.
+    """Answers and errors are ``application/json``, streams ``text/event-stream``, metrics a format of Prometheus.
 
-    Clients choose their parser by it, proxies whether they may buffer, compress or cache.
+    Clients choose their parser by it, proxies whether they may buffer, compress or cache; Prometheus refuses others.
     """
     body = endpoint.chat_body("Say hello.", max_tokens=1, temperature=0)
     requests = {
@@ -61,6 +64,10 @@ def test_responses_have_their_content_type(endpoint: EndpointClient) -> None:
     for what, (sent, expected) in requests.items():
         said = endpoint.raw("POST", CHAT, json=sent).headers.get("content-type", "")
         assert said.partition(";")[0].strip() == expected, f"{what} has content type {said!r}, expected {expected}"
+    metrics = endpoint.raw("GET", "/metrics")
+    said = metrics.headers.get("content-type", "")
+    known = said.partition(";")[0].strip() in METRICS_TYPES
+    assert known or metrics.status_code != 200, f"/metrics has content type {said!r}, expected {METRICS_TYPES[0]}"
 
 
 def test_created_is_the_time_of_the_answer(endpoint: EndpointClient) -> None:
@@ -68,14 +75,16 @@ def test_created_is_the_time_of_the_answer(endpoint: EndpointClient) -> None:
 
     Logs and bills are put in order by it; milliseconds or zero put them into another age.
     """
-    body = endpoint.chat("Say hello.", max_tokens=1, temperature=0).body
-    chunks = endpoint.stream_chat("Say hello.", max_tokens=4, temperature=0).read().chunks
-    said = {chunk.get("created") for chunk in chunks}
-    assert len(said) == 1, f"the chunks of one stream were created at {sorted(map(str, said))}"
-    for created in (body.get("created"), *said):
-        assert type(created) is int, f"created is {created!r}, not an integer"
-        off_s = abs(created - time.time())
-        assert off_s < CLOCK_TOLERANCE_S, f"created is {created}: {off_s:.0f} s from now, which is {time.time():.0f}"
+    apis = ((endpoint.chat, endpoint.stream_chat), (endpoint.completion, endpoint.stream_completion))
+    for ask, ask_stream in apis:
+        body = ask("Say hello.", max_tokens=1, temperature=0, ignore_eos=True).body
+        chunks = ask_stream("Say hello.", max_tokens=4, temperature=0).read().chunks
+        said = {chunk.get("created") for chunk in chunks}
+        assert len(said) == 1, f"the chunks of one stream were created at {sorted(map(str, said))}"
+        for created in (body.get("created"), *said):
+            assert type(created) is int, f"created is {created!r}, not an integer"
+            off_s = abs(created - time.time())
+            assert off_s < CLOCK_TOLERANCE_S, f"created is {created}: {off_s:.0f} s from now, {time.time():.0f}"
 
 
 def test_no_two_answers_share_an_id(endpoint: EndpointClient) -> None:
@@ -121,15 +130,25 @@ def test_metrics_count_what_is_served(endpoint: EndpointClient, needs: Needs) ->
 def test_request_without_the_key_is_refused(endpoint: EndpointClient) -> None:
     """Where a key is configured, a request without it or with another one gives 401, and with it an answer.
 
-    A gateway that accepts every client looks healthy until the bill arrives.
+    A gateway that accepts every client looks healthy until the bill arrives; one that compares the beginning of a key,
+    or guards one API of two, looks guarded as well.
     """
     if endpoint.target.api_key is None:
         does_not_apply("no key is configured for this endpoint (VLLM_STAGE_API_KEY)")
+    key = endpoint.target.api_key.reveal()
+    asked: dict[str, dict[str, str]] = {
+        "without a key": {},
+        "with a wrong key": {"authorization": "Bearer wrong"},
+        "with an empty key": {"authorization": "Bearer"},
+        "with the key and a letter more": {"authorization": f"Bearer {key}x"},
+        "with the key but for its last letter": {"authorization": f"Bearer {key[:-1]}"},
+    }
     with EndpointClient(dataclasses.replace(endpoint.target, api_key=None)) as anyone:
-        for what, headers in {"without a key": {}, "with a wrong key": {"authorization": "Bearer wrong"}}.items():
+        for what, headers in asked.items():
             listing = anyone.raw("GET", "/v1/models", headers=headers)
-            answer = anyone.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=1), headers=headers)
-            for response in (listing, answer):
+            chat = anyone.raw("POST", CHAT, json=endpoint.chat_body("Say hello.", max_tokens=1), headers=headers)
+            body = endpoint.completion_body("Hello", max_tokens=1)
+            for response in (listing, chat, anyone.raw("POST", COMPLETIONS, json=body, headers=headers)):
                 said = f"{response.request.url.path} answered {response.status_code} {what}"
                 assert response.status_code in (401, 403), f"{said}, expected 401"
     assert endpoint.models(), "with the key, /v1/models lists nothing"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage import EndpointClient, StreamedAnswer
 from pytest_vllm_stage.checks.inference.pace import pace_of
 from pytest_vllm_stage.checks.inference.together import settled
 from pytest_vllm_stage.serving.answers import DONE
@@ -19,6 +21,10 @@ Needs = Callable[..., None]
 MANY_BYTES = "Grüße 你好 🙂✓"
 #: Pieces of a stream after which its client goes away.
 READ_BEFORE_LEAVING = 6
+#: Seconds in which the server's gauges show a request that runs.
+SHOWN_WITHIN_S = 3.0
+
+APIS = pytest.mark.parametrize("api", ["chat", "completions"])
 
 #: A hop that buffers does so every time; a busy machine does not hold a stream back three times running.
 PACE_ATTEMPTS = 3
@@ -58,14 +64,23 @@ def test_stream_arrives_incrementally(endpoint: EndpointClient, counting: str) -
     pytest.fail(f"{pace.symptom} ({PACE_ATTEMPTS} streams of {PACE_ATTEMPTS})")
 
 
+def ask_stream(endpoint: EndpointClient, api: str, max_tokens: int = 8, **parameters: Any) -> StreamedAnswer:
+    """A short stream of either API, read to its end; a plain completion may have nothing to add, unless it must."""
+    if api == "chat":
+        return endpoint.stream_chat("Say hello.", temperature=0, max_tokens=max_tokens, **parameters).read()
+    asked = {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True, **parameters}
+    return endpoint.stream_completion("Say hello.", **asked).read()
+
+
 @pytest.mark.smoke
-def test_stream_ends_with_done(endpoint: EndpointClient) -> None:
+@APIS
+def test_stream_ends_with_done(endpoint: EndpointClient, api: str) -> None:
     """``[DONE]`` is the last event, comes once, and nothing is left unfinished behind it.
 
     It alone distinguishes a complete answer from one that a proxy's timeout cut off: without it a client waits, or
     takes half an answer for the whole.
     """
-    answer = endpoint.stream_chat("Say hello.", temperature=0, max_tokens=8).read()
+    answer = ask_stream(endpoint, api)
     data = [event.data for event in answer.events]
     assert data, "the stream had no event at all"
     assert DONE in data, f"the stream ended without [DONE]; its last event was {data[-1][:200]}"
@@ -74,22 +89,24 @@ def test_stream_ends_with_done(endpoint: EndpointClient) -> None:
     assert not answer.unfinished.strip(), f"an event was left unfinished after [DONE]: {answer.unfinished[:200]!r}"
 
 
-def test_chunks_of_a_stream_are_consistent(endpoint: EndpointClient) -> None:
-    """All chunks carry one id and the model's name, the first says the role, and one finish reason follows the text.
+@APIS
+def test_chunks_of_a_stream_are_consistent(endpoint: EndpointClient, api: str) -> None:
+    """All chunks carry one id and the model's name, a chat's first the role, and one finish reason follows the text.
 
     Clients put chunks together by id and stop reading at the finish reason: text after it is lost, a foreign id is
     another user's answer.
     """
-    answer = endpoint.stream_chat("Say hello.", temperature=0, max_tokens=8).read()
+    answer = ask_stream(endpoint, api)
     ids, models = {chunk.get("id") for chunk in answer.chunks}, {chunk.get("model") for chunk in answer.chunks}
     assert len(ids) == 1, f"the chunks of one stream carry {len(ids)} ids: {sorted(map(str, ids))}"
     assert models == {endpoint.target.model}, (
         f"asked {endpoint.target.model}, the chunks name {sorted(map(str, models))}"
     )
-    role = answer.chunks[0]["choices"][0]["delta"].get("role")
-    assert role == "assistant", f"the first delta gives the role {role!r}"
+    role = answer.chunks[0]["choices"][0].get("delta", {}).get("role")
+    assert api != "chat" or role == "assistant", f"the first delta gives the role {role!r}"
     objects = {chunk.get("object") for chunk in answer.chunks}
-    assert objects == {"chat.completion.chunk"}, f"the chunks are called {sorted(map(str, objects))}"
+    expected = "chat.completion.chunk" if api == "chat" else "text_completion"
+    assert objects == {expected}, f"the chunks are called {sorted(map(str, objects))}, expected {expected!r}"
     choices = [choice for chunk in answer.chunks for choice in chunk["choices"]]
     unended = [choice for choice in choices if not choice.get("finish_reason")]
     odd = [choice for choice in unended if choice.get("finish_reason", "absent") is not None]
@@ -98,15 +115,16 @@ def test_chunks_of_a_stream_are_consistent(endpoint: EndpointClient) -> None:
     assert choices[-1].get("finish_reason"), "text came after the finish reason"
 
 
-def test_stream_carries_usage_when_requested(endpoint: EndpointClient) -> None:
+@APIS
+def test_stream_carries_usage_when_requested(endpoint: EndpointClient, api: str) -> None:
     """With ``include_usage`` one last chunk reports the token counts, the same as the plain answer's; without it, none.
 
     Streams are billed and rate-limited by this chunk.
     """
-    parameters = {"temperature": 0, "max_tokens": 8}
-    plain = endpoint.chat("Say hello.", **parameters).usage
-    asked = endpoint.stream_chat("Say hello.", stream_options={"include_usage": True}, **parameters).read()
-    unasked = endpoint.stream_chat("Say hello.", **parameters).read()
+    parameters: dict[str, Any] = {"temperature": 0, "max_tokens": 8} | ({} if api == "chat" else {"ignore_eos": True})
+    plain = (endpoint.chat if api == "chat" else endpoint.completion)("Say hello.", **parameters).usage
+    asked = ask_stream(endpoint, api, stream_options={"include_usage": True})
+    unasked = ask_stream(endpoint, api)
     assert len(asked.usage_chunks) == 1, f"usage was requested, but {len(asked.usage_chunks)} chunks carry it"
     (chunk,) = asked.usage_chunks
     assert chunk is asked.chunks[-1], "text chunks came after the usage chunk"
@@ -173,7 +191,8 @@ def test_client_that_disconnects_frees_its_slot(endpoint: EndpointClient, counti
     """When a client disconnects from a long stream, the server stops generating it, long before it would have ended.
 
     Users close their windows: a server that goes on generating is full of answers that no client reads. How long it
-    would have taken follows from the server's own pace; half of that is the deadline.
+    would have taken follows from the server's own pace; half of that is the deadline. While it runs, the gauge by which
+    autoscalers and routers see the load counts it.
     """
     needs("metrics")
     room = (endpoint.tokenize("x").max_model_len or 2048) - endpoint.tokenize(messages=counting).count - 8
@@ -190,8 +209,12 @@ def test_client_that_disconnects_frees_its_slot(endpoint: EndpointClient, counti
             arrivals.append(event.arrived_at)
             if len(arrivals) == READ_BEFORE_LEAVING:
                 break
-    assert len(arrivals) == READ_BEFORE_LEAVING, f"a stream of {room} tokens ended after {len(arrivals)} events"
-    would_take_s = (arrivals[-1] - arrivals[1]) / (READ_BEFORE_LEAVING - 2) * room
+        assert len(arrivals) == READ_BEFORE_LEAVING, f"a stream of {room} tokens ended after {len(arrivals)} events"
+        would_take_s = (arrivals[-1] - arrivals[1]) / (READ_BEFORE_LEAVING - 2) * room
+        is_shown = settled(lambda: state()[0] >= 1, min(SHOWN_WITHIN_S, would_take_s / 4))
+        # A busy client may look when the stream has ended.
+        is_shown = is_shown or time.perf_counter() - arrivals[0] > would_take_s / 2
+    assert is_shown, f"while a stream of {room} tokens was read, vllm:num_requests_running was 0"
 
     def freed() -> bool:
         running, aborted = state()

@@ -391,9 +391,11 @@ DEFECTS = (
     Defect("created_anew", {CREATED}, "the chunks of one stream were created at"),
     Defect("created_in_milliseconds", {CREATED}, "created is 1"),
     Defect(
-        "frozen_metrics", {METRICS, CACHE_HIT}, "served, but not counted in /metrics: {'vllm:request_success': '0 of 1'"
+        "frozen_metrics",
+        {METRICS, CACHE_HIT, FREES_SLOT},
+        "not counted in /metrics: {'vllm:request_success': '0 of 1'",
     ),
-    Defect("key_not_asked_for", {KEY}, "answered 200 without a key, expected 401"),
+    Defect("key_not_asked_for", {KEY, OPEN_PATHS}, "answered 200 without a key, expected 401"),
     Defect("no_version", {WELL}, "/version reports 'unknown'"),
     Defect("recycled_ids", {IDS}, "12 answers carry only 4 ids"),
     Defect("streams_called_json", {TYPES}, "a stream has content type 'application/json'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 # test_answers
 FACT = "test_chat_answer_knows_a_fact"
 QUESTION = "test_answers_depend_on_the_question"
-NAMES = "test_chat_answer_names_its_model_and_object"
+NAMES = "test_answer_names_its_model_and_object"
 COMPLETION = "test_completion_continues_its_prompt"
 # test_conversation
 TURNS = "test_every_turn_reaches_the_model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 from tests.defects import checks
@@ -420,3 +421,39 @@ class WholeAnswersGoOn(
 
     def aborts_upstream(self) -> bool:
         return False
+
+
+class CompletionRenamed(
+    AnswerDefect, by={checks.NAMES}, says=r"hosted_vllm/", source="https://github.com/BerriAI/litellm/pull/23376"
+):
+    """Answers to plain completions name the model as the gateway's configuration does; those to chats do not."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if body.get("object") == "text_completion":
+            body["model"] = f"hosted_vllm/{body['model']}"
+
+
+class MetricsMistyped(
+    Defect,
+    by={checks.TYPES},
+    says=r"/metrics has content type 'application/json",
+    source="https://github.com/openvinotoolkit/model_server/issues/3689",
+):
+    """Metrics are called JSON, which Prometheus 3 refuses."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        if exchange.request.path == "/metrics":
+            answer.headers["content-type"] = "application/json; charset=utf-8"
+
+
+class RunningStandsStill(
+    Defect,
+    by={checks.FREES_SLOT},
+    says=r"while a stream of \d+ tokens was read, vllm:num_requests_running was 0",
+    source="https://github.com/llm-d/llm-d-inference-sim/pull/36",
+):
+    """The gauge of running requests is always 0, so that autoscalers and routers see an idle server."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        if exchange.request.path == "/metrics":
+            answer.body = re.sub(rb"(vllm:num_requests_running\{[^}]*\}) \S+", rb"\1 0.0", answer.body)

@@ -498,3 +498,51 @@ class FieldsAssumed(
         except ValueError:
             return None
         return None
+
+
+class CompletionsUnguarded(
+    Defect,
+    by={checks.KEY, checks.OPEN_PATHS},
+    says=r"/v1/completions",
+    source="https://github.com/ankitcharolia/kiro-gateway/issues/39",
+    needs_key=True,
+):
+    """The key is asked for where chats are, and not where plain completions are."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Send the gateway's own key on."""
+        if exchange.request.path == "/v1/completions":
+            exchange.request.headers["authorization"] = "Bearer sim-key"
+        return None
+
+
+class KeyComparedByItsBeginning(
+    Defect,
+    by={checks.KEY},
+    says=r"with the key and a letter more, expected 401",
+    source="https://github.com/exa-labs/exa-mcp-server/pull/246",
+    needs_key=True,
+):
+    """A key that begins with the right one is accepted."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Forget what comes after it."""
+        given = exchange.request.headers.get("authorization", "")
+        if given.startswith("Bearer sim-key"):
+            exchange.request.headers["authorization"] = "Bearer sim-key"
+        return None
+
+
+class EscapesReadOneByOne(
+    Defect,
+    by={checks.PROMPT_UNCHANGED},
+    says=r"sent with \\u escapes, was changed",
+    source="https://github.com/Orange-OpenSource/hurl/issues/2235",
+):
+    """Each escape of a body is decoded alone, which replaces the characters that take two of them."""
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Bodies without escapes stay as they are."""
+        pair = re.compile(rb"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")
+        exchange.request.body = pair.sub(rb"\\ufffd\\ufffd", exchange.request.body)
+        return None

@@ -509,3 +509,33 @@ class SlowReaderDropped(
                 yield event
         finally:
             reading.cancel()
+
+
+class CompletionStreamUnended(
+    Defect,
+    by={checks.DONE},
+    says=r"ended without \[DONE\]",
+    source="https://github.com/quangdang46/openproxy/issues/242",
+):
+    """Streams of plain completions are translated on a path of their own, which ends without ``[DONE]``."""
+
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Chats keep it."""
+        async for event in events:
+            if event != DONE or not exchange.request.path.endswith("/v1/completions"):
+                yield event
+
+
+class IdInEveryCompletionChunk(
+    ChunkDefect,
+    by={checks.ONE_PIECE, checks.CREATED},
+    says=r"chunks of one stream carry \d+ ids",
+    source="https://github.com/raullenchai/Rapid-MLX/pull/752",
+):
+    """Every chunk of a plain completion gets an id and a time of its own; those of chats share theirs."""
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        if chunk.get("object") == "text_completion":
+            self.count = getattr(self, "count", 0) + 1
+            chunk |= {"id": f"cmpl-{self.count}", "created": chunk["created"] + self.count}
+        return [chunk]
