@@ -1,8 +1,8 @@
 """Distributes the suites' checks to xdist's workers by lanes: one worker runs all that shares answers or a long wait.
 
-The checks of each model are two lanes, the relations between answers and the rest, so that no engine waits for another
-one; an engine that decodes for several checks at once takes hardly longer than for one. All load tests are one lane,
-the last: they have exclusive access (`session.exclusive`).
+The checks of each model are several lanes, so that no engine waits for another one, and each has a full batch to
+decode: eight requests take it hardly longer than one. All load tests are one lane, the last: they have exclusive
+access (`session.exclusive`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,19 @@ if TYPE_CHECKING:
 #: In a worker's input: the checks come to it by lanes.
 INPUT = "vllm_stage_lanes"
 LOAD = "load"
-#: The suite whose checks are distributed by model, and its file that has lanes of its own.
-BY_MODEL, RELATIONS = "inference", "test_relations.py"
+#: The suite whose checks are distributed by model, and its files that run apart from the others: each group a lane of
+#: its own, about equally long. The slow lanes run with the rest, which joins them (suites/inference/conftest.py).
+BY_MODEL = "inference"
+APART = {
+    f"test_{name}.py": lane
+    for lane, names in {
+        "relations": ("relations",),
+        "structure": ("structure", "isolation", "limits"),
+        "tools": ("tools", "streaming", "transport"),
+        "parameters": ("parameters", "properties", "sampling"),
+    }.items()
+    for name in names
+}
 #: Suites of one lane each; those with load steps, and what reads their results, share the last one.
 _LANES = {"deployment": "deployment", "slo": LOAD, "benchmark": LOAD, "registry": LOAD, "resilience": LOAD}
 
@@ -33,7 +44,7 @@ def find_lane(nodeid: str, roles: Sequence[str]) -> str:
     parameters = re.search(r"\[(.*)\]$", nodeid)
     given = parameters[1] if parameters else ""
     role = max((one for one in roles if f"{given}-".startswith(f"{one}-")), key=len, default="")
-    return f"{role} relations" if path.name == RELATIONS else role or suite
+    return f"{role} {APART.get(path.name, '')}".strip() or suite
 
 
 def has_whole_lanes(config: pytest.Config) -> bool:

@@ -11,7 +11,7 @@ from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
 from pytest_vllm_stage.checks.inference.liveness import find_dead_engine
 from pytest_vllm_stage.checks.inference.releases import describe_lack, read_release
 from pytest_vllm_stage.checks.inference.slow_lanes import SlowLanes
-from pytest_vllm_stage.session.lanes import RELATIONS, has_whole_lanes
+from pytest_vllm_stage.session.lanes import APART, has_whole_lanes
 from pytest_vllm_stage.settings.profile import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _start_slow_lanes(request: pytest.FixtureRequest, _skip_behind_dead_engine: 
     """Start them with the first check of an endpoint where they are joined later in this process."""
     is_joined = any(item.path.name == JOINS_SLOW_LANES for item in request.session.items)
     is_elsewhere = hasattr(request.config, "workerinput") and (
-        not has_whole_lanes(request.config) or request.path.name == RELATIONS
+        not has_whole_lanes(request.config) or request.path.name in APART
     )
     if is_joined and not is_elsewhere and "endpoint" in request.fixturenames:
         request.getfixturevalue("slow_lanes")

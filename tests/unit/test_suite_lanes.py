@@ -21,6 +21,8 @@ ROLES = ["quantized", "full", "full-2"]
         ("suites/inference/test_models.py::test_model_is_listed[full-2-chat]", "full-2"),
         ("suites/inference/test_relations.py::test_stream_equals_plain[full-chat-text]", "full relations"),
         ("suites/inference/test_relations.py::test_stream_equals_plain[quantized-chat]", "quantized relations"),
+        ("suites/inference/test_tools.py::test_tool[full-plain]", "full tools"),
+        ("suites/inference/test_streaming.py::test_stream[full-2]", "full-2 tools"),
         ("suites/inference/test_models.py::test_without_a_model", "inference"),
         ("suites/inference/test_models.py::test_model_is_listed[fuller]", "inference"),
         ("suites/slo/test_slo.py::test_objectives[full-rate-5]", "load"),
