@@ -16,7 +16,7 @@ from pytest_vllm_stage.serving.failures import RequestFailed
 Needs = Callable[..., None]
 
 #: Effects that are looked for at the same time.
-AT_ONCE = 6
+AT_ONCE = 8
 WAYS = {
     "chat": ("chat", False),
     "chat-stream": ("chat", True),

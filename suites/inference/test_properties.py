@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vllm_stage import EndpointClient, Usage
-from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
+from pytest_vllm_stage.checks.inference.properties import TEXTS, check_examples
 
 Needs = Callable[..., None]
 
@@ -64,9 +63,8 @@ def test_any_request_gets_what_it_asks_for(endpoint: EndpointClient) -> None:
     Users combine parameters as no test of single ones does; it is at two that meet where servers and gateways break.
     """
 
-    @examples(16)
-    @given(TEXTS, PARAMETERS, st.booleans())
-    def keeps_to_it(text: str, asked: dict[str, Any], stream: bool) -> None:
+    def keeps_to_it(drawn: tuple[str, dict[str, Any], bool]) -> None:
+        text, asked, stream = drawn
         texts, reasons, usage = choices_of(endpoint, text, asked, stream)
         said = f"{text!r} with {asked}, {'streamed' if stream else 'plain'}:"
         wanted = asked.get("n", 1)
@@ -80,7 +78,7 @@ def test_any_request_gets_what_it_asks_for(endpoint: EndpointClient) -> None:
         counted = endpoint.tokenize(messages=text).count
         assert usage.prompt_tokens == counted, f"{said} usage says {usage.prompt_tokens} prompt tokens of {counted}"
 
-    keeps_to_it()
+    check_examples(st.tuples(TEXTS, PARAMETERS, st.booleans()), 16, keeps_to_it)
 
 
 def test_any_text_is_completed_by_its_own_tokens(endpoint: EndpointClient, needs: Needs) -> None:
@@ -90,8 +88,6 @@ def test_any_text_is_completed_by_its_own_tokens(endpoint: EndpointClient, needs
     """
     needs("token_ids")
 
-    @examples(12)
-    @given(TEXTS)
     def is_completed(text: str) -> None:
         answer = endpoint.completion(text, temperature=0, max_tokens=1, return_token_ids=True)
         tokens = endpoint.tokenize(text)
@@ -100,4 +96,4 @@ def test_any_text_is_completed_by_its_own_tokens(endpoint: EndpointClient, needs
         counted = answer.usage.prompt_tokens
         assert counted == tokens.count, f"{text!r}: usage says {counted} prompt tokens of {tokens.count}"
 
-    is_completed()
+    check_examples(TEXTS, 12, is_completed)

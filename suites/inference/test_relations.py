@@ -118,8 +118,7 @@ def _select(items: list[pytest.Item], role: str, profile: ModelProfile | None) -
     """What the chosen checks of a model compare, without what its profile rules out."""
     cannot = profile.cannot if profile else {}
     alone: dict[str, Case] = {}
-    in_ways: list[tuple[Case, bool, str]] = []
-    batches: list[list[tuple[Case, bool, str]]] = []
+    among_others: list[tuple[Case, bool, str]] = []
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         if params.get("model_role") != role:
@@ -129,10 +128,10 @@ def _select(items: list[pytest.Item], role: str, profile: ModelProfile | None) -
         simpler = [case.without(_factor_left_out(test, case)) for case in cases if _factor_left_out(test, case)]
         alone |= {case.id: case for case in (*cases, *simpler)}
         if test == test_answer_among_others_equals_answer_alone.__name__:
-            batches.append([(case, False, ORDINARY) for case in cases])
+            among_others += [(case, False, ORDINARY) for case in cases]
         elif test in ASKED_IN_THEIR_WAY:
-            in_ways += [(case, ASKED_IN_THEIR_WAY[test], case.row["way"]) for case in cases]
-    return Selection(list(alone.values()), [in_ways, *batches])
+            among_others += [(case, ASKED_IN_THEIR_WAY[test], case.row["way"]) for case in cases]
+    return Selection(list(alone.values()), among_others)
 
 
 def _factor_left_out(test: str, case: Case) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vllm_stage import Answer, EndpointClient, ModelProfile
-from pytest_vllm_stage.checks.inference.properties import examples
+from pytest_vllm_stage.checks.inference.properties import check_examples
 from pytest_vllm_stage.checks.inference.schema import schema_violation
+from pytest_vllm_stage.checks.inference.together import ask_together
 from pytest_vllm_stage.checks.inference.tools import ToolCall, find_finish_reason, read_calls, read_streamed_calls
 from pytest_vllm_stage.serving.client import CHAT
 from pytest_vllm_stage.serving.failures import shown
@@ -72,8 +72,6 @@ def test_schema_constraint_yields_json_of_that_schema(endpoint: EndpointClient, 
     needs("structured_outputs")
     complete = []
 
-    @examples(5)
-    @given(OBJECTS)
     def fits(schema: dict[str, Any]) -> None:
         wanted = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
         answer = endpoint.chat("Describe a thing as JSON.", response_format=wanted, **DRAW)
@@ -83,7 +81,7 @@ def test_schema_constraint_yields_json_of_that_schema(endpoint: EndpointClient, 
         problem = schema_violation(read(answer.text, "constrained to a schema, the answer"), schema, "the answer")
         assert not problem, f"{problem}; it was constrained to {schema}"
 
-    fits()
+    check_examples(OBJECTS, 5, fits)
     assert complete, f"no answer constrained to a schema ended within {ROOM} tokens"
 
 
@@ -113,14 +111,13 @@ def test_regex_constraint_yields_a_full_match(endpoint: EndpointClient, needs: N
     """
     needs("structured_outputs")
 
-    @examples(8)
-    @given(EXPRESSIONS, st.sampled_from([0, 1.5]))
-    def matches(pattern: str, temperature: float) -> None:
+    def matches(drawn: tuple[str, float]) -> None:
+        pattern, temperature = drawn
         asked = {"structured_outputs": {"regex": pattern}, "temperature": temperature, "max_tokens": 40, "seed": 1}
         text = endpoint.chat("Say something.", **asked).text
         assert re.fullmatch(pattern, text), f"constrained to {pattern!r}, the answer is {text!r}"
 
-    matches()
+    check_examples(st.tuples(EXPRESSIONS, st.sampled_from([0, 1.5])), 8, matches)
 
 
 def test_choice_constraint_yields_exactly_one_choice(endpoint: EndpointClient, needs: Needs) -> None:
@@ -131,11 +128,12 @@ def test_choice_constraint_yields_exactly_one_choice(endpoint: EndpointClient, n
     needs("structured_outputs")
     choices = ["violet", "orange", "white and black"]
     asked = {"structured_outputs": {"choice": choices}, "temperature": 0, "max_tokens": 16}
-    said = {
-        "chat": endpoint.chat("Name a colour.", **asked).text,
-        "streamed chat": endpoint.stream_chat("Name a colour.", **asked).read().text,
-        "completion": endpoint.completion("My favourite colour is", **asked).text,
+    ways: dict[str, Callable[[], str]] = {
+        "chat": lambda: endpoint.chat("Name a colour.", **asked).text,
+        "streamed chat": lambda: endpoint.stream_chat("Name a colour.", **asked).read().text,
+        "completion": lambda: endpoint.completion("My favourite colour is", **asked).text,
     }
+    said = ask_together(ways)
     wrong = {what: text for what, text in said.items() if text not in choices}
     assert not wrong, f"constrained to one of {choices}, the answers are {wrong}"
 

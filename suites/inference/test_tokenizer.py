@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
 
 from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.patterns import pattern
-from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
+from pytest_vllm_stage.checks.inference.properties import TEXTS, check_examples
 
 Needs = Callable[..., None]
 
@@ -33,15 +32,13 @@ def test_text_survives_the_tokenizer(endpoint: EndpointClient, needs: Needs) -> 
     """
     needs("lossless_tokenizer")
 
-    @examples(40)
-    @given(TEXTS)
     def survives(text: str) -> None:
         tokens = endpoint.tokenize(text, add_special_tokens=False)
         assert tokens.count == len(tokens.ids), f"{text!r}: count says {tokens.count}, {len(tokens.ids)} ids came"
         back = endpoint.detokenize(tokens.ids) if tokens.ids else ""
         assert back == text, f"{text!r} became {back!r} through {list(tokens.ids)}"
 
-    survives()
+    check_examples(TEXTS, 40, survives)
 
 
 def test_tokenizer_endpoint_equals_the_engines_tokenizer(endpoint: EndpointClient, needs: Needs) -> None:

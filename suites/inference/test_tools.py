@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
+from pytest_vllm_stage.checks.inference.together import ask_together, together
 from pytest_vllm_stage.checks.inference.tools import ToolCall, find_finish_reason, read_calls, read_streamed_calls
 from pytest_vllm_stage.serving.client import CHAT
 from pytest_vllm_stage.serving.failures import shown
@@ -110,9 +111,15 @@ def test_parallel_tool_calls_can_be_switched_off(
     """
     needs("tools")
     asked = written([{"name": "get_time", "arguments": {"zone": zone}} for zone in ("UTC", "CET")])
-    for allowed, expected in ((True, 2), (False, 1)):
-        tools = [tool("get_time", ZONES, strict=False)]
-        calls, _ = ask(endpoint, stream, "What time is it?", tools=tools, parallel_tool_calls=allowed, **asked)
+    asked["tools"] = [tool("get_time", ZONES, strict=False)]
+
+    def call(allowed: bool) -> list[ToolCall]:
+        return ask(endpoint, stream, "What time is it?", parallel_tool_calls=allowed, **asked)[0]
+
+    expectations = {True: 2, False: 1}
+    for (allowed, expected), calls in zip(
+        expectations.items(), together(call, expectations, at_once=len(expectations)), strict=True
+    ):
         said = [f"{call.name}({call.arguments})" for call in calls]
         assert len(calls) == expected, f"parallel_tool_calls {allowed}: of two calls expected {expected}, got {said}"
 
@@ -171,12 +178,13 @@ def test_every_form_of_structure_is_kept(endpoint: EndpointClient, needs: Needs,
     """
     needs("structured_outputs")
     question, asked = "Describe a thing as JSON.", {**FORMS[form], "temperature": 0, "max_tokens": 40}
-    said = {
-        "chat": endpoint.chat(question, **asked).text,
-        "streamed chat": endpoint.stream_chat(question, **asked).read().text,
-        "completion": endpoint.completion(question, **asked).text,
-        "streamed completion": endpoint.stream_completion(question, **asked).read().text,
+    ways: dict[str, Callable[[], str]] = {
+        "chat": lambda: endpoint.chat(question, **asked).text,
+        "streamed chat": lambda: endpoint.stream_chat(question, **asked).read().text,
+        "completion": lambda: endpoint.completion(question, **asked).text,
+        "streamed completion": lambda: endpoint.stream_completion(question, **asked).read().text,
     }
+    said = ask_together(ways)
     broken = {what: text for what, text in said.items() if not has_form(form, text)}
     assert not broken, f"constrained by {FORMS[form]}, the answers are {broken}"
 

@@ -44,6 +44,7 @@ from tests.defects.checks import (
     DRAWS,
     EACH_OF_N,
     ENGINES_TOKENS,
+    EVERYWHERE,
     EXPRESSION,
     FACT,
     FILTER,
@@ -109,6 +110,7 @@ from tests.defects.checks import (
     TOKEN_SCORES,
     TOOL_AUTO,
     TOOL_NONE,
+    TOOL_PARALLEL,
     TOOL_REQUESTED,
     TOOL_RESULT,
     TURNS,
@@ -419,8 +421,13 @@ DEFECTS = (
         },
     ),
     Defect("confused_by_aborts", {ABANDONED}, "was shown, and continued with '######'"),
-    # Two other checks ask several things at a time too, and meet it or not.
-    Defect("cross_talk", {AT_ONCE, AMONG_OTHERS}, "answers are mixed up", also={GOLDEN, PENALTY}),
+    # Other checks ask several things at a time too, and meet it or not.
+    Defect(
+        "cross_talk",
+        {AT_ONCE, AMONG_OTHERS},
+        "answers are mixed up",
+        also={ANY_REQUEST, EVERYWHERE, EXPRESSION, GOLDEN, PENALTY, SCHEMA, TOOL_PARALLEL},
+    ),
     Defect("one_at_a_time", {ALL_MOVE}, "of four streams asked for together, kiwi, lamp, river, stone ran alone"),
     Defect("prefix_cache_garbles", {CACHED}, "was shown, and continued with '######'"),
     Defect("prefix_cache_mixes_prompts", {CACHED}, "answers are mixed up"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytest_vllm_stage.checks.inference.relations.ahead import group_for_alone
 from pytest_vllm_stage.checks.inference.relations.asking import Asker, RelationBroken
 from pytest_vllm_stage.checks.inference.relations.covering import Choice, cover_pairs, pairs_to_cover
-from pytest_vllm_stage.checks.inference.relations.features import FACTORS, MATRIX, Case, exclusion
+from pytest_vllm_stage.checks.inference.relations.features import FACTORS, GUIDED, MATRIX, Case, exclusion
 from pytest_vllm_stage.checks.inference.relations.reading import (
     Reading,
     describe_change,
@@ -298,6 +298,31 @@ def test_answer_asked_ahead_is_compared_and_a_difference_is_asked_again(ahead: s
     assert str(raised.value).endswith(expected)
 
 
+class Drifting(Asker):
+    """An asker whose server answers each request with the next text."""
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(EndpointClient(Target("full", "m", "http://127.0.0.1:9")))
+        self.texts = list(texts)
+
+    def ask(self, case: Case, body: dict[str, Any], *, stream: bool = False, way: str = "") -> Reading:
+        return read_answer(whole(content=self.texts.pop(0)))
+
+
+@pytest.mark.parametrize(
+    ("plain_again", "expected"),
+    [
+        ("b", "again != first for plain text on chat: the plain answer says 'b' instead of 'a'"),
+        ("a", "streamed != plain for plain text on chat: the stream says 'b' instead of 'a'"),
+    ],
+)
+def test_plain_answer_that_changes_is_not_taken_for_a_broken_way(plain_again: str, expected: str) -> None:
+    asker, case = Drifting("a", "b", plain_again), MATRIX[0].without("way")
+    with pytest.raises(RelationBroken) as raised:
+        asker.check("streamed != plain", case, "the stream", stream=True)
+    assert str(raised.value) == expected
+
+
 def test_failure_of_a_request_asked_ahead_is_reported_by_its_check() -> None:
     """Also where the server would answer by then: a failure that passes is a failure."""
     asker, case = Refusing("chat"), MATRIX[0]
@@ -307,8 +332,8 @@ def test_failure_of_a_request_asked_ahead_is_reported_by_its_check() -> None:
         asker.alone(case)
 
 
-def test_only_calls_of_one_kind_of_tool_are_asked_at_the_same_time() -> None:
+def test_only_answers_with_one_grammar_are_asked_at_the_same_time() -> None:
     groups = group_for_alone(MATRIX)
     assert sorted(case.place for group in groups for case in group) == list(range(len(MATRIX)))
     shared = [{case.row["answer"] for case in group} for group in groups if len(group) > 1]
-    assert sorted(map(sorted, shared)) == [["named tool"], ["required tool"], ["several tool calls"]]
+    assert sorted(map(sorted, shared)) == [[answer] for answer in sorted(GUIDED)]

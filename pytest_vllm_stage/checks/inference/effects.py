@@ -148,16 +148,17 @@ def _included_stop(way: WayOfAsking) -> str:
 
 
 #: Parameter to what finds the problem with it, in words; empty where it has its effect.
+#: Those that take longest come first.
 EFFECTS: dict[str, Callable[[WayOfAsking], str]] = {
+    "frequency_penalty": _penalty({"frequency_penalty": 2.0}),
+    "presence_penalty": _penalty({"presence_penalty": 2.0}),
+    "repetition_penalty": _penalty({"repetition_penalty": 2.0}),
     "seed": _seed,
     "temperature": _temperature,
     "temperature over 1": _temperature_over_1,
     "top_k": _filter({"top_k": 1}),
     "top_p": _filter({"top_p": 1e-6}),
     "min_p": _filter({"min_p": 1.0}),
-    "frequency_penalty": _penalty({"frequency_penalty": 2.0}),
-    "presence_penalty": _penalty({"presence_penalty": 2.0}),
-    "repetition_penalty": _penalty({"repetition_penalty": 2.0}),
     "max_tokens": _max_tokens,
     "stop_token_ids": _stop_token,
     "min_tokens": _min_tokens,

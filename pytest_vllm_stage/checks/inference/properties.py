@@ -5,8 +5,21 @@ Imports Hypothesis, so only suites import this, never the plugin.
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, Phase, settings
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+from pytest_vllm_stage.checks.inference.together import together
+
+Example = TypeVar("Example")
+
+#: Examples that are asked at the same time.
+AT_ONCE = 8
+#: So many are drawn for each one that is asked for.
+SPREAD = 4
 
 #: Texts of every script, with characters of one to four bytes. Left out are lone surrogates, which JSON cannot carry,
 #: and control and unassigned characters: a tokenizer may lack a byte that only they need, as SmolLM2's does.
@@ -35,3 +48,71 @@ def examples(count: int, *, steps: int = 50) -> settings:
         suppress_health_check=list(HealthCheck),
         print_blob=False,
     )
+
+
+def check_examples(
+    strategy: st.SearchStrategy[Example], count: int, check: Callable[[Example], Any], *, at_once: int = AT_ONCE
+) -> None:
+    """Check so many examples, several at the same time: an engine decodes eight answers in hardly more time than one.
+
+    Once one has failed, they are checked again one by one, so that Hypothesis shrinks the failure.
+
+    Args:
+        strategy: What the examples are drawn from.
+        count: How many.
+        check: Asks for one example, and fails where the answer is wrong; it is called from several threads.
+        at_once: How many run at the same time.
+
+    Raises:
+        Exception: what ``check`` raised for the smallest example that fails alone, else for the first one that failed
+            among the others, with a note that says so.
+    """
+    __tracebackhide__ = True
+    drawn: dict[str, Example] = {}
+
+    def collect(example: Example) -> None:
+        drawn.setdefault(repr(example), example)
+
+    visit: Callable[[Example], None] = collect
+
+    @examples(count * SPREAD)
+    @given(strategy)
+    def each(example: Example) -> None:
+        visit(example)
+
+    each()
+    # Hypothesis varies an example several times in a row.
+    chosen = list(drawn.items())[:: max(1, len(drawn) // count)][:count]
+    found = together(lambda one: _find_failure(check, one[1]), chosen, at_once=at_once)
+    failures = {name: failure for (name, _), failure in zip(chosen, found, strict=True) if failure}
+    if not failures:
+        return
+    visit = _Shrinking(check, failures)
+    each()
+    failure = next(iter(failures.values()))
+    failure.add_note(f"It came only among {at_once} requests at the same time: each example passes alone.")
+    raise failure
+
+
+class _Shrinking:
+    """Checks what has failed, and from the first failure on whatever Hypothesis makes of it."""
+
+    def __init__(self, check: Callable[[Any], Any], failed: Collection[str]) -> None:
+        self._check, self._failed = check, failed
+        self._shrinks = False
+
+    def __call__(self, example: Any) -> None:
+        if not self._shrinks and repr(example) not in self._failed:
+            return
+        failure = _find_failure(self._check, example)
+        if failure:
+            self._shrinks = True
+            raise failure
+
+
+def _find_failure(check: Callable[[Example], Any], example: Example) -> BaseException | None:
+    try:
+        check(example)
+    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+        return error
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,6 +24,15 @@ def together(do: Callable[[Asked], Got], items: Iterable[Asked], *, at_once: int
     """
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(do, items))
+
+
+def ask_together(requests: Mapping[str, Callable[[], Got]]) -> dict[str, Got]:
+    """What each request gives, by its name, with all of them running at the same time.
+
+    Raises:
+        Exception: what the first request that failed raised, after all have ended.
+    """
+    return dict(zip(requests, together(lambda ask: ask(), requests.values(), at_once=len(requests)), strict=True))
 
 
 def settled(look: Callable[[], bool], timeout_s: float) -> bool:

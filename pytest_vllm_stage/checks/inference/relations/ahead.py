@@ -1,8 +1,9 @@
 """Asks ahead of the checks what they will compare: every model at the same time, and many requests of a model at once.
 
 A plain answer counts as asked alone while no request of another kind runs, apart from those of other checks (slow
-lanes, another worker). Most rows are asked one by one; calls of one kind of tool, which take most of the time, are
-asked together, since requests with one grammar cannot show each other's.
+lanes, another worker). Rows without a grammar are asked one by one; those with the same one, which take most of the
+time, are asked together, since they cannot show each other's. What is asked among others goes through one queue, in
+which rows of different kinds follow each other: the batch is full to the end.
 Whatever fails here is kept for the check that is about it.
 """
 
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 from pytest_vllm_stage.checks.inference.liveness import find_dead_engine
 from pytest_vllm_stage.checks.inference.relations.asking import Asker, RelationBroken
-from pytest_vllm_stage.checks.inference.relations.features import CALLED, Case
+from pytest_vllm_stage.checks.inference.relations.features import GUIDED, Case
 from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.failures import RequestFailed
 
@@ -33,12 +34,11 @@ class Selection:
 
     Attributes:
         alone: Rows whose plain answer is compared.
-        among_others: Requests that are sent at the same time as the others of their group: the row, whether it is
-            streamed, and its way.
+        among_others: Requests that are sent at the same time as others: the row, whether it is streamed, and its way.
     """
 
     alone: list[Case] = field(default_factory=list)
-    among_others: list[list[tuple[Case, bool, str]]] = field(default_factory=list)
+    among_others: list[tuple[Case, bool, str]] = field(default_factory=list)
 
 
 class AskingAhead:
@@ -80,9 +80,8 @@ class AskingAhead:
     def _ask(self) -> None:
         for cases in group_for_alone(self._selection.alone):
             self._each(self._asker.learn, cases)
-        for requests in self._selection.among_others:
-            known = [request for request in requests if self._asker.learn(request[0])]
-            self._each(lambda request: self._asker.ask_early(*request), known)
+        known = [request for request in self._selection.among_others if self._asker.learn(request[0])]
+        self._each(lambda request: self._asker.ask_early(*request), known)
 
     def _each(self, ask: Callable[[Asked], object], items: Sequence[Asked]) -> None:
         def ask_unless_stopped(item: Asked) -> None:
@@ -96,6 +95,6 @@ def group_for_alone(cases: Sequence[Case]) -> list[list[Case]]:
     """The rows that may be asked at the same time and still count as asked alone; a row stands in one group."""
     kinds: dict[str, list[Case]] = {}
     for case in cases:
-        kind = case.row["answer"] if case.row["answer"] in CALLED else case.id
+        kind = case.row["answer"] if case.row["answer"] in GUIDED else case.id
         kinds.setdefault(kind, []).append(case)
     return list(kinds.values())

@@ -160,8 +160,8 @@ class Asker:
     def check(self, relation: str, case: Case, what: str, *, stream: bool = False, way: str = ORDINARY) -> None:
         """Ask again in another way, and compare with the answer alone.
 
-        What was asked ahead, among other requests, is compared first. Where it differs, the request is asked again
-        alone, so that the error says whether the way or the other requests break the answer.
+        What was asked ahead, among other requests, is compared first. Where it differs, the request and the plain one
+        are asked again alone, so that the error says whether the way or the other requests break the answer.
 
         Raises:
             RelationBroken: naming the relation, the features and the way.
@@ -180,9 +180,20 @@ class Asker:
         except RequestFailed as error:
             alone = error
         if broken := self._find_broken(relation, case, expected, alone, what, way):
-            raise RelationBroken(broken)
+            raise RelationBroken(self._find_changed_plain_answer(case, body, alone) or broken)
         if among_others:
             raise RelationBroken(f"{among_others}; asked again without these other requests, it is equal")
+
+    def _find_changed_plain_answer(self, case: Case, body: dict[str, Any], got: Reading | RequestFailed) -> str:
+        """How the plain answer, asked again, differs from its first one, where it equals the other answer by now."""
+        first = self.known[json.dumps(body)]
+        try:
+            again = self.ask(case, body)
+        except RequestFailed:
+            return ""
+        if self._find_broken("", case, again, got, "", ORDINARY):
+            return ""
+        return self._find_broken("again != first", case, first, again, "the plain answer", ORDINARY)
 
     def _find_broken(
         self, relation: str, case: Case, expected: Reading, got: Reading | RequestFailed, what: str, way: str
