@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
@@ -203,12 +203,9 @@ def test_client_that_disconnects_frees_its_slot(endpoint: EndpointClient, counti
         return metrics.value("vllm:num_requests_running", **model), aborted
 
     running_before, aborted_before = state()
-    arrivals: list[float] = []
     with endpoint.stream_chat(counting, temperature=0, max_tokens=room, ignore_eos=True) as stream:
-        for event in stream:
-            arrivals.append(event.arrived_at)
-            if len(arrivals) == READ_BEFORE_LEAVING:
-                break
+        events = iter(stream)  # kept: the connection is closed where nothing refers to it any more
+        arrivals = [event.arrived_at for event in islice(events, READ_BEFORE_LEAVING)]
         assert len(arrivals) == READ_BEFORE_LEAVING, f"a stream of {room} tokens ended after {len(arrivals)} events"
         would_take_s = (arrivals[-1] - arrivals[1]) / (READ_BEFORE_LEAVING - 2) * room
         is_shown = settled(lambda: state()[0] >= 1, min(SHOWN_WITHIN_S, would_take_s / 4))
