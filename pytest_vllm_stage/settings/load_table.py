@@ -77,6 +77,10 @@ class LoadTable(Table):
         """This table with the keys that another one sets."""
         return self.model_copy(update={key: getattr(inner, key) for key in inner.model_fields_set})
 
+    def limit_duration(self, most_s: float) -> LoadTable:
+        """This table with steps of at most so many seconds, where it sets their duration."""
+        return self.model_copy(update={"duration_s": most_s}) if self.duration_s > most_s else self
+
     def missing_keys(self) -> list[str]:
         """The keys that a table with any key still needs to plan a load step."""
         return [key for key in REQUIRED if not self.is_empty and key not in self.model_fields_set]

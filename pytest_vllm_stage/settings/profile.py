@@ -59,6 +59,8 @@ CAPABILITIES = {
 }
 #: Texts by which a model is made to call a tool, for the parsers that read them; see `ModelProfile.tool_format`.
 TOOL_FORMATS = ("hermes",)
+#: The longest load step of a simulated engine: 5 requests, the fewest of which a median can pass, at 1 request/s.
+SIMULATED_STEP_S = 5.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -312,14 +314,21 @@ class Profile(Table):
         return self.models.get(role) or next(named, None)
 
     def with_simulated_models(self, overlay: Path) -> Profile:
-        """The profile with another overlay, and descriptions that do not claim results of the models."""
+        """The profile with another overlay, short load steps, and descriptions that do not claim results of the models.
+
+        How fast a simulated engine answers is declared: longer steps would find out no more.
+        """
         models = {
             role: model.model_copy(
-                update={"description": f"simulated, in the place of: {model.description or model.inference_service}"}
+                update={
+                    "description": f"simulated, in the place of: {model.description or model.inference_service}",
+                    "load": model.load.limit_duration(SIMULATED_STEP_S),
+                }
             )
             for role, model in self.models.items()
         }
-        return self.model_copy(update={"overlay": overlay, "models": models})
+        load = self.load.limit_duration(SIMULATED_STEP_S)
+        return self.model_copy(update={"overlay": overlay, "models": models, "load": load})
 
 
 def load_profile(name: str, rootdir: Path) -> Profile:

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vllm_stage.benchmark import plans
+from pytest_vllm_stage.benchmark.undecidable import find_undecidable
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.settings import pod
 from pytest_vllm_stage.settings.config import Setting, StageConfig
+from pytest_vllm_stage.settings.load_table import LoadTable
 from pytest_vllm_stage.settings.options import OPTIONS, TOKENS, Option, Token
 from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.settings.urls import normalise_endpoint
@@ -415,6 +418,19 @@ def test_the_simulated_engine_has_an_overlay_of_its_own_and_is_described_as_what
     assert config.profile.models["full"].description.startswith("simulated, ")
     assert "SIMULATED" in config.header()
     assert "SIMULATED" not in settings(profile).header()
+
+
+def test_load_steps_of_the_simulated_engine_last_5_s_at_most() -> None:
+    """The plan of the local profile, in which every step of 5 s can still pass."""
+    with_vllm, simulated = (settings("local", {"engine": engine}) for engine in ("vllm", "sim"))
+    assert with_vllm.profile.load.duration_s > simulated.profile.load.duration_s == 5
+    assert [model.load.is_empty for model in simulated.profile.models.values()] == [True, True]
+    assert simulated.profile.load.override(simulated.profile.models["full"].load).duration_s == 5
+    planned = list(plans.steps_of(simulated, "run"))
+    assert {one.step.duration_s for one in planned} == {5}
+    assert list(find_undecidable(planned)) == []
+    short = LoadTable.model_validate({"duration_s": 2})
+    assert short.limit_duration(5).duration_s == 2
 
 
 def test_an_engine_that_the_profile_chose_does_not_pass_for_a_real_one(profile: str, tmp_path: Path) -> None:
