@@ -21,7 +21,7 @@ from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed, Target
 from tests.real.live_stage import SILENT, run_kubectl
-from tests.real.lookalike.faults import FAULTS, PROTECTION, Fault, Places
+from tests.real.lookalike.faults import FAULTS, PROTECTION, SHORT_LANES, Fault, Places
 from tests.real.lookalike.rbac_proxy import TOKEN_CACHED_S
 from tests.real.lookalike.router import ADDRESS, Router, find_haproxy, run_router
 from tests.real.lookalike.stage import ACCOUNTS, MODELS, NAMESPACE, Outcome, deploy_routed_stage
@@ -137,7 +137,7 @@ def list_models(router: Router) -> str:
 
 
 def test_suites_are_green_through_a_healthy_router(places: Places) -> None:
-    outcome = run_through(places, make_router(places, 1, "healthy"), *HEALTHY, TRUSTED, "-n", "2")
+    outcome = run_through(places, make_router(places, 1, "healthy"), *HEALTHY, *SHORT_LANES, TRUSTED, "-n", "2")
     check_healthy_run(places, outcome)
     files = [path for path in (places.folder / "healthy" / "run").rglob("*") if path.is_file()]
     assert len(files) > 3

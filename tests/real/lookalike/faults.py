@@ -55,8 +55,8 @@ class Fault:
 
 
 def forget_timeouts(router: Router, _: Places) -> Router:
-    """The Routes have no annotation: the router's 30 s apply."""
-    return dataclasses.replace(router, upstreams=[dataclasses.replace(one, timeout="") for one in router.upstreams])
+    """The Routes have no annotation, so that the router's own limit applies: 10 s, since the lanes are short, too."""
+    return dataclasses.replace(router, upstreams=[dataclasses.replace(one, timeout="10s") for one in router.upstreams])
 
 
 def with_rules(router: Router, *rules: str) -> Router:
@@ -68,12 +68,12 @@ def buffer_answers(router: Router, _: Places) -> Router:
 
 
 def drop_idle_connections(router: Router, _: Places) -> Router:
-    """The first request after 10 s without one gets nothing, as behind a firewall that forgot the connection."""
+    """The first request after 6 s without one gets nothing, as behind a firewall that forgot the connection."""
     return with_rules(
         router,
         "timeout client 300s",  # the router's own 30 s would close the connection first, which a client sees
         "http-request set-var(sess.idle) date,sub(sess.last)",
-        "http-request reject if { var(sess.last) -m found } { var(sess.idle) -m int ge 10 }",
+        "http-request reject if { var(sess.last) -m found } { var(sess.idle) -m int ge 6 }",
         "http-request set-var(sess.last) date",
     )
 
@@ -107,18 +107,21 @@ def with_certificate_of_another_host(router: Router, places: Places) -> Router:
 PROTECTION = "suites/deployment/test_protection.py"
 LANES, STREAMING, SERVICE = (f"suites/inference/test_{name}.py" for name in ("slow_lanes", "streaming", "service"))
 REPORTED = "test_health_and_version_are_reported"
+SHORT_LANES = ("-p", "tests.real.lookalike.short_lanes")
 FAULTS = {
-    "timeout_30s": Fault(
+    "timeout": Fault(
         forget_timeouts,
         LANES,
         "test_long_answer_arrives_whole",
         r"answered 504 Gateway Time-out, sent by HAProxy, which OpenShift's router is",
+        options=SHORT_LANES,
     ),
     "idle_dropped": Fault(
         drop_idle_connections,
         LANES,
         "test_idle_connection_is_usable",
         r"the next request on an idle connection failed after \d+ s: no answer: RemoteDisconnected",
+        options=SHORT_LANES,
     ),
     "buffering": Fault(
         buffer_answers, STREAMING, "test_stream_arrives_incrementally", r"the stream was buffered: all 40 deltas"

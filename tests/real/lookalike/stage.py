@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.stage.deploy import teardown
 from pytest_vllm_stage.stage.facts import StageFacts
-from tests.real.live_stage import SILENT, deploy, run_kubectl
+from tests.real.live_stage import deploy, remove_in_background, run_kubectl
 from tests.real.lookalike.earlier_results import publish_results
 from tests.real.lookalike.rbac_proxy import GuardedObject, RbacProxy, run_rbac_proxy
 from tests.real.lookalike.route_definition import load_route_definition
@@ -119,7 +118,7 @@ def deploy_routed_stage(cluster: ClusterFacts, authority: Path, folder: Path) ->
     with ExitStack() as proxies:
         yield _publish_stage(cluster, facts, folder, proxies)
     # Other tests share the cluster.
-    teardown.teardown(cluster, NAMESPACE, NAMESPACE, {"teardown_s": 120}, SILENT)
+    remove_in_background(cluster, NAMESPACE)
     gone = (f"namespace/{PUBLISHED}", f"namespace/{REGISTRIES}", f"clusterrolebinding/{REVIEWER}", *DEFINITIONS)
     run_kubectl(cluster, "default", "delete", "--wait=false", *gone)
 
