@@ -31,7 +31,7 @@ def builders() -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if Path(os.readlink(entry / "cwd")) == MODULES / "etcd":
+            if Path(os.readlink(entry / "cwd")) == MODULES / "cluster":
                 found.append(int(entry.name))
     return found
 

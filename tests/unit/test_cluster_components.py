@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -14,20 +13,18 @@ import pytest
 from filelock import FileLock
 
 from pytest_vllm_stage.cluster.local import builds, components, gotool
-from pytest_vllm_stage.cluster.local.component import MODULES, Component
+from pytest_vllm_stage.cluster.local.component import Component
 from pytest_vllm_stage.cluster.local.components import COMPONENTS
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal, read_events
-from pytest_vllm_stage.core.waiting import Observation, wait_until
 
-#: Stands in for ``go``: it notes its arguments, awaits what it is held up by, and writes a program per package.
+#: Stands in for ``go``: it notes its arguments, and writes a program per package.
 GO = """#!/bin/sh
 here=$(dirname "$0")
 [ "$1" = version ] && echo "go version go1.99.0 linux/amd64" && exit 0
-[ "$1" = list ] && echo "$@" >> "$here/downloads" && exit 0
+[ "$1" = list ] && exit 0
 echo "$@" >> "$here/calls"
-echo "$GOGC $GOMEMLIMIT" > "$here/collector"
-while [ -e "$here/held" ]; do sleep 0.05; done
+echo "$GOGC $GOMEMLIMIT $GOMAXPROCS" > "$here/runtime"
 [ -e "$here/broken" ] && echo "no such package" >&2 && exit 1
 while [ "$1" != -o ]; do shift; done
 folder=$2; shift 2
@@ -54,6 +51,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TOOL = Component("tool", "example.org/tool", {"tool": "example.org/tool/cmd"}, ("main.version={version}",))
+TESTS = Path(__file__).resolve().parents[1]
 #: Built by the same command as TOOL.
 HELPER = Component("helper", "example.org/tool", {"helper": "example.org/tool/cmd/helper"}, shares="tool")
 
@@ -61,6 +59,10 @@ HELPER = Component("helper", "example.org/tool", {"helper": "example.org/tool/cm
 def calls(modules: Path) -> list[str]:
     log = modules.parents[1] / "bin" / "calls"
     return log.read_text().splitlines() if log.exists() else []
+
+
+def test_all_components_of_a_cluster_are_built_by_one_command() -> None:
+    assert {component.group for component in COMPONENTS} == {"cluster"}
 
 
 def test_it_is_built_once(modules: Path, tmp_path: Path) -> None:
@@ -86,16 +88,16 @@ def test_linker_gets_the_version_and_go_sum_is_binding(modules: Path) -> None:
     assert "-mod=readonly" in call
 
 
-@pytest.mark.parametrize(("chosen", "expected"), [({}, "400 2GiB"), ({"GOGC": "50"}, "50 2GiB")])
+@pytest.mark.parametrize(("chosen", "expected"), [({}, "400 2GiB 1"), ({"GOGC": "50"}, "50 2GiB 1")])
 def test_compiler_collects_garbage_less_often_unless_the_user_has_set_it(
     modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], expected: str
 ) -> None:
-    for name in ("GOGC", "GOMEMLIMIT"):
+    for name in ("GOGC", "GOMEMLIMIT", "GOMAXPROCS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
     components.ensure(Journal())
-    assert (tmp_path / "bin" / "collector").read_text() == f"{expected}\n"
+    assert (tmp_path / "bin" / "runtime").read_text() == f"{expected}\n"
 
 
 @pytest.mark.parametrize("name", ["go.mod", "go.sum"])
@@ -151,6 +153,12 @@ def test_every_component_is_pinned_and_offers_what_the_cluster_runs() -> None:
         assert component.version.startswith("v") or not component.module
 
 
+def test_node_of_kind_has_the_same_coredns() -> None:
+    (coredns,) = [component for component in COMPONENTS if component.name == "coredns"]
+    node = (TESTS / "real" / "kind_node" / "coredns" / "go.mod").read_text()
+    assert f"\t{coredns.module} {coredns.version} // indirect\n" in node
+
+
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
@@ -174,74 +182,33 @@ def test_components_of_one_go_mod_are_built_by_one_command(modules: Path, monkey
     assert {name: path.parent for name, path in built.items()} == {"tool": TOOL.folder, "helper": HELPER.folder}
     assert all(path.exists() for path in built.values())
     (call,) = calls(modules)
-    assert call.endswith("example.org/tool/cmd example.org/tool/cmd/helper")
+    assert {"example.org/tool/cmd", "example.org/tool/cmd/helper"} < set(call.split())
 
 
-def test_builds_of_several_modules_run_at_the_same_time(
-    modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_each_module_is_built_by_a_command_of_its_own(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(components, "COMPONENTS", (TOOL, dataclasses.replace(HELPER, shares="")))
-    monkeypatch.setattr(builds, "_count_builds_at_a_time", lambda: 2)
     shutil.copytree(modules, modules.with_name("helper"))
-    held = tmp_path / "bin" / "held"
-    held.touch()
-    with ThreadPoolExecutor() as pool:
-        built = pool.submit(components.ensure, Journal())
-        try:
-            wait_until(
-                "both builds have begun",
-                lambda: Observation(len(calls(modules)) == 2, f"{calls(modules)}"),
-                timeout_s=60,
-                journal=Journal(),
-                interval_s=0.05,
-            )
-        finally:
-            held.unlink()
-        assert set(built.result()) == {"tool", "helper"}
-
-
-def test_longest_build_is_first_and_the_modules_of_the_others_are_downloaded_meanwhile(
-    modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(components, "COMPONENTS", (TOOL, dataclasses.replace(HELPER, shares="")))
-    monkeypatch.setattr(builds, "_count_builds_at_a_time", lambda: 1)
-    monkeypatch.setitem(builds._EXPECTED_S, "tool", builds._EXPECTED_BY_DEFAULT_S + 1)
-    shutil.copytree(modules, modules.with_name("helper"))
-    held, downloads = tmp_path / "bin" / "held", tmp_path / "bin" / "downloads"
-    held.touch()
-    with ThreadPoolExecutor() as pool:
-        built = pool.submit(components.ensure, Journal())
-        try:
-            wait_until(
-                "the other's modules are downloaded",
-                lambda: Observation(downloads.exists() and len(calls(modules)) == 1, f"{calls(modules)}"),
-                timeout_s=60,
-                journal=Journal(),
-                interval_s=0.05,
-            )
-        finally:
-            held.unlink()
-        built.result()
-    assert [call.rpartition(" ")[2] for call in calls(modules)] == [
+    assert set(components.ensure(Journal())) == {"tool", "helper"}
+    assert sorted(call.rpartition(" ")[2] for call in calls(modules)) == [
         "example.org/tool/cmd",
         "example.org/tool/cmd/helper",
     ]
-    assert downloads.read_text() == "list -mod=readonly -deps example.org/tool/cmd/helper\n"
 
 
 @pytest.mark.parametrize(
-    ("available", "expected"), [("7340032 kB", 2), ("4000000 kB", 1), ("99 kB", 1), ("not stated", 1)]
+    ("available", "expected"), [("7340032 kB", 3), ("4000000 kB", 2), ("1600000 kB", 1), ("99 kB", 1), ("unknown", 1)]
 )
-def test_builds_at_a_time_fit_into_the_available_memory(
+def test_compilers_at_a_time_fit_into_the_cores_and_the_memory(
     available: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = tmp_path / "meminfo"
     memory.write_text(f"MemTotal:       8000000 kB\nMemFree:          90000 kB\nMemAvailable:   {available}\n")
     monkeypatch.setattr(builds, "_MEMORY", memory)
-    assert builds._count_builds_at_a_time() == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2})
+    assert builds.count_processes() == expected
 
 
-def test_a_failed_build_ends_the_others(modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_build_leaves_no_draft(modules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(components, "COMPONENTS", (TOOL, dataclasses.replace(HELPER, shares="")))
     shutil.copytree(modules, modules.with_name("helper"))
     (tmp_path / "bin" / "broken").touch()
@@ -262,26 +229,9 @@ def test_a_component_that_another_run_builds_is_waited_for(modules: Path, tmp_pa
     assert calls(modules) == []
 
 
-@pytest.mark.parametrize(
-    ("parts", "elapsed_s", "left_s"),
-    [
-        ([(40.0, 0.0), (220.0, 0.0)], 3.0, 260.0),
-        ([(40.0, 1.0), (220.0, 0.0)], 120.0, 660.0),
-        ([(40.0, 1.0), (220.0, 0.5)], 75.0, 55.0),
-        ([(40.0, 1.0)], 40.0, 0.0),
-    ],
-)
-def test_the_time_that_remains_follows_the_pace_so_far(
-    parts: list[tuple[float, float]], elapsed_s: float, left_s: float
-) -> None:
-    assert builds.estimate_left_s(parts, elapsed_s) == pytest.approx(left_s)
-
-
-def test_progress_names_the_programs_and_minutes_that_remain(modules: Path) -> None:
+def test_programs_that_another_run_builds_are_named(modules: Path) -> None:
     waiting = builds.GroupBuild([TOOL, HELPER], "", Path("go"))
-    assert builds.describe_remaining([waiting], 0.0) == (
-        "2 programs remain, about 1 min: waiting for another run, which builds them"
-    )
+    assert builds.describe_remaining([waiting]) == "2 programs remain: waiting for another run, which builds them"
 
 
 @pytest.mark.parametrize(
@@ -292,16 +242,16 @@ def test_program_is_found_under_the_name_that_go_gives_it(package: str, name: st
     assert builds._executable_of(package) == name
 
 
-def read_modules(component: str) -> dict[str, str]:
-    """The modules that a component is built with, by name; a replacement counts."""
-    text = (MODULES / component / "go.mod").read_text()
-    required = re.findall(r"^\t?(?:require )?(\S+) (v\S+)(?: // indirect)?$", text, re.MULTILINE)
-    return dict(required) | dict(re.findall(r"^\t?(?:replace )?(\S+) => \S+ (v\S+)$", text, re.MULTILINE))
+def test_kube_rbac_proxy_shares_the_libraries_of_the_cluster() -> None:
+    """Its own build would compile a thousand packages again."""
+    (proxy,) = [component for component in components.EXTRAS if component.name == "kube-rbac-proxy"]
+    assert proxy.group == "cluster"
 
 
-def test_kube_rbac_proxy_shares_the_packages_of_the_kubernetes_programs() -> None:
-    """Its own build would compile a thousand packages again; with the same versions the compiler's cache has them."""
-    kubernetes, own = read_modules("kubernetes"), read_modules("kube-rbac-proxy")
-    shared = own.keys() & kubernetes.keys()
-    assert len(shared) > 80
-    assert {name: own[name] for name in shared} == {name: kubernetes[name] for name in shared}
+def test_largest_component_is_compiled_first(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its largest package takes longest, and others are compiled meanwhile."""
+    monkeypatch.setattr(components, "COMPONENTS", (TOOL, HELPER))
+    components.ensure(Journal())
+    (call,) = calls(modules)
+    assert call.endswith("example.org/tool/cmd/helper example.org/tool/cmd")
+    assert COMPONENTS[-1].name == "minio"

@@ -1,4 +1,4 @@
-"""Runs the builds of several Go modules at the same time, and reports what remains of them."""
+"""Builds components with Go, a command per ``go.mod``, and reports what remains."""
 
 from __future__ import annotations
 
@@ -7,37 +7,29 @@ import re
 import shutil
 import subprocess
 import time
-from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
+from pytest_vllm_stage.cluster.local.build_progress import LISTING, BuildProgress, read_lines
 from pytest_vllm_stage.cluster.local.component import ENVIRONMENT, FLAGS, Component
 from pytest_vllm_stage.core import build_once
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 
-#: More builds at a time would compile shared packages more often than they fill the two cores of a small machine.
-_AT_A_TIME = 2
-#: A build takes up to this much memory, most of it for linking.
-_MEMORY_BYTES = 2_500_000_000
+#: A compiler takes up to this much memory, and a linker for a large program too.
+_MEMORY_BYTES = 1_500_000_000
 _MEMORY = Path("/proc/meminfo")
-#: The compiler lives for a second: collecting its garbage less often saves a fifth of its time, at 50 MB a process. The
-#: limit makes a linker of a large program collect before it takes more memory than that.
-_COLLECTOR = {"GOGC": "400", "GOMEMLIMIT": "2GiB"}
+#: A compiler lives for a second and works on one package. Collecting its garbage less often and in one thread saves a
+#: third of its time; the limit makes the linker of a large program collect before it takes more memory than that.
+_RUNTIME = {"GOGC": "400", "GOMEMLIMIT": "2GiB", "GOMAXPROCS": "1"}
 _INTERVAL_S = 0.2
 _LOG_LINES = 15
-#: Packages of a group, and seconds of its build on two quiet cores with empty caches, for the estimate of what remains.
-_PACKAGES = {"glue": 60, "etcd": 581, "kubernetes": 2658, "coredns": 737, "kserve": 1505, "minio": 1300}
-_PACKAGES_BY_DEFAULT = 1000
-_EXPECTED_S = {"glue": 5.0, "etcd": 40.0, "kubernetes": 220.0, "coredns": 35.0, "kserve": 70.0, "minio": 65.0}
-_EXPECTED_BY_DEFAULT_S = 60.0
-#: The programs are linked when all packages are compiled.
-_SHARE_BEFORE_LINKING = 0.95
-#: Before this share is built, the pace says little.
-_PACE_KNOWN = 0.1
+
+_Output = IO[bytes] | int
 
 
 class GroupBuild:
@@ -59,6 +51,7 @@ class GroupBuild:
         self._log = self._parent / f"{self.group}.log"
         self._lock = FileLock(self._parent / f"{self.group}.lock")
         self._process: subprocess.Popen[bytes] | None = None
+        self._progress = BuildProgress(self._log, self._draft / "packages", self._list_packages)
         self._started_s = 0.0
 
     @property
@@ -77,19 +70,9 @@ class GroupBuild:
         return self._process is not None
 
     @property
-    def compiled(self) -> int:
-        """Packages compiled so far; those that Go's cache has are not among them."""
-        return _count_lines(self._log) if self.running else 0
-
-    @property
-    def expected_s(self) -> float:
-        """Seconds of the whole build on two quiet cores."""
-        return _EXPECTED_S.get(self.group, _EXPECTED_BY_DEFAULT_S)
-
-    @property
-    def share(self) -> float:
-        """How much of it is built, by packages."""
-        return min(_SHARE_BEFORE_LINKING, self.compiled / _PACKAGES.get(self.group, _PACKAGES_BY_DEFAULT))
+    def progress(self) -> str:
+        """Its state in a few words."""
+        return f"{self.group} ({self._progress.describe()})"
 
     def start(self) -> bool:
         """Start it; False while another run builds the group."""
@@ -102,38 +85,36 @@ class GroupBuild:
             self._lock.release()
             return False
         self._started_s = time.monotonic()
-        self._process = self._run()
+        self._process = self._build()
         return True
 
-    def _run(self) -> subprocess.Popen[bytes]:
+    def _build(self) -> subprocess.Popen[bytes]:
         # In the draft, where the next run finds and removes what a killed compiler leaves.
         shutil.rmtree(self._draft, ignore_errors=True)
         scratch, built = self._draft / "scratch", self._draft / "built"
         for folder in (scratch, built):
             folder.mkdir(parents=True)
-        packages = [package for component in self.missing for package in component.programs.values()]
-        command = [str(self._go), "build", "-v", *FLAGS, f"-ldflags={self._linker_flags}", "-o", f"{built}/", *packages]
+        options = ["-v", f"-p={count_processes()}", f"-ldflags={self._linker_flags}", "-o", f"{built}/"]
+        environment = _RUNTIME | _environment() | {"GOTMPDIR": str(scratch)}
         with self._log.open("wb") as output:
-            return subprocess.Popen(
-                [*build_once.end_with_this_process(), *command],
-                cwd=self._components[0].source,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=_environment() | {"GOTMPDIR": str(scratch)},
-                start_new_session=True,
-            )
+            return self._start_go("build", options, environment, output, output)
 
-    def download(self) -> subprocess.Popen[bytes]:
-        """Download the modules that it needs, while others are built; what fails here is repeated by its build."""
-        packages = [package for component in self.missing for package in component.programs.values()]
+    def _list_packages(self, file: Path) -> subprocess.Popen[bytes]:
+        with file.open("wb") as output:
+            return self._start_go("list", ["-deps", "-f", LISTING], _environment(), output, subprocess.DEVNULL)
+
+    def _start_go(
+        self, verb: str, options: list[str], environment: dict[str, str], stdout: _Output, stderr: _Output
+    ) -> subprocess.Popen[bytes]:
+        # The last has the package that takes longest to compile, on one core: first, others are compiled meanwhile.
+        packages = [package for component in reversed(self.missing) for package in component.programs.values()]
         return subprocess.Popen(
-            [*build_once.end_with_this_process(), str(self._go), "list", "-mod=readonly", "-deps", *packages],
+            [*build_once.end_with_this_process(), str(self._go), verb, *FLAGS, *options, *packages],
             cwd=self._components[0].source,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=_environment(),
+            stdout=stdout,
+            stderr=stderr,
+            env=environment,
             start_new_session=True,
         )
 
@@ -152,14 +133,14 @@ class GroupBuild:
         journal.event("phase", f"build {titles}", duration_s=round(duration_s, 3), outcome=outcome)
         journal.say(f"build {titles}: {outcome} in {duration_s:.1f} s")
         if failed:
-            tail = "\n  ".join(_tail(self._log, _LOG_LINES))
+            tail = "\n  ".join(read_lines(self._log)[-_LOG_LINES:])
             raise EnvironmentUnusable(
                 f"build of {titles} failed (go build exited with {failed})\n  {tail}\n  log: {self._log}",
                 hint="if a download failed, run the command again",
             )
         for component in self.missing:
             self._place(component)
-        self.end()
+        self.close()
 
     def _place(self, component: Component) -> None:
         finished = self._draft / component.name
@@ -170,8 +151,9 @@ class GroupBuild:
             component.more_files(_module_folder(component, self._go), finished)
         finished.rename(component.folder)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the command, where it still runs, and let other runs build the group."""
+        self._progress.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -181,58 +163,36 @@ class GroupBuild:
 
 
 def build_all(groups: Sequence[GroupBuild], journal: Journal) -> None:
-    """Build all groups, several at a time and the longest first; the modules of the others are downloaded meanwhile.
+    """Build each group, and wait for what another run builds.
 
     Raises:
-        EnvironmentUnusable: a build failed; the others are ended.
+        EnvironmentUnusable: a build failed.
     """
-    with ExitStack() as stack, journal.activity("components") as activity:
-        groups = sorted(groups, key=lambda one: -one.expected_s)
-        at_a_time = _count_builds_at_a_time()
+    with journal.activity("components") as activity:
         for group in groups:
-            stack.callback(group.end)
-        for group in groups[at_a_time:]:
-            stack.callback(_end, group.download())
-        while remaining := [group for group in groups if group.missing]:
-            for group in remaining:
-                if group.running:
-                    group.finish_if_ended(journal)
-                elif sum(one.running for one in remaining) < at_a_time:
-                    group.start()
-            activity.update(describe_remaining(groups, activity.elapsed_s))
-            time.sleep(_INTERVAL_S)
+            with closing(group):
+                while group.missing:
+                    if group.running:
+                        group.finish_if_ended(journal)
+                    else:
+                        group.start()
+                    if group.missing:
+                        activity.update(describe_remaining(groups))
+                        time.sleep(_INTERVAL_S)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-
-
-def describe_remaining(groups: Sequence[GroupBuild], elapsed_s: float) -> str:
-    """The state of the builds in a line; the time that remains follows the pace so far."""
+def describe_remaining(groups: Sequence[GroupBuild]) -> str:
+    """The state of the builds in a line."""
     remaining = [program for group in groups for program in group.programs]
-    working = [f"{group.group} ({group.compiled} packages compiled)" for group in groups if group.running]
+    working = [group.progress for group in groups if group.running]
     state = ", ".join(working) or "waiting for another run, which builds them"
-    left_s = estimate_left_s([(group.expected_s, group.share if group.missing else 1.0) for group in groups], elapsed_s)
     programs = f"{len(remaining)} programs remain" if len(remaining) != 1 else "1 program remains"
-    return f"{programs}, about {max(1, round(left_s / 60))} min: {state}"
+    return f"{programs}: {state}"
 
 
-def estimate_left_s(parts: Sequence[tuple[float, float]], elapsed_s: float) -> float:
-    """Seconds until everything is built.
-
-    Args:
-        parts: Expected seconds and built share of each build.
-        elapsed_s: How long the builds have taken so far.
-    """
-    whole_s = sum(expected_s for expected_s, _ in parts)
-    built_s = sum(expected_s * share for expected_s, share in parts)
-    pace = elapsed_s / built_s if built_s > _PACE_KNOWN * whole_s else 1.0
-    return (whole_s - built_s) * pace
-
-
-def _count_builds_at_a_time() -> int:
-    return _AT_A_TIME if _available_bytes() >= _AT_A_TIME * _MEMORY_BYTES else 1
+def count_processes() -> int:
+    """How many compilers and linkers run at the same time: one per core that the available memory suffices for."""
+    return max(1, min(len(os.sched_getaffinity(0)), _available_bytes() // _MEMORY_BYTES))
 
 
 def _available_bytes() -> int:
@@ -259,13 +219,4 @@ def _module_folder(component: Component, go: Path) -> Path:
 
 def _environment() -> dict[str, str]:
     # A GOROOT names another tool chain than the one that was found.
-    return _COLLECTOR | {name: value for name, value in os.environ.items() if name != "GOROOT"} | ENVIRONMENT
-
-
-def _count_lines(log: Path) -> int:
-    return log.read_bytes().count(b"\n")
-
-
-def _tail(log: Path, count: int) -> list[str]:
-    with log.open(encoding="utf-8", errors="replace") as file:
-        return [line.rstrip() for line in deque(file, count)]
+    return {name: value for name, value in os.environ.items() if name != "GOROOT"} | ENVIRONMENT

@@ -11,8 +11,9 @@ from pathlib import Path
 from pytest_vllm_stage.core.paths import PACKAGE, cache_dir
 
 MODULES = PACKAGE / "cluster" / "modules"
-#: Unoptimised code compiles in half the time, and one node has little to do.
-FLAGS = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-gcflags=all=-N -l")
+#: Neither inlining nor debug information, which the linker would drop anyway: compiling takes a third less time. The
+#: tag leaves the xDS client and Envoy's API out of Google's storage client, a library of MinIO and KServe.
+FLAGS = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-tags=disable_grpc_modules", "-gcflags=all=-l -dwarf=false")
 #: Static programs: they run in an empty image, and no C compiler is needed.
 ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
 
@@ -29,7 +30,7 @@ class Component:
         more_files: Copies further files of the module's folder next to the programs.
         files_format: Another value rebuilds these files.
         shares: The folder of its ``go.mod``, where it is not its own. The components of one folder are built by one
-            command, and compile the packages that they share once.
+            command, and libraries that several of them use are compiled once.
     """
 
     name: str

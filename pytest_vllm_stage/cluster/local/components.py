@@ -17,24 +17,30 @@ _KUBERNETES_VERSION = tuple(
     for setting in ("gitVersion={version}", "gitMajor=1", "gitMinor=34", "gitTreeState=clean")
 )
 
+#: The folder of the `go.mod` of all of them: a library that several use has one version, and is compiled once.
+_SHARED = "cluster"
+
+#: The one with the largest package last: Go compiles it first.
 COMPONENTS = (
-    Component("glue", "", {"pause": "./pause"}),
-    Component("etcd", "go.etcd.io/etcd/server/v3", {"etcd": "go.etcd.io/etcd/server/v3"}),
+    Component("glue", "", {"pause": "./pause"}, shares=_SHARED),
+    Component("etcd", "go.etcd.io/etcd/server/v3", {"etcd": "go.etcd.io/etcd/server/v3"}, shares=_SHARED),
     Component(
         "kubernetes",
         "k8s.io/kubernetes",
         {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES},
         _KUBERNETES_VERSION,
+        shares=_SHARED,
     ),
-    Component("coredns", "github.com/coredns/coredns", {"coredns": "./coredns"}),
+    Component("coredns", "github.com/coredns/coredns", {"coredns": "./coredns"}, shares=_SHARED),
     Component(
         "kserve",
         "github.com/kserve/kserve",
         {"kserve-manager": "github.com/kserve/kserve/cmd/manager"},
         more_files=kserve_files.copy,
         files_format=kserve_files.FORMAT,
+        shares=_SHARED,
     ),
-    Component("minio", "github.com/minio/minio", {"minio": "github.com/minio/minio"}),
+    Component("minio", "github.com/minio/minio", {"minio": "github.com/minio/minio"}, shares=_SHARED),
 )
 
 #: Not part of a cluster: built only when requested by name. Tests run Tekton's controllers, KWOK's fake nodes and
@@ -45,6 +51,7 @@ EXTRAS = (
         "kube-rbac-proxy",
         "github.com/brancz/kube-rbac-proxy",
         {"kube-rbac-proxy": "github.com/brancz/kube-rbac-proxy/cmd/kube-rbac-proxy"},
+        shares=_SHARED,
     ),
     Component("kwok", "sigs.k8s.io/kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
     Component(
@@ -82,7 +89,8 @@ def ensure(journal: Journal, names: Iterable[str] | None = None) -> dict[str, Pa
 
 def _linker_flags(group: str) -> str:
     """The linker's options for a group's programs, whichever of them are built together."""
-    return " ".join(one.linker_flags for one in (*COMPONENTS, *EXTRAS) if one.group == group)
+    flags = [one.linker_flags for one in (*COMPONENTS, *EXTRAS) if one.group == group]
+    return " ".join(dict.fromkeys(flags))
 
 
 def are_built() -> bool:

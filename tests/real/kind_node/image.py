@@ -73,6 +73,8 @@ def _find_component(name: str) -> Component:
 KUBERNETES = _find_component("kubernetes")
 COREDNS = _find_component("coredns")
 KIND = _find_component("kind")
+#: All plugins of CoreDNS need libraries that the local cluster's programs do not.
+_COREDNS_SOURCE = Path(__file__).with_name("coredns")
 
 
 def ensure(journal: Journal) -> Path:
@@ -84,7 +86,7 @@ def ensure(journal: Journal) -> Path:
     programs = components.ensure(journal) | {
         "kubeadm": _build(KUBERNETES, "k8s.io/kubernetes/cmd/kubeadm", journal),
         # With every plugin: kubeadm's Corefile names more than the local cluster's.
-        "coredns": _build(COREDNS, "github.com/coredns/coredns", journal),
+        "coredns": _build(COREDNS, "github.com/coredns/coredns", journal, source=_COREDNS_SOURCE),
     }
     packages = ensure_packages(journal)
     parts = [KIND.version, *(str(path) for path in (packages, *programs.values()))]
@@ -111,16 +113,25 @@ def ensure(journal: Journal) -> Path:
     return folder / "node.tar"
 
 
-def _build(component: Component, package: str, journal: Journal) -> Path:
-    """Build a program of a component's module that the local cluster does not run, unless the cache has it."""
+def _build(component: Component, package: str, journal: Journal, source: Path | None = None) -> Path:
+    """Build a program of a component's module that the local cluster does not run, unless the cache has it.
+
+    Args:
+        component: The component.
+        package: The program's package.
+        journal: Records the build.
+        source: The folder with ``go.mod``, where it is not the component's.
+    """
+    source = source or component.source
+    pins = "".join((source / name).read_text() for name in ("go.mod", "go.sum"))
     program = package.rpartition("/")[2]
     sums = Path(__file__).with_name(f"{program}.sum")
     more = sums.read_text() if sums.exists() else ""
-    name = hashlib.sha256(f"{component.fingerprint}{more}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{component.fingerprint}{pins}{more}".encode()).hexdigest()[:12]
     folder = cache_dir() / "tests" / f"{program}-{name}"
 
     def make(build: build_once.Build) -> build_once.Facts:
-        for path in (component.source / "go.mod", component.source / "go.sum"):
+        for path in (source / "go.mod", source / "go.sum"):
             shutil.copyfile(path, build.folder / path.name)
         with (build.folder / "go.sum").open("a") as known:
             known.write(more)

@@ -1,3 +1,0 @@
-module local/glue
-
-go 1.24.0
