@@ -74,7 +74,7 @@ class RecordedStage:
         for owner in self.listed("ReplicaSet"):
             for pod in objects.owned_by(self.listed("Pod"), owner):
                 yield from compare.compare_pod(owner, pod, around)
-        found = {kind: self.listed(kind) for kind in strangers.ACTING_KINDS}
+        found = {kind: self.listed(kind.partition(".")[0]) for kind in strangers.ACTING_KINDS}
         yield from strangers.find_strangers(found, self.declared, self.listed("Pod"), services)
 
 

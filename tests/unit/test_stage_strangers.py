@@ -70,6 +70,22 @@ def deployment_with_labels_of(workload: str) -> Change:
     return change
 
 
+def statefulset_with_labels_of(workload: str) -> Change:
+    def change(stage: RecordedStage) -> None:
+        template = {"metadata": {"labels": stage.pod_of(workload)["metadata"]["labels"]}, "spec": {"containers": []}}
+        stage.live.append(added("StatefulSet", "shadow", "kubectl-create", spec={"template": template}))
+
+    return change
+
+
+def route(kind: str, **spec: Any) -> Change:
+    return add(added(kind, "open", "kubectl-create", spec=spec))
+
+
+BACKEND = {"service": {"name": "minio", "port": {"number": 9000}}}
+DENY = {"selector": {"matchLabels": {"app.kubernetes.io/name": "minio"}}, "action": "DENY"}
+
+
 def policy(selector: Object) -> Object:
     return added("NetworkPolicy", "np", "kubectl-create", spec={"podSelector": selector, "policyTypes": ["Egress"]})
 
@@ -115,6 +131,34 @@ def expression(operator: str, *values: str, key: str = "app.kubernetes.io/name")
             f"{LATER}, set by keda",
         ),
         (
+            statefulset_with_labels_of("minio"),
+            "StatefulSet/shadow: live, not declared: it receives requests of service minio; created",
+        ),
+        (
+            route("Ingress", rules=[{"http": {"paths": [{"path": "/", "backend": BACKEND}]}}]),
+            "Ingress/open: live, not declared: it routes requests to service minio; created",
+        ),
+        (
+            route("Route", to={"kind": "Service", "name": "minio"}),
+            "Route/open: live, not declared: it routes requests to service minio; created",
+        ),
+        (
+            route("HTTPRoute", rules=[{"backendRefs": [{"name": f"{MODEL}-predictor", "port": 80}]}]),
+            f"HTTPRoute/open: live, not declared: it routes requests to service {MODEL}-predictor; created",
+        ),
+        (
+            route("VirtualService", http=[{"route": [{"destination": {"host": "minio.vllm.svc.cluster.local"}}]}]),
+            "VirtualService/open: live, not declared: it routes requests to service minio; created",
+        ),
+        (
+            route("AuthorizationPolicy", **DENY),
+            "AuthorizationPolicy/open: live, not declared: it restricts requests to pod minio-",
+        ),
+        (
+            route("PeerAuthentication", mtls={"mode": "STRICT"}),
+            "PeerAuthentication/open: live, not declared: it restricts requests to 7 pods, ",
+        ),
+        (
             add(policy(expression("In", "minio"))),
             "NetworkPolicy/np: live, not declared: it restricts Egress of pod minio-",
         ),
@@ -144,6 +188,9 @@ def own_finalizer(stage: RecordedStage) -> None:
         add(policy(expression("NotIn", "minio", "model-registry") | {"matchLabels": {"app": "none"}})),
         add(policy(expression("Exists", key="no.such/label"))),
         add(added("Pod", "notebook", "kubectl-run", spec={"containers": []})),
+        add(added("StatefulSet", "database", "helm", spec={"template": {"metadata": {}, "spec": {"containers": []}}})),
+        route("Route", to={"kind": "Service", "name": "another"}),
+        route("AuthorizationPolicy", selector={"matchLabels": {"app": "another"}}),
         add(added("InferenceService", "other", "helm", spec={"predictor": {"model": {"storageUri": "pvc://other"}}})),
     ],
 )

@@ -17,6 +17,16 @@ ACTING_KINDS = (
     "Service",
     "Pod",
     "Deployment",
+    "StatefulSet",
+    "DaemonSet",
+    "ReplicaSet",
+    "Ingress.networking.k8s.io",
+    "Route.route.openshift.io",
+    "HTTPRoute.gateway.networking.k8s.io",
+    "VirtualService.networking.istio.io",
+    "AuthorizationPolicy.security.istio.io",
+    "RequestAuthentication.security.istio.io",
+    "PeerAuthentication.security.istio.io",
     "InferenceService",
     "HorizontalPodAutoscaler",
     "ScaledObject",
@@ -43,7 +53,8 @@ def find_strangers(
     deployed = min((_created(one) for one in services), default="")
     added = [
         (kind, item)
-        for kind, items in found.items()
+        for full_name, items in found.items()
+        for kind in [full_name.partition(".")[0]]
         for item in items
         if _created(item) > deployed
         and not item["metadata"].get("ownerReferences")
@@ -56,6 +67,12 @@ def find_strangers(
         [one for one in services if one not in strange],
     )
     return [line for kind, item in added for line in _describe(kind, item, stage)]
+
+
+#: Workloads whose pods a Service may select.
+_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet")
+_ROUTES = ("Ingress", "Route", "HTTPRoute", "VirtualService")
+_MESH_POLICIES = ("AuthorizationPolicy", "RequestAuthentication", "PeerAuthentication")
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,14 @@ def _explain_effect(kind: str, item: Object, stage: Stage) -> str:
     if kind == "Service":
         hit = _selected(pods, {"matchLabels": spec["selector"]}) if spec.get("selector") else []
         return f"sends requests to {_names(hit)}" if hit else ""
-    if kind in ("Pod", "Deployment"):
+    if kind in _ROUTES:
+        names = {objects.name_of(one) for one in stage.services} & set(_find_backends(spec))
+        return f"routes requests to service {', '.join(sorted(names))}" if names else ""
+    if kind in _MESH_POLICIES:
+        hit = _selected(pods, spec.get("selector") or {})
+        action = f" (action {spec.get('action', 'ALLOW')})" if kind == "AuthorizationPolicy" else ""
+        return f"restricts requests to {_names(hit)}{action}" if hit else ""
+    if kind in ("Pod", *_WORKLOADS):
         made = item if kind == "Pod" else spec["template"]
         selecting = [one for one in stage.services if _selects(one, made)]
         return f"receives requests of service {objects.name_of(selecting[0])}" if selecting else ""
@@ -104,6 +128,21 @@ def _explain_effect(kind: str, item: Object, stage: Stage) -> str:
         target = (spec.get("scaleTargetRef") or spec.get("targetRef") or {}).get("name", "")
         return f"changes the scale of {target}" if any(_belongs(pod, target) for pod in pods) else ""
     return "applies to every pod that is created from now on"
+
+
+def _find_backends(value: Any) -> Iterator[str]:
+    """The Services that a route of any kind sends requests to, by the fields in which it names them."""
+    for item in value if isinstance(value, list) else []:
+        yield from _find_backends(item)
+    if not isinstance(value, dict):
+        return
+    for field, inner in value.items():
+        if field in ("service", "to", "backendRefs", "alternateBackends"):  # of an Ingress, an HTTPRoute or a Route
+            named = inner if isinstance(inner, list) else [inner]
+            yield from (str(one["name"]) for one in named if isinstance(one, dict) and "name" in one)
+        elif field == "destination" and isinstance(inner, dict):  # of a VirtualService
+            yield str(inner.get("host", "")).partition(".")[0]
+        yield from _find_backends(inner)
 
 
 def _selects(service: Object, made: Object) -> bool:
