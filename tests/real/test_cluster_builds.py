@@ -26,20 +26,22 @@ components.ensure(Journal(None, lambda line: print(line, flush=True)), names=["e
 """
 
 
-def builders() -> list[int]:
-    """Processes that work in a component's source folder."""
+def find_builders(cache: Path) -> list[int]:
+    """Processes that build a component for this cache; other tests may build for another at the same time."""
+    setting = f"VLLM_STAGE_CACHE_DIR={cache}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if Path(os.readlink(entry / "cwd")) == MODULES / "cluster":
+            in_source = Path(os.readlink(entry / "cwd")) == MODULES / "cluster"
+            if in_source and setting in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
     return found
 
 
-def until_builders(are_there: bool) -> None:
+def await_builders(cache: Path, are_there: bool) -> None:
     wait_until(
         f"builders there: {are_there}",
-        lambda: Observation(bool(builders()) is are_there, f"{builders()}"),
+        lambda: Observation(bool(find_builders(cache)) is are_there, f"{find_builders(cache)}"),
         timeout_s=30,
         journal=Journal(),
         interval_s=0.02,
@@ -52,9 +54,9 @@ def test_a_killed_build_leaves_no_process_and_the_next_one_succeeds(
 ) -> None:
     monkeypatch.setenv("VLLM_STAGE_CACHE_DIR", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", BUILD]) as build:
-        until_builders(True)
+        await_builders(tmp_path, True)
         os.kill(build.pid, signal.SIGKILL)
-    until_builders(False)
+    await_builders(tmp_path, False)
     assert [path.name for path in (tmp_path / "components").glob("etcd-*")] == []
     etcd = components.ensure(Journal(), names=["etcd"])["etcd"]
     shown = subprocess.run([etcd, "--version"], capture_output=True, text=True, check=True).stdout
