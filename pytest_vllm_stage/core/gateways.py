@@ -40,8 +40,15 @@ _API_STATUS = re.compile(r'"kind"\s*:\s*"Status"')
 _HAPROXY = re.compile(
     r"(The server returned an invalid or incomplete response|No server is available to handle this request|"
     r"The server didn't respond in time|Request forbidden by administrative rules|"
-    r"You have sent too many requests in a given amount of time)\.\s*</body>"
+    r"You have sent too many requests in a given amount of time|Your browser sent an invalid request|"
+    r"The request entity exceeds the maximum allowed)\.\s*</body>"
 )
+#: A 400 for headers that are longer than a limit: of nginx, of Apache, and of HAProxy, which says no more.
+_LONG_HEADERS = re.compile(
+    r"(?i)request header or cookie too large|request header field exceeds|your browser sent an invalid request"
+)
+#: Go's plain text, of kube-rbac-proxy and of other proxies.
+_GO_LONG_HEADERS = re.compile(r"^431 Request Header Fields Too Large\s*$")
 
 
 class GatewayRefusal(StrEnum):
@@ -51,6 +58,8 @@ class GatewayRefusal(StrEnum):
     FORBIDDEN = "forbidden"
     UNAVAILABLE = "unavailable"
     NO_ROUTE = "no route"
+    LARGE_HEADERS = "large headers"
+    LARGE_BODY = "large body"
     OTHER = "other"
 
 
@@ -75,6 +84,18 @@ _TOKEN_TEXTS: tuple[tuple[re.Pattern[str], GatewayRefusal, str], ...] = (
     ),
     (re.compile(r"Jw(t|ks) "), GatewayRefusal.LOGIN, ""),
 )
+
+
+_SIZE_ADVICE = {
+    GatewayRefusal.LARGE_HEADERS: (
+        "the request's headers may be longer than it accepts, by a long token for example: raise its limit (nginx: "
+        "large_client_header_buffers; OpenShift's IngressController: tuningOptions.headerBufferBytes)"
+    ),
+    GatewayRefusal.LARGE_BODY: (
+        "the request's body is larger than it accepts, as long prompts are: raise its limit (nginx: "
+        "client_max_body_size, annotation nginx.ingress.kubernetes.io/proxy-body-size)"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -207,6 +228,8 @@ def _name_by_text(answer: HttpAnswer, server: str) -> str:
         return "kube-rbac-proxy"
     if _UNAUTHORIZED.match(text) and "envoy" not in server.lower():
         return "an authenticating proxy (kube-rbac-proxy or similar)"
+    if _GO_LONG_HEADERS.match(text):
+        return "a proxy written in Go (kube-rbac-proxy or similar)"
     return "the Kubernetes API server" if text.startswith("{") and _API_STATUS.search(text) else ""
 
 
@@ -215,6 +238,10 @@ def _is_html(answer: HttpAnswer) -> bool:
 
 
 def _refusal(answer: HttpAnswer) -> GatewayRefusal:
+    if answer.status == 413:
+        return GatewayRefusal.LARGE_BODY
+    if answer.status == 431 or (answer.status == 400 and _LONG_HEADERS.search(answer.body)):
+        return GatewayRefusal.LARGE_HEADERS
     location = answer.headers.get("location", "")
     if answer.status in _REDIRECTS:
         return GatewayRefusal.LOGIN if _LOGIN_PATH.search(location) else GatewayRefusal.OTHER
@@ -231,7 +258,9 @@ def _refusal(answer: HttpAnswer) -> GatewayRefusal:
 
 
 def _advise(name: str, refusal: GatewayRefusal) -> str:
-    """How to let a client in that is known and has no access."""
+    """How to let a client in that is known and has no access, or whose request is too large."""
+    if refusal in _SIZE_ADVICE:
+        return _SIZE_ADVICE[refusal]
     if refusal is GatewayRefusal.NO_ROUTE and "Authorino" in name:
         return "no AuthConfig of Authorino is for this host: kubectl get authconfigs -A"
     if refusal is not GatewayRefusal.FORBIDDEN:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import httpx
 
 from pytest_vllm_stage.core.gateways import Gateway, GatewayRefusal, HttpAnswer, identify_gateway, leads_to_https
+from pytest_vllm_stage.serving.failures import shown
 
 #: OpenShift's router ends an exchange after 30 s without a byte from the server, unless the Route has this annotation.
 ROUTE_TIMEOUT = "haproxy.router.openshift.io/timeout"
@@ -35,16 +36,30 @@ def explain_gateway_error(response: httpx.Response, body: str) -> GatewayError |
     url = str(response.request.url)
     if leads_to_https(answer, url):
         return GatewayError(gateway.name, answer.excerpt, f"the server is at https: https{url[4:]}")
-    return GatewayError(gateway.name, answer.excerpt, _advise(response.status_code, gateway))
+    return GatewayError(gateway.name, answer.excerpt, _advise(response.status_code, gateway, url))
 
 
-def _advise(status: int, gateway: Gateway) -> str:
+def describe_refusal(response: httpx.Response) -> str:
+    """The status of a response that no error was made of, who sent it, and what helps, for a check's message."""
+    explained = explain_gateway_error(response, response.text)
+    if explained is None:
+        return f"answered {response.status_code}: {shown(response.text)}"
+    hint = f"\n  next: {explained.hint}" if explained.hint else ""
+    return f"answered {response.status_code}, sent by {explained.sender}: {shown(explained.text)}{hint}"
+
+
+def _advise(status: int, gateway: Gateway, url: str) -> str:
     if gateway.refusal is GatewayRefusal.FORBIDDEN and "mesh" not in gateway.name:
         return f"{gateway.advice}; docs/access.md, Protected models"
     if gateway.advice:
         return gateway.advice
     if status == httpx.codes.GATEWAY_TIMEOUT:
         return f"raise the gateway's time limit; of a Route: kubectl annotate route NAME {ROUTE_TIMEOUT}=300s"
+    if status == httpx.codes.SERVICE_UNAVAILABLE and url.startswith("http:") and "OpenShift" in gateway.name:
+        return (
+            "its Route may allow https alone (spec.tls.insecureEdgeTerminationPolicy): try https"
+            f"{url[4:]}; else no server is behind it: kubectl get endpointslices"
+        )
     if status == httpx.codes.SERVICE_UNAVAILABLE:
         return "no server is behind the gateway: kubectl get endpointslices, and the model's pods"
     if gateway.refusal is GatewayRefusal.LOGIN:

@@ -11,6 +11,7 @@ from pytest_vllm_stage import EndpointClient, does_not_apply
 from pytest_vllm_stage.checks.inference.patterns import pattern
 from pytest_vllm_stage.checks.inference.wire import HTTP_VARIANTS, REFUSES_VERSION, WireConnection
 from pytest_vllm_stage.serving.client import COMPLETIONS
+from pytest_vllm_stage.serving.gateway_errors import describe_refusal
 
 Needs = Callable[..., None]
 
@@ -58,7 +59,7 @@ def test_large_body_is_read_whole(endpoint: EndpointClient) -> None:
     content = (text[:-1] + " " * (size - len(text)) + text[-1]).encode()
     response = endpoint.raw("POST", COMPLETIONS, content=content, headers={"content-type": "application/json"})
     what = f"a body of {size // 1024} KiB"
-    assert response.status_code == 200, f"{what} was answered {response.status_code}: {response.text[:300]}"
+    assert response.status_code == 200, f"{what} was {describe_refusal(response)}"
     said = response.json()["choices"][0]["text"]
     assert said.startswith(shown.answer), f"{what} was answered {said!r}, expected {shown.answer!r}"
 

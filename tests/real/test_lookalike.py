@@ -46,6 +46,8 @@ NOT_CHECKED = {
     "suites/benchmark/test_jobs.py::test_reports_are_not_vacuous",
     "suites/benchmark/test_jobs.py::test_reports_keep_the_objectives",
 }
+#: Why other checks are skipped.
+EXPLAINED = re.compile(r"does not apply|no profile names a recorded reference|inconclusive")
 CURL_S = 20
 #: Two base64url parts of JSON objects: the head and the claims of a ServiceAccount's token.
 JWT = re.compile(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}")
@@ -124,6 +126,7 @@ def plant(places: Places, router: Router, fault: Fault) -> Planted:
             *fault.options,
             TRUSTED,
             validator=lacking,
+            key=fault.key,
         )
     return Planted(outcome, listed)
 
@@ -146,9 +149,13 @@ def test_suites_are_green_through_a_healthy_router(places: Places) -> None:
 
 @pytest.mark.nightly
 def test_whole_suites_are_green_through_a_healthy_router(places: Places) -> None:
+    """685 of 707 checks pass, in 4 to 5 minutes on two busy cores; the others do not apply, or lack what they need."""
     outcome = run_through(places, make_router(places, 1, "whole"), "suites/", TRUSTED, "-n", "2")
     check_healthy_run(places, outcome)
-    assert len(outcome.names("passed")) > 500
+    assert len(outcome.names("passed")) > 650
+    skipped = [test for test in outcome.record["tests"] if test["outcome"] == "skipped"]
+    unexplained = [test["name"] for test in skipped if not EXPLAINED.search(test["reason"])]
+    assert {name.partition("[")[0] for name in unexplained} <= NOT_CHECKED, unexplained
 
 
 def check_healthy_run(places: Places, outcome: Outcome) -> None:
@@ -237,7 +244,9 @@ def test_kube_rbac_proxy_accepts_a_revoked_token_until_it_forgets_it(places: Pla
     assert time.monotonic() - revoked_s > TOKEN_CACHED_S / 2
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if fault.slow else ()) for name, fault in FAULTS.items()]
+)
 def test_fault_of_the_way_is_named_in_the_first_screen(name: str, planted: Callable[[str], Planted]) -> None:
     fault, (outcome, listed) = FAULTS[name], planted(name)
     assert outcome.status not in (0, 5), outcome.output

@@ -22,6 +22,7 @@ from tests.unit.web_server import Reply, web_server
 TOKEN = "sha256~not-for-logs"
 TEXT, HTML, JSON = ({"content-type": kind} for kind in ("text/plain", "text/html", "application/json"))
 ENVOY = {**TEXT, "server": "istio-envoy"}
+NGINX = {**HTML, "server": "nginx/1.25"}
 MESH = "the service mesh's proxy (istio-envoy)"
 #: Words of the hints that ask for other credentials.
 TOKEN_ADVICE = ("VLLM_STAGE_REGISTRY_TOKEN", "whose token is sent", "asks for a login")
@@ -161,8 +162,30 @@ ANSWERS = {
     "Route's list of addresses": Sent(
         Reply(403, HAPROXY_403, HTML), "HAProxy", "administrative rules", hint="ip_whitelist"
     ),
+    "nginx, long headers": Sent(
+        Reply(400, "<html><h1>400 Bad Request</h1>Request Header Or Cookie Too Large</html>", NGINX),
+        "(nginx)",
+        "Cookie Too Large",
+        hint="by a long token for example",
+    ),
+    "HAProxy, long headers": Sent(
+        Reply(400, "<html><body><h1>400 Bad request</h1>\nYour browser sent an invalid request.\n</body></html>", HTML),
+        "HAProxy",
+        "invalid request",
+        hint="tuningOptions.headerBufferBytes",
+    ),
+    "kube-rbac-proxy, long headers": Sent(
+        Reply(431, "431 Request Header Fields Too Large", TEXT), "a proxy written in Go", "431", hint="by a long token"
+    ),
+    "nginx, large body": Sent(
+        Reply(413, "<html><h1>413 Request Entity Too Large</h1></html>", NGINX),
+        "(nginx)",
+        "413 Request Entity",
+        hint="client_max_body_size",
+    ),
+    "mesh, large body": Sent(Reply(413, "Payload Too Large", ENVOY), MESH, "Payload", hint="as long prompts are"),
     "nginx denies": Sent(
-        Reply(403, "<html><h1>403 Forbidden</h1></html>", {**HTML, "server": "nginx/1.25"}),
+        Reply(403, "<html><h1>403 Forbidden</h1></html>", NGINX),
         "(nginx)",
         "403 Forbidden",
         hint="no access",
@@ -226,6 +249,15 @@ def test_redirect_to_https_is_answered_with_the_address(gateway: Gateway) -> Non
         with pytest.raises(StageError) as caught:
             ask()
         assert address in caught.value.hint
+
+
+def test_route_for_https_alone_is_a_cause_of_the_routers_page(gateway: Gateway) -> None:
+    """With ``insecureEdgeTerminationPolicy: None`` the router knows no Route for plain HTTP."""
+    gateway.reply = Reply(503, "<html><h1>Application is not available</h1></html>", HTML)
+    with pytest.raises(StageError) as caught:
+        gateway.asks["model"]()
+    assert "its Route may allow https alone" in caught.value.hint
+    assert f"try https{gateway.url[4:]}" in caught.value.hint
 
 
 def test_servers_own_answers_name_no_gateway() -> None:

@@ -16,7 +16,8 @@ from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy import addresses
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.reach import forwards
-from pytest_vllm_stage.stage.reach.address import NoAddress
+from pytest_vllm_stage.stage.reach.address import AccessWay, ChosenAddress, NoAddress, choose_address
+from pytest_vllm_stage.stage.reach.published import Backend, Publishers, find_candidates
 from tests.unit.made_objects import admitted_route, condition, pod, service
 
 NEAR = ClusterFacts("local", "kc", "ctx", "v1", "kubectl", reaches_services=True, owned=True)
@@ -224,3 +225,18 @@ def test_the_route_of_minios_console_is_not_its_api(there: list[Object], monkeyp
     for port in ("api", "s3", 9000):
         there[1]["spec"]["port"]["targetPort"] = port
         assert minio(FAR) == "https://api.example"
+
+
+def test_a_published_http_address_is_tried_with_https_where_nothing_listens() -> None:
+    """KServe writes http into the status where its own configuration has no TLS; its gateway may have TLS alone."""
+    made = service()
+    made["status"]["url"] = "http://m.apps.test"
+    candidates = find_candidates(Backend("ns", ("m-predictor",)), Publishers(), made)
+    chosen = choose_address(candidates, lambda url: "" if url.startswith("https") else "accepts no connection")
+    assert isinstance(chosen, ChosenAddress)
+    assert (chosen.way, chosen.url) == (AccessWay.STATUS_URL, "https://m.apps.test")
+    assert "status.url: http://m.apps.test accepts no connection" in chosen.passed_over
+    for inside in ("http://m.ns.svc.cluster.local", "http://m.apps.test:8080"):
+        made["status"]["url"] = inside
+        listed = find_candidates(Backend("ns", ("m",)), Publishers(), made)
+        assert not any(one.url.startswith("https") for one in listed)

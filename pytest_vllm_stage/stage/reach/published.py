@@ -274,6 +274,14 @@ def _find_status(service: Object) -> Iterator[Candidate]:
             yield Candidate(way, problem=problem)
         else:
             yield Candidate(way, url=_without_api(str(url)))
+            if parts.scheme == "http" and parts.port is None and not _is_inside(parts.hostname):
+                # KServe writes http where its own configuration has no TLS, whatever the gateway before it does.
+                yield Candidate(way, f"{way.value} with https", _without_api(f"https{str(url)[4:]}"))
+
+
+def _is_inside(host: str) -> bool:
+    """A host of the cluster's own network."""
+    return host.endswith((".svc", ".svc.cluster.local"))
 
 
 def _at(way: AccessWay, source: str, scheme: str, host: str, port: object = None, path: str = "") -> Candidate:

@@ -41,6 +41,8 @@ class Fault:
         options: Further options of the run.
         missing: A right that the user lacks.
         advises: What the whole output says besides.
+        key: The bearer token that the user sends to the models.
+        slow: Its check takes minutes.
     """
 
     change: Change
@@ -52,6 +54,8 @@ class Fault:
     options: tuple[str, ...] = ()
     missing: MissingRight | None = None
     advises: str = ""
+    key: str = ""
+    slow: bool = False
 
 
 def forget_timeouts(router: Router, _: Places) -> Router:
@@ -65,6 +69,19 @@ def with_rules(router: Router, *rules: str) -> Router:
 
 def buffer_answers(router: Router, _: Places) -> Router:
     return with_rules(router, "http-response wait-for-body time 20s at-least 30000")
+
+
+def ignore_leaving_clients(router: Router, _: Places) -> Router:
+    return dataclasses.replace(router, options=())
+
+
+def limit_bodies(router: Router, _: Places) -> Router:
+    return with_rules(router, "http-request deny deny_status 413 if { req.hdr(content-length) -m int gt 100000 }")
+
+
+def limit_headers(router: Router, _: Places) -> Router:
+    """A request's headers may have 8 KiB."""
+    return dataclasses.replace(router, buffer_bytes=16384)
 
 
 def drop_idle_connections(router: Router, _: Places) -> Router:
@@ -105,7 +122,9 @@ def with_certificate_of_another_host(router: Router, places: Places) -> Router:
 
 
 PROTECTION = "suites/deployment/test_protection.py"
-LANES, STREAMING, SERVICE = (f"suites/inference/test_{name}.py" for name in ("slow_lanes", "streaming", "service"))
+LANES, STREAMING, SERVICE, TRANSPORT = (
+    f"suites/inference/test_{name}.py" for name in ("slow_lanes", "streaming", "service", "transport")
+)
 REPORTED = "test_health_and_version_are_reported"
 SHORT_LANES = ("-p", "tests.real.lookalike.short_lanes")
 FAULTS = {
@@ -125,6 +144,28 @@ FAULTS = {
     ),
     "buffering": Fault(
         buffer_answers, STREAMING, "test_stream_arrives_incrementally", r"the stream was buffered: all 40 deltas"
+    ),
+    "left_client": Fault(
+        ignore_leaving_clients,
+        "suites/inference/test_isolation.py",
+        "test_client_that_leaves_before_its_answer_frees_its_slot",
+        r"s after its client left, a whole answer of \S+ s still runs",
+        slow=True,
+    ),
+    "body_limit": Fault(
+        limit_bodies,
+        TRANSPORT,
+        "test_large_body_is_read_whole",
+        r"a body of 128 KiB was answered 413, sent by HAProxy, which OpenShift's router is: .*exceeds the maximum",
+        advises="client_max_body_size",
+    ),
+    "header_limit": Fault(
+        limit_headers,
+        SERVICE,
+        REPORTED,
+        r"answered 400 Bad request, sent by HAProxy, which OpenShift's router is: .*sent an invalid request",
+        advises="by a long token for example",
+        key="eyJ" + 9000 * "a",
     ),
     "no_upstream": Fault(
         lose_upstreams,

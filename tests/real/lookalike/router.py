@@ -34,10 +34,11 @@ Content-Type: text/html\r
 _CONFIGURATION = """
 global
     maxconn 400
-    tune.bufsize 32768
+    tune.bufsize {buffer}
     tune.maxrewrite 8192
 defaults
     mode http
+{options}
     timeout connect 5s
     timeout client 30s
     timeout client-fin 1s
@@ -101,6 +102,8 @@ class Router:
         certificate: PEM file with the certificate of every Route, and its key.
         upstreams: The Routes.
         rules: Further lines for its frontend.
+        options: Lines for its defaults. Without this one it lets a request run on whose client has left.
+        buffer_bytes: Its buffer, of which a request's headers may fill all but 8 KiB.
     """
 
     name: str
@@ -108,6 +111,8 @@ class Router:
     certificate: Path
     upstreams: Sequence[Upstream]
     rules: Sequence[str] = field(default=())
+    options: Sequence[str] = ("option abortonclose",)
+    buffer_bytes: int = 32768
 
     def configuration(self, page: Path) -> str:
         """HAProxy's configuration file."""
@@ -120,6 +125,8 @@ class Router:
                 lines.append(f"timeout server {upstream.timeout}")
             backends.append("\n    ".join([*lines, f"server service {_describe_server(upstream)}"]))
         return _CONFIGURATION.format(
+            buffer=self.buffer_bytes,
+            options="\n".join(f"    {option}" for option in self.options),
             default=DEFAULT_TIMEOUT,
             page=page,
             address=self.address,

@@ -77,7 +77,9 @@ class RoutedStage:
     upstreams: Mapping[str, Upstream]
     validator: Validator
 
-    def run(self, address: str, directory: Path, *arguments: str, validator: Validator | None = None) -> Outcome:
+    def run(
+        self, address: str, directory: Path, *arguments: str, validator: Validator | None = None, key: str = ""
+    ) -> Outcome:
         """Run pytest as a user with a kubeconfig, for whom the Routes' hosts have this address.
 
         The hosts are in a file that only this process and its children see in the place of /etc/hosts.
@@ -89,6 +91,8 @@ class RoutedStage:
         plain = {key: value for key, value in os.environ.items() if key not in ("PYTEST_ADDOPTS", "VLLM_STAGE_API_KEY")}
         user = validator or self.validator
         environment = plain | {"KUBECONFIG": str(user.kubeconfig), "VLLM_STAGE_REGISTRY_TOKEN": user.token}
+        if key:
+            environment["VLLM_STAGE_API_KEY"] = key
         environment["PATH"] = f"{Path(self.cluster.kubectl).parent}:{environment['PATH']}"
         options = [f"--stage-run-dir={directory / 'run'}", f"--stage-context={self.cluster.context}"]
         options += [f"--stage-profile={PROFILE}", "--stage-report=never"]
