@@ -43,6 +43,8 @@ class ReadableFailures:
                 call.excinfo = pytest.ExceptionInfo.from_exception(error)
         if not isinstance(error, StageError):
             return (yield)
+        if error.already_reported or (call.when == "setup" and error.headline in self._reported):
+            return (yield from self._skip_for(error, call))
         error.hint = self._lasting(error.hint)
         # In a test's own body pytest's traceback says which request failed.
         as_written = call.when != "call" or isinstance(error, EnvironmentUnusable)
@@ -54,11 +56,20 @@ class ReadableFailures:
         vars(report)[KIND] = error.kind
         if as_written:
             report.longrepr = f"{error.kind}: {error}"
-        repeated = error.already_reported or (report.when == "setup" and error.headline in self._reported)
-        if repeated:
-            report.outcome = "skipped"
-            report.longrepr = ("pytest_vllm_stage/fixtures.py", 0, f"Skipped: {error.headline}")
         self._reported.add(error.headline)
+        return report
+
+    def _skip_for(
+        self, error: StageError, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Report a test that a known cause prevents; a traceback, which takes most of its time, is not made for it."""
+        self._reported.add(error.headline)
+        skip = pytest.skip.Exception(error.headline, _use_item_location=True)
+        call.excinfo = pytest.ExceptionInfo.from_exception(skip.with_traceback(error.__traceback__))
+        report = yield
+        vars(report)[KIND] = error.kind
+        report.outcome = "skipped"
+        report.longrepr = ("pytest_vllm_stage/fixtures.py", 0, f"Skipped: {error.headline}")
         return report
 
     def _lasting(self, hint: str) -> str:

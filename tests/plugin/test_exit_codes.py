@@ -21,6 +21,19 @@ def broken_teardown(stage):
     {RAISE}
 """
 
+#: Notes each failure that pytest formats.
+COUNTED = f"""
+
+@pytest.fixture(scope="session")
+def broken():
+    from pytest_vllm_stage.core import errors
+    {RAISE}
+
+def pytest_itemcollected(item):
+    format = item._repr_failure_py
+    item._repr_failure_py = lambda *given, **named: (note("formatted"), format(*given, **named))[1]
+"""
+
 #: Where the error is raised -> the test that gets it; ``end`` is the run's own teardown.
 PLACES = {
     "fixture": "def test_it(broken_connection): pass",
@@ -95,3 +108,14 @@ def test_live_line_report_and_record_use_the_same_word(place: pytest.Pytester, m
 def test_plain_failure_ends_with_1(broken_place: pytest.Pytester) -> None:
     broken_place.makepyfile("def test_it(stage): assert False")
     assert run_pytest(broken_place).ret == 1
+
+
+def test_a_known_cause_is_formatted_once_however_many_tests_it_prevents(broken_place: pytest.Pytester) -> None:
+    """A traceback takes a tenth of a second on a slow machine: a minute for the suites, of which nothing is shown."""
+    conftest = broken_place.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + COUNTED)
+    broken_place.makepyfile("import pytest\n@pytest.mark.parametrize('n', range(9))\ndef test_it(broken, n): pass")
+    result = run_pytest(broken_place, "-rs")
+    result.assert_outcomes(errors=1, skipped=8)
+    result.stdout.fnmatch_lines(["SKIPPED [[]8[]] * environment unusable: the API server does not answer"])
+    assert (broken_place.path / "calls.log").read_text().split().count("formatted") == 1
