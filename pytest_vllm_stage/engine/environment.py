@@ -3,7 +3,8 @@
 GuideLLM needs torch as vLLM does; an environment of its own would cost another 5 GB.
 
 It is in ``cache_dir()/engine/<fingerprint>`` and is relocatable: pods see it read-only under another path. The bytecode
-of what they import is compiled beforehand: pods cannot write it, and a server without it starts three times slower.
+of what they import is compiled beforehand: pods cannot write it, and a server without it starts three times slower. In
+``MODEL_INFO`` is what vLLM otherwise starts another Python for, at each start, to learn about the model's class.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ IMPORTED = (
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
     "guidellm.benchmark.entrypoints",
+)
+#: The cache in which vLLM keeps what it learned about a model's class, below the environment's folder, and the class.
+MODEL_INFO, MODEL_CLASS = "vllm-cache", "LlamaForCausalLM"
+_INSPECT = (
+    "from vllm.model_executor.models.registry import ModelRegistry;"
+    f" ModelRegistry.models[{MODEL_CLASS!r}].inspect_model_cls()"
 )
 #: Of these modules the imports above compile what is used; the others, over half of 300 MB of source code, are not
 #: compiled. Everything else is, since a server imports some modules only when it is configured or asked.
@@ -150,7 +157,7 @@ def _about(python: Path) -> tuple[Path, str]:
 
 def _fingerprint(base_prefix: Path, version: str) -> str:
     digest = hashlib.sha256(pins.REQUIREMENTS.read_bytes())
-    digest.update(f"{base_prefix} {version}".encode())
+    digest.update(f"{base_prefix} {version} {IMPORTED} {PARTLY_USED} {_INSPECT}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -166,8 +173,9 @@ def _make(build: build_once.Build, python: Path) -> build_once.Facts:
     interpreter = [str(folder / "bin" / "python"), "-P", "-c"]
     compilation = [*interpreter, _COMPILE, str(_site_packages(folder)), f"/site-packages/({PARTLY_USED})"]
     build.run("engine's bytecode", compilation, timeout_s=900, advise=_advise, env=clean_environ())
-    proof = [*interpreter, f"import {', '.join(IMPORTED)}"]
-    build.run("import of vLLM and GuideLLM", proof, timeout_s=900, advise=_advise, env=clean_environ())
+    proof = [*interpreter, f"import {', '.join(IMPORTED)}; {_INSPECT}"]
+    with_cache = clean_environ() | {"VLLM_CACHE_ROOT": str(folder / MODEL_INFO)}
+    build.run("import of vLLM and GuideLLM", proof, timeout_s=900, advise=_advise, env=with_cache)
     return {"python": str(python), "requirements": str(pins.REQUIREMENTS)}
 
 

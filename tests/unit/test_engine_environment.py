@@ -144,7 +144,15 @@ def test_the_fingerprint_follows_pins_and_interpreter(tmp_path: Path, monkeypatc
     other.write_text("torch==1.0\n")
     monkeypatch.setattr(pins, "REQUIREMENTS", other)
     seen.add(environment._fingerprint(Path("/a"), "3.11.7"))
-    assert len(seen) == 4
+    monkeypatch.setattr(environment, "IMPORTED", (*environment.IMPORTED, "guidellm.scheduler"))
+    seen.add(environment._fingerprint(Path("/a"), "3.11.7"))
+    assert len(seen) == 5
+
+
+def test_local_runtime_copies_the_cache_that_the_environment_has() -> None:
+    runtime = Path(__file__).parents[2] / "fixtures" / "overlays" / "local" / "host-runtime" / "runtime.yaml"
+    copied = f'cp -r /mnt/vllm-stage/engine/{environment.MODEL_INFO}/. "$HOME/.cache/vllm/"'
+    assert copied in runtime.read_text(encoding="utf-8")
 
 
 def test_another_pythons_settings_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
