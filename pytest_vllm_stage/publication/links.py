@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
@@ -21,6 +22,12 @@ _LINKS = (
     (MODEL_LABEL, "model", "name"),
     (VERSION_LABEL, "version", "name"),
 )
+
+
+_YES, _NO = ("true", "yes", "1"), ("false", "no", "0", "none")
+_UNQUANTIZED_BITS = 16
+#: Schemes as vLLM and compressed-tensors name them: W4A16, int8, fp8, nf4; and the types of whole weights.
+_SCHEME = re.compile(r"\b(?:w|u?int|fp|nf)(?P<bits>4|8)(?:a\d+)?\b|\b(?:bf16|fp16|bfloat16|float16)\b")
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,38 @@ def find_disagreements(service: Object, model: Entity, version: Entity) -> list[
         for ending, kind, field in _LINKS
         if label.endswith(ending) and value != entities[kind][field]
     ]
+
+
+def find_wrong_descriptions(model: Entity, version: Entity) -> list[str]:
+    """Properties by which clients distinguish quantized versions, and which name no method, or another one."""
+    return [
+        f"{kind} {entity['name']} has the property {name} with the value {value!r}, expected the method of version "
+        f"{version['name']}"
+        for kind, entity in (("model", model), ("version", version))
+        for name, value in _read_quantizations(entity)
+        # A model may have versions of several methods.
+        if value.lower() in _YES or (kind == "version" and _contradicts(value, str(version["name"])))
+    ]
+
+
+def _contradicts(value: str, version: str) -> bool:
+    """Whether a method and a version's name mean weights of another size."""
+    named, given = _weight_bits(version), {_UNQUANTIZED_BITS} if value.lower() in _NO else _weight_bits(value)
+    return bool(named and given) and not named & given
+
+
+def _read_quantizations(entity: Entity) -> Iterator[tuple[str, str]]:
+    for name, raw in _properties(entity).items():
+        if name.lower() in ("quantization", "quantisation", "quantization_method"):
+            yield name, str(raw.get("string_value", raw.get("bool_value", ""))).strip()
+
+
+def _weight_bits(text: str) -> set[int]:
+    """How many bits a weight has, by the schemes and types that a text names; empty where it names none."""
+    return {
+        int(match["bits"]) if match["bits"] else _UNQUANTIZED_BITS
+        for match in _SCHEME.finditer(text.lower().replace("_", "-"))
+    }
 
 
 def find_duplicate_results(versions: Sequence[Entity], own: str, service: str, revision: str) -> list[str]:

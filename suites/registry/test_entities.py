@@ -33,9 +33,11 @@ def test_model_and_version_are_registered(filed: Filed) -> None:
 def test_labels_and_ids_agree(filed: Filed, service: Object) -> None:
     """Every label of the service with a model, version or id of the registry names the registered ones.
 
-    Where they differ, clients that read by label and clients that read by id see different models.
+    Where they differ, clients that read by label and clients that read by id see different models. A property
+    ``quantization`` names the version's method: the value "true" distinguishes no two versions.
     """
     lines = links.find_disagreements(service, filed.model, filed.version)
+    lines += links.find_wrong_descriptions(filed.model, filed.version)
     assert not lines, health.message("the service and the registry do not agree", lines, "kubectl get isvc -o yaml")
 
 

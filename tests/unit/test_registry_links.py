@@ -70,6 +70,42 @@ def version(name: str, **changes: str) -> dict[str, Any]:
     return {"name": name, "customProperties": {key: encode(value) for key, value in values.items()}}
 
 
+@pytest.mark.parametrize(
+    ("version", "value"),
+    [
+        ("w4a16", "true"),
+        ("w4a16", "false"),
+        ("w4a16", "fp8"),
+        ("quantized-w4a16", "bf16"),
+        ("bf16", "W4A16"),
+        ("v1", "True"),
+    ],
+)
+def test_a_quantization_that_says_nothing_or_another_thing_is_reported(version: str, value: str) -> None:
+    entity = {"id": "2", "name": version, "customProperties": {"quantization": encode(value)}}
+    (line,) = links.find_wrong_descriptions(MODEL, entity)
+    assert line.startswith(f"version {version} has the property quantization with the value {value!r}, expected")
+    boolean = {"metadataType": "MetadataBoolValue", "bool_value": True}
+    assert links.find_wrong_descriptions({**MODEL, "customProperties": {"Quantization": boolean}}, VERSION)
+
+
+@pytest.mark.parametrize(
+    ("version", "value"),
+    [
+        ("w4a16", "w4a16"),
+        ("w4a16", "int4"),
+        ("quantized-w4a16", "compressed-tensors"),
+        ("bf16", "none"),
+        ("bf16", "false"),
+        ("v1", "gptq"),
+        ("w8a8", "INT8"),
+    ],
+)
+def test_a_quantization_that_fits_its_version_is_not_reported(version: str, value: str) -> None:
+    entity = {"id": "2", "name": version, "customProperties": {"quantization": encode(value), "size": encode(13.0)}}
+    assert links.find_wrong_descriptions(MODEL, entity) == []
+
+
 def test_a_revision_under_two_names_is_found() -> None:
     versions = [version("w4a16"), version("quant"), version("old", benchmark_revision="r0"), {"name": "empty"}]
     (line,) = links.find_duplicate_results(versions, "w4a16", SERVICE, "r1")
