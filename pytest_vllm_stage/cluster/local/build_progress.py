@@ -39,17 +39,17 @@ class BuildProgress:
 
     def describe(self) -> str:
         """Packages that are compiled, and the minutes that remain, where they are known."""
+        self._look_up_sizes()
         started = [line for line in read_lines(self._log) if not line.startswith(_MESSAGE)]
         if not started:
             return "loading the modules"
         self._first_s = self._first_s or time.monotonic()
-        self._look_up_sizes()
         left_s = estimate_left_s(share_built(started, self._sizes), time.monotonic() - self._first_s)
         about = f", about {max(1, round(left_s / 60))} min remain" if left_s is not None else ""
         return f"{len(started)} packages compiled{about}"
 
     def _look_up_sizes(self) -> None:
-        # Not before the build has begun to compile: until then it downloads modules, and the list would too.
+        # At once: the list needs the modules too, and unpacks half of them while the build works in one thread.
         if self._process is None:
             self._process = self._list_packages(self._listing)
         if not self._sizes and self._process.poll() == 0:
