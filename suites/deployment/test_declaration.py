@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllm_stage.checks.stage import consistency
 from pytest_vllm_stage.stage import drift
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.observe import health
@@ -46,3 +47,14 @@ def test_model_labels_agree(declared: list[Object], stage_config: StageConfig) -
     lines = drift.labels(declared)
     command = f"correct the labels in {stage_config.profile.overlay}"
     assert not lines, health.message("model labels do not agree", lines, command)
+
+
+def test_manifests_contradict_nothing(declared: list[Object], stage_config: StageConfig) -> None:
+    """GPUs, names, ports, probes, volumes and addresses in the manifests fit each other.
+
+    The API server accepts each alone: together they fail when the model starts, or waste GPUs that it holds.
+    """
+    assert render.select_kind(declared, "InferenceService"), "the manifests declare no model: nothing was checked"
+    lines = consistency.find_contradictions(declared)
+    command = f"correct the manifests in {stage_config.profile.overlay}"
+    assert not lines, health.message("the manifests contradict each other", lines, command)

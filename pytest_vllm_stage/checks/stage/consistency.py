@@ -1,0 +1,177 @@
+"""Manifests that contradict each other, or themselves: pure functions over the declared objects.
+
+Each of them is accepted by the API server, and fails when the model starts, or serves less than it could.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pytest_vllm_stage.stage import drift, objects
+from pytest_vllm_stage.stage.deploy import render
+from pytest_vllm_stage.stage.objects import Object
+
+#: Short flags of vLLM with their names.
+_PARALLEL = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size"}
+#: Where KServe mounts what a storageUri names.
+_MODEL_FOLDER = "/mnt/models"
+_S3_ENDPOINT = "serving.kserve.io/s3-endpoint"
+_ADDRESS = re.compile(r"(?:https?://)?(?P<service>[a-z][a-z0-9-]*)(?:\.[a-z0-9.-]*)?:(?P<port>\d+)(?:/.*)?")
+
+
+def find_contradictions(manifests: list[Object]) -> list[str]:
+    """One line per contradiction; empty where there is none."""
+    return [*_of_models(manifests), *_of_downloads(manifests), *_of_addresses(manifests)]
+
+
+def read_arguments(args: Sequence[str]) -> dict[str, str]:
+    """Flags with their values, by names with hyphens; a flag without a value has an empty one, the last one wins.
+
+    A shell's whole command line may be one argument.
+    """
+    found: dict[str, str] = {}
+    flag = ""
+    for word in (word for arg in args for word in arg.split()):
+        if word.startswith("--") or word in _PARALLEL:
+            name, _, value = _PARALLEL.get(word, word[2:]).partition("=")
+            flag = name.replace("_", "-")
+            found[flag] = value
+        elif flag:
+            found[flag] = f"{found[flag]} {word}".strip()
+    return found
+
+
+def _of_models(manifests: list[Object]) -> Iterator[str]:
+    for service in render.select_kind(manifests, "InferenceService"):
+        name, runtime = objects.name_of(service), drift.runtime_name(service)
+        made = render.named(manifests, "ServingRuntime", runtime)
+        if made is None:
+            continue  # another check reports it
+        wanted = drift.demand(service, made)
+        arguments = read_arguments((*wanted.command, *wanted.args))
+        lines = [
+            *_of_gpus(service, arguments, wanted.resources),
+            *_of_names(service, arguments),
+            *_of_storage(manifests, service, made, arguments),
+            *_of_probes(made, arguments),
+            *_of_links(manifests, service),
+        ]
+        yield from (f"InferenceService/{name}: {line}" for line in lines)
+
+
+def _of_gpus(service: Object, arguments: Mapping[str, str], resources: Mapping[str, str]) -> Iterator[str]:
+    gpus = sum(_number(value) for key, value in resources.items() if re.fullmatch(r"limits\..*/gpu", key))
+    given = {name: arguments.get(name, "1") for name in _PARALLEL.values()}
+    given["data-parallel-size"] = arguments.get("data-parallel-size-local", given["data-parallel-size"])
+    # A variable, a configuration file, or workers on other nodes may say what the arguments do not.
+    if not all(map(str.isdecimal, given.values())) or "config" in arguments:
+        return
+    sizes = {name: int(value) for name, value in given.items()}
+    processes = math.prod(sizes.values())
+    if gpus and processes != gpus and not service["spec"]["predictor"].get("workerSpec"):
+        said = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "tensor-parallel-size 1"
+        yield f"{said} uses {processes} GPUs, the resources request {gpus}"
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 1
+
+
+def _of_names(service: Object, arguments: Mapping[str, str]) -> Iterator[str]:
+    served, name = arguments.get("served-model-name", ""), objects.name_of(service)
+    if served and name not in served.split():
+        yield f"served-model-name is {served}, and clients ask for {name}"
+    if "enable-auto-tool-choice" in arguments and not arguments.get("tool-call-parser"):
+        yield "enable-auto-tool-choice needs a tool-call-parser, and none is given"
+    admitted = service["spec"]["predictor"].get("containerConcurrency") or 0
+    batch = _number(arguments.get("max-num-seqs"))
+    if 0 < admitted < batch:
+        yield f"containerConcurrency {admitted} admits fewer requests than max-num-seqs {batch} serves at once"
+
+
+def _of_storage(
+    manifests: list[Object], service: Object, runtime: Object, arguments: Mapping[str, str]
+) -> Iterator[str]:
+    claim = drift.claim_name(service)
+    if claim and render.named(manifests, "PersistentVolumeClaim", claim) is None:
+        yield f"storageUri names PVC {claim}, which no manifest declares"
+    container = drift.serving_container(runtime["spec"])
+    mounts = [str(mount.get("mountPath", "")).rstrip("/") for mount in container.get("volumeMounts") or []]
+    path = arguments.get("model", "").rstrip("/")
+    folders = (_MODEL_FOLDER, *mounts)
+    if path.startswith("/") and not any(path == folder or path.startswith(f"{folder}/") for folder in folders):
+        yield f"--model names {path}, where nothing is mounted: KServe mounts the model at {_MODEL_FOLDER}"
+    size = _number(arguments.get("tensor-parallel-size"))
+    if size > 1 and "/dev/shm" not in mounts:  # noqa: S108 - a mount, not a temporary file
+        yield f"tensor-parallel-size {size} exchanges data through /dev/shm, and ServingRuntime mounts no volume there"
+
+
+def _of_probes(runtime: Object, arguments: Mapping[str, str]) -> Iterator[str]:
+    container, port = drift.serving_container(runtime["spec"]), arguments.get("port", "")
+    declared = {str(one.get("name")): str(one.get("containerPort")) for one in container.get("ports") or []}
+    if port and declared and port not in declared.values():
+        yield f"the engine listens on --port {port}, its container declares {', '.join(declared.values())}"
+    for kind in ("startup", "readiness", "liveness"):
+        asked = str(((container.get(f"{kind}Probe") or {}).get("httpGet") or {}).get("port", ""))
+        asked = declared.get(asked, asked)
+        if port and asked and asked != port:
+            yield f"the {kind} probe asks port {asked}, the engine listens on --port {port}"
+    liveness, readiness = container.get("livenessProbe") or {}, container.get("readinessProbe") or {}
+    begins_s = readiness.get("initialDelaySeconds", 0)
+    ends_s = liveness.get("initialDelaySeconds", 0) + liveness.get("periodSeconds", 10) * liveness.get(
+        "failureThreshold", 3
+    )
+    if liveness and not container.get("startupProbe") and ends_s <= begins_s:
+        yield (
+            f"the liveness probe restarts the container {ends_s} s after its start, before the first readiness probe "
+            f"({begins_s} s)"
+        )
+
+
+def _of_links(manifests: list[Object], service: Object) -> Iterator[str]:
+    linked = service["spec"]["predictor"].get("enableServiceLinks", True)
+    if linked and render.named(manifests, "Service", "vllm"):
+        yield "Service/vllm sets VLLM_PORT in its pods, which the engine reads: set enableServiceLinks: false"
+
+
+def _of_downloads(manifests: list[Object]) -> Iterator[str]:
+    """Two Jobs that fill different volumes from one source: one of the models is another one's."""
+    seen: dict[str, Object] = {}
+    for job in render.select_kind(manifests, "Job"):
+        template = job["spec"]["template"]
+        source = _variables(template["spec"]["containers"][0]).get("MODEL_SOURCE", "")
+        other = seen.setdefault(source, job) if source else job
+        if drift.claims_of(other["spec"]["template"]) != drift.claims_of(template):
+            yield f"Job/{objects.name_of(job)} and Job/{objects.name_of(other)} download the same model: {source}"
+
+
+def _of_addresses(manifests: list[Object]) -> Iterator[str]:
+    """Addresses of declared Services with a port that the Service does not have."""
+    services = {objects.name_of(one): one for one in render.select_kind(manifests, "Service")}
+    for manifest in manifests:
+        for where, address in _addresses_in(manifest):
+            match = _ADDRESS.fullmatch(address)
+            service = services.get(match["service"]) if match else None
+            ports = [str(port.get("port")) for port in (service or {}).get("spec", {}).get("ports") or []]
+            if match and ports and match["port"] not in ports:
+                name = objects.name_of(manifest)
+                yield (
+                    f"{manifest['kind']}/{name}: {where} names port {match['port']} of Service/{match['service']}, "
+                    f"which has {', '.join(ports)}"
+                )
+
+
+def _addresses_in(manifest: Object) -> Iterator[tuple[str, str]]:
+    annotations = manifest["metadata"].get("annotations") or {}
+    if _S3_ENDPOINT in annotations:
+        yield f"annotation {_S3_ENDPOINT}", str(annotations[_S3_ENDPOINT])
+    template = (manifest.get("spec") or {}).get("template") or {}
+    for container in (template.get("spec") or {}).get("containers") or []:
+        yield from ((f"variable {name}", value) for name, value in _variables(container).items())
+
+
+def _variables(container: Mapping[str, Any]) -> dict[str, str]:
+    return {str(entry["name"]): str(entry["value"]) for entry in container.get("env") or [] if "value" in entry}

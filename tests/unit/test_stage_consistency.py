@@ -1,0 +1,213 @@
+"""Manifests that contradict themselves are reported, and those of the three overlays are not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from pytest_vllm_stage.checks.stage.consistency import find_contradictions, read_arguments
+from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.stage.deploy import render
+from tests.unit.recorded_stage import RecordedStage
+
+Object = dict[str, Any]
+FULL, QUANTIZED = "mistral-24b", "mistral-24b-quantized"
+
+
+def read_reference() -> list[Object]:
+    """The reference's runtime, models, Secret and object store, as they are in the tree, with volumes and downloads."""
+    tree = fixtures_dir()
+    files = (
+        "vllm/servingruntime.yaml",
+        f"overlays/openshift/{FULL}.yaml",
+        f"overlays/openshift/{QUANTIZED}.yaml",
+        "base-secrets/kserve-s3.yaml",
+        "minio/minio.yaml",
+        "benchmarking/job/job.yaml",
+    )
+    found = [item for file in files for item in yaml.safe_load_all((tree / file).read_text(encoding="utf-8")) if item]
+    for model in (FULL, QUANTIZED):
+        job, claim = (
+            yaml.safe_load((tree / "model-loader" / "job" / f"{name}.yaml").read_text(encoding="utf-8"))
+            for name in ("job", "pvc")
+        )
+        claim["metadata"]["name"] = f"model-{model}"
+        job["metadata"]["name"] = f"download-{model}"
+        spec = job["spec"]["template"]["spec"]
+        spec["volumes"][0]["persistentVolumeClaim"]["claimName"] = f"model-{model}"
+        spec["containers"][0]["env"].append({"name": "MODEL_SOURCE", "value": f"hf://org/{model}"})
+        found += [claim, job]
+    return found
+
+
+REFERENCE = read_reference()
+
+
+def test_manifests_of_the_overlays_contradict_nothing() -> None:
+    assert len(render.select_kind(REFERENCE, "InferenceService")) == 2
+    assert find_contradictions(REFERENCE) == []
+    assert find_contradictions(RecordedStage.load().declared) == []
+
+
+def model_of(manifests: list[Object], name: str = FULL) -> Object:
+    found = render.named(manifests, "InferenceService", name)
+    assert found is not None
+    predictor: Object = found["spec"]["predictor"]
+    return predictor
+
+
+def container_of(manifests: list[Object], kind: str = "ServingRuntime", name: str = "vllm") -> Object:
+    found = render.named(manifests, kind, name)
+    assert found is not None
+    spec = found["spec"] if kind == "ServingRuntime" else found["spec"]["template"]["spec"]
+    made: Object = spec["containers"][0]
+    return made
+
+
+def with_argument(old: str, new: str, name: str = FULL) -> Callable[[list[Object]], None]:
+    def change(manifests: list[Object]) -> None:
+        args = model_of(manifests, name)["model"]["args"]
+        args[args.index(old)] = new
+
+    return change
+
+
+def without_argument(old: str) -> Callable[[list[Object]], None]:
+    return lambda manifests: model_of(manifests)["model"]["args"].remove(old)
+
+
+def request_gpus(count: str) -> Callable[[list[Object]], None]:
+    def change(manifests: list[Object]) -> None:
+        for part in ("requests", "limits"):
+            model_of(manifests)["model"]["resources"][part]["nvidia.com/gpu"] = count
+
+    return change
+
+
+def change_probe(kind: str, **fields: Any) -> Callable[[list[Object]], None]:
+    return lambda manifests: container_of(manifests)[f"{kind}Probe"].update(fields)
+
+
+def replace_argument_of_runtime(old: str, new: str) -> Callable[[list[Object]], None]:
+    def change(manifests: list[Object]) -> None:
+        args = container_of(manifests)["args"]
+        args[args.index(old)] = new
+
+    return change
+
+
+def download_the_other_model(manifests: list[Object]) -> None:
+    container_of(manifests, "Job", f"download-{QUANTIZED}")["env"][-1]["value"] = f"hf://org/{FULL}"
+
+
+def rename_endpoint(manifests: list[Object]) -> None:
+    secret = render.named(manifests, "Secret", "kserve-s3")
+    assert secret is not None
+    secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] = "minio.vllm-stage.svc:9001"
+
+
+def change_address_of_job(manifests: list[Object]) -> None:
+    (entry,) = [one for one in container_of(manifests, "Job", "benchmark")["env"] if one["name"] == "S3_ENDPOINT"]
+    entry["value"] = "http://minio:9090"
+
+
+def add_service(manifests: list[Object]) -> None:
+    model_of(manifests).pop("enableServiceLinks")
+    manifests.append({"kind": "Service", "metadata": {"name": "vllm"}, "spec": {"ports": [{"port": 80}]}})
+
+
+CONTRADICTIONS: dict[str, tuple[Callable[[list[Object]], None], str]] = {
+    "GPUs": (request_gpus("2"), f"{FULL}: tensor-parallel-size 4 uses 4 GPUs, the resources request 2"),
+    "no tensor parallelism": (
+        without_argument("--tensor-parallel-size=4"),
+        f"{FULL}: tensor-parallel-size 1 uses 1 GPUs, the resources request 4",
+    ),
+    "tensor parallelism on one GPU": (
+        with_argument("--dtype=auto", "--tensor-parallel-size 2", QUANTIZED),
+        f"{QUANTIZED}: tensor-parallel-size 2 uses 2 GPUs, the resources request 1",
+    ),
+    "served name": (
+        replace_argument_of_runtime("--served-model-name={{.Name}}", "--served-model-name=mistral"),
+        f"{FULL}: served-model-name is mistral, and clients ask for {FULL}",
+    ),
+    "model path": (
+        replace_argument_of_runtime("--model=/mnt/models", "--model=/models"),
+        f"{FULL}: --model names /models, where nothing is mounted",
+    ),
+    "port": (
+        replace_argument_of_runtime("--port=8080", "--port=8000"),
+        f"{FULL}: the engine listens on --port 8000, its container declares 8080",
+    ),
+    "probe": (
+        change_probe("readiness", httpGet={"path": "/health", "port": 8000}),
+        f"{FULL}: the readiness probe asks port 8000, the engine listens on --port 8080",
+    ),
+    "liveness": (
+        change_probe("liveness", initialDelaySeconds=30, periodSeconds=10),
+        f"{FULL}: the liveness probe restarts the container 80 s after its start, before the first readiness",
+    ),
+    "tools": (
+        without_argument("--tool-call-parser=mistral"),
+        f"{FULL}: enable-auto-tool-choice needs a tool-call-parser",
+    ),
+    "concurrency": (
+        lambda manifests: model_of(manifests).update(containerConcurrency=8),
+        f"{FULL}: containerConcurrency 8 admits fewer requests than max-num-seqs 24",
+    ),
+    "shared memory": (
+        lambda manifests: container_of(manifests).update(volumeMounts=[]),
+        f"{FULL}: tensor-parallel-size 4 exchanges data through /dev/shm",
+    ),
+    "claim": (
+        lambda manifests: model_of(manifests)["model"].update(storageUri="pvc://mistral"),
+        f"{FULL}: storageUri names PVC mistral, which no manifest declares",
+    ),
+    "links": (add_service, f"{FULL}: Service/vllm sets VLLM_PORT"),
+    "source": (download_the_other_model, f"Job/download-{QUANTIZED} and Job/download-{FULL} download the same model"),
+    "S3 endpoint": (rename_endpoint, "Secret/kserve-s3: annotation serving.kserve.io/s3-endpoint names port 9001 of"),
+    "S3 endpoint of a Job": (
+        change_address_of_job,
+        "Job/benchmark: variable S3_ENDPOINT names port 9090 of Service/minio",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_contradiction_is_reported(name: str) -> None:
+    change, line = CONTRADICTIONS[name]
+    manifests = copy.deepcopy(REFERENCE)
+    change(manifests)
+    found = find_contradictions(manifests)
+    assert any(one.removeprefix("InferenceService/").startswith(line) for one in found), found
+
+
+def test_arguments_are_read_however_they_are_written() -> None:
+    args = ("--port=8080", "--max_model_len", "2048", "--dtype auto", "--enable-prefix-caching", "--port", "9")
+    assert read_arguments(args) == {
+        "port": "9",
+        "max-model-len": "2048",
+        "dtype": "auto",
+        "enable-prefix-caching": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        (["sh", "-c"], ["exec vllm serve /mnt/models --port 8080 --tensor-parallel-size 4"]),
+        (["vllm", "serve"], ["/mnt/models", "--port=8080", "--tensor-parallel-size=$(GPUS)"]),
+        (["vllm", "serve"], ["/mnt/models", "--port=8080", "--config=/etc/vllm/config.yaml"]),
+        (["vllm", "serve", "/mnt/models"], ["--port", "8080", "-tp", "2", "--data-parallel-size", "2"]),
+    ],
+    ids=["shell", "variable", "configuration file", "data parallelism"],
+)
+def test_what_the_arguments_do_not_say_is_not_reported(command: list[str], args: list[str]) -> None:
+    manifests = copy.deepcopy(REFERENCE)
+    container_of(manifests).update(command=command, args=args)
+    model_of(manifests)["model"]["args"] = []
+    manifests.remove(next(one for one in manifests if one["metadata"]["name"] == QUANTIZED))
+    assert find_contradictions(manifests) == []
