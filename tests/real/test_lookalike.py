@@ -46,6 +46,8 @@ NOT_CHECKED = {
     "suites/benchmark/test_jobs.py::test_reports_are_not_vacuous",
     "suites/benchmark/test_jobs.py::test_reports_keep_the_objectives",
 }
+#: What a busy machine, the engine or the options decide about.
+APART = ("suites/slo/", "suites/inference/", "suites/resilience/")
 #: Why other checks are skipped.
 EXPLAINED = re.compile(r"does not apply|no profile names a recorded reference|inconclusive")
 CURL_S = 20
@@ -149,7 +151,7 @@ def test_suites_are_green_through_a_healthy_router(places: Places) -> None:
 
 @pytest.mark.nightly
 def test_whole_suites_are_green_through_a_healthy_router(places: Places) -> None:
-    """685 of 707 checks pass, in 4 to 5 minutes on two busy cores; the others do not apply, or lack what they need."""
+    """693 of 715 checks pass, in two to five minutes on two cores; the others do not apply, or lack what they need."""
     outcome = run_through(places, make_router(places, 1, "whole"), "suites/", TRUSTED, "-n", "2")
     check_healthy_run(places, outcome)
     assert len(outcome.names("passed")) > 650
@@ -169,9 +171,7 @@ def check_healthy_run(places: Places, outcome: Outcome) -> None:
         assert f"suites/registry/test_results.py::test_published_numbers_equal_the_artifact[{role}]" in passed
         steps = [name for name in names if name.startswith(f"suites/slo/test_slo.py::test_objectives[{role}-")]
         assert len(steps) == 2, outcome.output
-    left = {
-        name.partition("[")[0] for name in names - passed if not name.startswith(("suites/slo/", "suites/inference/"))
-    }
+    left = {name.partition("[")[0] for name in names - passed if not name.startswith(APART)}
     assert left <= NOT_CHECKED, outcome.output
     assert "role/smollm2-135m-quantized-view, rolebinding/reader, rolebinding/smollm2-135m-" in outcome.output
     ways = {address["name"]: address["way"] for address in outcome.record["addresses"]}
