@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -303,6 +304,7 @@ def test_tekton_refuses_the_recipe_with_an_unknown_parameter(kubectl: Kubectl, t
     assert "params.picture" in done.stderr
 
 
+@pytest.mark.usefixtures("benchmarks")
 def test_recipe_runs_as_the_service_account_and_names_the_right_that_is_missing(
     cluster: ClusterFacts, kubectl: Kubectl, task: Object
 ) -> None:
@@ -373,33 +375,64 @@ def test_the_examples_are_taken(kubectl: Kubectl, task: Object, name: str) -> No
     kubectl("-n", NAMESPACE, "create", "--dry-run=server", "-f", "-", stdin=example(name))
 
 
+class Benchmarks(NamedTuple):
+    """A TaskRun, the Job with the same settings, and a TaskRun that cannot succeed; they run at the same time."""
+
+    task: Future[Ended]
+    job: Future[Location]
+    failing: Future[Ended]
+
+
 @pytest.fixture(scope="module")
-def task_run(kubectl: Kubectl, task: Object) -> Ended:
+def benchmarks(cluster: ClusterFacts, kubectl: Kubectl, view: StageReader, task: Object) -> Iterator[Benchmarks]:
+    with ThreadPoolExecutor(3) as pool:
+        yield Benchmarks(
+            pool.submit(run_task, kubectl),
+            pool.submit(run_job, cluster, view),
+            pool.submit(run_task_for_another_model, kubectl),
+        )
+
+
+def run_task(kubectl: Kubectl) -> Ended:
     run = example("taskrun")
     run["spec"]["params"] = shortened(run["spec"]["params"], "2 5")
     return carried_out(kubectl, run)
 
 
-def test_a_task_run_publishes_each_rate(task_run: Ended, minio: S3Client) -> None:
-    assert task_run.succeeded, task_run.message
-    reports = job_runs.fetch(minio, Location.parse(task_run.results["location"]))
-    assert sorted(reports.contents) == ["rate-2.json", "rate-5.json"]
-    assert [(step["samples"], step["failed"]) for step in reports.summary["steps"]] == [(6, 0), (15, 0)]
-
-
-def test_the_job_does_the_same(cluster: ClusterFacts, view: StageReader, minio: S3Client, task_run: Ended) -> None:
-    """The Job with the same settings leaves the same kind of reports, by its summary and by GuideLLM's own settings."""
+def run_job(cluster: ClusterFacts, view: StageReader) -> Location:
     manifests = job_runs.manifests_of(OVERLAYS / "local", cluster.kubectl, NAMESPACE)
     job = copy.deepcopy(job_runs.job_of(manifests, "smollm2-135m"))
     settings = {"MODEL": MODEL, "RATES": "2 5", "DURATION_S": "3", "REQUEST_TIMEOUT_S": "120"}
     for entry in job["spec"]["template"]["spec"]["containers"][0]["env"]:
         entry.update({"value": settings[entry["name"]]} if entry["name"] in settings else {})
     # The script is there already, for the Task.
-    left = job_runs.carry_out(view, [], job, RUN, SILENT)
-    ours = job_runs.fetch(minio, left)
-    theirs = job_runs.fetch(minio, Location.parse(task_run.results["location"]))
-    assert same_in_both(ours) == same_in_both(theirs)
+    location = job_runs.carry_out(view, [], job, RUN, SILENT)
     assert view.get("Job", job["metadata"]["name"]) is None
+    return location
+
+
+def run_task_for_another_model(kubectl: Kubectl) -> Ended:
+    """No load is sent to a server that serves another model."""
+    run = example("taskrun")
+    params = [param for param in shortened(run["spec"]["params"], "2") if param["name"] != "model"]
+    url = {"name": "url", "value": f"http://{MODEL}-predictor.{NAMESPACE}.svc.cluster.local"}
+    run["spec"]["params"] = [*params, {"name": "model", "value": "another"}, url]
+    return carried_out(kubectl, run)
+
+
+def test_a_task_run_publishes_each_rate(benchmarks: Benchmarks, minio: S3Client) -> None:
+    task_run = benchmarks.task.result()
+    assert task_run.succeeded, task_run.message
+    reports = job_runs.fetch(minio, Location.parse(task_run.results["location"]))
+    assert sorted(reports.contents) == ["rate-2.json", "rate-5.json"]
+    assert [(step["samples"], step["failed"]) for step in reports.summary["steps"]] == [(6, 0), (15, 0)]
+
+
+def test_the_job_does_the_same(benchmarks: Benchmarks, minio: S3Client) -> None:
+    """The Job with the same settings leaves the same kind of reports, by its summary and by GuideLLM's own settings."""
+    ours = job_runs.fetch(minio, benchmarks.job.result())
+    theirs = job_runs.fetch(minio, Location.parse(benchmarks.task.result().results["location"]))
+    assert same_in_both(ours) == same_in_both(theirs)
 
 
 def same_in_both(reports: job_runs.Reports) -> Object:
@@ -412,13 +445,8 @@ def same_in_both(reports: job_runs.Reports) -> Object:
     return {**reports.summary, "steps": steps, "backends": backends}
 
 
-def test_a_benchmark_that_cannot_be_is_a_failed_run(kubectl: Kubectl, task: Object) -> None:
-    """No load is sent to a server that serves another model."""
-    run = example("taskrun")
-    params = [param for param in shortened(run["spec"]["params"], "2") if param["name"] != "model"]
-    url = {"name": "url", "value": f"http://{MODEL}-predictor.{NAMESPACE}.svc.cluster.local"}
-    run["spec"]["params"] = [*params, {"name": "model", "value": "another"}, url]
-    ended = carried_out(kubectl, run)
+def test_a_benchmark_that_cannot_be_is_a_failed_run(benchmarks: Benchmarks) -> None:
+    ended = benchmarks.failing.result()
     assert not ended.succeeded
     assert ended.results == {}
 
