@@ -23,7 +23,7 @@ MACHINE = "machine"
 CLUSTER_LANES = {
     MACHINE: ("cluster_local", "cluster_local_ends"),
     "kept": ("stage_simulated",),
-    "shared": ("forward_tls", "lookalike", "planted_drift", "registry_standin_deployed"),
+    "shared": ("access_roles", "forward_tls", "lookalike", "planted_drift", "registry_standin_deployed"),
     "shared too": ("probe_faults", "resilience_faults", "unschedulable", "kind_standin"),
     "tekton": ("tekton",),
     "faults": ("stage_faults",),

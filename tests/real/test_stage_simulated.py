@@ -48,6 +48,7 @@ from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.reach import forwards
 from pytest_vllm_stage.stage.reach.forward import ServiceForward
 from tests.real.in_cluster_job import Kubectl, image_free, run_job
+from tests.real.lookalike.validator import write_kubeconfig
 from tests.real.machine_locks import starting_cluster
 from tests.real.recorded_requests import read_rights
 from tests.real.relay import Relay, relay_to
@@ -68,7 +69,10 @@ SHORT_LANES = ("-p", "tests.defects.short_lanes")
 #: What a pod of the stage's own cluster runs, and as whom.
 IN_THE_JOB = "deployment or test_service or test_answers"
 ACCOUNT = "system:serviceaccount:vllm-stage:vllm-stage-validator"
-READ_ONLY = fixtures_dir() / "access" / "read-only"
+READ_ONLY, LOAD, DEPLOY, DISRUPT = (
+    fixtures_dir() / "access" / mode for mode in ("read-only", "load", "deploy", "disrupt")
+)
+DEPLOYERS_NAMESPACE = "vllm-stage-ci"
 OVERLAY = fixtures_dir() / "overlays" / "local-sim"
 
 
@@ -216,17 +220,42 @@ tool_format = "hermes"
 [models.full]
 inference_service = "smollm2-135m"
 tool_format = "hermes"
+[load]
+rates = [4]
+concurrencies = []
+duration_s = 8
+prompt_tokens = 32
+output_tokens = 8
+warmup_requests = 2
+[slo]
+error_rate = 0
+ttft_p50_ms = 5000
+[resilience]
+roles = ["full"]
+recovery_s = 120
+window_error_rate = 0.95
+ttft_p99_ms = 10000
 """
 
 
+@pytest.fixture(scope="module")
+def deployer(first: Outcome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The kubeconfig of a ServiceAccount with the rights of a deployment alone, as an administrator grants them."""
+    cluster = kept.find(first.record["run_id"]).cluster
+    kubectl, path = Kubectl(cluster, DEPLOYERS_NAMESPACE), tmp_path_factory.mktemp("deployer") / "kubeconfig"
+    kubectl("apply", "-k", str(DEPLOY))
+    yield write_kubeconfig(cluster, DEPLOYERS_NAMESPACE, "vllm-stage-deployer", path).kubeconfig
+    kubectl("delete", "-k", str(DEPLOY), "--wait=false")
+
+
 @pytest.fixture
-def second(stage: kept.Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+def second(stage: kept.Kept, deployer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """Options for a stage of its own in this cluster, which a run knows by its kubeconfig alone."""
     (tmp_path / "second.toml").write_text(PROFILE)
     env_file = tmp_path / "env"
     env_file.touch(mode=0o600)
     env_file.write_text(f"MINIO_ACCESS_KEY=minioroot\nMINIO_SECRET_KEY={SECRET}\n")
-    monkeypatch.setenv("KUBECONFIG", stage.cluster.kubeconfig)
+    monkeypatch.setenv("KUBECONFIG", str(deployer))
     return (
         f"--stage-profile={tmp_path / 'second.toml'}", f"--stage-context={stage.cluster.context}",
         "--stage-deploy", "--stage-namespace=second", f"--stage-env-file={env_file}",
@@ -255,17 +284,47 @@ def test_a_stage_is_deployed_by_kubeconfig_validated_and_removed(
     assert SECRET not in outcome.output + (tmp_path / "second" / "run.json").read_text()
 
 
-def find_undeclared(output: str, mode: str) -> list[str]:
-    """Rights that a run has used and that no Role of its mode has."""
+def find_undeclared(output: str, *modes: str) -> list[str]:
+    """Rights that a run has used and that no Role of its modes has."""
     used = read_rights(output)
     assert Right("get", "inferenceservices", "serving.kserve.io") in used
-    return sorted(map(str, used - {right for role in load_roles(mode) for right in role.rights}))
+    declared = {right for mode in modes for role in load_roles(mode) for right in role.rights}
+    return sorted(map(str, used - declared))
 
 
 def described(kube: DynamicClient, namespace: str) -> dict[str, str]:
     """Every pod and service with its identity."""
     found = [one for kind in ("Pod", "InferenceService") for one in objects.listed(kube, kind, namespace)]
     return {objects.reference(one): one["metadata"]["uid"] for one in found}
+
+
+@pytest.mark.nightly
+def test_the_rights_of_load_workers_and_disruptions_are_enough(
+    stage: kept.Kept, second: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Load from pods of an existing stage, as its validator; and a killed pod under traffic, as its deployer."""
+    recorded = ("-p", "tests.real.recorded_requests")
+    kubectl = Kubectl(stage.cluster, DEPLOYERS_NAMESPACE)
+    kubectl("apply", "-k", str(DISRUPT))
+    disruption = ("--stage-disrupt=pod", f"--stage-disrupt-cluster={stage.cluster.context}")
+    disrupted = run(tmp_path / "disrupted", "suites/resilience", *second, *disruption, *recorded)
+    kubectl("delete", "-k", str(DISRUPT), "--wait=false")
+    assert disrupted.status == 0, disrupted.output
+    assert len(disrupted.tests("passed")) == 1, disrupted.output
+    assert find_undeclared(disrupted.output, "deploy", "disrupt") == []
+
+    validators = Kubectl(stage.cluster, stage.stage.namespace)
+    for folder in (READ_ONLY, LOAD):
+        validators("apply", "-k", str(folder))
+    user = write_kubeconfig(stage.cluster, stage.stage.namespace, "vllm-stage-validator", tmp_path / "validator")
+    monkeypatch.setenv("KUBECONFIG", str(user.kubeconfig))
+    existing = [option for option in second if option.startswith(("--stage-profile", "--stage-context"))]
+    loaded = run(tmp_path / "loaded", "suites/slo", "-k", "rate", *existing, "--stage-load-from=cluster", *recorded)
+    for folder in (LOAD, READ_ONLY):
+        validators("delete", "-k", str(folder))
+    assert loaded.status == 0, loaded.output
+    assert len(loaded.tests("passed")) == len(stage.stage.targets), loaded.output
+    assert find_undeclared(loaded.output, "read-only", "load") == []
 
 
 def test_a_namespace_that_is_anothers_is_not_touched(stage: kept.Kept, second: tuple[str, ...], tmp_path: Path) -> None:
