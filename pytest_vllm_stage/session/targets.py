@@ -109,7 +109,7 @@ def _has_dummy_weights(run: Run, role: str, model: str) -> bool:
 def _model_at(target: Target, run: Run) -> str:
     """The model to check at a server that may serve several; a simulated engine is recorded in the journal."""
     cards = _served_models(target, run)
-    served = [str(card["id"]) for card in cards]
+    served = list(dict.fromkeys(str(card["id"]) for card in cards))
     wanted, source = run.config.model, "--stage-model"
     declared = run.config.profile.models.get(target.role)
     if declared and (len(served) != 1 or declared.inference_service in served):
@@ -117,7 +117,8 @@ def _model_at(target: Target, run: Run) -> str:
     names = ", ".join(served) or "no model"
     if wanted and wanted not in served:
         raise ConfigError(f"{source}={wanted}: {target.base_url} serves {names}")
-    whole = [str(card["id"]) for card in cards if not card.get("parent")]  # a LoRA adapter names its base model there
+    adapters = {str(card["id"]) for card in cards if card.get("parent")}
+    whole = [name for name in served if name not in adapters]
     if not wanted and len(whole) != 1:
         raise ConfigError(f"{target.base_url} serves {names}: name the one to check with --stage-model")
     return wanted or whole[0]

@@ -32,15 +32,16 @@ def test_max_tokens_is_honoured(endpoint: EndpointClient, counting: str, limit_n
     assert longer.text.startswith(short.text), f"6 tokens: {short.text!r}\n18 tokens: {longer.text!r}"
 
 
-def test_answer_cut_by_its_limit_has_finish_reason_length(endpoint: EndpointClient, counting: str) -> None:
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_answer_cut_by_its_limit_has_finish_reason_length(endpoint: EndpointClient, counting: str, api: str) -> None:
     """``finish_reason`` is ``length`` for an answer that ``max_tokens`` cut, whole or streamed.
 
     It is how a client knows that it must not show or parse this as a complete answer.
     """
-    parameters = {"temperature": 0, "max_tokens": 4}
-    plain = endpoint.chat(counting, **parameters)
+    parameters = {"temperature": 0, "max_tokens": 4} | ({} if api == "chat" else {"ignore_eos": True})
+    plain = (endpoint.chat if api == "chat" else endpoint.completion)(counting, **parameters)
     assert plain.finish_reason == "length", f"cut after 4 tokens, the finish reason is {plain.finish_reason!r}"
-    streamed = endpoint.stream_chat(counting, **parameters).read()
+    streamed = (endpoint.stream_chat if api == "chat" else endpoint.stream_completion)(counting, **parameters).read()
     assert list(streamed.finish_reasons) == ["length"], f"cut after 4 tokens, the stream says {streamed.finish_reasons}"
 
 

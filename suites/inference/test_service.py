@@ -55,14 +55,17 @@ def test_responses_have_their_content_type(endpoint: EndpointClient) -> None:
 
     Clients choose their parser by it, proxies whether they may buffer, compress or cache; Prometheus refuses others.
     """
-    body = endpoint.chat_body("Say hello.", max_tokens=1, temperature=0)
+    chat = endpoint.chat_body("Say hello.", max_tokens=1, temperature=0)
+    completion = endpoint.completion_body("Hello", max_tokens=1, temperature=0)
     requests = {
-        "an answer": (body, "application/json"),
-        "a stream": ({**body, "stream": True}, "text/event-stream"),
-        "an error": ({**body, "max_tokens": -1}, "application/json"),
+        "an answer": (CHAT, chat, "application/json"),
+        "a stream": (CHAT, {**chat, "stream": True}, "text/event-stream"),
+        "an error": (CHAT, {**chat, "max_tokens": -1}, "application/json"),
+        "a completion": (COMPLETIONS, completion, "application/json"),
+        "a stream of a completion": (COMPLETIONS, {**completion, "stream": True}, "text/event-stream"),
     }
-    for what, (sent, expected) in requests.items():
-        said = endpoint.raw("POST", CHAT, json=sent).headers.get("content-type", "")
+    for what, (path, sent, expected) in requests.items():
+        said = endpoint.raw("POST", path, json=sent).headers.get("content-type", "")
         assert said.partition(";")[0].strip() == expected, f"{what} has content type {said!r}, expected {expected}"
     metrics = endpoint.raw("GET", "/metrics")
     said = metrics.headers.get("content-type", "")

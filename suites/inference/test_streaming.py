@@ -50,15 +50,16 @@ def test_completion_stream_text_equals_plain_answer(endpoint: EndpointClient) ->
     assert streamed.text == plain.text, f"streamed: {streamed.text!r}\n   plain: {plain.text!r}"
 
 
-def test_stream_arrives_incrementally(endpoint: EndpointClient, counting: str) -> None:
+@APIS
+def test_stream_arrives_incrementally(endpoint: EndpointClient, counting: str, api: str) -> None:
     """The pieces of a long answer arrive over a good part of the time that the answer takes.
 
     Behind a buffering proxy a chat pauses and then jumps: a stream in form only, whose time to first token is its whole
     latency. The pace is judged relative to the answer's own duration, so a slow machine does not fail this.
     """
     for _ in range(PACE_ATTEMPTS):
-        answer = endpoint.stream_chat(counting, temperature=0, max_tokens=40, ignore_eos=True).read()
-        pace = pace_of(answer)
+        ask = endpoint.stream_chat if api == "chat" else endpoint.stream_completion
+        pace = pace_of(ask(counting, temperature=0, max_tokens=40, ignore_eos=True).read())
         if pace.incremental:
             return
     pytest.fail(f"{pace.symptom} ({PACE_ATTEMPTS} streams of {PACE_ATTEMPTS})")

@@ -539,3 +539,39 @@ class IdInEveryCompletionChunk(
             self.count = getattr(self, "count", 0) + 1
             chunk |= {"id": f"cmpl-{self.count}", "created": chunk["created"] + self.count}
         return [chunk]
+
+
+class CompletionStreamBuffered(
+    StreamBuffered,
+    by={checks.ARRIVES},
+    says=r"the stream was buffered",
+    source="https://github.com/dstackai/dstack/issues/4269",
+):
+    """Streams of plain completions are passed on when they are complete, those of chats as they come."""
+
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Collect it."""
+        passed_on = super().on_stream(exchange, events) if exchange.request.path == "/v1/completions" else events
+        async for piece in passed_on:
+            yield piece
+
+
+class CompletionSaysStop(
+    ChunkDefect,
+    by={checks.SAYS_LENGTH},
+    says=r"cut after 4 tokens, the finish reason is 'stop'",
+    source="https://github.com/llm-d/llm-d-inference-sim/issues/29",
+):
+    """Plain completions end with ``stop``, whatever ended them, whole and streamed."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Whole answers too."""
+        body = answer.json
+        if exchange.request.path == "/v1/completions" and answer.status == 200 and body.get("choices"):
+            answer.json = self.change(body, exchange)[0]
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        for choice in chunk.get("choices") or []:
+            if choice.get("finish_reason") and exchange.request.path == "/v1/completions":
+                choice["finish_reason"] = "stop"
+        return [chunk]
