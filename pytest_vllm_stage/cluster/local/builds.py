@@ -43,9 +43,11 @@ class GroupBuild:
 
     def __init__(self, components: Sequence[Component], linker_flags: str, go: Path) -> None:
         self.group = components[0].group
-        self._components = list(components)
+        # Each folder is looked for several times a second; its name has the hash of all pins.
+        self._folders = [(component, component.folder) for component in components]
         self._linker_flags = linker_flags
         self._go = go
+        self._source = components[0].source
         self._parent = components[0].folder.parent
         self._draft = self._parent / f".building-{self.group}"
         self._log = self._parent / f"{self.group}.log"
@@ -57,7 +59,7 @@ class GroupBuild:
     @property
     def missing(self) -> list[Component]:
         """The components that are not built yet."""
-        return [component for component in self._components if not component.folder.exists()]
+        return [component for component, folder in self._folders if not folder.exists()]
 
     @property
     def programs(self) -> list[str]:
@@ -110,7 +112,7 @@ class GroupBuild:
         packages = [package for component in reversed(self.missing) for package in component.programs.values()]
         return subprocess.Popen(
             [*build_once.end_with_this_process(), str(self._go), verb, *FLAGS, *options, *packages],
-            cwd=self._components[0].source,
+            cwd=self._source,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
