@@ -28,7 +28,7 @@ CLUSTER_LANES = {
     "tekton": ("tekton",),
     "faults": ("stage_faults",),
 }
-#: Files without a cluster that take longest; GuideLLM's first test waits until no other one runs.
+#: Files without a cluster that take longest; one test of GuideLLM waits until no other one runs.
 LONG = ("guidellm", "publication", "gateway_defects", "registry_faults", "report_browser", "workbench")
 #: How a file of tests comes to have a cluster: it starts one, or uses the shared one.
 _HAS_CLUSTER = re.compile(r"^from pytest_vllm_stage\.cluster import .*\blocal\b|\bsimulated_cluster\b", re.M)
