@@ -8,41 +8,44 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.cluster.local.build_progress import BuildProgress, estimate_left_s, parse_sizes, share_built
+from pytest_vllm_stage.cluster.local.build_progress import BuildProgress, estimate_left_s, parse_costs, share_built
 
-SIZES = {"runtime": 100, "net": 300, "example.org/large": 600}
+COSTS = {"runtime": 100, "net": 300, "example.org/large": 600}
 
 
-def test_sizes_are_those_of_the_source_files(tmp_path: Path) -> None:
+def test_costs_are_those_of_the_source_files(tmp_path: Path) -> None:
     (tmp_path / "a.go").write_bytes(b"x" * 30)
     (tmp_path / "b.go").write_bytes(b"x" * 12)
-    assert parse_sizes([f"net|{tmp_path}|a.go|b.go", f"unsafe|{tmp_path}|"]) == {"net": 42, "unsafe": 0}
+    assert parse_costs([f"net|{tmp_path}|a.go|b.go", f"unsafe|{tmp_path}|"]) == {
+        "net": 20_042,
+        "unsafe": 20_000,
+    }
 
 
 @pytest.mark.parametrize(
-    ("started", "sizes", "share"),
+    ("started", "costs", "share"),
     [
-        (["runtime", "net"], SIZES, 0.95 * 0.4),
-        (["runtime", "net", "example.org/large"], SIZES, 0.95),
-        (["runtime", "# example.org/warning"], SIZES, 0.95 * 0.1),
+        (["runtime", "net"], COSTS, 0.95 * 0.4),
+        (["runtime", "net", "example.org/large"], COSTS, 0.95),
+        (["runtime", "# example.org/warning"], COSTS, 0.95 * 0.1),
         (["runtime"], {}, None),
         # Go's cache has the library of every program, and so it has others.
-        (["example.org/large"], SIZES, None),
-        ([], SIZES, None),
+        (["example.org/large"], COSTS, None),
+        ([], COSTS, None),
     ],
 )
-def test_share_is_weighted_by_source_size(started: list[str], sizes: dict[str, int], share: float | None) -> None:
-    assert share_built(started, sizes) == pytest.approx(share)
+def test_share_is_weighted_by_source_size(started: list[str], costs: dict[str, int], share: float | None) -> None:
+    assert share_built(started, costs) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
-    ("share", "elapsed_s", "left_s"), [(None, 60.0, None), (0.05, 60.0, None), (0.25, 60.0, 180.0), (0.95, 380.0, 20.0)]
+    ("share", "elapsed_s", "left_s"), [(None, 60.0, None), (0.3, 60.0, None), (0.4, 60.0, 90.0), (0.95, 380.0, 20.0)]
 )
 def test_time_that_remains_follows_the_pace_so_far(share: float | None, elapsed_s: float, left_s: float | None) -> None:
     assert estimate_left_s(share, elapsed_s) == pytest.approx(left_s)
 
 
-def test_progress_estimates_once_packages_are_compiled_and_their_sizes_known(
+def test_progress_estimates_once_packages_are_compiled_and_their_costs_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, listing, now_s = tmp_path / "log", tmp_path / "packages", 1000.0
