@@ -143,12 +143,12 @@ def expression(operator: str, *values: str, key: str = "app.kubernetes.io/name")
             "Route/open: live, not declared: it routes requests to service minio; created",
         ),
         (
-            route("HTTPRoute", rules=[{"backendRefs": [{"name": f"{MODEL}-predictor", "port": 80}]}]),
-            f"HTTPRoute/open: live, not declared: it routes requests to service {MODEL}-predictor; created",
+            route("HTTPRoute", rules=[{"backendRefs": [{"name": "model-registry", "port": 8080}]}]),
+            "HTTPRoute/open: live, not declared: it routes requests to service model-registry; created",
         ),
         (
-            route("VirtualService", http=[{"route": [{"destination": {"host": "minio.vllm.svc.cluster.local"}}]}]),
-            "VirtualService/open: live, not declared: it routes requests to service minio; created",
+            route("VirtualService", http=[{"route": [{"destination": {"host": f"{MODEL}-predictor.vllm.svc"}}]}]),
+            f"VirtualService/open: live, not declared: it routes requests to service {MODEL}-predictor; created",
         ),
         (
             route("AuthorizationPolicy", **DENY),
@@ -190,6 +190,10 @@ def own_finalizer(stage: RecordedStage) -> None:
         add(added("Pod", "notebook", "kubectl-run", spec={"containers": []})),
         add(added("StatefulSet", "database", "helm", spec={"template": {"metadata": {}, "spec": {"containers": []}}})),
         route("Route", to={"kind": "Service", "name": "another"}),
+        add(added("NetworkPolicy", "allow-monitoring", "odh-model-controller", spec={"podSelector": {}})),
+        add(added("PeerAuthentication", "default", "manager", spec={"mtls": {"mode": "STRICT"}})),
+        route("Route", to={"kind": "Service", "name": f"{MODEL}-predictor"}),
+        route("HTTPRoute", rules=[{"backendRefs": [{"name": f"{MODEL}-predictor", "port": 80}]}]),
         route("AuthorizationPolicy", selector={"matchLabels": {"app": "another"}}),
         add(added("InferenceService", "other", "helm", spec={"predictor": {"model": {"storageUri": "pvc://other"}}})),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,11 @@ _ROUTES = ("Ingress", "Route", "HTTPRoute", "VirtualService")
 _MESH_POLICIES = ("AuthorizationPolicy", "RequestAuthentication", "PeerAuthentication")
 
 
+#: Managers of policies and routes that a platform makes for every namespace with a model, without an owner:
+#: OpenShift AI's odh-model-controller does. A controller built with kubebuilder calls itself manager.
+_CONTROLLERS = re.compile(r"manager|.*-controller(?:-manager)?|.*-operator|istiod|pilot-discovery")
+
+
 @dataclass(frozen=True)
 class Stage:
     """The stage's own live objects: its pods, its Services and its InferenceServices."""
@@ -82,6 +88,11 @@ class Stage:
     pods: Sequence[Object]
     services: Sequence[Object]
     models: Sequence[Object]
+
+    @property
+    def names_of_models(self) -> set[str]:
+        """The Services that KServe makes for a model."""
+        return {f"{objects.name_of(one)}{end}" for one in self.models for end in ("", "-predictor")}
 
 
 def _created(item: Object) -> str:
@@ -91,7 +102,8 @@ def _created(item: Object) -> str:
 def _describe(kind: str, item: Object, stage: Stage) -> Iterator[str]:
     owner = find_owner(item, ("spec",))
     by = f"created at {_created(item)}, {'set ' + str(owner) if owner.manager else 'by an unknown client'}"
-    text = _explain_effect(kind, item, stage)
+    is_platforms = kind in ("NetworkPolicy", *_MESH_POLICIES, *_ROUTES) and _CONTROLLERS.fullmatch(owner.manager)
+    text = "" if is_platforms else _explain_effect(kind, item, stage)
     if text:
         yield f"{kind}/{objects.name_of(item)}: live, not declared: it {text}; {by}"
 
@@ -107,7 +119,9 @@ def _explain_effect(kind: str, item: Object, stage: Stage) -> str:
         hit = _selected(pods, {"matchLabels": spec["selector"]}) if spec.get("selector") else []
         return f"sends requests to {_names(hit)}" if hit else ""
     if kind in _ROUTES:
-        names = {objects.name_of(one) for one in stage.services} & set(_find_backends(spec))
+        # Models are there to be reached, and how is their clients' affair; a mesh's route may change what they get.
+        open_to_all = stage.names_of_models if kind != "VirtualService" else set()
+        names = {objects.name_of(one) for one in stage.services} & set(_find_backends(spec)) - open_to_all
         return f"routes requests to service {', '.join(sorted(names))}" if names else ""
     if kind in _MESH_POLICIES:
         hit = _selected(pods, spec.get("selector") or {})
