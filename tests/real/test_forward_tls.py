@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def authority(simulated_cluster: ClusterFacts, tmp_path: Path) -> Iterator[Autho
     (folder / "leaf.pem").write_text(made.issue(f"{NAME}.{NAMESPACE}.svc").read_text())
     folders = host_folders(simulated_cluster) | {"/certificate": str(folder)}
     probe = {"tcpSocket": {"port": PORT}, "periodSeconds": 1}
-    container: dict[str, Any] = {"name": NAME, "command": [sys.executable, "-c", SERVER], "env": []}
+    container: dict[str, Any] = {"name": NAME, "command": ["python3", "-c", SERVER], "env": []}
     container["readinessProbe"] = probe
     use_host(container, simulated_cluster, folders, {})
     labels = {"app": NAME}
