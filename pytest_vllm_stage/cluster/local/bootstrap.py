@@ -19,8 +19,8 @@ from pytest_vllm_stage.core.waiting import Observation, wait_until
 Object = dict[str, Any]
 
 STORAGE_CLASS = "vllm-stage-local"
-#: Each stage takes three, until its last pod has ended: enough for two stages, and for two that are being removed.
-VOLUMES = 12
+#: A stage of two models takes three until its last pod has ended: enough for several that are being removed.
+VOLUMES = 16
 VOLUME_SIZE = "5Gi"
 KSERVE_NAMESPACE = "kserve"
 
