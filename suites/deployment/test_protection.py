@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pytest_vllm_stage import EndpointClient, does_not_apply
+from pytest_vllm_stage.core.secret import redact
 from pytest_vllm_stage.serving.client import CHAT
+from pytest_vllm_stage.serving.failures import shown
 from pytest_vllm_stage.serving.gateway_errors import explain_gateway_error
 from pytest_vllm_stage.stage.protection import ENABLE_AUTH
 
@@ -51,7 +53,7 @@ def test_model_answers_its_own_clients(endpoint: EndpointClient) -> None:
         hint = f"\n  next: {can_i} --as=system:serviceaccount:NAMESPACE:{account}" if account else ""
         assert response.status_code == 200, (
             f"{describe(response)}{with_token}{describe_sender(response)}, expected 200: "
-            f"{response.text.strip()[:300]!r}{hint}"
+            f"{redact(shown(response.text))}{hint}"
         )
 
 
