@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import pytest
 
 from pytest_vllm_stage import EndpointClient, StreamedAnswer
+from pytest_vllm_stage.checks.inference.framing import find_framing_problem
 from pytest_vllm_stage.checks.inference.pace import pace_of
 from pytest_vllm_stage.checks.inference.together import settled
 from pytest_vllm_stage.serving.answers import DONE
@@ -163,15 +164,8 @@ def test_stream_is_framed_as_events(endpoint: EndpointClient) -> None:
     """
     body = endpoint.chat_body("Say hello.", temperature=0, max_tokens=6, stream=True)
     raw = endpoint.raw("POST", CHAT, json=body).content
-    text = raw.decode("utf-8", errors="replace")
-    assert "\ufffd" not in text, f"the stream is not UTF-8: {raw[:200]!r}"
-    lines = text.splitlines()
-    known = ("data:", "event:", "id:", "retry:", ":")
-    odd = [line for line in lines if line and not line.startswith(known)]
-    assert not odd, f"lines that are not a field of an event: {odd[:3]}"
-    assert text.endswith(("\n\n", "\r\n\r\n")), f"the last event is not ended by an empty line: {text[-60:]!r}"
-    crowded = [one for one, more in pairwise(lines) if one.startswith("data:") and more.startswith("data:")]
-    assert not crowded, f"no empty line follows {crowded[0][:120]!r}"
+    problem = find_framing_problem(raw)
+    assert not problem, problem
 
 
 def test_characters_are_never_cut(endpoint: EndpointClient, needs: Needs) -> None:
