@@ -186,7 +186,7 @@ FAULTS = {
         PROTECTION,
         "model_answers_its_own_clients",
         r"GET /v1/models answered 403 with the token of default, sent by kube-rbac-proxy, expected 200: "
-        r"'Forbidden \(user=system:serviceaccount:lookalike:default, verb=get, resource=inferenceservices",
+        r"Forbidden \(user=system:serviceaccount:lookalike:default, verb=get, resource=inferenceservices",
         role="quantized",
         options=(f"--stage-profile={HERE / 'other_account.toml'}",),
     ),
@@ -195,7 +195,7 @@ FAULTS = {
         PROTECTION,
         "model_answers_its_own_clients",
         r"POST /v1/chat/completions answered 403 with the token of reader, sent by kube-rbac-proxy, expected 200: "
-        r"'Forbidden \(user=system:serviceaccount:lookalike:reader, verb=create, resource=inferenceservices",
+        r"Forbidden \(user=system:serviceaccount:lookalike:reader, verb=create, resource=inferenceservices",
         advises="next: kubectl auth can-i create inferenceservices/smollm2-135m-quantized --as=",
         role="quantized",
         options=(f"--stage-profile={HERE / 'reader_account.toml'}",),
