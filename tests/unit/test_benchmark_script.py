@@ -103,12 +103,17 @@ class GuideLLM:
         self.bad: list[int] = []
         self.all_bad = False
         self.missing = 0
+        self.misses_once = False
+        self.asked: list[str] = []
         self.output_tokens = 4
 
     def __call__(self, _process: Any, settings: Any, rate: float, prompts: list[str], folder: Path) -> Path:
+        is_first = rate not in self.prompts
         self.prompts[rate] = prompts
+        self.asked += prompts
+        missing = self.missing if is_first or not self.misses_once else 0
         step = LoadStep("any", settings.model, CONSTANT, len(prompts) / rate, 48, 4, request_rate=rate)
-        sent = range(len(prompts) - self.missing)
+        sent = range(len(prompts) - missing)
         made = measurement(step, [self._sample(i, rate) for i in sent])
         write_report(made, folder / "report.json", summarise(made.samples, step))
         return folder / "report.json"
@@ -232,6 +237,22 @@ def test_answers_of_another_length_are_failures(script: Any, guidellm: GuideLLM)
 def test_fewer_samples_than_planned_fail(script: Any, guidellm: GuideLLM) -> None:
     guidellm.missing = 1
     assert ended(script).startswith("rate 1: expected 4 samples (rate x duration), got 3")
+
+
+def test_step_whose_report_lacks_a_row_is_measured_again(
+    script: Any, guidellm: GuideLLM, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guidellm.missing, guidellm.misses_once = 1, True
+    script.main()
+    assert [step["samples"] for step in store.document("summary.json")["steps"]] == [4, 20]
+    assert "1 requests/s: GuideLLM's report has 3 of 4 samples, none failed; measured again" in capsys.readouterr().out
+    assert len(guidellm.asked) == len(set(guidellm.asked)) == 2 * (5 + 21)
+
+
+def test_step_with_a_failure_is_not_measured_again(script: Any, guidellm: GuideLLM) -> None:
+    guidellm.missing, guidellm.misses_once, guidellm.bad = 1, True, [1]
+    assert ended(script).startswith("rate 1: expected 4 samples (rate x duration), got 3; rate 1: 1 of 3 requests failed")
+    assert len(guidellm.asked) == 5 + 21
 
 
 def test_refused_upload_fails(script: Any, guidellm: GuideLLM, store: Store, tmp_path: Path) -> None:
