@@ -251,7 +251,8 @@ def test_step_whose_report_lacks_a_row_is_measured_again(
 
 def test_step_with_a_failure_is_not_measured_again(script: Any, guidellm: GuideLLM) -> None:
     guidellm.missing, guidellm.misses_once, guidellm.bad = 1, True, [1]
-    assert ended(script).startswith("rate 1: expected 4 samples (rate x duration), got 3; rate 1: 1 of 3 requests failed")
+    message = ended(script)
+    assert message.startswith("rate 1: expected 4 samples (rate x duration), got 3; rate 1: 1 of 3 requests failed")
     assert len(guidellm.asked) == 5 + 21
 
 
