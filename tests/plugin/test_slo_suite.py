@@ -101,7 +101,8 @@ def test_each_step_has_its_verdict_and_leaves_its_files(place: pytest.Pytester, 
         [
             "*endpoint-rate-20: fail: ttft_p50_ms <= 0.001: *, * misses of *",
             "step  * n * ttft P50 ms [[]95 % CI[]] * P99 ms * tok/s  verdict",
-            "endpoint-rate-10 * [[]*-*[]] *[?] * pass",
+            # Its interval may be missing: requests that depended on each other leave too few independent ones.
+            "endpoint-rate-10 *[?]* pass",
             "endpoint-rate-20 *FAIL",
             "endpoint-concurrency-2: ttft_p99_ms <= 10000: *",
             "GPU memory and utilisation: no source (--stage-gpu-metrics names one)",
