@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -60,16 +60,21 @@ def test_requests_are_signed_as_botocore_signs_them(
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Reply, int], None]]:
-    """Starts a server that answers a PUT and an anonymous GET of a bucket as given."""
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Starts a server that answers a PUT and an anonymous GET of a bucket as given, after ``first`` replies."""
     running = []
 
-    def start(put: Reply, anonymous: int) -> None:
+    def start(put: Reply, anonymous: int, first: Sequence[Reply] = ()) -> None:
+        left = list(first)
+
         def answer(request: Request) -> Reply:
             if request.method == "PUT":
                 assert "Credential=a/" in request.headers["Authorization"]
-                return put
-            return Reply(200 if "health" in request.path else anonymous)
+            else:
+                assert "Authorization" not in request.headers
+            if left:
+                return left.pop(0)
+            return put if request.method == "PUT" else Reply(anonymous)
 
         context = web_server(answer)
         monkeypatch.setenv("S3_ENDPOINT", context.__enter__().url)
@@ -84,7 +89,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Reply, int], No
 
 @pytest.mark.parametrize("put", [Reply(200), s3_error(409, "BucketAlreadyOwnedByYou")])
 def test_a_private_bucket_is_created_or_kept(
-    scripts: dict[str, Any], serve: Callable[[Reply, int], None], capsys: pytest.CaptureFixture[str], put: Reply
+    scripts: dict[str, Any], serve: Callable[..., None], capsys: pytest.CaptureFixture[str], put: Reply
 ) -> None:
     serve(put, 403)
     scripts["buckets"].main(["models", "test-results"])
@@ -92,6 +97,26 @@ def test_a_private_bucket_is_created_or_kept(
         "bucket models exists and is private",
         "bucket test-results exists and is private",
     ]
+
+
+UNINITIALIZED = s3_error(503, "XMinioServerNotInitialized")
+
+
+def test_a_server_that_has_not_opened_its_storage_is_asked_again(
+    scripts: dict[str, Any], serve: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve(Reply(200), 403, first=[UNINITIALIZED, UNINITIALIZED, Reply(200), UNINITIALIZED])
+    scripts["buckets"].main(["models"])
+    assert capsys.readouterr().out.splitlines() == ["bucket models exists and is private"]
+
+
+def test_a_server_that_never_opens_its_storage_is_named(
+    scripts: dict[str, Any], serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts["buckets"], "PATIENCE_S", 0)
+    serve(UNINITIALIZED, 403)
+    with pytest.raises(SystemExit, match=r"not ready within 0 s: PUT models: HTTP 503 .*XMinioServerNotInitialized"):
+        scripts["buckets"].main(["models"])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +128,7 @@ def test_a_private_bucket_is_created_or_kept(
     ],
 )
 def test_the_reason_is_the_last_line(
-    scripts: dict[str, Any], serve: Callable[[Reply, int], None], put: Reply, anonymous: int, reason: str
+    scripts: dict[str, Any], serve: Callable[..., None], put: Reply, anonymous: int, reason: str
 ) -> None:
     serve(put, anonymous)
     with pytest.raises(SystemExit) as ended:
