@@ -38,21 +38,25 @@ class Right:
         verb: For example ``list``.
         resource: Its plural, with the subresource: ``pods/log``.
         group: Its API group; empty for the core one.
+        name: The one object that it is about; empty for all of them.
     """
 
     verb: str
     resource: str
     group: str
+    name: str = ""
 
     @property
     def resource_and_group(self) -> str:
-        """The resource as kubectl names it."""
-        return f"{self.resource}.{self.group}" if self.group else self.resource
+        """The resource as kubectl names it, with the object's name where there is one."""
+        resource = f"{self.resource}.{self.group}" if self.group else self.resource
+        return f"{resource}/{self.name}" if self.name else resource
 
     def is_granted_by(self, rule: Mapping[str, Any]) -> bool:
-        """A rule covers it for objects of every name."""
+        """A rule covers it: for its object, or for objects of every name."""
+        names = rule.get("resourceNames")
         return (
-            not rule.get("resourceNames")
+            (not names or self.name in names)
             and bool({"*", self.verb} & set(rule.get("verbs") or []))
             and bool({"*", self.group} & set(rule.get("apiGroups") or []))
             and bool({"*", self.resource} & set(rule.get("resources") or []))
@@ -100,8 +104,8 @@ def load_roles(mode: str) -> list[RoleManifest]:
     """The Roles of a mode.
 
     Args:
-        mode: ``read-only`` or ``deploy``; ``load``, which load workers on an existing stage need too; or ``disrupt``,
-            which disruptions need too.
+        mode: ``read-only`` or ``deploy``; ``load``, which load workers on an existing stage need too; ``publish``,
+            which publishing from one needs too; or ``disrupt``, which disruptions need too.
     """
     folder = fixtures_dir() / "access" / mode
     found = []
@@ -123,7 +127,8 @@ def _rights(rules: Iterable[Mapping[str, Any]]) -> Iterable[Right]:
     for rule in rules:
         for group in rule["apiGroups"]:
             for resource in rule["resources"]:
-                yield from (Right(verb, resource, group) for verb in rule["verbs"])
+                for name in rule.get("resourceNames") or [""]:
+                    yield from (Right(verb, resource, group, name) for verb in rule["verbs"])
 
 
 def check_access(
@@ -197,6 +202,8 @@ def _is_allowed(kube: DynamicClient, right: Right, namespace: str) -> bool:
     attributes = {"verb": right.verb, "group": right.group, "resource": resource, "subresource": subresource}
     if resource == "namespaces":
         attributes["name"] = namespace
+    if right.name:
+        attributes["name"] = right.name
     attributes["namespace"] = namespace
     return bool(_review(kube, "SelfSubjectAccessReview", {"resourceAttributes": attributes}).get("allowed"))
 

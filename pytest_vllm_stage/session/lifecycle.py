@@ -98,9 +98,10 @@ def make_cluster(run: Run) -> ClusterFacts:
 
 
 def _reuse_cluster(run: Run, found: kept.Kept) -> ClusterFacts:
-    """The cluster of a kept stage; where no run created it, a run that disrupts the stage needs the rights for it."""
-    if run.config.disruptions and not found.cluster.owned:
-        _check_rights(run, found.cluster, ["disrupt"], found.stage.namespace)
+    """The cluster of a kept stage; where no run created it, a run that does more than read needs the rights for it."""
+    further = {"publish": run.config.text("publish") == "always", "disrupt": bool(run.config.disruptions)}
+    if any(further.values()) and not found.cluster.owned:
+        _check_rights(run, found.cluster, [mode for mode, needed in further.items() if needed], found.stage.namespace)
     return found.cluster
 
 
@@ -131,7 +132,8 @@ def _access_modes(config: StageConfig) -> list[str]:
     """The folders under fixtures/access that hold the rights of a run; those of a deployment include load workers."""
     if config.deploys:
         return ["deploy", *(["disrupt"] if config.disruptions else [])]
-    return ["read-only", *(["load"] if config.load_from == "cluster" else [])]
+    further = {"load": config.load_from == "cluster", "publish": config.publishes}
+    return ["read-only", *(mode for mode, needed in further.items() if needed)]
 
 
 def _make_local_cluster(run: Run) -> ClusterFacts:

@@ -36,9 +36,12 @@ from pytest_vllm_stage.load.workers.measure import SharedJob, measure_in_cluster
 from pytest_vllm_stage.load.workers.pods import INDEX_ANNOTATION, WorkerPlace
 from pytest_vllm_stage.measurement.samples import LOAD_WORKERS
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
+from pytest_vllm_stage.publication import publish_run
+from pytest_vllm_stage.run.context import Run, RunIdentity, new_run_id
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
-from pytest_vllm_stage.session import kept
+from pytest_vllm_stage.session import kept, lifecycle
+from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.slo.decision import Outcome as Verdict
 from pytest_vllm_stage.slo.verdict import judge
 from pytest_vllm_stage.stage import client, objects
@@ -52,6 +55,7 @@ from tests.real.lookalike.validator import write_kubeconfig
 from tests.real.machine_locks import starting_cluster
 from tests.real.recorded_requests import read_rights
 from tests.real.relay import Relay, relay_to
+from tests.unit.made_results import STARTED_AT, measured, rate_step, write_folder
 
 pytestmark = pytest.mark.real
 
@@ -68,9 +72,10 @@ SHORT_LANES = ("-p", "tests.defects.short_lanes")
 
 #: What a pod of the stage's own cluster runs, and as whom.
 IN_THE_JOB = "deployment or test_service or test_answers"
-ACCOUNT = "system:serviceaccount:vllm-stage:vllm-stage-validator"
-READ_ONLY, LOAD, DEPLOY, DISRUPT = (
-    fixtures_dir() / "access" / mode for mode in ("read-only", "load", "deploy", "disrupt")
+VALIDATOR = "vllm-stage-validator"
+ACCOUNT = f"system:serviceaccount:vllm-stage:{VALIDATOR}"
+READ_ONLY, LOAD, PUBLISH, DEPLOY, DISRUPT = (
+    fixtures_dir() / "access" / mode for mode in ("read-only", "load", "publish", "deploy", "disrupt")
 )
 DEPLOYERS_NAMESPACE = "vllm-stage-ci"
 OVERLAY = fixtures_dir() / "overlays" / "local-sim"
@@ -316,7 +321,7 @@ def test_the_rights_of_load_workers_and_disruptions_are_enough(
     validators = Kubectl(stage.cluster, stage.stage.namespace)
     for folder in (READ_ONLY, LOAD):
         validators("apply", "-k", str(folder))
-    user = write_kubeconfig(stage.cluster, stage.stage.namespace, "vllm-stage-validator", tmp_path / "validator")
+    user = write_kubeconfig(stage.cluster, stage.stage.namespace, VALIDATOR, tmp_path / "validator")
     monkeypatch.setenv("KUBECONFIG", str(user.kubeconfig))
     existing = [option for option in second if option.startswith(("--stage-profile", "--stage-context"))]
     loaded = run(tmp_path / "loaded", "suites/slo", "-k", "rate", *existing, "--stage-load-from=cluster", *recorded)
@@ -325,6 +330,58 @@ def test_the_rights_of_load_workers_and_disruptions_are_enough(
     assert loaded.status == 0, loaded.output
     assert len(loaded.tests("passed")) == len(stage.stage.targets), loaded.output
     assert find_undeclared(loaded.output, "read-only", "load") == []
+
+
+@pytest.fixture
+def publisher(stage: kept.Kept, tmp_path: Path) -> Iterator[Path]:
+    """The kubeconfig of a validator that may read the stage and publish, but see no other Secret."""
+    kubectl = Kubectl(stage.cluster, stage.stage.namespace)
+    for folder in (READ_ONLY, PUBLISH):
+        kubectl("apply", "-k", str(folder))
+    kubectl("delete", "rolebinding/vllm-stage-read-secrets")
+    yield write_kubeconfig(stage.cluster, stage.stage.namespace, VALIDATOR, tmp_path / "publisher").kubeconfig
+    for folder in (PUBLISH, READ_ONLY):
+        kubectl("delete", "-k", str(folder), "--ignore-not-found")
+
+
+def make_publishing_run(stage: kept.Kept, folder: Path) -> Run:
+    """A run on the existing stage that publishes, in this process."""
+    (folder / "second.toml").write_text(PROFILE)
+    options = {"profile": "second.toml", "context": stage.cluster.context, "publish": "always"}
+    config = resolve_settings(options.get, {}, lambda _name: None, folder)
+    return Run(RunIdentity(new_run_id(), str(folder / new_run_id()), os.getpid()), lambda: config, lambda _line: None)
+
+
+def test_results_are_published_with_the_roles_for_it_alone(
+    stage: kept.Kept, publisher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers are made up, and the stage is taken for a real one: those of a simulated engine are not published."""
+    monkeypatch.setenv("KUBECONFIG", str(publisher))
+    run = make_publishing_run(stage, tmp_path)
+    cluster = lifecycle.cluster_of(run)
+    attached = dataclasses.replace(lifecycle.stage_of(run, cluster), simulated=False)
+    measurement = measured(rate_step(1.0), run=run.run_id, later_s=time.time() - STARTED_AT)
+    write_folder(steps.folder_of(run), [measurement])
+    published = publish_run.publication_of(run, cluster, attached, "quantized").own
+    assert published is not None
+    prefix = published.uri.partition("test-results/")[2]
+    with client.connection(stage.cluster, stage.stage.namespace) as kube:
+        bucket = find_object_store(stage.stage, kube).client()
+    stored = bucket.list_objects_v2(Bucket="test-results", Prefix=prefix).get("Contents", [])
+    assert f"{prefix}publication.json" in {item["Key"] for item in stored}
+
+    Kubectl(stage.cluster, stage.stage.namespace)("delete", "rolebinding/vllm-stage-publish")
+    missing = f"{ACCOUNT} may not get secrets/minio-credentials in namespace vllm-stage, which a run needs (publish)"
+
+    def observe() -> Observation:
+        """A change of a Role is in force a moment later."""
+        try:
+            lifecycle.make_cluster(run)
+        except EnvironmentUnusable as error:
+            return Observation(missing in error.message, error.message)
+        return Observation(False, "nothing is missing")
+
+    wait_until("the missing right is named", observe, timeout_s=30, journal=SILENT, error=EnvironmentUnusable)
 
 
 def test_a_namespace_that_is_anothers_is_not_touched(stage: kept.Kept, second: tuple[str, ...], tmp_path: Path) -> None:

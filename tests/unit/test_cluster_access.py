@@ -59,7 +59,9 @@ class Reviewer(ApiServer):
             return 201, {"status": {"resourceRules": self.rules, "incomplete": self.incomplete}}
         asked = body["spec"]["resourceAttributes"]
         name = "/".join(part for part in (asked["resource"], asked["subresource"]) if part)
-        return 201, {"status": {"allowed": Right(asked["verb"], name, asked["group"]) in self.allowed}}
+        about = "" if name == "namespaces" else asked.get("name", "")
+        right = Right(asked["verb"], name, asked["group"], about)
+        return 201, {"status": {"allowed": right in self.allowed}}
 
 
 @pytest.fixture
@@ -77,7 +79,11 @@ def kube(api: Reviewer, tmp_path: Path) -> Iterator[Any]:
 
 
 def rules_of(rights: list[Right]) -> list[Object]:
-    return [{"verbs": [one.verb], "apiGroups": [one.group], "resources": [one.resource]} for one in rights]
+    return [
+        {"verbs": [one.verb], "apiGroups": [one.group], "resources": [one.resource]}
+        | ({"resourceNames": [one.name]} if one.name else {})
+        for one in rights
+    ]
 
 
 def all_rights(mode: str) -> list[Right]:
@@ -105,7 +111,7 @@ def test_the_roles_are_enough_and_take_one_request(api: Reviewer, kube: Any, mod
     assert api.requests[before:] == [RULES, RULES]
 
 
-@pytest.mark.parametrize(("mode", "least"), [("read-only", 25), ("deploy", 60), ("load", 12)])
+@pytest.mark.parametrize(("mode", "least"), [("read-only", 25), ("deploy", 60), ("load", 12), ("publish", 0)])
 def test_each_verb_that_is_removed_is_named_with_its_role(api: Reviewer, kube: Any, mode: str, least: int) -> None:
     role = required(mode)
     assert len(role.rights) > least
@@ -183,6 +189,18 @@ def test_a_rule_for_single_names_is_not_enough(api: Reviewer, kube: Any) -> None
         check(kube)
 
 
+def test_a_right_on_one_object_is_granted_by_name_or_for_all_of_them(api: Reviewer, kube: Any) -> None:
+    secrets = {"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"]}
+    for named in ({"resourceNames": ["another", "minio-credentials"]}, {}):
+        api.rules = [secrets | named]
+        assert check(kube, "publish") == []
+    api.rules = [secrets | {"resourceNames": ["another"]}]
+    with pytest.raises(EnvironmentUnusable, match=r"may not get secrets/minio-credentials in namespace stage, which"):
+        check(kube, "publish")
+    api.incomplete, api.allowed = True, set(all_rights("publish"))
+    assert check(kube, "publish") == []
+
+
 def test_each_right_is_asked_for_where_an_authorizer_lists_no_rules(api: Reviewer, kube: Any) -> None:
     api.incomplete, api.allowed = True, set(all_rights("read-only"))
     assert check(kube) == []
@@ -229,7 +247,14 @@ def test_a_run_checks_the_rights_of_its_mode_before_anything_else(
 
 
 @pytest.mark.parametrize(
-    ("mode", "account_of"), [("read-only", "read-only"), ("deploy", "deploy"), ("disrupt", "deploy")]
+    ("mode", "account_of"),
+    [
+        ("read-only", "read-only"),
+        ("load", "read-only"),
+        ("publish", "read-only"),
+        ("deploy", "deploy"),
+        ("disrupt", "deploy"),
+    ],
 )
 def test_each_role_is_bound_to_the_account_of_its_mode(mode: str, account_of: str) -> None:
     folder = fixtures_dir() / "access" / mode
@@ -241,6 +266,25 @@ def test_each_role_is_bound_to_the_account_of_its_mode(mode: str, account_of: st
     assert {subject["name"] for one in bound for subject in one["subjects"]} == {account}
     listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
     assert sorted(listed) == sorted(path.name for path in folder.glob("*.yaml") if path.stem != "kustomization")
+
+
+@pytest.mark.parametrize("cluster", ["existing", "kept"])
+@pytest.mark.parametrize("publishes", ["always", "auto"])
+def test_a_run_compares_the_rights_to_publish_before_anything_else(
+    api: Reviewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, publishes: str
+) -> None:
+    stage = StageFacts("stage", "earlier", owned=False, targets=())
+    earlier = kept.Kept("earlier", dataclasses.replace(api.facts(tmp_path), owned=False), stage, {})
+    monkeypatch.setattr(kept, "find", lambda _name: earlier)
+    options = {"reuse": "earlier"} if cluster == "kept" else {"context": "ctx"}
+    run = make_run(api, tmp_path, monkeypatch, publish=publishes, **options)
+    read = [right for right in all_rights("read-only") if right.resource != "secrets"]
+    api.rules = rules_of(read)
+    if publishes == "always":
+        with pytest.raises(EnvironmentUnusable, match=r"may not get secrets/minio-credentials .* needs \(publish\)"):
+            lifecycle.make_cluster(run)
+        api.rules = rules_of([*read, *all_rights("publish")])
+    assert lifecycle.make_cluster(run).context == "ctx"
 
 
 ROLE_OF = {
