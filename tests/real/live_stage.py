@@ -67,11 +67,18 @@ def _profile(overlay: Path, namespace: str, models: dict[str, str], folder: Path
     return parse_profile(data, folder / f"{namespace}.toml")
 
 
-def run_kubectl(cluster: ClusterFacts, namespace: str, *arguments: str, manifest: str = "") -> str:
+def run_kubectl(
+    cluster: ClusterFacts, namespace: str, *arguments: str, manifest: str = "", timeout_s: float = 60
+) -> str:
     """Run kubectl as the cluster's administrator; returns what it printed."""
     place = ["--kubeconfig", cluster.kubeconfig, "--context", cluster.context, "-n", namespace]
     done = subprocess.run(
-        [cluster.kubectl, *place, *arguments], input=manifest, capture_output=True, text=True, timeout=60, check=False
+        [cluster.kubectl, *place, *arguments],
+        input=manifest,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE
 from tests.real.lookalike.router import Router
 from tests.real.lookalike.stage import RoutedStage
 from tests.real.lookalike.validator import MissingRight
@@ -43,6 +44,7 @@ class Fault:
         advises: What the whole output says besides.
         key: The bearer token that the user sends to the models.
         slow: Its check takes minutes.
+        status: The run's exit status; 0 where any failure will do.
     """
 
     change: Change
@@ -56,6 +58,7 @@ class Fault:
     advises: str = ""
     key: str = ""
     slow: bool = False
+    status: int = 0
 
 
 def forget_timeouts(router: Router, _: Places) -> Router:
@@ -99,6 +102,14 @@ def lose_upstreams(router: Router, _: Places) -> Router:
     return dataclasses.replace(
         router, upstreams=[dataclasses.replace(one, address="127.0.0.1:9", guard=None) for one in router.upstreams]
     )
+
+
+def lose_object_store(router: Router, _: Places) -> Router:
+    upstreams = [
+        dataclasses.replace(one, address="127.0.0.1:9") if one.host.startswith("minio") else one
+        for one in router.upstreams
+    ]
+    return dataclasses.replace(router, upstreams=upstreams)
 
 
 def accept_everyone(router: Router, _: Places) -> Router:
@@ -173,6 +184,13 @@ FAULTS = {
         REPORTED,
         r"answered 503 Service Unavailable, sent by the OpenShift router: Application is not available",
         listed="503",
+    ),
+    "no_object_store": Fault(
+        lose_object_store,
+        "suites/benchmark/test_jobs.py",
+        "test_job_completes_with_a_report_for_each_rate",
+        r"the OpenShift router answers HTTP 503 instead of the S3 API at https://minio\S+: Application is not av",
+        status=ENVIRONMENT_EXIT_CODE,
     ),
     "no_protection": Fault(
         accept_everyone,

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from pytest_vllm_stage.benchmark import job_runs
 from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.facts import StageFacts
 from tests.real.live_stage import deploy, remove_in_background, run_kubectl
 from tests.real.lookalike.earlier_results import publish_results
@@ -44,6 +47,8 @@ REVIEWER = "lookalike-auth-delegator"
 #: The number of the first proxy's address; those before it are the routers'.
 FIRST_PROXY = 200
 RUN_S = 900
+#: Until a benchmark Job of this overlay has completed: a few seconds on an idle machine.
+BENCHMARK_S = 120
 
 
 class Outcome(NamedTuple):
@@ -128,7 +133,11 @@ def deploy_routed_stage(cluster: ClusterFacts, authority: Path, folder: Path) ->
 
 
 def _publish_stage(cluster: ClusterFacts, facts: StageFacts, folder: Path, proxies: ExitStack) -> RoutedStage:
-    """Admit the Routes, guard those of the quantized model and the registry, and give the validator its rights."""
+    """Admit the Routes, guard those of the quantized model and the registry, and give the validator its rights.
+
+    The benchmark Jobs run meanwhile: an owner of the stage has started them, and a validator reads what they left.
+    """
+    jobs = _start_benchmarks(cluster)
     registry = _address_of(cluster, REGISTRIES, REGISTRY)
     upstreams = {
         role: _admit(cluster, NAMESPACE, model, _address_of(cluster, NAMESPACE, f"{model}-predictor"))
@@ -139,7 +148,15 @@ def _publish_stage(cluster: ClusterFacts, facts: StageFacts, folder: Path, proxi
     for name, guard in _run_guards(cluster, upstreams, folder, proxies).items():
         upstreams[name] = replace(upstreams[name], guard=guard)
     publish_results(cluster, facts, f"http://{registry}", folder / "earlier")
+    completed = ("wait", "--for=condition=Complete", *jobs, f"--timeout={BENCHMARK_S}s")
+    run_kubectl(cluster, NAMESPACE, *completed, timeout_s=2 * BENCHMARK_S)
     return RoutedStage(cluster, upstreams, create_validator(cluster, NAMESPACE, ACCOUNTS, folder))
+
+
+def _start_benchmarks(cluster: ClusterFacts) -> list[str]:
+    manifests = job_runs.manifests_of(HERE / "overlay", cluster.kubectl, NAMESPACE)
+    run_kubectl(cluster, NAMESPACE, "apply", "-f", "-", manifest=yaml.dump_all(manifests))
+    return [f"job/{objects.name_of(job)}" for job in render.select_kind(manifests, "Job")]
 
 
 def _run_guards(
