@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from pytest_vllm_stage.serving.sse import ServerSentEvent
 
 #: The data of the event that ends a stream.
 DONE = "[DONE]"
+#: Where vLLM puts what a reasoning parser takes out of an answer: the present name, and that of older releases.
+REASONING_FIELDS = ("reasoning", "reasoning_content")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Answer:
     """A complete answer of chat or plain completions: its first choice, and the body.
 
     Attributes:
-        text: The generated text.
+        text: The generated text; of a model that reasons, its reasoning and then its answer.
         finish_reason: Why the answer ended.
         body: The whole response.
     """
@@ -62,8 +64,12 @@ class Answer:
         return choice
 
     @classmethod
-    def of(cls, body: dict[str, Any]) -> Answer:
+    def of(cls, body: dict[str, Any], *, reasons: bool = False) -> Answer:
         """Read a response of ``/v1/chat/completions`` or ``/v1/completions``.
+
+        Args:
+            body: The response.
+            reasons: The model reasons first: tokens that only begin its reasoning leave no text at all.
 
         Raises:
             RequestFailed: it has no choice with text.
@@ -71,12 +77,26 @@ class Answer:
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
         message = choice.get("message")
-        text = message.get("content") if isinstance(message, dict) else choice.get("text")
-        if text is None and isinstance(message, dict) and message.get("tool_calls"):
+        text = read_text(message) if isinstance(message, dict) else choice.get("text")
+        if text is None and reasons and isinstance(message, dict) and message.get("content") is None:
             text = ""
         if not isinstance(text, str):
             raise RequestFailed(f"the answer has no text in its first choice: {shown(json.dumps(body))}")
         return cls(text, choice.get("finish_reason"), body)
+
+
+def read_text(message: Mapping[str, Any]) -> str | None:
+    """The text of a chat's message or delta, reasoning first; None where it has neither text nor a tool call."""
+    content, reasoning = message.get("content"), read_reasoning(message)
+    if content is None and not reasoning:
+        return "" if message.get("tool_calls") else None
+    return reasoning + (content or "") if isinstance(content, str | None) else None
+
+
+def read_reasoning(message: Mapping[str, Any]) -> str:
+    """What a reasoning parser took out of the content of a message or delta; a gateway may send it by both names."""
+    texts = (message.get(name) for name in REASONING_FIELDS)
+    return next((text for text in texts if isinstance(text, str) and text), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +156,7 @@ class StreamedAnswer:
             chunk = chunk_of(event)
             chunks.append(chunk)
             for choice in chunk.get("choices") or []:
-                text = (choice["delta"].get("content") if "delta" in choice else choice.get("text")) or ""
+                text = (read_text(choice["delta"]) if "delta" in choice else choice.get("text")) or ""
                 deltas += [Delta(text, event.arrived_at)] if text else []
                 reasons += [choice["finish_reason"]] if choice.get("finish_reason") else []
         return cls(events, chunks, deltas, reasons, sent_at, ended_at, unfinished)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -49,6 +49,8 @@ class EndpointClient:
     Attributes:
         last_request: What was sent last, for the report of a failed test.
         last_response: Its response; None where there was none.
+        before_chat: Called before a conversation is sent; raises where the model has no chat.
+        reasons: The model reasons before it answers; see `Answer.of`.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class EndpointClient:
         self.target = target
         self.last_request: httpx.Request | None = None
         self.last_response: httpx.Response | None = None
+        self.before_chat: Callable[[], None] | None = None
+        self.reasons = False
         self._silence_timeout_s = silence_timeout_s
         self._listed_names: set[str] | None = None
         self._http = httpx.Client(
@@ -101,6 +105,8 @@ class EndpointClient:
             RequestFailed: no usable answer.
         """
         __tracebackhide__ = True
+        if path == CHAT:
+            self._prepare_chat()
         what = _what("POST", path, body)
         response = self._send(self._http.build_request("POST", path, content=content, headers=headers), what)
         return self._parsed(self._ok(response, what), what)
@@ -108,6 +114,8 @@ class EndpointClient:
     def open_stream(self, path: str, body: dict[str, Any], *, content: Content, headers: Mapping[str, str]) -> Stream:
         """A streamed answer to a body that is sent as it is given; see `post` and `stream_chat`."""
         __tracebackhide__ = True
+        if path == CHAT:
+            self._prepare_chat()
         return self._stream(path, body, content=content, headers=headers)
 
     def models(self) -> list[dict[str, Any]]:
@@ -130,7 +138,8 @@ class EndpointClient:
             RequestFailed: no usable answer.
         """
         __tracebackhide__ = True
-        return Answer.of(self._json("POST", CHAT, self.chat_body(messages, **parameters)))
+        self._prepare_chat()
+        return Answer.of(self._json("POST", CHAT, self.chat_body(messages, **parameters)), reasons=self.reasons)
 
     def completion(self, prompt: Prompt, **parameters: Any) -> Answer:
         """A whole plain completion.
@@ -148,6 +157,7 @@ class EndpointClient:
             RequestFailed: the stream did not begin. What breaks later is raised while it is read.
         """
         __tracebackhide__ = True
+        self._prepare_chat()
         return self._stream(CHAT, self.chat_body(messages, stream=True, **parameters))
 
     def stream_completion(self, prompt: Prompt, **parameters: Any) -> Stream:
@@ -164,6 +174,8 @@ class EndpointClient:
         __tracebackhide__ = True
         if (prompt is None) == (messages is None):
             raise TypeError("tokenize takes either a prompt or messages")
+        if messages is not None:
+            self._prepare_chat()
         what = {"prompt": prompt} if messages is None else {"messages": _messages(messages)}
         body = self._json("POST", "/tokenize", {"model": self.target.model, **what, **parameters})
         if not isinstance(body.get("tokens"), list) or type(body.get("count")) is not int:
@@ -251,6 +263,11 @@ class EndpointClient:
     def completion_body(self, prompt: Prompt, **parameters: Any) -> dict[str, Any]:
         """The body that `completion` sends, for `raw`."""
         return {"model": self.target.model, "prompt": prompt, **parameters}
+
+    def _prepare_chat(self) -> None:
+        __tracebackhide__ = True
+        if self.before_chat is not None:
+            self.before_chat()
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         __tracebackhide__ = True

@@ -48,6 +48,8 @@ from pytest_vllm_stage.settings.urls import ENDPOINT_ROLE
 #: Capabilities of a model or its server that checks need, and that a profile may declare missing.
 CAPABILITIES = {
     "auto_tools": "Calling a tool on the model's own decision (`tool_choice` `auto`).",
+    "chat": "Chat completions: the model has a chat template.",
+    "content": "Answers whose first tokens are the answer: the model does not reason before it.",
     "continue_final_message": "Continuing an answer that the request began.",
     "logprobs": "Log probabilities of the answer's tokens.",
     "lossless_tokenizer": "A text is the same after it was tokenized and detokenized.",

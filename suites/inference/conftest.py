@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
-from pytest_vllm_stage.checks.inference.liveness import find_dead_engine
+from pytest_vllm_stage.checks.inference.abilities import find_lacks
+from pytest_vllm_stage.checks.inference.liveness import FirstAnswer, ask_first
 from pytest_vllm_stage.checks.inference.releases import describe_lack, read_release
 from pytest_vllm_stage.checks.inference.slow_lanes import SlowLanes
 from pytest_vllm_stage.session.lanes import APART, has_whole_lanes
@@ -60,16 +61,42 @@ def _start_slow_lanes(request: pytest.FixtureRequest, _skip_behind_dead_engine: 
 
 
 @pytest.fixture(scope="session")
-def _dead_engines() -> dict[str, str]:
+def _first_answers() -> dict[str, FirstAnswer]:
     return {}
 
 
 @pytest.fixture
-def dead_engine(endpoint: EndpointClient, _dead_engines: dict[str, str]) -> str:
-    """How the engine is dead, found once per target; empty where it answers."""
-    if endpoint.target.role not in _dead_engines:
-        _dead_engines[endpoint.target.role] = find_dead_engine(endpoint)
-    return _dead_engines[endpoint.target.role]
+def first_answer(endpoint: EndpointClient, _first_answers: dict[str, FirstAnswer]) -> FirstAnswer:
+    """What came of the first request to the endpoint, asked once per target."""
+    if endpoint.target.role not in _first_answers:
+        _first_answers[endpoint.target.role] = ask_first(endpoint)
+    return _first_answers[endpoint.target.role]
+
+
+@pytest.fixture
+def dead_engine(first_answer: FirstAnswer) -> str:
+    """How the engine is dead; empty where it answers."""
+    return first_answer.dead
+
+
+@pytest.fixture(scope="session")
+def _lacks_of_roles() -> dict[str, dict[str, str]]:
+    return {}
+
+
+@pytest.fixture
+def lacks(
+    endpoint: EndpointClient,
+    first_answer: FirstAnswer,
+    model_profile: ModelProfile | None,
+    _lacks_of_roles: dict[str, dict[str, str]],
+) -> dict[str, str]:
+    """Capabilities that the model showed to lack, with the reason, or that its profile says it lacks."""
+    role = endpoint.target.role
+    if role not in _lacks_of_roles:
+        declared = dict(model_profile.cannot) if model_profile else {}
+        _lacks_of_roles[role] = find_lacks(endpoint, first_answer, model_profile) | declared
+    return _lacks_of_roles[role]
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +107,21 @@ def _skip_behind_dead_engine(request: pytest.FixtureRequest) -> None:
     reason = request.getfixturevalue("dead_engine")
     if reason:
         pytest.skip(f"the engine is dead: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _respect_lacks(request: pytest.FixtureRequest, _skip_behind_dead_engine: None) -> Iterator[None]:
+    """Skip a check with the first conversation that it sends to a model that has no chat."""
+    if "endpoint" not in request.fixturenames:
+        yield
+        return
+    endpoint: EndpointClient = request.getfixturevalue("endpoint")
+    needs: Needs = request.getfixturevalue("needs")
+    lacks: dict[str, str] = request.getfixturevalue("lacks")
+    endpoint.reasons = "content" in lacks
+    endpoint.before_chat = (lambda: needs("chat")) if "chat" in lacks else None
+    yield
+    endpoint.reasons, endpoint.before_chat = False, None
 
 
 @pytest.fixture
@@ -113,19 +155,17 @@ def release(endpoint: EndpointClient, _releases_of_roles: dict[str, tuple[int, .
 
 
 @pytest.fixture
-def needs(endpoint: EndpointClient, model_profile: ModelProfile | None, release: tuple[int, ...] | None) -> Needs:
+def needs(endpoint: EndpointClient, lacks: dict[str, str], release: tuple[int, ...] | None) -> Needs:
     """Skips a check where the profile says that the model or its server cannot do what the check needs, and why.
 
-    A release of vLLM that is older than the field by which the check asks cannot do it either.
+    So does what an answer of the model shows for certain. A release of vLLM that is older than the field by which the
+    check asks cannot do it either.
     """
 
     def need(*capabilities: str) -> None:
         for capability in capabilities:
             assert capability in CAPABILITIES, f"{capability} is not a capability; valid: {', '.join(CAPABILITIES)}"
-            reason = model_profile.cannot.get(capability) if model_profile else None
-            if model_profile and reason:
-                does_not_apply(f"{model_profile.inference_service} cannot do {capability}: {reason}")
-            if lacking := describe_lack(capability, release):
-                does_not_apply(f"{endpoint.target.model} cannot do {capability}: {lacking}")
+            if reason := lacks.get(capability) or describe_lack(capability, release):
+                does_not_apply(f"{endpoint.target.model} cannot do {capability}: {reason}")
 
     return need

@@ -14,6 +14,8 @@ from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
 
+Needs = Callable[..., None]
+
 #: Changes of a chat that make it odd; none asks for much work.
 ODD_CHATS: list[dict[str, Any]] = [
     {"messages": []},
@@ -163,11 +165,14 @@ def test_body_that_is_not_json_is_refused(endpoint: EndpointClient, path: str) -
         "empty-stop", "bias-on-no-token", "no-tools",
     ],
 )  # fmt: skip
-def test_invalid_field_is_refused_by_name(endpoint: EndpointClient, field: str, change: dict[str, Any]) -> None:
+def test_invalid_field_is_refused_by_name(
+    endpoint: EndpointClient, needs: Needs, field: str, change: dict[str, Any]
+) -> None:
     """A missing, mistyped or impossible field gives 400 (or 422), and the error names the field.
 
     Silently using a default instead answers another request than the one sent.
     """
+    needs("chat")
     body = {**endpoint.chat_body("Say hello.", max_tokens=2), **change}
     body = {key: value for key, value in body.items() if value is not None}
     response = endpoint.raw("POST", CHAT, json=body)
@@ -178,11 +183,15 @@ def test_invalid_field_is_refused_by_name(endpoint: EndpointClient, field: str, 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completion"])
-def test_prompt_over_the_context_length_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
+def test_prompt_over_the_context_length_is_refused(
+    endpoint: EndpointClient, needs: Needs, path: str, stream: bool
+) -> None:
     """A prompt longer than ``max_model_len`` gives 400 (or 413, 422), and the error names the limit.
 
     A server that truncates the prompt instead answers from half of the document, with status 200.
     """
+    if path == CHAT:
+        needs("chat")
     limit = endpoint.tokenize("x").max_model_len
     assert limit, "/tokenize reports no max_model_len"
     text = "word " * (limit + 16)

@@ -45,12 +45,13 @@ def test_answer_cut_by_its_limit_has_finish_reason_length(endpoint: EndpointClie
     assert list(streamed.finish_reasons) == ["length"], f"cut after 4 tokens, the stream says {streamed.finish_reasons}"
 
 
-def test_answer_that_ends_by_itself_has_finish_reason_stop(endpoint: EndpointClient) -> None:
+def test_answer_that_ends_by_itself_has_finish_reason_stop(endpoint: EndpointClient, needs: Needs) -> None:
     """``finish_reason`` is ``stop`` for an answer that came to its end before the limit.
 
     An agent that reads ``length`` here asks for a continuation of a finished answer; a model whose end token is not
     recognised runs into the limit every time.
     """
+    needs("content")
     answer = endpoint.chat("What is the capital of France?", temperature=0, max_tokens=256)
     made = answer.usage.completion_tokens
     assert made < 256, f"a one-sentence answer ran into its limit of 256 tokens: {answer.text[-200:]!r}"

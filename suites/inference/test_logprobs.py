@@ -45,7 +45,7 @@ def test_chat_logprobs_are_consistent(endpoint: EndpointClient, needs: Needs) ->
 
     Classifiers, confidence scores and evaluations are computed from these numbers alone.
     """
-    needs("logprobs")
+    needs("content", "logprobs")
     answer = endpoint.chat(STORY, **ASKED)
     content = checked(answer.choice.get("logprobs"))
     made = answer.usage.completion_tokens

@@ -150,15 +150,17 @@ def _cases_of(params: Mapping[str, Any]) -> list[Case]:
 
 
 @pytest.fixture
-def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, _asking_ahead: AskingByRole) -> Asker:
+def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, needs: Needs, _asking_ahead: AskingByRole) -> Asker:
     """Knows the model's answers from check to check.
 
     Where a plain answer cannot be had, the first check that needs it fails, and the others are skipped: one cause is
     one failure.
     """
+    case = request.node.callspec.params.get("case")
+    if case:
+        needs(*case.needs)
     asker = _asking_ahead.wait(endpoint.target.role)
     asker.endpoint = endpoint
-    case = request.node.callspec.params.get("case")
     if case and (reason := asker.explain_unanswered(case)):
         pytest.skip(f"reported by an earlier check: {reason}")
     return asker
@@ -266,8 +268,12 @@ def test_stop_text_cuts_the_answer_where_it_begins(asker: Asker, needs: Needs, c
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completions"])
-def test_explicit_default_equals_absent_parameter(endpoint: EndpointClient, counting: str, path: str) -> None:
+def test_explicit_default_equals_absent_parameter(
+    endpoint: EndpointClient, needs: Needs, counting: str, path: str
+) -> None:
     """Each documented default, given explicitly, gives the answer that comes without it."""
+    if path == CHAT:
+        needs("chat")
     body: dict[str, Any] = {"model": endpoint.target.model, "temperature": 0, "max_tokens": 4}
     body |= {"messages": [{"role": "user", "content": counting}]} if path == CHAT else {"prompt": "1, 2, 3, 4, 5, 6,"}
     expected = read_answer(endpoint.raw("POST", path, json=body).json())

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.together import together
+from pytest_vllm_stage.serving.answers import read_text
 
 Needs = Callable[..., None]
 
@@ -95,7 +96,7 @@ def test_n_returns_that_many_choices(endpoint: EndpointClient) -> None:
     answer = endpoint.chat(STORY, n=3, seed=1, **HOT)
     choices = answer.body["choices"]
     assert [choice.get("index") for choice in choices] == [0, 1, 2], f"n=3 gave {len(choices)} choices"
-    texts = {choice["message"]["content"] for choice in choices}
+    texts = {read_text(choice["message"]) for choice in choices}
     assert len(texts) > 1, f"three choices drawn at temperature 2 are all {texts.pop()!r}"
     made = answer.usage.completion_tokens
     assert made == 24, f"expected 24 completion tokens for three answers of 8, got {made}"
@@ -108,7 +109,7 @@ def test_streamed_choices_are_kept_apart(endpoint: EndpointClient) -> None:
     """
     streamed = endpoint.stream_chat(STORY, n=2, seed=1, **HOT).read()
     choices = [choice for chunk in streamed.chunks for choice in chunk["choices"]]
-    per_index = Counter(choice["index"] for choice in choices if (choice["delta"].get("content") or ""))
+    per_index = Counter(choice["index"] for choice in choices if read_text(choice["delta"]))
     assert set(per_index) == {0, 1}, f"n=2 streamed text under the indexes {sorted(per_index)}"
     ends = sorted(choice["index"] for choice in choices if choice.get("finish_reason"))
     assert ends == [0, 1], f"finish reasons came for the choices {ends}, expected one for each of two"
@@ -116,11 +117,12 @@ def test_streamed_choices_are_kept_apart(endpoint: EndpointClient) -> None:
     assert roles == [0, 1], f"the role came for the choices {roles}, expected one for each of two"
 
 
-def test_min_tokens_prolongs_the_answer(endpoint: EndpointClient) -> None:
+def test_min_tokens_prolongs_the_answer(endpoint: EndpointClient, needs: Needs) -> None:
     """With ``min_tokens``, an answer that would end sooner has at least so many tokens.
 
     Load tests fix their output length with it; dropped, throughput is measured on shorter answers.
     """
+    needs("content")
     question, parameters = "What is the capital of France?", {"temperature": 0, "max_tokens": 32}
     free = endpoint.chat(question, **parameters).usage.completion_tokens
     assert free < 24, f"the answer that should be short has {free} tokens: min_tokens has nothing to show"

@@ -41,7 +41,7 @@ def test_slow_reader_gets_everything(slow_lanes: SlowLanes, needs: Needs, record
 
     Phones read slowly: a gateway that does not wait for them drops events, or the connection.
     """
-    needs("logprobs")
+    needs("chat", "logprobs")
     verify(slow_lanes.join_reader(), "a stream that is read slowly", record_property)
 
 

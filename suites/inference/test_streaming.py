@@ -157,11 +157,12 @@ def test_continuous_usage_grows_with_the_stream(endpoint: EndpointClient, counti
     assert len(prompts) == 1, f"the prompt tokens of one stream are {sorted(prompts)}"
 
 
-def test_stream_is_framed_as_events(endpoint: EndpointClient) -> None:
+def test_stream_is_framed_as_events(endpoint: EndpointClient, needs: Needs) -> None:
     """Every line of the body is a field or a comment, every event ends with an empty line, and all of it is UTF-8.
 
     Browsers and clients in other languages are stricter than ours: an invalid line is dropped with its text.
     """
+    needs("chat")
     body = endpoint.chat_body("Say hello.", temperature=0, max_tokens=6, stream=True)
     raw = endpoint.raw("POST", CHAT, json=body).content
     problem = find_framing_problem(raw)

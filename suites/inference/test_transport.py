@@ -69,7 +69,7 @@ def test_large_answer_arrives_whole(endpoint: EndpointClient, counting: str, nee
 
     Gateways that inspect answers buffer them up to a limit, and cut or refuse what is larger.
     """
-    needs("logprobs")
+    needs("chat", "logprobs")
     parameters = {"temperature": 0, "max_tokens": SCORED_TOKENS, "ignore_eos": True}
     body = endpoint.chat_body(counting, logprobs=True, top_logprobs=ALTERNATIVES, **parameters)
     response = endpoint.raw("POST", "/v1/chat/completions", json=body)

@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 
 from tests.defects import checks
-from tests.defects.proxy.healthy import Adapter, NamedTwice, OlderVllm, OtherLanguage
-from tests.defects.proxy.server import Defect, running_proxy
+from tests.defects.proxy.healthy import (
+    Adapter,
+    BaseModel,
+    NamedTwice,
+    OlderReasoningModel,
+    OlderVllm,
+    OtherLanguage,
+    ReasoningModel,
+)
+from tests.defects.proxy.server import Answer, Defect, Exchange, running_proxy
 from tests.defects.runner import run_suite, simulator
 
 COUNTING = {checks.METRICS, checks.CACHE_HIT, checks.FREES_SLOT, checks.SERVED_ONCE, checks.ENGINE_ANSWERS}
@@ -31,6 +39,33 @@ SERVERS: dict[str, tuple[type[Defect], set[str]]] = {
 }
 
 
+#: Checks that ask for a chat in one way each: whole, streamed, raw, tokenized, of a fixture, on its end, for structure.
+CHATTING = {
+    checks.BAD_FIELD,
+    checks.CHOICE,
+    checks.ENGINE_ANSWERS,
+    checks.FACT,
+    checks.FRAMED,
+    checks.GREEDY_BEST,
+    checks.LOGPROBS,
+    checks.MIN_TOKENS,
+    checks.N,
+    checks.OVER_LONG,
+    checks.PARAMETERS,
+    checks.QUESTION,
+    checks.SAYS_STOP,
+    checks.STREAM_EQUAL,
+    checks.TEMPLATE,
+    checks.TOOL_REQUESTED,
+}
+#: Server to the checks that it passes all the same, and what the others say.
+OTHER_MODELS: dict[str, tuple[type[Defect], int, str]] = {
+    "base-model": (BaseModel, 3, "cannot do chat: its tokenizer has no chat template, says the server: "),
+    "reasoning-model": (ReasoningModel, 10, "cannot do content: it reasons before it answers"),
+    "older-reasoning-model": (OlderReasoningModel, 10, "cannot do structured_outputs: it reasons before it answers"),
+}
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_healthy_server_raises_no_alarm(name: str) -> None:
     server, watched = SERVERS[name]
@@ -46,3 +81,39 @@ def test_short_context_raises_no_alarm() -> None:
         outcome = run_suite(url, "--stage-model=sim-model", "-k", " or ".join(sorted(watched)))
     assert not outcome.failed, outcome.output
     assert outcome.passed > 3, outcome.output
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_model_of_another_kind_raises_no_alarm(name: str) -> None:
+    server, least_passed, said = OTHER_MODELS[name]
+    chosen = " or ".join(sorted(CHATTING - ({checks.BAD_FIELD} if server is not BaseModel else set())))
+    with simulator() as engine, running_proxy(engine, server()) as url:
+        outcome = run_suite(url, "--stage-model=sim-model", "-rsfE", "-k", chosen, profile=None)
+    assert not outcome.failed, outcome.output
+    assert outcome.passed >= least_passed, outcome.output
+    assert f"does not apply: sim-model {said}" in outcome.output
+
+
+def test_model_that_lost_its_chat_template_is_a_defect() -> None:
+    with simulator() as engine, running_proxy(engine, BaseModel()) as url:
+        outcome = run_suite(url, "--stage-model=sim-model", "-k", f"{checks.FACT} or {checks.COMPLETION}")
+    assert set(outcome.failed) == {checks.FACT}, outcome.output
+    assert "you must provide a chat template" in outcome.failed[checks.FACT]
+
+
+class ParserOfAnotherModel(ReasoningModel):
+    """The reasoning parser takes every answer for reasoning."""
+
+    ENOUGH_TOKENS = 10**6
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Let answers end by themselves."""
+        exchange.notes["reasons"] = exchange.request.path == "/v1/chat/completions"
+        return None
+
+
+def test_reasoning_parser_that_leaves_no_content_is_a_defect() -> None:
+    with simulator() as engine, running_proxy(engine, ParserOfAnotherModel()) as url:
+        outcome = run_suite(url, "--stage-model=sim-model", "-k", checks.FACT)
+    assert "with empty content, and all its text is reasoning" in outcome.failed[checks.FACT], outcome.output
+    assert "compare --reasoning-parser" in outcome.output

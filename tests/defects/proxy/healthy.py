@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, ClassVar
 
 from tests.defects.proxy.requests import BodyDefect
-from tests.defects.proxy.server import Answer, Defect, Exchange
+from tests.defects.proxy.server import Answer, Defect, Exchange, refuse
+from tests.defects.proxy.streams import ChunkDefect
 
 OTHER_NAME = "mistral-small"
 
@@ -82,3 +84,79 @@ class OtherLanguage(Defect):
             for word, other in self.WORDS.items():
                 text = text.replace(word, other)
             answer.body = text.encode()
+
+
+class BaseModel(Defect):
+    """A base model: its tokenizer has no chat template, and vLLM 0.32 refuses every conversation with these words."""
+
+    REFUSAL: ClassVar[str] = (
+        "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if "
+        "the tokenizer does not define one."
+    )
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Refuse whatever has messages; vLLM renders them before it looks at most parameters."""
+        request = exchange.request
+        rendered = request.path == "/v1/chat/completions" or (
+            request.path == "/tokenize" and "messages" in request.json
+        )
+        if request.method == "POST" and rendered and answer.status in (200, 400) and request.json:
+            refusal = refuse(400, self.REFUSAL)
+            answer.status, answer.body, answer.headers = refusal.status, refusal.body, refusal.headers
+
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """The refusal alone, where a stream was asked for."""
+        async for event in events:
+            if exchange.request.path != "/v1/chat/completions":
+                yield event
+
+
+class ReasoningModel(ChunkDefect):
+    """A model that reasons before it answers, longer than the limits of most checks; vLLM parses its reasoning out."""
+
+    FIELD: ClassVar[str] = "reasoning"
+    #: What vLLM applies to the answer alone, after the reasoning.
+    AFTER_REASONING: ClassVar[tuple[str, ...]] = ("structured_outputs", "response_format", "tools", "tool_choice")
+    #: From this limit on, an answer comes to its end.
+    ENOUGH_TOKENS: ClassVar[int] = 1024
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Apply no structure to the reasoning."""
+        body = exchange.request.json
+        exchange.notes["reasons"] = exchange.request.path == "/v1/chat/completions" and self.reasons(body)
+        if exchange.notes["reasons"]:
+            for name in self.AFTER_REASONING:
+                body.pop(name, None)
+            exchange.request.json = body | {"ignore_eos": True}
+        return None
+
+    def reasons(self, body: dict[str, Any]) -> bool:
+        limit = body.get("max_tokens", self.ENOUGH_TOKENS)
+        return bool(isinstance(limit, int) and limit < self.ENOUGH_TOKENS)
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """The text is the reasoning's."""
+        body = answer.json
+        if exchange.request.path != "/v1/chat/completions" or answer.status != 200 or not body:
+            return
+        for choice in body["choices"]:
+            message = choice["message"]
+            if exchange.notes["reasons"]:
+                message |= {"content": None, self.FIELD: message["content"]}
+            else:
+                message[self.FIELD] = "The user asks. I answer."
+        answer.json = body
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        if exchange.notes["reasons"]:
+            for choice in chunk.get("choices") or []:
+                delta = choice.get("delta", {})
+                if delta.get("content"):
+                    delta[self.FIELD] = delta.pop("content")
+        return [chunk]
+
+
+class OlderReasoningModel(ReasoningModel):
+    """The same, with the field's former name."""
+
+    FIELD: ClassVar[str] = "reasoning_content"

@@ -111,6 +111,7 @@ class Case:
     def needs(self) -> list[str]:
         """The capabilities that the request needs."""
         needed = {
+            "chat": self.row["api"] == "chat",
             "structured_outputs": self.row["answer"] in (*GUIDED[:3], "several tool calls"),
             "tools": self.row["answer"] in TOOLS,
             "auto_tools": self.row["answer"] == "several tool calls",

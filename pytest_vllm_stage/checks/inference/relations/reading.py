@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vllm_stage.checks.inference.tools import ToolCall, read_calls, read_streamed_calls
+from pytest_vllm_stage.serving.answers import read_text
 from pytest_vllm_stage.serving.failures import RequestFailed
 
 #: One text has tokens of another number where a grammar leaves the split into tokens and the white space of JSON free;
@@ -54,7 +55,7 @@ def read_answer(body: dict[str, Any]) -> Reading:
     for choice in sorted(body.get("choices") or [], key=lambda one: one["index"]):
         message = choice.get("message") or {"content": choice.get("text")}
         tokens, scores = _scores(choice.get("logprobs"))
-        text = message.get("content") or ""
+        text = read_text(message) or ""
         choices.append(ReadChoice(text, read_calls(choice), choice.get("finish_reason"), tokens, scores))
     return Reading(choices, _counts(body.get("usage")))
 
@@ -69,7 +70,7 @@ def read_chunks(chunks: Sequence[dict[str, Any]]) -> Reading:
     for chunk in chunks:
         for piece in chunk.get("choices") or []:
             choice = choices.setdefault(piece["index"], ReadChoice())
-            choice.text += (piece["delta"].get("content") if "delta" in piece else piece.get("text")) or ""
+            choice.text += (read_text(piece["delta"]) if "delta" in piece else piece.get("text")) or ""
             choice.finish_reason = piece.get("finish_reason") or choice.finish_reason
             tokens, scores = _scores(piece.get("logprobs"))
             choice.tokens += tokens

@@ -1,0 +1,76 @@
+"""What a model shows that it cannot do, where one answer makes it certain; all else is for its profile to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_vllm_stage.checks.inference.liveness import FirstAnswer
+from pytest_vllm_stage.core.skips import does_not_apply
+from pytest_vllm_stage.serving.answers import Answer, read_reasoning, read_text
+from pytest_vllm_stage.serving.client import EndpointClient
+from pytest_vllm_stage.serving.failures import RequestFailed, shown
+from pytest_vllm_stage.settings.profile import ModelProfile
+
+#: How a reasoning begins that no parser takes out of the text.
+_MARKS = ("<think>", "[THINK]", "<|channel|>analysis")
+#: What vLLM applies to the answer alone, after the reasoning.
+_AFTER_REASONING = ("auto_tools", "structured_outputs", "tools")
+#: Tokens that show a reasoning, where one token is only the mark of its beginning.
+_FEW_TOKENS = 32
+#: Tokens within which a model comes to its answer to a simple question.
+REASONING_TOKENS = 2048
+
+
+def find_lacks(endpoint: EndpointClient, first: FirstAnswer, profile: ModelProfile | None) -> dict[str, str]:
+    """Capability to why the model does not have it.
+
+    Args:
+        endpoint: The model.
+        first: What came of its first request.
+        profile: What is declared of it: a model whose chats were recorded, or that calls tools, has a template to lose.
+    """
+    if first.lacks_template:
+        chats = profile is not None and (profile.reference or profile.tool_format)
+        return {} if chats else {"chat": f"its tokenizer has no chat template, says the server: {first.lacks_template}"}
+    why = _describe_reasoning(first.message or {})
+    if not why and first.message is not None and read_text(first.message) is None:
+        why = _look_longer(endpoint)
+    return dict.fromkeys(("content", *_AFTER_REASONING), why) if why else {}
+
+
+def _look_longer(endpoint: EndpointClient) -> str:
+    with endpoint.with_new_connections() as client:
+        client.reasons = True
+        try:
+            return _describe_reasoning(client.chat("Say hello.", max_tokens=_FEW_TOKENS).choice.get("message") or {})
+        except RequestFailed:
+            return ""  # the checks report it
+
+
+def _describe_reasoning(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if reasoning := read_reasoning(message):
+        return "" if content else f"it reasons before it answers: its first tokens are the reasoning {reasoning!r}"
+    text = content.lstrip() if isinstance(content, str) else ""
+    return f"it reasons before it answers: its text begins with {text!r}" if text.startswith(_MARKS) else ""
+
+
+def wait_for_content(endpoint: EndpointClient, question: str) -> Answer:
+    """The answer of a model that reasons first, its content included.
+
+    Raises:
+        RequestFailed: it ended without content, as where a parser takes every answer for reasoning.
+    """
+    limit = min(REASONING_TOKENS, (endpoint.tokenize("x").max_model_len or REASONING_TOKENS) // 2)
+    answer = endpoint.chat(question, temperature=0, max_tokens=limit)
+    message = answer.choice["message"]
+    if message.get("content"):
+        return answer
+    if answer.finish_reason == "length":
+        does_not_apply(f"{endpoint.target.model} reasons for longer than {limit} tokens before it answers")
+    raise RequestFailed(
+        f"the answer ended by itself ({answer.finish_reason!r}) with empty content, and all its text is reasoning: "
+        f"{shown(read_reasoning(message))}",
+        hint="compare --reasoning-parser with the model: one that does not fit takes every answer for reasoning",
+    )
