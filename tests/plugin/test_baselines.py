@@ -21,8 +21,8 @@ namespace = "small"
 [models.quantized]
 inference_service = "sim"
 [load]
-rates = [10, 20]
-duration_s = 2
+rates = [5, 10]
+duration_s = 1.5
 prompt_tokens = 64
 output_tokens = 4
 warmup_requests = 2
@@ -33,13 +33,14 @@ ttft_p50_ms = 10000
 metrics = ["ttft_p50_ms"]
 worse = {worse}
 """
-STEPS = ["endpoint-rate-10", "endpoint-rate-20"]
+#: Too short for a correlation or a trend of their requests to be estimated, which a busy machine could cause.
+STEPS = ["endpoint-rate-5", "endpoint-rate-10"]
 #: What the lines of all runs so far have in their key's prompt_set.
 KEY_FIELDS = {
     "api", "arrivals", "decide_early", "duration_s", "output_tokens", "prompt_tokens", "request_rate",
     "request_timeout_s", "shared_prefix_tokens", "warmup_requests",
 }  # fmt: skip
-#: The slow engine takes six times as long as the fast one: no load of this machine hides or causes that.
+#: The slow engine takes ten times as long as the fast one: no load of this machine hides or causes that.
 WORSE = 3
 
 
@@ -51,7 +52,7 @@ def fast() -> Iterator[Sim]:
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[Sim]:
-    with running_sim("--ttft-ms", "300", "--itl-ms", "3") as engine:
+    with running_sim("--ttft-ms", "500", "--itl-ms", "3") as engine:
         yield engine
 
 
@@ -101,14 +102,14 @@ def test_first_run_has_no_baseline_and_is_accepted(place: pytest.Pytester, fast:
         ["compared with earlier runs: 2 of 2 steps have no baseline yet: 0 accepted comparable runs at most"]
     )
     kept = {line["key"]["step"]: line for line in lines(place)}
-    assert sorted(kept) == STEPS
+    assert sorted(kept) == sorted(STEPS)
     assert {line["accepted"] for line in kept.values()} == {True}
     assert all(line["metrics"]["ttft_p50_ms"] >= 50 for line in kept.values())
-    prompt_set = kept["endpoint-rate-20"]["key"]["prompt_set"]
-    assert "request_rate=20" in prompt_set
+    prompt_set = kept["endpoint-rate-10"]["key"]["prompt_set"]
+    assert "request_rate=10" in prompt_set
     names = {part.partition("=")[0] for part in prompt_set.split()}
     assert names == KEY_FIELDS, "with other fields no earlier run is comparable any more"
-    assert kept["endpoint-rate-20"]["key"]["image_digest"] == "simulated"
+    assert kept["endpoint-rate-10"]["key"]["image_digest"] == "simulated"
 
 
 def test_slower_step_is_measured_again_and_fails(place: pytest.Pytester, fast: Sim, slow: Sim) -> None:
@@ -119,7 +120,7 @@ def test_slower_step_is_measured_again_and_fails(place: pytest.Pytester, fast: S
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         [
-            f"*{step}: regression compared with 5 accepted runs; ttft_p50_ms: 3* (the mean of 2 reruns after 3*"
+            f"*{step}: regression compared with 5 accepted runs; ttft_p50_ms: * (the mean of 2 reruns after *"
             for step in STEPS
         ]
     )

@@ -26,14 +26,15 @@ inference_service = "sim"
 {model}
 [load]
 {load}
-duration_s = 2
+duration_s = 1.5
 prompt_tokens = 64
 output_tokens = 4
 warmup_requests = 2
 [slo]
 {slo}
 """
-#: Generous, so that this machine's load decides nothing.
+#: Generous, so that this machine's load decides nothing. Nor does how the requests of a step depend on each other: no
+#: step has the 20 requests from which a correlation is estimated, nor the 30 of a trend.
 KEPT = "error_rate = 0\nttft_p50_ms = 10000"
 
 
@@ -49,7 +50,7 @@ def place(bare_place: pytest.Pytester) -> pytest.Pytester:
     return bare_place
 
 
-def profile(place: pytest.Pytester, *, load: str = "rates = [20]", slo: str = KEPT, model: str = "") -> None:
+def profile(place: pytest.Pytester, *, load: str = "rates = [10]", slo: str = KEPT, model: str = "") -> None:
     (place.path / "small.toml").write_text(PROFILE.format(load=load, slo=slo, model=model))
 
 
@@ -85,25 +86,25 @@ def attachments(folder: Path) -> dict[str, str]:
 def test_each_step_has_its_verdict_and_leaves_its_files(place: pytest.Pytester, sim: Sim) -> None:
     profile(
         place,
-        load="rates = [10, 20]\nconcurrencies = [2]",
-        slo=f"{KEPT}\n[slo.rate-20]\nttft_p50_ms = 0.001\n[slo.concurrency-2]\nttft_p99_ms = 10000",
+        load="rates = [5, 10]\nconcurrencies = [2]",
+        slo=f"{KEPT}\n[slo.rate-10]\nttft_p50_ms = 0.001\n[slo.concurrency-2]\nttft_p99_ms = 10000",
         # Closed loops answer as often as the server can, and 299 answers would be a pass.
         model="[models.quantized.load]\noutput_tokens = 60",
     )
     result = run(place, *endpoint(sim))
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     assert outcomes(place) == {
-        "endpoint-rate-10": "pass",
-        "endpoint-rate-20": "fail",
+        "endpoint-rate-5": "pass",
+        "endpoint-rate-10": "fail",
         "endpoint-concurrency-2": "inconclusive",
     }
     result.stdout.fnmatch_lines(
         [
-            "*endpoint-rate-20: fail: ttft_p50_ms <= 0.001: *, * misses of *",
+            "*endpoint-rate-10: fail: ttft_p50_ms <= 0.001: *, * misses of *",
             "step  * n * ttft P50 ms [[]95 % CI[]] * P99 ms * tok/s  verdict",
             # Its interval may be missing: requests that depended on each other leave too few independent ones.
-            "endpoint-rate-10 *[?]* pass",
-            "endpoint-rate-20 *FAIL",
+            "endpoint-rate-5 *[?]* pass",
+            "endpoint-rate-10 *FAIL",
             "endpoint-concurrency-2: ttft_p99_ms <= 10000: *",
             "GPU memory and utilisation: no source (--stage-gpu-metrics names one)",
         ]
@@ -118,11 +119,11 @@ def test_each_step_has_its_verdict_and_leaves_its_files(place: pytest.Pytester, 
         ]
     cases = ET.parse(place.path / "run" / "junit.xml").iter("testcase")  # noqa: S314 - our own file
     properties = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
-    assert properties["test_objectives[endpoint-rate-20]"]["slo.outcome"] == "fail"
-    assert float(properties["test_objectives[endpoint-rate-10]"]["slo.ttft_p50_ms"] or "nan") > 0
+    assert properties["test_objectives[endpoint-rate-10]"]["slo.outcome"] == "fail"
+    assert float(properties["test_objectives[endpoint-rate-5]"]["slo.ttft_p50_ms"] or "nan") > 0
     attached = attachments(place.path / "run" / "allure-results")
-    assert attached["endpoint-rate-10: verdict"].startswith("✓ pass: endpoint, 10 requests/s: ")
-    assert "ttft_p50_ms: ✗ FAIL, " in attached["endpoint-rate-20: verdict"]
+    assert attached["endpoint-rate-5: verdict"].startswith("✓ pass: endpoint, 5 requests/s: ")
+    assert "ttft_p50_ms: ✗ FAIL, " in attached["endpoint-rate-10: verdict"]
     for name in outcomes(place):
         picture = ET.fromstring(attached[f"{name}: requests over time"])  # noqa: S314 - our own file
         assert picture.tag == "{http://www.w3.org/2000/svg}svg"
@@ -137,8 +138,8 @@ def test_a_step_that_can_never_pass_is_named_before_it_runs(
     result = run(place, *endpoint(sim), *options)
     (line,) = [line for line in result.outlines if "can never pass" in line]
     assert line == (
-        "endpoint-rate-20 can never pass: 40 requests in 2 s, and ttft_p99_ms <= 10000 needs 299 without a miss: "
-        "duration_s = 15 at least"
+        "endpoint-rate-10 can never pass: 15 requests in 1.5 s, and ttft_p99_ms <= 10000 needs 299 without a miss: "
+        "duration_s = 30 at least"
     )
 
 
@@ -146,15 +147,15 @@ def test_what_stays_undecided_fails_a_strict_run(place: pytest.Pytester, sim: Si
     profile(place, slo="ttft_p99_ms = 10000")
     result = run(place, *endpoint(sim), "--stage-strict")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*endpoint-rate-20: inconclusive: *"])
+    result.stdout.fnmatch_lines(["*endpoint-rate-10: inconclusive: *"])
 
 
 @pytest.mark.parametrize(
     ("fault", "outcome", "says"),
     [
-        ({"fault": "server_error", "share": 0.2}, "failed", "failed requests: * http_status"),
-        ({"fault": "error_in_stream", "share": 0.2}, "failed", "error_in_stream"),
-        ({"fault": "truncated_stream", "share": 0.2}, "failed", "truncated"),
+        ({"fault": "server_error", "share": 0.5}, "failed", "failed requests: * http_status"),
+        ({"fault": "error_in_stream", "share": 0.5}, "failed", "error_in_stream"),
+        ({"fault": "truncated_stream", "share": 0.5}, "failed", "truncated"),
         ({"fault": "empty_answers"}, "failed", "failed requests: * no_tokens"),
         (
             {"fault": "off_by_one_usage", "count": "prompt_tokens", "by": -32},
@@ -177,10 +178,10 @@ def test_a_fault_is_named_by_the_suite(
 
 
 def test_promised_rates_must_hold_and_the_next_one_is_an_observation(place: pytest.Pytester, sim: Sim) -> None:
-    profile(place, slo="ttft_p50_ms = 0.001", model="rate_limit_requests_per_s = 10", load="rates = [5]")
+    profile(place, slo="ttft_p50_ms = 0.001", model="rate_limit_requests_per_s = 10", load="rates = [8]")
     result = run(place, *endpoint(sim))
     assert outcomes(place) == {
-        "endpoint-rate-5": "fail",
+        "endpoint-rate-8": "fail",
         "endpoint-rate-10": "fail",
         "endpoint-rate-20": "observed",
     }
@@ -190,7 +191,7 @@ def test_promised_rates_must_hold_and_the_next_one_is_an_observation(place: pyte
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_load_runs_exclusively_and_last(place: pytest.Pytester, sim: Sim, workers: str) -> None:
     """Tests that reach the endpoint, and one that reads results, stand in an order that must change."""
-    profile(place, load="rates = [10, 20]", slo=f"{KEPT}\n[slo.rate-20]\nttft_p50_ms = 0.001")
+    profile(place, load="rates = [5, 10]", slo=f"{KEPT}\n[slo.rate-10]\nttft_p50_ms = 0.001")
     place.makepyfile(
         test_a="""
         import pytest
@@ -208,7 +209,7 @@ def test_load_runs_exclusively_and_last(place: pytest.Pytester, sim: Sim, worker
     )
     result = run(place, *endpoint(sim), f"-n{workers}", str(place.path / "test_a.py"), str(place.path / "test_z.py"))
     result.assert_outcomes(passed=42, failed=1)
-    assert outcomes(place) == {"endpoint-rate-10": "pass", "endpoint-rate-20": "fail"}
+    assert outcomes(place) == {"endpoint-rate-5": "pass", "endpoint-rate-10": "fail"}
     accesses = record(place)["load_access"]
     assert len(accesses) == 2
     assert [access["concurrent"] for access in accesses] == [[], []]
@@ -229,7 +230,7 @@ def test_allure_has_the_labels_and_the_verdict_of_each_step(place: pytest.Pytest
     labels = {label["name"]: label["value"] for label in result["labels"]}
     assert (labels["epic"], labels["feature"], labels["story"]) == ("vLLM serving stage", "slo", "slo")
     files = {one["name"]: one["source"] for one in result["attachments"]}
-    assert "verdict" in json.loads((folder / files["endpoint-rate-20: metrics and verdict"]).read_text())
+    assert "verdict" in json.loads((folder / files["endpoint-rate-10: metrics and verdict"]).read_text())
     assert result["steps"], "the load is not a step of the result"
 
 
@@ -239,14 +240,14 @@ def test_a_second_run_at_the_same_endpoint_waits_for_the_first(place: pytest.Pyt
     with ThreadPoolExecutor() as pool:
         results = [pool.submit(run, place, *options, folder=folder) for folder in ("one", "two")]
     for result in results:
-        # Not a pass: on a busy machine a step of 2 s may be inconclusive.
+        # Whatever the verdict is: two runs at once make the machine busy.
         assert result.result().ret == pytest.ExitCode.OK
     (one,), (two,) = record(place, "one")["load_access"], record(place, "two")["load_access"]
     assert one["ended_at"] <= two["began_at"] or two["ended_at"] <= one["began_at"]
 
 
 def test_saved_results_are_judged_again_without_any_endpoint(place: pytest.Pytester, sim: Sim) -> None:
-    profile(place, load="rates = [10, 20]")
+    profile(place, load="rates = [5, 10]")
     run(place, *endpoint(sim)).assert_outcomes(passed=2)
     again = run(place, f"--stage-results={place.path / 'run'}", folder="again")
     again.assert_outcomes(passed=2)
@@ -270,7 +271,8 @@ def test_folder_without_results_is_refused(place: pytest.Pytester) -> None:
 
 def test_capacity_is_searched_on_request(place: pytest.Pytester) -> None:
     """One sequence of 20 ms and three gaps of 15 ms serves about 15 requests per second."""
-    profile(place, model="rate_limit_requests_per_s = 100", slo="ttft_p50_ms = 200")
+    # The objective leaves a busy client a lag of 100 ms.
+    profile(place, model="rate_limit_requests_per_s = 100", slo="ttft_p50_ms = 2000")
     place.makepyfile(
         short="""
         from functools import partial
@@ -305,7 +307,7 @@ def test_profile_without_load_is_skipped_with_the_reason(place: pytest.Pytester,
         ({"slo": "ttft_p98_ms = 1"}, "small.toml: slo.ttft_p98_ms: unknown objective (did you mean ttft_p9"),
         (
             {"slo": "[slo.rate-7]\nttft_p50_ms = 1"},
-            "slo.rate-7: unknown load step (did you mean rate-20?); valid: rate-20",
+            "slo.rate-7: unknown load step (did you mean rate-10?); valid: rate-10",
         ),
         ({"load": "ratse = [1]"}, "load.ratse: unknown key (did you mean rates?)"),
         (
