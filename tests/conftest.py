@@ -23,15 +23,17 @@ def pytest_configure() -> None:
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         os.environ.setdefault("PYTHONPYCACHEPREFIX", str(cache_dir() / "tests" / "bytecode"))
     os.environ.pop("KUBERNETES_SERVICE_HOST", None)
-    _allow_slow_examples()
+    _choose_examples()
 
 
-def _allow_slow_examples() -> None:
-    """An example that takes long on a busy machine is not a failure; under CI Hypothesis sees to that itself."""
-    from hypothesis import settings
+def _choose_examples() -> None:
+    """Generate the same examples in every run; slow ones, as on a busy machine, are not a failure."""
+    from hypothesis import HealthCheck, settings
 
     current = settings.get_profile(settings.get_current_profile_name())
-    settings.register_profile("tests", current, deadline=None)
+    settings.register_profile(
+        "tests", current, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    )
     settings.load_profile("tests")
 
 

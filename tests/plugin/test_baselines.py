@@ -28,7 +28,7 @@ output_tokens = 4
 warmup_requests = 2
 [slo]
 error_rate = 0
-ttft_p50_ms = 10000
+ttft_p50_ms = 100000
 [regression]
 metrics = ["ttft_p50_ms"]
 worse = {worse}

@@ -171,9 +171,11 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_cpu_time_is_taken_from_the_whole_group() -> None:
+def test_cpu_time_is_taken_from_the_whole_group(tmp_path: Path) -> None:
+    go = tmp_path / "go"
     code = (
-        "import subprocess, sys, time\n"
+        "import os, subprocess, sys, time\n"
+        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
         "burn = 'import time\\nwhile time.process_time() < 0.3: pass'\n"
         "subprocess.run([sys.executable, '-c', burn])\n"
         "print(flush=True)\n"
@@ -185,10 +187,11 @@ def test_cpu_time_is_taken_from_the_whole_group() -> None:
         usage = GroupUsage(process.pid)
         started = time.time()
         usage.look()
+        go.touch()
         process.stdout.readline()
         usage.look()
         ended = time.time()
         whole, half = usage.between(started, ended), usage.between(started, (started + ended) / 2)
         process.stdin.close()
-    assert whole >= 0.3
+    assert whole >= 0.25, "0.3 s, which the kernel rounds down for each process"
     assert 0 < half < whole

@@ -129,7 +129,7 @@ def test_a_faulty_answer_is_named_in_every_sample(sim: Sim, fault: dict[str, Any
 
 def test_a_time_limit_ends_its_own_request_only(sim: Sim) -> None:
     sim.faults({"fault": "slow_requests", "share": 0.5, "delay_s": 30})
-    measurement = asyncio.run(run_step(sim.job(step(40, 1, seed=6, warmup_requests=0, request_timeout_s=1.0))))
+    measurement = asyncio.run(run_step(sim.job(step(40, 1, seed=6, warmup_requests=0, request_timeout_s=3.0))))
     assert kinds(measurement) == {None, "timeout"}
     assert len(measurement.samples) == 40
 
@@ -163,7 +163,7 @@ def test_a_watcher_ends_the_sending_and_nothing_else(sim: Sim) -> None:
     stop = measurement.early_stop
     assert stop is not None
     assert (stop.reason, stop.requests) == ("pass", len(measurement.samples))
-    assert 10 <= len(measurement.samples) < 100
+    assert 10 <= len(measurement.samples) < 400
     assert stop.saved_s == pytest.approx(10 - stop.at_s)
     assert kinds(measurement) == {None}
 
@@ -180,9 +180,9 @@ def ten_and(reason: str) -> Callable[[Sample], str | None]:
 
 
 def test_requests_in_progress_past_capacity_are_abandoned_and_the_engine_drops_them() -> None:
-    """Four at a time of 0.5 s each: 8 requests/s, so that 100 of them would take 12 s."""
+    """Four at a time of 0.5 s each: 8 requests/s, so that 300 of them would take 37 s; ten are answered in 1.5 s."""
     with running_sim("--ttft-ms", "100", "--itl-ms", "57", "--max-num-seqs", "4") as engine:
-        measurement = asyncio.run(run_step(engine.job(step(50, 2, seed=11)), watcher=ten_and(PAST_CAPACITY)))
+        measurement = asyncio.run(run_step(engine.job(step(50, 6, seed=11)), watcher=ten_and(PAST_CAPACITY)))
         connection = http.client.HTTPConnection(engine.url.removeprefix("http://"))
         connection.request("GET", "/metrics")
         metrics = connection.getresponse().read().decode()
@@ -348,7 +348,7 @@ def test_the_driver_ends_with_its_parent(sim: Sim) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         out, _ = parent.communicate(pickle.dumps(sim.job(step(10, 60, seed=11))))
     child = int(out)
-    for _ in range(200):
+    for _ in range(1200):
         if not os.path.exists(f"/proc/{child}"):
             return
         asyncio.run(asyncio.sleep(0.05))

@@ -301,8 +301,8 @@ def test_a_worker_that_gives_fewer_samples_than_its_share_is_lost(tmp_path: Path
 
 def test_no_load_is_sent_unless_every_worker_is_ready() -> None:
     fake = FakeWorkers([READY, ["warming up"]], [None, None])
-    found = gather(fake, open_step(10.0, 5.0), ready_timeout_s=0.5)
-    assert found.lost == (LostWorker(1, "pod-1", "was not ready within 0.5 s (OOMKilled)"),)
+    found = gather(fake, open_step(10.0, 5.0), ready_timeout_s=2.0)
+    assert found.lost == (LostWorker(1, "pod-1", "was not ready within 2 s (OOMKilled)"),)
     assert found.parts == {}
 
 
@@ -357,6 +357,6 @@ def test_a_killed_worker_process_is_named(sim: Sim, tmp_path: Path) -> None:
             if killed.poll() is None:
                 killed.send_signal(signal.SIGKILL)
 
-        found = Gathering(workers, step, report=kill, lead_s=1.0).gather()
+        found = Gathering(workers, step, report=kill, lead_s=5.0).gather()
     assert [(one.worker, one.name) for one in found.lost] == [(1, f"process {killed.pid}")]
     assert "exit status -9" in found.lost[0].reason

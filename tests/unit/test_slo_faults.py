@@ -21,8 +21,10 @@ from pytest_vllm_stage.slo.validity import lag_limit_ms
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 from tests.unit.sim_engine import Sim, request_of, running_sim, serving
 
-#: Generous, so that this machine's load decides nothing; the lag limit becomes 500 ms with it.
-OBJECTIVES = (Objective("ttft_p90_ms", 10_000), Objective("error_rate", 0.1))
+#: Generous, so that this machine's load decides nothing; the lag limit becomes 5 s with it.
+OBJECTIVES = (Objective("ttft_p90_ms", 100_000), Objective("error_rate", 0.1))
+#: The fewest requests that can pass these: from 30 on, a busy machine may give their latency a trend.
+RATE, DURATION_S = 20, 1.45
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,15 @@ def under(sim: Sim, plan: LoadStep, *faults: dict[str, Any]) -> StepVerdict:
 
 
 def test_healthy_server_passes_without_a_finding(sim: Sim) -> None:
-    found = under(sim, step())
+    found = under(sim, step(RATE, DURATION_S))
     assert found.outcome is Outcome.PASS, found.why
     assert found.findings == ()
+
+
+def test_finish_reason_alone_is_not_a_failure(sim: Sim) -> None:
+    """It is a matter of the correctness suite."""
+    found = under(sim, step(RATE, DURATION_S), {"fault": "always_stop", "share": 0.33})
+    assert found.outcome is Outcome.PASS, found.why
 
 
 def test_repeated_stalls_fail_the_step(sim: Sim) -> None:
@@ -68,10 +76,10 @@ def test_repeated_stalls_fail_the_step(sim: Sim) -> None:
     assert "stalls of up to" in found.why
 
 
-def test_two_per_cent_of_503(sim: Sim) -> None:
-    sim.faults({"fault": "server_error", "share": 0.02})
+def test_five_per_cent_of_503(sim: Sim) -> None:
+    sim.faults({"fault": "server_error", "share": 0.05})
     job = sim.job(step(150, 3))
-    found = verdict(job, Objective("error_rate", 0.001), Objective("ttft_p99_ms", 10_000))
+    found = verdict(job, Objective("error_rate", 0.001), Objective("ttft_p99_ms", 100_000))
     sim.faults()
     assert found.outcome is Outcome.FAIL
     assert "http_status" in found.why
@@ -85,17 +93,13 @@ def test_two_per_cent_of_503(sim: Sim) -> None:
         ("truncated_stream", "truncated"),
         ("missing_done", "truncated"),
         ("empty_answers", "no_tokens"),
-        ("always_stop", ""),
     ],
 )
 def test_fault_in_every_third_answer_fails_the_step(sim: Sim, fault: str, name: str) -> None:
     found = under(sim, step(40, 2), {"fault": fault, "share": 0.33})
-    if name:
-        assert found.outcome is Outcome.FAIL
-        assert f" {name}" in found.why
-        assert "error_rate <= 0.1" in found.why
-    else:
-        assert found.outcome is Outcome.PASS, "a finish reason alone is the correctness suite's matter"
+    assert found.outcome is Outcome.FAIL
+    assert f" {name}" in found.why
+    assert "error_rate <= 0.1" in found.why
 
 
 def test_no_tokens_at_all_is_vacuous(sim: Sim) -> None:
@@ -150,7 +154,8 @@ def test_answers_from_a_gateway_cache_make_the_step_invalid(sim: Sim) -> None:
 
 
 def test_gateway_that_gives_everyone_the_same_answer_is_a_finding(sim: Sim) -> None:
-    found = under(sim, step(), {"fault": "stale_cache"})
+    # Long answers: a busy client may take a short one in one piece, and the same ones in one piece are a cache's.
+    found = under(sim, step(RATE, DURATION_S, output_tokens=64), {"fault": "stale_cache"})
     assert "same_answers" in [finding.name for finding in found.findings]
 
 
@@ -175,7 +180,7 @@ def test_overloaded_client_makes_the_step_invalid(sim: Sim) -> None:
 
 def test_too_few_samples(sim: Sim) -> None:
     # 4 s, since a request sent 40 ms late is then 1 % of the rate.
-    found = verdict(sim.job(step(5, 4)), Objective("ttft_p99_ms", 10_000))
+    found = verdict(sim.job(step(5, 4)), Objective("ttft_p99_ms", 100_000))
     assert found.outcome is Outcome.INCONCLUSIVE
     assert "0 misses of 20 requests; too few samples: a pass needs at least 299" in found.why
 
