@@ -16,9 +16,8 @@ from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.objects import SERVICE_LABEL, Object
 from pytest_vllm_stage.stage.observe import conditions, rollout, wait
 from pytest_vllm_stage.stage.observe.reader import Condition, StageReader
+from pytest_vllm_stage.stage.pods import count_restarts, find_serving_port
 
-#: The port of the model's server in its pod.
-_PORT = 8080
 #: Completed requests, as vLLM counts them.
 _SERVED = "vllm:request_success"
 
@@ -127,11 +126,12 @@ class Site:
 
     def served(self) -> dict[str, float | None]:
         """Ready pod to the requests that its engine has completed; None where it does not say."""
-        return {objects.name_of(pod): self._served_by(objects.name_of(pod)) for pod in self.ready_pods()}
+        return {objects.name_of(pod): self._served_by(pod) for pod in self.ready_pods()}
 
-    def _served_by(self, pod: str) -> float | None:
+    def _served_by(self, pod: Object) -> float | None:
+        name, port = objects.name_of(pod), find_serving_port(pod)
         try:
-            text = objects.read_pod_path(self.reader.kube, self.reader.namespace, pod, _PORT, "metrics")
+            text = objects.read_pod_path(self.reader.kube, self.reader.namespace, name, port, "metrics")
             return parse(text).value(_SERVED)
         except (StageError, NoSuchSeries, ValueError):
             return None
@@ -143,13 +143,8 @@ def serves(pod: Object) -> bool:
 
 
 def has_restarted(pod: Object, before: Object) -> bool:
-    """Whether it is the pod as it was before, with a container restarted since, or a pod in its place."""
-    return pod["metadata"]["uid"] != before["metadata"]["uid"] or _restarts(pod) > _restarts(before)
-
-
-def _restarts(pod: Object) -> int:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return sum(int(one.get("restartCount") or 0) for one in statuses)
+    """Whether it is the pod as it was before, with its engine restarted since, or a pod in its place."""
+    return pod["metadata"]["uid"] != before["metadata"]["uid"] or count_restarts(pod) > count_restarts(before)
 
 
 def describe_pods(pods: list[Object]) -> str:

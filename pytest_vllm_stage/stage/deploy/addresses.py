@@ -65,7 +65,8 @@ def find_address_inside(kube: DynamicClient, cluster: ClusterFacts, namespace: s
         known: The address that this process uses, which pods use too where it is a cluster's own.
 
     Raises:
-        StageFailure: the service publishes no cluster-local address, and its predictor has no Service.
+        StageFailure: the service publishes no cluster-local address, and its predictor has no Service, or a headless
+            one without a Ready pod.
     """
     if cluster.reaches_services or cluster.in_cluster:
         return known
@@ -77,10 +78,8 @@ def find_address_inside(kube: DynamicClient, cluster: ClusterFacts, namespace: s
     if found is None:
         raise StageFailure(f"service/{name} does not exist", hint=f"{cluster.kubectl_for(namespace)} get services")
     chosen = find_port(found, "80")
-    # A headless Service has the pods' ports instead of its own.
-    headless = found["spec"].get("clusterIP") == "None"
-    port = chosen.get("targetPort") if headless else None
-    return _url(f"{name}.{namespace}.svc", port or chosen["port"])
+    port = _find_pod(kube, cluster, namespace, found, chosen)[1] if _is_headless(found) else chosen["port"]
+    return _url(f"{name}.{namespace}.svc", port, tls=_speaks_tls(chosen))
 
 
 def judge_unreachable(cluster: ClusterFacts, namespace: str, service: Object, found: NoAddress) -> StageError:
@@ -224,14 +223,37 @@ def _find_service_url(kube: DynamicClient, cluster: ClusterFacts, namespace: str
         return _url(spec["clusterIP"], chosen["port"], tls=_speaks_tls(chosen))
     if spec.get("type") == "ExternalName":
         return _url(spec["externalName"], chosen["port"])
-    # A headless Service has the pods' addresses and ports instead of its own.
-    pods = objects.listed(kube, "Pod", namespace, spec.get("selector"))
+    address, number = _find_pod(kube, cluster, namespace, found, chosen)
+    if not _speaks_tls(chosen):
+        return _url(address, number)
+    # Its certificate is for its name: OpenShift's for Services has no address.
+    host = f"{name}.{namespace}.svc"
+    if not (cluster.in_cluster and _resolves(host)):
+        raise StageFailure(f"service/{name} is headless and speaks TLS for {host}, a name without an address here")
+    return _url(host, number, tls=True)
+
+
+def _is_headless(service: Object) -> bool:
+    """Its name stands for its pods, with their addresses and ports instead of its own."""
+    return bool(service["spec"].get("clusterIP") == "None")
+
+
+def _find_pod(
+    kube: DynamicClient, cluster: ClusterFacts, namespace: str, service: Object, port: Object
+) -> tuple[str, int | str]:
+    """Address and port of a Ready pod of a headless Service.
+
+    Raises:
+        StageFailure: no pod is Ready.
+    """
+    pods = objects.listed(kube, "Pod", namespace, service["spec"].get("selector"))
     ready = [pod for pod in pods if objects.is_true(pod, "Ready")]
     if not ready:
         raise StageFailure(
-            f"service/{name} has no Ready pod to answer", hint=f"{cluster.kubectl_for(namespace)} get pods"
+            f"service/{objects.name_of(service)} has no Ready pod to answer",
+            hint=f"{cluster.kubectl_for(namespace)} get pods",
         )
-    return _url(ready[0]["status"]["podIP"], find_pod_port(ready[0], chosen.get("targetPort") or chosen["port"]))
+    return ready[0]["status"]["podIP"], find_pod_port(ready[0], port.get("targetPort") or port["port"])
 
 
 def _url(host: str, port: int | str, *, tls: bool = False) -> str:

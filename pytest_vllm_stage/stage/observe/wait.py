@@ -9,6 +9,7 @@ from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.stage.drift import SERVING_CONTAINER
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import diagnose, messages, runbook
 from pytest_vllm_stage.stage.observe.reader import Condition, ConditionStatus, StageReader
@@ -111,9 +112,10 @@ def _explain_timeout(
 
 
 def _find_unready_container(pod: Object) -> str | None:
-    """The first container that runs and is not Ready, or that initialises the pod."""
+    """A container that runs and is not Ready: one that initialises the pod, the serving one, or another one."""
     status = pod.get("status") or {}
-    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+    containers = sorted(status.get("containerStatuses") or [], key=lambda one: one.get("name") != SERVING_CONTAINER)
+    for container in [*(status.get("initContainerStatuses") or []), *containers]:
         if not container.get("ready") and "running" in (container.get("state") or {}):
             return str(container["name"])
     return None
