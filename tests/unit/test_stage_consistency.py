@@ -211,3 +211,58 @@ def test_what_the_arguments_do_not_say_is_not_reported(command: list[str], args:
     model_of(manifests)["model"]["args"] = []
     manifests.remove(next(one for one in manifests if one["metadata"]["name"] == QUANTIZED))
     assert find_contradictions(manifests) == []
+
+
+def serve_twice(names: dict[str, str], source: str, arguments: dict[str, str] | None = None) -> list[Object]:
+    """The full model under each name, with its label of a version, from one source; each has a volume of its own."""
+    reference = copy.deepcopy(REFERENCE)
+    kept = [
+        one for one in reference if QUANTIZED not in one["metadata"]["name"] and FULL not in one["metadata"]["name"]
+    ]
+    for name, version in names.items():
+        for kind, own in (("InferenceService", name), ("PersistentVolumeClaim", f"model-{name}"), ("Job", name)):
+            made = copy.deepcopy(
+                next(one for one in reference if one["kind"] == kind and one["metadata"]["name"].endswith(FULL))
+            )
+            made["metadata"]["name"] = own if kind != "Job" else f"download-{name}"
+            kept.append(made)
+        model, job = kept[-3], kept[-1]
+        model["metadata"]["labels"] = {"vllm-stage/model": name, "vllm-stage/version": version} if version else {}
+        model["spec"]["predictor"]["model"]["storageUri"] = f"pvc://model-{name}"
+        model["spec"]["predictor"]["model"]["args"] += [(arguments or {}).get(name, "--enable-prefix-caching")]
+        spec = job["spec"]["template"]["spec"]
+        spec["volumes"][0]["persistentVolumeClaim"]["claimName"] = f"model-{name}"
+        spec["containers"][0]["env"][-1]["value"] = source
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("names", "source", "arguments"),
+    [
+        ({"mistral-24b": "bf16", "mistral-24b-canary": "bf16"}, "hf://org/mistral-24b", {}),
+        ({"chat": "", "batch": ""}, "hf://org/mistral-24b", {}),
+        ({"mistral-24b": "", "assistant": ""}, "hf://org/mistral-24b", {}),
+        ({"mistral-24b-w4a16": "w4a16", "assistant": ""}, "s3://models/mistral-24b-w4a16", {}),
+        ({"mistral-24b-quantized-a": "", "mistral-24b-quantized-b": ""}, "hf://org/mistral-24b-awq", {}),
+        ({"deepseek-r1": "", "deepseek-r1-llama": ""}, "hf://org/deepseek-r1-distill-llama-8b", {}),
+        ({"mistral-24b": "bf16", "mistral-24b-fp8": "fp8"}, "hf://o/m", {"mistral-24b-fp8": "--quantization=fp8"}),
+    ],
+)
+def test_one_model_may_be_served_twice(names: dict[str, str], source: str, arguments: dict[str, str]) -> None:
+    assert find_contradictions(serve_twice(names, source, arguments)) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "source"),
+    [
+        ({"mistral-24b": "bf16", "mistral-24b-quantized": "w4a16"}, "hf://org/mistral-24b"),
+        ({"mistral-24b": "bf16", "mistral-24b-quantized": "w4a16"}, "hf://org/mistral-24b-quantized"),
+        ({"mistral-24b": "", "mistral-24b-awq": ""}, "hf://org/mistral-24b"),
+        ({"mistral-24b": "", "granite-8b": ""}, "hf://org/mistral-24b"),
+        ({"chat": "fp16", "chat-small": "int4"}, "s3://models/chat"),
+    ],
+)
+def test_one_source_of_two_different_models_is_a_contradiction(names: dict[str, str], source: str) -> None:
+    first, second = names
+    expected = [f"Job/download-{second} and Job/download-{first} download the same model: {source}"]
+    assert find_contradictions(serve_twice(names, source)) == expected

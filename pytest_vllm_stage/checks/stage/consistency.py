@@ -18,6 +18,16 @@ from pytest_vllm_stage.stage.objects import Object
 _PARALLEL = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size"}
 #: Where KServe mounts what a storageUri names.
 _MODEL_FOLDER = "/mnt/models"
+#: Families of models as names have them, and words for weights of fewer bits and of all bits.
+_FAMILY = re.compile(
+    r"(?<![a-z])(mistral|mixtral|llama|qwen|granite|gemma|phi|deepseek|falcon|smollm|gpt-oss|nemotron|olmo|glm|kimi)"
+)
+_QUANTIZED = re.compile(
+    r"(?<![a-z0-9])(?:quant\w*|w\d+a\d+|int[48]|[mn]?v?x?fp[48]|awq|gptq|gguf|[48]bit)(?![a-z0-9])", re.IGNORECASE
+)
+_WHOLE = re.compile(r"(?<![a-z0-9])(?:bf16|fp16|bfloat16|float16|full)(?![a-z0-9])", re.IGNORECASE)
+#: Methods by which vLLM quantizes whole weights when it starts.
+_QUANTIZED_AT_START = ("fp8", "ptpc_fp8", "bitsandbytes", "experts_int8", "torchao")
 _S3_ENDPOINT = "serving.kserve.io/s3-endpoint"
 _ADDRESS = re.compile(r"(?:https?://)?(?P<service>[a-z][a-z0-9-]*)(?:\.[a-z0-9.-]*)?:(?P<port>\d+)(?:/.*)?")
 
@@ -138,14 +148,57 @@ def _of_links(manifests: list[Object], service: Object) -> Iterator[str]:
 
 
 def _of_downloads(manifests: list[Object]) -> Iterator[str]:
-    """Two Jobs that fill different volumes from one source: one of the models is another one's."""
+    """Two Jobs that fill the volumes of different models from one source: one of the models is another one's.
+
+    One model may be served twice on purpose, from a volume each.
+    """
     seen: dict[str, Object] = {}
     for job in render.select_kind(manifests, "Job"):
         template = job["spec"]["template"]
         source = _variables(template["spec"]["containers"][0]).get("MODEL_SOURCE", "")
         other = seen.setdefault(source, job) if source else job
-        if drift.claims_of(other["spec"]["template"]) != drift.claims_of(template):
+        if drift.claims_of(other["spec"]["template"]) == drift.claims_of(template):
+            continue
+        if _are_different_models(_names_of(manifests, job), _names_of(manifests, other), source):
             yield f"Job/{objects.name_of(job)} and Job/{objects.name_of(other)} download the same model: {source}"
+
+
+def _names_of(manifests: list[Object], job: Object) -> list[str]:
+    """What a Job and the models on its volumes are called; empty where vLLM quantizes them when it starts."""
+    claims = drift.claims_of(job["spec"]["template"])
+    served = [one for one in render.select_kind(manifests, "InferenceService") if drift.claim_name(one) in claims]
+    for service in served:
+        runtime = render.named(manifests, "ServingRuntime", drift.runtime_name(service))
+        wanted = drift.demand(service, runtime) if runtime else None
+        arguments = read_arguments((*wanted.command, *wanted.args)) if wanted else {}
+        if arguments.get("quantization") in _QUANTIZED_AT_START:
+            return []
+    labels = [str(value) for one in served for value in (one["metadata"].get("labels") or {}).values()]
+    return [name.lower() for name in (objects.name_of(job), *map(objects.name_of, served), *labels)]
+
+
+def _are_different_models(names: list[str], others: list[str], source: str) -> bool:
+    """Whether two models that have one source were not meant to: of two families, or of two precisions."""
+    if not names or not others:
+        return False
+    families = [set(_FAMILY.findall(" ".join(one))) for one in (names, others)]
+    if all(families) and not families[0] & families[1]:
+        return True
+    are_quantized = [_is_quantized(one, source) for one in (names, others)]
+    if None not in are_quantized and are_quantized[0] != are_quantized[1]:
+        return True
+    # The precision is all that tells the names apart.
+    differ = bool(_QUANTIZED.search(names[0])) != bool(_QUANTIZED.search(others[0]))
+    return differ and len({_QUANTIZED.sub("", name).strip("-._") for name in (names[0], others[0])}) == 1
+
+
+def _is_quantized(names: list[str], source: str) -> bool | None:
+    """Whether names say that weights are quantized, or their source does; None where neither says it."""
+    if any(map(_QUANTIZED.search, names)):
+        return True
+    if any(map(_WHOLE.search, names)):
+        return False
+    return True if _QUANTIZED.search(source.lower()) else None
 
 
 def _of_addresses(manifests: list[Object]) -> Iterator[str]:
