@@ -38,6 +38,7 @@ _ENGINE: Mapping[str, tuple[bytes, ...]] = {
 _GPU_MEMORY_MIB = b"DCGM_FI_DEV_FB_USED"
 _GPU_UTILIZATION_PERCENT = b"DCGM_FI_DEV_GPU_UTIL"
 _MIB = 1024 * 1024
+_MODELS = "/v1/models"
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 #: The query to a Prometheus: both series of the DCGM exporters that it scrapes, at their newest.
 _GPU_QUERY = '{__name__=~"DCGM_FI_DEV_FB_USED|DCGM_FI_DEV_GPU_UTIL"}'
@@ -164,6 +165,7 @@ class Monitor:
         self._headers = (headers, gpu_headers)
         self._zero_s = zero_s
         self._local_gpus = local_gpus
+        self._series_name: bytes | None = None
 
     async def read(self) -> None:
         """Take one reading now; unreadable values stay None."""
@@ -171,7 +173,7 @@ class Monitor:
         engine, gpu, gpus = await asyncio.gather(self._page(0), self._page(1), self._read_local_gpus())
         if not engine and not gpu and not gpus:
             return
-        model = self._sources[0].model.encode() if self._sources[0] else b""
+        model = await self._find_series_name(engine)
         values: dict[str, float | None] = {name: _first(engine, names, model) for name, names in _ENGINE.items()}
         gpus = exporter_gpus(gpu) or gpus
         memory = [one.memory_used_bytes for one in gpus if one.memory_used_bytes is not None]
@@ -179,6 +181,23 @@ class Monitor:
         values["gpu_memory_used_bytes"] = sum(memory) if memory else None
         values["gpu_utilization"] = sum(used) / len(used) if used else None
         self.readings.append(ServerReading(at_s=at_s, **values, gpus=gpus))
+
+    async def _find_series_name(self, page: bytes) -> bytes:
+        """The name under which the engine's series are the model's.
+
+        vLLM labels them with the first of a model's served names, and those of a LoRA adapter with its base model's:
+        another name is taken where the page has no other and the server lists both.
+        """
+        if self._series_name is None:
+            model = self._sources[0].model.encode() if self._sources[0] else b""
+            names = {name for name in _model_names(page) if name}
+            if not page:
+                return model
+            self._series_name = model
+            if model and model not in names and len(names) == 1:
+                listed = _listed_names(await self._page(0, _MODELS))
+                self._series_name = names.pop() if {model, *names} <= listed else model
+        return self._series_name
 
     async def _read_local_gpus(self) -> tuple[GpuReading, ...]:
         """In a thread: the driver may take milliseconds, and this loop also times tokens."""
@@ -203,14 +222,13 @@ class Monitor:
         if self._local_gpus is not None:
             self._local_gpus.close()
 
-    async def _page(self, which: int) -> bytes:
+    async def _page(self, which: int, path: str = "") -> bytes:
         source, pool = self._sources[which], self._pools[which]
         if source is None or pool is None:
             return b""
+        path = f"{source.address.prefix}{path or source.path}"
         request = (
-            f"GET {source.address.prefix}{source.path} HTTP/1.1\r\nhost: {source.address.authority}\r\n".encode()
-            + self._headers[which]
-            + b"\r\n"
+            f"GET {path} HTTP/1.1\r\nhost: {source.address.authority}\r\n".encode() + self._headers[which] + b"\r\n"
         )
         page = MetricsPage()
         connection: LoadConnection | None = None
@@ -224,6 +242,19 @@ class Monitor:
             if connection is not None:
                 connection.close()
             return b""
+
+
+def _model_names(page: bytes) -> set[bytes]:
+    """The models whose requests the page counts."""
+    running = labelled_series(page, _ENGINE["running"][0])
+    return {_labels(labels).get("model_name", "").encode() for labels, _ in running}
+
+
+def _listed_names(answer: bytes) -> set[bytes]:
+    try:
+        return {str(card["id"]).encode() for card in json.loads(answer)["data"]}
+    except (ValueError, LookupError, TypeError):
+        return set()
 
 
 def _first(page: bytes, names: Sequence[bytes], model: bytes) -> float | None:

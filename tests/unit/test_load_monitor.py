@@ -82,6 +82,58 @@ def test_an_engine_and_its_gpus_are_read() -> None:
     assert all(b"GET /metrics HTTP/1.1" in request and b"Bearer k" in request for request in seen)
 
 
+def pages(bodies: dict[bytes, bytes], seen: list[bytes]) -> Handler:
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        while True:
+            path = (await request_of(reader)).split(b" ")[1]
+            seen.append(path)
+            body = bodies.get(path, b"")
+            status = b"200 OK" if path in bodies else b"404 Not Found"
+            writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    return serve
+
+
+def list_models(*names: str) -> bytes:
+    return json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode()
+
+
+FIRST_NAME = b'vllm:num_requests_running{engine="0",model_name="first"} 2.0\n'
+
+
+@pytest.mark.parametrize("names", [("first", "m"), ("m", "third", "first")])
+def test_series_of_a_models_first_served_name_are_its_own(names: tuple[str, ...]) -> None:
+    seen: list[bytes] = []
+    server = pages({b"/metrics": FIRST_NAME, b"/v1/models": list_models(*names)}, seen)
+    assert [one.running for one in asyncio.run(readings(server, times=3))] == [2, 2, 2]
+    assert seen.count(b"/v1/models") == 1
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        {b"/metrics": FIRST_NAME},
+        {b"/metrics": FIRST_NAME, b"/v1/models": list_models("first")},
+        {b"/metrics": FIRST_NAME, b"/v1/models": list_models("m")},
+        {b"/metrics": FIRST_NAME, b"/v1/models": b"[]"},
+        {
+            b"/metrics": FIRST_NAME + FIRST_NAME.replace(b"first", b"second"),
+            b"/v1/models": list_models("first", "second", "m"),
+        },
+    ],
+)
+def test_series_of_another_model_are_not_taken(bodies: dict[bytes, bytes]) -> None:
+    seen: list[bytes] = []
+    assert [one.running for one in asyncio.run(readings(pages(bodies, seen), times=2))] == [None, None]
+    assert seen.count(b"/v1/models") <= 1
+
+
+def test_models_are_not_listed_where_the_series_have_the_name() -> None:
+    seen: list[bytes] = []
+    asyncio.run(readings(pages({b"/metrics": ENGINE}, seen), times=2))
+    assert seen == [b"/metrics"] * 2
+
+
 def test_gpus_are_read_from_a_prometheus() -> None:
     seen: list[bytes] = []
     (only,) = asyncio.run(readings(page(ENGINE), page(PROMETHEUS, seen=seen), gpu_path="/thanos"))
