@@ -94,7 +94,9 @@ def _target_at(run: Run, role: str, url: str) -> Target:
     run.journal.event("endpoint", url, model=run.config.model)
     target = Target(role, "", url, None, run.config.api_key, run.config.ca_file)
     model = run.shared.ensure(f"endpoint-{role}", lambda: _model_at(target, run))
-    return replace(target, model=model, dummy_weights=_has_dummy_weights(run, role, model))
+    declared = run.config.profile.find_model(role, model)
+    limit = declared.max_num_seqs if declared else None
+    return replace(target, model=model, max_num_seqs=limit, dummy_weights=_has_dummy_weights(run, role, model))
 
 
 def _has_dummy_weights(run: Run, role: str, model: str) -> bool:

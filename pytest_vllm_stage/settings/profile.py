@@ -34,6 +34,7 @@ from pytest_vllm_stage.settings.slo_tables import RegressionTable, SloTable
 from pytest_vllm_stage.settings.tables import (
     OptionalText,
     Positive,
+    PositiveCount,
     Table,
     Text,
     describe_problems,
@@ -155,6 +156,8 @@ class ModelProfile(Table):
     """The operational promise: requests per second of one instance."""
     cost_per_hour_usd: Positive | None = None
     """Price of the model's node."""
+    max_num_seqs: PositiveCount | None = None
+    """Requests that the engine runs at once (`--max-num-seqs`), for an endpoint, where no manifest says it."""
     dummy_weights: bool = False
     """Served with random weights (`--load-format=dummy`): labelled so in every report, and never published."""
     token_account: Text | None = None

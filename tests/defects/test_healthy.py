@@ -75,6 +75,17 @@ def test_healthy_server_raises_no_alarm(name: str) -> None:
     assert outcome.passed > 2, outcome.output
 
 
+def test_engine_with_one_slot_is_not_taken_for_a_defect_unless_more_are_declared() -> None:
+    with simulator(arguments=["--max-num-seqs", "1"]) as url:
+        undeclared = run_suite(url, "--stage-model=sim-model", "-rsfE", "-k", checks.ALL_MOVE, profile=None)
+        declared = run_suite(url, "--stage-model=sim-model", "-k", checks.ALL_MOVE)
+    assert not undeclared.failed, undeclared.output
+    assert "meanwhile the engine reports at most 1 running and " in undeclared.output
+    assert "max_num_seqs in the profile says which" in undeclared.output
+    assert set(declared.failed) == {checks.ALL_MOVE}, declared.output
+    assert "--max-num-seqs is 256" in declared.failed[checks.ALL_MOVE]
+
+
 def test_short_context_raises_no_alarm() -> None:
     watched = {checks.ABANDONED, checks.LARGE_EVENT, checks.LARGE_BODY, checks.CONTEXT, checks.CACHED}
     with simulator(arguments=["--max-model-len", "512"]) as url:
