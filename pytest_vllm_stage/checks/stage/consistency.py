@@ -187,7 +187,7 @@ def _are_different_models(names: list[str], others: list[str], source: str) -> b
     are_quantized = [_is_quantized(one, source) for one in (names, others)]
     if None not in are_quantized and are_quantized[0] != are_quantized[1]:
         return True
-    # The precision is all that tells the names apart.
+    # The names differ by the precision alone.
     differ = bool(_QUANTIZED.search(names[0])) != bool(_QUANTIZED.search(others[0]))
     return differ and len({_QUANTIZED.sub("", name).strip("-._") for name in (names[0], others[0])}) == 1
 
