@@ -1,10 +1,14 @@
-"""A port-forward to a pod whose port speaks TLS with a certificate for its Service, as a protected model's does."""
+"""A model's pod as Open Data Hub's KServe makes it: the engine, and kube-rbac-proxy at the port of its Service.
+
+It is reached by a port-forward to a port that speaks TLS, with a certificate for the Service. The engine is the
+simulated one, and the pod is made here; kube-rbac-proxy and its reviews are real.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -12,66 +16,122 @@ import yaml
 
 from pytest_vllm_stage.cluster import client
 from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.cluster.local import components
+from pytest_vllm_stage.serving.metrics import parse
+from pytest_vllm_stage.stage import objects, revision
+from pytest_vllm_stage.stage.drift import SERVING_CONTAINER
+from pytest_vllm_stage.stage.observe.reader import StageReader
+from pytest_vllm_stage.stage.pods import find_serving_port
 from pytest_vllm_stage.stage.reach.forward import ServiceForward
 from tests.real.in_cluster_job import host_folders, host_volumes, use_host
-from tests.real.live_stage import run_kubectl
+from tests.real.live_stage import SILENT, run_kubectl
+from tests.real.lookalike.rbac_proxy import HEALTH_PORT, PORT, GuardedObject
 from tests.unit.made_certificates import Authority
 
 pytestmark = pytest.mark.real
 
-NAMESPACE, NAME, PORT = "forward-tls", "secure", 8443
-SERVER = """
-import http.server, ssl
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain("/certificate/leaf.pem")
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"verified")
-server = http.server.ThreadingHTTPServer(("", 8443), Handler)
-server.socket = context.wrap_socket(server.socket, server_side=True)
-server.serve_forever()
-"""
+NAMESPACE, NAME, CLIENT = "forward-tls", "secure", "client"
+PROXY, BINDING = "kube-rbac-proxy", "forward-tls-auth-delegator"
+GUARDED = GuardedObject("serving.kserve.io", "inferenceservices", NAMESPACE, NAME)
+Object = dict[str, Any]
+
+
+class GuardedModel(NamedTuple):
+    """A model whose pod is Ready.
+
+    Attributes:
+        authority: That of its certificate.
+        token: Of a user who may get it.
+    """
+
+    authority: Path
+    token: str
+
+
+def probe(port: int, path: str, scheme: str = "HTTP") -> Object:
+    return {"httpGet": {"path": path, "port": port, "scheme": scheme}, "periodSeconds": 1}
+
+
+def proxy_container(program: Path) -> Object:
+    """The sidecar, before the engine: nothing may depend on the order."""
+    arguments = [
+        f"--secure-listen-address=:{PORT}",
+        f"--proxy-endpoints-port={HEALTH_PORT}",
+        "--upstream=http://localhost:8080",
+        "--auth-header-fields-enabled=true",
+        "--tls-cert-file=/proxy/leaf.pem",
+        "--tls-private-key-file=/proxy/leaf.pem",
+        "--config-file=/proxy/config-file.yaml",
+    ]
+    ports = [{"containerPort": PORT, "name": "https"}, {"containerPort": HEALTH_PORT, "name": "proxy"}]
+    made = {"name": PROXY, "command": [str(program), *arguments], "env": [], "ports": ports}
+    return made | {"readinessProbe": probe(HEALTH_PORT, "/healthz", "HTTPS")}
+
+
+def engine_container() -> Object:
+    command = ["python3", "-m", "pytest_vllm_stage.standins.engine", "--host=0.0.0.0", "--port=8080", f"--model={NAME}"]
+    made = {"name": SERVING_CONTAINER, "command": command, "env": [], "ports": [{"containerPort": 8080}]}
+    return made | {"readinessProbe": probe(8080, "/health")}
+
+
+def make_pod(cluster: ClusterFacts, folder: Path) -> Object:
+    """The pod; the proxy's files are in a folder."""
+    program = components.ensure(SILENT, [PROXY])[PROXY]
+    folders = host_folders(cluster) | {"/proxy": str(folder), str(program.parent): str(program.parent)}
+    containers = [proxy_container(program), engine_container()]
+    for container in containers:
+        use_host(container, cluster, folders, {})
+    spec = {"containers": containers, "volumes": host_volumes(folders), "terminationGracePeriodSeconds": 0}
+    metadata = {"name": NAME, "labels": {"app": NAME, objects.SERVICE_LABEL: NAME}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 @pytest.fixture
-def authority(simulated_cluster: ClusterFacts, tmp_path: Path) -> Iterator[Authority]:
-    """The authority of the server in the pod, which is Ready."""
+def model(simulated_cluster: ClusterFacts, tmp_path: Path) -> Iterator[GuardedModel]:
+    """The pod, Ready, and its Service; the pod's account may review tokens, as that of a protected model."""
     (tmp_path / "authority").mkdir()
     made = Authority(tmp_path / "authority", "openshift-service-serving-signer")
-    folder = tmp_path / "certificate"
+    folder = tmp_path / "proxy"
     folder.mkdir()
     (folder / "leaf.pem").write_text(made.issue(f"{NAME}.{NAMESPACE}.svc").read_text())
-    folders = host_folders(simulated_cluster) | {"/certificate": str(folder)}
-    probe = {"tcpSocket": {"port": PORT}, "periodSeconds": 1}
-    container: dict[str, Any] = {"name": NAME, "command": ["python3", "-c", SERVER], "env": []}
-    container["readinessProbe"] = probe
-    use_host(container, simulated_cluster, folders, {})
-    labels = {"app": NAME}
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": NAME, "labels": labels},
-        "spec": {"containers": [container], "volumes": host_volumes(folders), "terminationGracePeriodSeconds": 0},
-    }
-    ports = [{"name": "https", "port": PORT, "targetPort": PORT}]
+    GUARDED.write_configuration(folder / "config-file.yaml")
+    ports = [{"name": "https", "port": PORT, "targetPort": "https"}]
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME}}
-    service |= {"spec": {"selector": labels, "ports": ports}}
-    run_kubectl(simulated_cluster, "default", "create", "namespace", NAMESPACE)
-    run_kubectl(simulated_cluster, NAMESPACE, "apply", "-f", "-", manifest=yaml.dump_all([pod, service]))
-    run_kubectl(simulated_cluster, NAMESPACE, "wait", "--for=condition=Ready", f"pod/{NAME}", "--timeout=50s")
-    yield made
-    run_kubectl(simulated_cluster, "default", "delete", "namespace", NAMESPACE, "--wait=false")
+    service |= {"spec": {"selector": {"app": NAME}, "ports": ports}}
+
+    def kubectl(*arguments: str, manifest: str = "") -> str:
+        return run_kubectl(simulated_cluster, NAMESPACE, *arguments, manifest=manifest)
+
+    kubectl("create", "namespace", NAMESPACE)
+    account = f"--serviceaccount={NAMESPACE}:default"
+    kubectl("create", "clusterrolebinding", BINDING, "--clusterrole=system:auth-delegator", account)
+    kubectl("create", "serviceaccount", CLIENT)
+    kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=50s")
+    allowed = f"--resource={GUARDED.resource}.{GUARDED.group}"
+    kubectl("create", "role", CLIENT, "--verb=get", allowed, f"--resource-name={NAME}")
+    kubectl("create", "rolebinding", CLIENT, f"--role={CLIENT}", f"--serviceaccount={NAMESPACE}:{CLIENT}")
+    kubectl("apply", "-f", "-", manifest=yaml.dump_all([make_pod(simulated_cluster, folder), service]))
+    kubectl("wait", "--for=condition=Ready", f"pod/{NAME}", "--timeout=50s")
+    yield GuardedModel(made.certificate, kubectl("create", "token", CLIENT).strip())
+    kubectl("delete", "--wait=false", f"namespace/{NAMESPACE}", f"clusterrolebinding/{BINDING}")
 
 
-def test_certificate_is_verified_for_the_service_through_a_port_forward(
-    simulated_cluster: ClusterFacts, authority: Authority
+def test_certificate_is_verified_for_the_service_through_a_port_forward_and_the_proxy_reviews_tokens(
+    simulated_cluster: ClusterFacts, model: GuardedModel
 ) -> None:
     with client.connection(simulated_cluster.kubeconfig, simulated_cluster.context) as kube:
         forward = ServiceForward(kube, NAMESPACE, NAME, str(PORT), tls=True)
-        forward.trust(str(authority.certificate))
-        answer = httpx.get(f"http://{forward.address}/", timeout=60, trust_env=False)
+        forward.trust(str(model.authority))
+        models = f"http://{forward.address}/v1/models"
+        refused = httpx.get(models, timeout=60, trust_env=False)
+        answer = httpx.get(models, timeout=60, trust_env=False, headers={"Authorization": f"Bearer {model.token}"})
         forward.close()
-    assert (answer.status_code, answer.text) == (200, "verified")
-    assert forward.find_break(0.0) == ""
+        assert (refused.status_code, answer.status_code) == (401, 200)
+        assert [one["id"] for one in answer.json()["data"]] == [NAME]
+        assert forward.find_break(0.0) == ""
+
+        reader = StageReader(kube, simulated_cluster, NAMESPACE)
+        assert "pytest_vllm_stage.standins.engine" in revision.serving(reader, NAME).arguments
+        (pod,) = reader.listed("Pod", {objects.SERVICE_LABEL: NAME})
+        text = objects.read_pod_path(kube, NAMESPACE, NAME, find_serving_port(pod), "metrics")
+        assert parse(text).value("vllm:num_requests_running", model_name=NAME) == 0
