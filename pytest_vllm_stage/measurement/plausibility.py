@@ -207,6 +207,10 @@ _READ = (
     "generation_tokens",
     "prompt_tokens",
     "preemptions",
+    "ttft_sum_s",
+    "ttft_count",
+    "token_gap_sum_s",
+    "token_gap_count",
     "gpu_memory_used_bytes",
     "gpu_utilization",
 )

@@ -10,6 +10,8 @@ from pytest_vllm_stage.measurement.samples import Measurement, ServerReading
 
 #: A batch is full from this share of the largest batch observed.
 _FULL = 0.9
+#: From this usage on, the KV cache takes no further request: blocks of running ones still grow.
+_KV_CACHE_FULL = 0.95
 #: This share of the readings counts as "always": a reading may fall between two batches.
 ALWAYS_SHARE = 0.75
 #: Both the ceiling and the capacity are measured to about this factor.
@@ -25,9 +27,11 @@ class EngineLoad:
     Attributes:
         running: Requests in the batch, median; None without readings.
         most_running: The engine's limit where the run knows it, else the largest batch observed.
+        batch: The batch that the engine reaches: smaller than its limit where something else keeps requests waiting.
         waiting: Requests in the queue, median.
         waiting_share: Share of the readings in which requests waited.
-        always_full: The batch was full, and requests waited, nearly all the time.
+        kv_cache_full: The KV cache was full nearly all the time.
+        always_full: The batch was as large as it ever was, and requests waited, nearly all the time.
         queue_growth_per_s: Slope of the queue's length; None without readings.
         capacity_requests_per_s: The rate that the server reached in the second half; its capacity if it was full.
         ceiling_requests_per_s: The rate that the batch limit allows, `most_running` divided by the time per answer;
@@ -38,8 +42,10 @@ class EngineLoad:
 
     running: float | None = None
     most_running: float | None = None
+    batch: float | None = None
     waiting: float | None = None
     waiting_share: float = 0.0
+    kv_cache_full: bool = False
     always_full: bool = False
     queue_growth_per_s: float | None = None
     capacity_requests_per_s: float | None = None
@@ -51,6 +57,15 @@ class EngineLoad:
         """Whether requests waited in any reading."""
         return self.waiting_share > 0
 
+    def limit_text(self) -> str:
+        """How many requests the engine runs at a time, as a clause of a message."""
+        runs = f"the engine runs {self.batch:g} at a time"
+        if self.batch == self.most_running:
+            return runs
+        return (
+            f"{runs}: its KV cache is full" if self.kv_cache_full else f"{runs}, not the declared {self.most_running:g}"
+        )
+
     def exceeded_by(self, rate: float | None) -> bool:
         """Whether a rate is certainly above the ceiling."""
         ceiling = self.ceiling_requests_per_s
@@ -59,7 +74,7 @@ class EngineLoad:
     def ceiling_text(self) -> str:
         """The ceiling as a clause of a message."""
         return (
-            f"a batch of {self.most_running:g} with {self.answer_s:.2g} s per answer allows "
+            f"a batch of {self.batch:g} with {self.answer_s:.2g} s per answer allows "
             f"{self.ceiling_requests_per_s:.2g} requests/s at most"
         )
 
@@ -81,18 +96,25 @@ def find_engine_load(measurement: Measurement) -> EngineLoad:
     running = [reading.running or 0.0 for reading in seen]
     waiting = [reading.waiting or 0.0 for reading in seen]
     waited = sum(count >= 1 for count in waiting) / len(seen)
-    most = float(declared) if declared else max(running)
-    full = sum(count >= _FULL * most for count in running) / len(seen)
+    # Replicas, or ranks of data parallelism, have the declared limit each.
+    most = max(float(declared or 0), *running)
+    # A full KV cache, or another limit than the declared one, keeps a batch below it.
+    full = sum(count >= _FULL * max(running) for count in running) / len(seen)
+    always_full = min(full, waited) >= ALWAYS_SHARE
+    batch = max(running) if always_full and max(running) < _FULL * most else most
+    kv_cache = sum((reading.kv_cache_usage or 0.0) >= _KV_CACHE_FULL for reading in seen) / len(seen)
     limited = bool(declared) or waited > 0
     return EngineLoad(
         running=statistics.median(running),
         most_running=most,
+        batch=batch,
         waiting=statistics.median(waiting),
         waiting_share=waited,
-        always_full=min(full, waited) >= ALWAYS_SHARE,
+        kv_cache_full=kv_cache >= ALWAYS_SHARE,
+        always_full=always_full,
         queue_growth_per_s=_slope(seen),
         capacity_requests_per_s=capacity,
-        ceiling_requests_per_s=_ceiling(most / answer_s, capacity) if limited and answer_s else None,
+        ceiling_requests_per_s=_ceiling(batch / answer_s, capacity) if limited and answer_s else None,
         answer_s=answer_s,
     )
 

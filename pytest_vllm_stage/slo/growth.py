@@ -72,7 +72,8 @@ _NAMES = {"ttft": "TTFT", "e2e_latency": "end-to-end latency"}
 def _queue_text(steadiness: Steadiness, load: EngineLoad) -> str:
     count = steadiness.trend(IN_ENGINE)
     if load.ever_waited and load.queue_growth_per_s is not None and load.queue_growth_per_s > 0:
-        running = f" ({load.running:g} of {load.most_running:g} running)" if load.most_running else ""
+        full = ", the KV cache is full" if load.kv_cache_full and load.batch != load.most_running else ""
+        running = f" ({load.running:g} of {load.most_running:g} running{full})" if load.most_running else ""
         return f"the queue grows by {load.queue_growth_per_s:.2g} requests/s{running}"
     if count is not None and count.rises:
         return f"the requests in the engine grow by {count.slope:.2g} per second"

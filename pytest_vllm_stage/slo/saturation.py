@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.statistics import rank_of
-from pytest_vllm_stage.slo.engine_load import ALWAYS_SHARE, EngineLoad, find_engine_load
+from pytest_vllm_stage.slo.engine_load import ALWAYS_SHARE, MAX_NUM_SEQS, EngineLoad, find_engine_load
 from pytest_vllm_stage.slo.steadiness import Steadiness, find_answer_lengths, find_fill_time, find_trends
 
 ADVICE = "one rate step down, or fewer output tokens"
@@ -78,15 +78,23 @@ def saturation(
 
 
 def _closed_loop(measurement: Measurement, load: EngineLoad) -> Saturation:
+    level = measurement.step.concurrency or 0
     if load.waiting is None or load.waiting < 1:
-        return Saturation(False, (), None, "")
-    level = measurement.step.concurrency
+        return Saturation(False, (), None, _wait_unseen(measurement, load, level))
     often = "always" if load.waiting_share >= ALWAYS_SHARE else "mostly"
-    message = (
-        f"{load.waiting:g} requests {often} waited: the engine runs {load.most_running:g} at a time "
+    message = f"{load.waiting:g} requests {often} waited: {load.limit_text()} (concurrency {level}); {ADVICE}"
+    return Saturation(False, (f"{load.waiting:g} requests wait (median)",), None, message)
+
+
+def _wait_unseen(measurement: Measurement, load: EngineLoad, level: int) -> str:
+    """What a declared limit makes certain where the engine has no readings; empty where it does nothing."""
+    declared = measurement.facts.get(MAX_NUM_SEQS)
+    if load.running is not None or not declared or declared >= level:
+        return ""
+    return (
+        f"{level - declared} requests always wait: the engine is declared to run {declared} at a time "
         f"(concurrency {level}); {ADVICE}"
     )
-    return Saturation(False, (f"{load.waiting:g} requests wait (median)",), None, message)
 
 
 def _waiting_grows(server: Sequence[ServerReading], until_s: float) -> str:

@@ -190,7 +190,7 @@ def _same_ids(samples: Sequence[Sample]) -> str:
 def _not_generated(measurement: Measurement, right: Sequence[Sample]) -> str:
     counts = [reading.generation_tokens for reading in measurement.server if reading.generation_tokens is not None]
     received = sum(sample.tokens for sample in right)
-    if len(counts) < 2 or counts[-1] < counts[0]:
+    if len(counts) < 2 or _count_falls(counts):
         return ""
     generated = counts[-1] - counts[0]
     if generated >= 0.9 * received:
@@ -228,6 +228,8 @@ def _prefix_cache(measurement: Measurement) -> Iterator[Finding]:
     if len(readings) < 2:
         return
     first, last = readings[0], readings[-1]
+    if _count_falls([reading.prefix_cache_queries or 0.0 for reading in readings]):
+        return
     hits = (last.prefix_cache_hits or 0) - (first.prefix_cache_hits or 0)
     queries = (last.prefix_cache_queries or 0) - (first.prefix_cache_queries or 0)
     if queries > 0 and hits / queries < step.shared_prefix_tokens / step.prompt_tokens / 2:
@@ -249,12 +251,27 @@ def _engine(measurement: Measurement) -> Iterator[Finding]:
         yield Finding("no_server_metrics", "the engine's metrics could not be read during the step", False)
         return
     counts = [reading.generation_tokens for reading in measurement.server if reading.generation_tokens is not None]
-    if any(after < before for before, after in pairwise(counts)):
+    falls = _count_falls(counts)
+    if falls > 1 and _comes_back(counts):
+        text = f"the engine's counters fell {falls} times during the step: the readings are of several servers"
+        yield Finding("several_servers", text, False)
+    elif falls:
         yield Finding("engine_restarted", "the engine's counters fell during the step: it restarted", False)
     preemptions = [reading.preemptions for reading in measurement.server if reading.preemptions is not None]
     if len(preemptions) > 1 and preemptions[-1] > preemptions[0]:
         preempted = preemptions[-1] - preemptions[0]
         yield Finding("preemptions", f"the engine preempted {preempted:.0f} requests: its KV cache was full", False)
+
+
+def _count_falls(counts: Sequence[float]) -> int:
+    """How often a counter fell; what it says of a step is then unknown."""
+    return sum(after < before for before, after in pairwise(counts))
+
+
+def _comes_back(counts: Sequence[float]) -> bool:
+    """Whether a counter is as high as before its first fall again before its last one: it counted on elsewhere."""
+    falls = [place for place, (before, after) in enumerate(pairwise(counts)) if after < before]
+    return max(counts[falls[0] + 1 : falls[-1] + 1]) >= counts[falls[0]]
 
 
 def _abandoned(metrics: Metrics) -> Iterator[Finding]:

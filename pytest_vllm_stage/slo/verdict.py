@@ -23,7 +23,16 @@ from pytest_vllm_stage.slo.validity import Finding, findings
 #: Incremented when a field changes its meaning or is removed, not when one is added.
 SCHEMA_VERSION = 1
 #: Findings that do not decide, but are part of the verdict's line.
-_REMARKABLE = ("abandoned", "stalls", "engine_restarted", "buffered", "waiting", "ceiling", *GATEWAY_FINDINGS)
+_REMARKABLE = (
+    "abandoned",
+    "stalls",
+    "engine_restarted",
+    "several_servers",
+    "buffered",
+    "waiting",
+    "ceiling",
+    *GATEWAY_FINDINGS,
+)
 
 
 @dataclass(frozen=True)

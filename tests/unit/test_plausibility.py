@@ -106,6 +106,11 @@ IMPOSSIBLE: dict[str, tuple[Measurement, str]] = {
     "saved": (replace(sound(), early_stop=EarlyStop(3.0, 60, "pass", 9.0)), "early_stop: saved_s is 9.0 of a step"),
     "reading": (replace(sound(), server=(ServerReading(0.0, -1),)), "server reading 0: running is -1"),
     "share": (replace(sound(), server=(ServerReading(0.0, 1, 0, 1.5),)), "server reading 0: kv_cache_usage is 1.5"),
+    "TTFT": (replace(sound(), server=(ServerReading(0.0, 1, ttft_sum_s=-1),)), "server reading 0: ttft_sum_s is -1"),
+    "gaps": (
+        replace(sound(), server=(ServerReading(0.0, 1, token_gap_count=math.nan),)),
+        "server reading 0: token_gap_count is nan",
+    ),
     "hits": (replace(sound(), server=(ServerReading(0.0, 1, 0, 0, 5, 6),)), "server reading 0: prefix_cache_hits"),
     "order": (replace(sound(), server=(ServerReading(2.0), ServerReading(1.0))), "server reading 1: at_s (1 s) is be"),
 }

@@ -78,6 +78,63 @@ def test_a_real_closed_loop_names_the_batch_that_is_smaller_than_its_concurrency
     )
 
 
+@pytest.mark.parametrize(
+    ("running", "waiting", "kv_cache", "facts", "says"),
+    [
+        (24, 16, 0.5, {}, "16 requests always waited: the engine runs 24 at a time (concurrency 40)"),
+        (
+            *(11, 29, 1.0, {MAX_NUM_SEQS: 16}),
+            "29 requests always waited: the engine runs 11 at a time: its KV cache is full (concurrency 40)",
+        ),
+        (
+            *(11, 29, 0.4, {MAX_NUM_SEQS: 16}),
+            "29 requests always waited: the engine runs 11 at a time, not the declared 16 (concurrency 40)",
+        ),
+        (32, 8, 0.5, {MAX_NUM_SEQS: 16}, "8 requests always waited: the engine runs 32 at a time (concurrency 40)"),
+        (
+            *(None, None, None, {MAX_NUM_SEQS: 16}),
+            "24 requests always wait: the engine is declared to run 16 at a time (concurrency 40)",
+        ),
+    ],
+)
+def test_closed_loop_says_what_its_requests_wait_for(
+    running: float | None, waiting: float | None, kv_cache: float | None, facts: dict[str, int], says: str
+) -> None:
+    server = [ServerReading(float(at), running, waiting, kv_cache) for at in range(1, 60)]
+    made = measurement(closed_step(40), [sample(i, i / 10, ttft_s=2.4) for i in range(600)], server)
+    found = judge(replace(made, facts=facts), [Objective("ttft_p90_ms", 2000)])[1]
+    assert found.outcome is Outcome.FAIL
+    assert says in found.why
+
+
+@pytest.mark.parametrize(
+    ("running", "facts"), [([40.0] * 59, {}), ([31.0, 36.0] * 30, {}), (None, {MAX_NUM_SEQS: 40}), (None, {})]
+)
+def test_closed_loop_that_waits_for_nothing_says_so_of_nothing(
+    running: list[float] | None, facts: dict[str, int]
+) -> None:
+    server = [ServerReading(float(at), count, 0) for at, count in enumerate(running or [], start=1)]
+    made = measurement(closed_step(40), [sample(i, i / 10) for i in range(600)], server)
+    found = judge(replace(made, facts=facts), [Objective("ttft_p90_ms", 2000)])[1]
+    assert (found.outcome, "wait" in found.why) == (Outcome.PASS, False), found.why
+
+
+@pytest.mark.parametrize(
+    ("kv_cache", "says"),
+    [(0.99, "(24 of 64 running, the KV cache is full)"), (0.4, "(24 of 64 running)")],
+    ids=["full", "half"],
+)
+def test_a_queue_grows_in_front_of_a_batch_that_stays_below_its_declared_limit(
+    ramp: Measurement, kv_cache: float, says: str
+) -> None:
+    server = tuple(replace(reading, kv_cache_usage=kv_cache) for reading in ramp.server)
+    found = judge(replace(ramp, server=server, facts={MAX_NUM_SEQS: 64}), [Objective("ttft_p90_ms", 2000)])[1]
+    assert found.outcome is Outcome.FAIL
+    assert found.why.startswith("not steady: the queue grows by ")
+    assert says in found.why
+    assert "a batch of 24 with 5 s per answer allows 4.8 requests/s at most" in found.why
+
+
 def test_a_queue_that_grows_does_not_end_the_step_early() -> None:
     made = growing(decide_early=True)
     decision = EarlyDecision(made.step, [GENEROUS])

@@ -269,6 +269,33 @@ def test_engine_restarts_and_preemptions_are_findings() -> None:
     assert names == {"engine_restarted", "preemptions"}
 
 
+def readings_of(*counts: float) -> list[ServerReading]:
+    """One reading per second; the caches of a server that has served longer hold more."""
+    return [
+        ServerReading(float(at), 1, 0, generation_tokens=count, prefix_cache_queries=count, prefix_cache_hits=count / 9)
+        for at, count in enumerate(counts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "name"),
+    [
+        ((50_000, 10, 2_000), "engine_restarted"),
+        ((50_000, 51_000, 10, 500, 20, 700), "engine_restarted"),
+        ((50_000, 9_000, 51_000, 10_000, 52_000), "several_servers"),
+        ((9_000, 50_000, 10_000, 51_000, 11_000), "several_servers"),
+        ((10_000, 20_000, 30_000), None),
+    ],
+)
+def test_counters_that_fall_are_of_a_restart_or_of_several_servers_and_of_no_cache(
+    counts: tuple[float, ...], name: str | None
+) -> None:
+    found = verdict(measurement(open_step(), many(), readings_of(*counts)), P99)
+    assert [one.name for one in found.findings] == ([name] if name else [])
+    assert found.outcome is Outcome.PASS
+    assert (name is None) == ("counters fell" not in found.why)
+
+
 def test_stalls_are_reported_with_their_interval() -> None:
     samples = many()
     for start in (100, 250, 400):
