@@ -199,6 +199,10 @@ def before_sending(report: dict[str, Any]) -> None:
         (lambda report: report.update(benchmarks=[]), r"has 0 benchmarks; number 0 was asked for"),
         (lambda report: report.update(benchmarks={"a": 1}), r"benchmarks: expected a list, got"),
         (without_requests, r"benchmarks\[0\] is vacuous: no request was sent"),
+        (
+            lambda report: benchmark(report)["metrics"].update(request_totals=None),
+            r"metrics\.request_totals: expected an object, got null",
+        ),
         (lambda report: totals(report).update(successful=4), r"successful is 4, and 3 request rows are there"),
         (lambda report: timings(report).update(first_token_iteration=0.0), r"first_token_iteration is 0\.0: seconds"),
         (lambda report: timings(report).update(request_end=4e9), r"request_end is 4000000000\.0: .* not in the future"),

@@ -166,6 +166,8 @@ def _rows(benchmark: Node, step: LoadStep) -> list[_ReportRow]:
     requests = benchmark.child("requests")
     rows = [_row(node, status, step) for status in _STATUSES for node in requests.child(status).items()]
     totals = benchmark.child("metrics", "request_totals")
+    if not isinstance(totals.value, dict):
+        totals.expect("an object")
     for name in (*_STATUSES, "total"):
         there = sum(name in (row.status, "total") for row in rows)
         if name in totals.value and (totals.child(name).count_or_none() or 0) != there:
