@@ -13,6 +13,11 @@ MAX_EXCERPT = 200
 _REASON_HEADER = "x-ext-auth-reason"
 _LINKERD_HEADER = "l5d-proxy-error"
 _IAP_HEADER = "x-goog-iap-generated-response"
+_BY_HEADER = {
+    _REASON_HEADER: "the gateway's authorization service (Authorino)",
+    _LINKERD_HEADER: "the service mesh's proxy (Linkerd)",
+    _IAP_HEADER: "Google's Identity-Aware Proxy",
+}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_SHOWN = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>|[\x00-\x1f\x7f-\x9f]+")
 _TITLE = re.compile(r"(?is)<title>([^<]*)</title>")
@@ -26,10 +31,27 @@ _ENVOY = re.compile(
     r"upstream request timeout|upstream max stream duration|stream timeout|local_rate_limited|fault filter abort|"
     r"Jwt |Jwks |Audiences in Jwt)"
 )
+#: A mesh may be configured to wrap Envoy's text, in JSON or in a page.
+_WRAPPED_ENVOY = re.compile(r"(?i)\bRBAC: access denied\b|\bno healthy upstream\b")
 _CILIUM = re.compile(r"Access denied\r?\n?$")
-_KNATIVE = re.compile(r"(pending request queue full|activator request timeout|activator overload)")
+_KNATIVE = re.compile(r"^(pending request queue full|activator request timeout|activator overload)")
 #: Gateways that name themselves in their own answers alone, and pass on the server's name in those of a server.
 _SELF_NAMING = re.compile(r"(?i)^(kong|apisix)\b")
+#: Senders of refusals, by a header that only their own answers have.
+_BY_HEADER_OF_REFUSALS = {
+    "x-amzn-errortype": "the API manager (AWS)",
+    "cf-mitigated": "a firewall (Cloudflare)",
+    "x-squid-error": "a forward proxy (Squid)",
+}
+#: API managers, which ask for keys of their own, by their own words.
+_API_MANAGER_TEXTS = (
+    (re.compile(r"^(Authentication failed|Authentication parameters missing|No Mapping Rule matched)\s*$"), "3scale"),
+    (re.compile(r"^Limits exceeded\s*$"), "3scale"),
+    (re.compile(r'^\{"fault":\s*\{"faultstring"'), "Apigee"),
+    (re.compile(r"Access denied due to (missing|invalid) subscription key"), "Azure API Management"),
+    (re.compile(r"Access to this API has been disallowed|Attempted access with non-?existent (API )?key"), "Tyk"),
+)
+_CLOUDFLARE = re.compile(r"^error code: 1\d{3}\s*$")
 _TLS_PORT = re.compile(r"(?i)^Client sent an HTTP request to an HTTPS server|plain HTTP request was sent to HTTPS port")
 _KUBE_RBAC = re.compile(r"(?i)^(Forbidden \(user=|Authorization error \(user=)")
 #: Go's plain text, of kube-rbac-proxy and of other proxies that authenticate.
@@ -49,6 +71,13 @@ _LONG_HEADERS = re.compile(
 )
 #: Go's plain text, of kube-rbac-proxy and of other proxies.
 _GO_LONG_HEADERS = re.compile(r"^431 Request Header Fields Too Large\s*$")
+_BY_TEXT = (
+    (_KNATIVE, "Knative, which queues requests,"),
+    *((pattern, f"the API manager ({product})") for pattern, product in _API_MANAGER_TEXTS),
+    (_KUBE_RBAC, "kube-rbac-proxy"),
+    (_CLOUDFLARE, "a firewall (Cloudflare)"),
+    (_GO_LONG_HEADERS, "a proxy written in Go (kube-rbac-proxy or similar)"),
+)
 
 
 class GatewayRefusal(StrEnum):
@@ -149,7 +178,7 @@ def identify_gateway(answer: HttpAnswer) -> Gateway | None:
     for pattern, refusal, advice in _TOKEN_TEXTS:
         if answer.status in (401, 403) and pattern.match(answer.body.lstrip()):
             return Gateway(name, refusal, advice)
-    refusal = _refusal(answer)
+    refusal = _refusal(answer, name)
     return Gateway(name, refusal, _advise(name, refusal))
 
 
@@ -186,12 +215,8 @@ def _describe_redirect(answer: HttpAnswer) -> str:
 def _name(answer: HttpAnswer) -> str:
     """The gateway's name, by text that only it sends; empty for any other answer."""
     server = answer.headers.get("server", "").strip()
-    if _REASON_HEADER in answer.headers:
-        return "the gateway's authorization service (Authorino)"
-    if _LINKERD_HEADER in answer.headers:
-        return "the service mesh's proxy (Linkerd)"
-    if _IAP_HEADER in answer.headers:
-        return "Google's Identity-Aware Proxy"
+    if name := _name_by_header(answer):
+        return name
     if _is_html(answer) and (page := _name_by_page(answer)):
         return page
     if answer.status >= 400 and (name := _name_by_text(answer, server)):
@@ -202,6 +227,16 @@ def _name(answer: HttpAnswer) -> str:
     if _is_html(answer):
         return f"a web server ({server.split('/')[0]})" if server else "a web page"
     return ""
+
+
+def _name_by_header(answer: HttpAnswer) -> str:
+    for header, name in _BY_HEADER.items():
+        if header in answer.headers:
+            return name
+    for header, name in _BY_HEADER_OF_REFUSALS.items():
+        if header in answer.headers and answer.status >= 400:
+            return name
+    return "a forward proxy" if answer.status == 407 else ""
 
 
 def _name_by_page(answer: HttpAnswer) -> str:
@@ -216,28 +251,26 @@ def _name_by_page(answer: HttpAnswer) -> str:
 
 def _name_by_text(answer: HttpAnswer, server: str) -> str:
     text = answer.body.lstrip()
-    if _ENVOY.match(text):
+    if _ENVOY.match(text) or (answer.status in (403, 503) and _WRAPPED_ENVOY.search(text)):
         return f"the service mesh's proxy ({server or 'envoy'})"
     if answer.status == 403 and _CILIUM.match(text):
         return "the service mesh's proxy (Cilium's Envoy)"
-    if _KNATIVE.match(text):
-        return "Knative, which queues requests,"
     if _SELF_NAMING.match(server):
         return f"the API gateway ({server})"
-    if _KUBE_RBAC.match(text):
-        return "kube-rbac-proxy"
     if _UNAUTHORIZED.match(text) and "envoy" not in server.lower():
         return "an authenticating proxy (kube-rbac-proxy or similar)"
-    if _GO_LONG_HEADERS.match(text):
-        return "a proxy written in Go (kube-rbac-proxy or similar)"
-    return "the Kubernetes API server" if text.startswith("{") and _API_STATUS.search(text) else ""
+    if text.startswith("{") and _API_STATUS.search(text):
+        return "the Kubernetes API server"
+    return next((name for pattern, name in _BY_TEXT if pattern.search(text)), "")
 
 
 def _is_html(answer: HttpAnswer) -> bool:
     return "html" in answer.headers.get("content-type", "") or bool(re.match(r"(?i)\s*<(!doctype|html)\b", answer.body))
 
 
-def _refusal(answer: HttpAnswer) -> GatewayRefusal:
+def _refusal(answer: HttpAnswer, name: str = "") -> GatewayRefusal:
+    if answer.status in (401, 403, 407) and ("API manager" in name or "forward proxy" in name):
+        return GatewayRefusal.FORBIDDEN
     if answer.status == 413:
         return GatewayRefusal.LARGE_BODY
     if answer.status == 431 or (answer.status == 400 and _LONG_HEADERS.search(answer.body)):
@@ -257,6 +290,27 @@ def _refusal(answer: HttpAnswer) -> GatewayRefusal:
     return GatewayRefusal.UNAVAILABLE if answer.status >= 500 or answer.status == 429 else GatewayRefusal.OTHER
 
 
+#: Part of a name to what lets a client in that the sender knows and refuses.
+_ADVICE = (
+    (
+        "forward proxy",
+        "a proxy between this machine and the server refuses it: HTTP_PROXY, HTTPS_PROXY and NO_PROXY here",
+    ),
+    (
+        "API manager",
+        "it asks for a key or a plan of its own, and not for the server's token: its administrator knows which",
+    ),
+    ("Linkerd", "an AuthorizationPolicy of Linkerd must allow this client: linkerd viz authz"),
+    ("Cilium", "a CiliumNetworkPolicy with HTTP rules must allow this request"),
+    ("mesh", "an AuthorizationPolicy of the mesh must allow this client; its administrator knows which"),
+    ("Authorino", "the AuthPolicy (AuthConfig) of this host must allow the token's user; its reason is above"),
+    ("rbac", "a RoleBinding must allow this user what the answer names"),
+    ("API server", "a RoleBinding must allow this user what the answer names"),
+    ("HAProxy", "the router denies this client: annotation haproxy.router.openshift.io/ip_whitelist of the Route"),
+)
+_NO_ACCESS = "this client has no access: ask who administers what answered"
+
+
 def _advise(name: str, refusal: GatewayRefusal) -> str:
     """How to let a client in that is known and has no access, or whose request is too large."""
     if refusal in _SIZE_ADVICE:
@@ -265,16 +319,4 @@ def _advise(name: str, refusal: GatewayRefusal) -> str:
         return "no AuthConfig of Authorino is for this host: kubectl get authconfigs -A"
     if refusal is not GatewayRefusal.FORBIDDEN:
         return ""
-    if "Linkerd" in name:
-        return "an AuthorizationPolicy of Linkerd must allow this client: linkerd viz authz"
-    if "Cilium" in name:
-        return "a CiliumNetworkPolicy with HTTP rules must allow this request"
-    if "mesh" in name:
-        return "an AuthorizationPolicy of the mesh must allow this client; its administrator knows which"
-    if "Authorino" in name:
-        return "the AuthPolicy (AuthConfig) of this host must allow the token's user; its reason is above"
-    if "rbac" in name or "API server" in name:
-        return "a RoleBinding must allow this user what the answer names"
-    if "HAProxy" in name:
-        return "the router denies this client: annotation haproxy.router.openshift.io/ip_whitelist of the Route"
-    return "this client has no access: ask who administers what answered"
+    return next((advice for part, advice in _ADVICE if part in name), _NO_ACCESS)

@@ -130,6 +130,49 @@ ANSWERS = {
     ),
     "Linkerd has no server": Sent(Reply(502, "", {"l5d-proxy-error": "connect error"}), "(Linkerd)", "connect error"),
     "Cilium denies": Sent(Reply(403, "Access denied\r\n", TEXT), "Cilium", "Access denied", hint="CiliumNetworkPolicy"),
+    "mesh denies in JSON": Sent(
+        Reply(403, '{"code": 403, "message": "RBAC: access denied"}', JSON),
+        "(envoy)",
+        "RBAC: access denied",
+        hint="mesh",
+    ),
+    "mesh denies in a page": Sent(
+        Reply(403, "<html><body>RBAC: access denied</body></html>", HTML), "(envoy)", "RBAC: access denied", hint="mesh"
+    ),
+    "3scale denies": Sent(
+        Reply(403, "Authentication parameters missing", TEXT), "(3scale)", "missing", hint="of its own"
+    ),
+    "3scale has no route": Sent(Reply(404, "No Mapping Rule matched", TEXT), "(3scale)", "No Mapping Rule"),
+    "3scale's limit": Sent(Reply(429, "Limits exceeded", TEXT), "(3scale)", "Limits exceeded"),
+    "AWS denies": Sent(
+        Reply(403, '{"message":"Missing Authentication Token"}', {**JSON, "x-amzn-errortype": "MissingAuthentication"}),
+        "(AWS)",
+        "Missing Authentication Token",
+        hint="a key or a plan of its own",
+    ),
+    "Apigee denies": Sent(
+        Reply(401, '{"fault":{"faultstring":"Invalid ApiKey"}}', JSON), "(Apigee)", "Invalid ApiKey", hint="of its own"
+    ),
+    "Azure denies": Sent(
+        Reply(401, '{ "statusCode": 401, "message": "Access denied due to missing subscription key." }', JSON),
+        "(Azure API Management)",
+        "missing subscription key",
+        hint="of its own",
+    ),
+    "Tyk denies": Sent(
+        Reply(403, '{"error": "Access to this API has been disallowed"}', JSON),
+        "(Tyk)",
+        "disallowed",
+        hint="of its own",
+    ),
+    "Cloudflare denies": Sent(Reply(403, "error code: 1020", TEXT), "(Cloudflare)", "1020", hint="no access"),
+    "proxy denies": Sent(
+        Reply(403, "<html><title>ERROR</title></html>", {**HTML, "x-squid-error": "ERR_ACCESS_DENIED 0"}),
+        "a forward proxy (Squid)",
+        "ERROR",
+        hint="NO_PROXY",
+    ),
+    "proxy asks for a password": Sent(Reply(407, "denied", TEXT), "a forward proxy", "denied", hint="HTTPS_PROXY"),
     "Kong asks for a key": Sent(
         Reply(401, '{"message":"No API key found in request"}', {**JSON, "server": "kong/3.4.0"}),
         "the API gateway (kong/3.4.0)",
@@ -266,6 +309,9 @@ def test_servers_own_answers_name_no_gateway() -> None:
         (401, JSON, '{"error": "Unauthorized"}'),
         (403, behind, '{"message": "not yours"}'),
         (404, TEXT, "404 page not found\n"),
+        (403, JSON, '{"message": "Authentication failed"}'),
+        (429, JSON, '{"message": "Limits exceeded"}'),
+        (400, JSON, '{"message": "a prompt about RBAC: access denied"}'),
         (400, JSON, '{"object": "error", "message": "Jwt is an odd prompt"}'),
     ):
         assert identify_gateway(HttpAnswer(status, headers, body)) is None, body
