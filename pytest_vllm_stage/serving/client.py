@@ -15,7 +15,8 @@ from pytest_vllm_stage.core.gateways import explain_silence
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer, Tokens, Usage
 from pytest_vllm_stage.serving.failures import CertificateRefused, RequestFailed, StreamBroken, shown
 from pytest_vllm_stage.serving.gateway_errors import explain_gateway_error
-from pytest_vllm_stage.serving.metrics import BadExposition, EngineMetrics, parse
+from pytest_vllm_stage.serving.metrics import EngineMetrics
+from pytest_vllm_stage.serving.replicas import Scrapes
 from pytest_vllm_stage.serving.stream import Stream
 from pytest_vllm_stage.serving.target import Target
 
@@ -50,6 +51,7 @@ class EndpointClient:
         last_request: What was sent last, for the report of a failed test.
         last_response: Its response; None where there was none.
         before_chat: Called before a conversation is sent; raises where the model has no chat.
+        scrapes: How `metrics` reads the engine, or all of its replicas.
         reasons: The model reasons before it answers; see `Answer.of`.
     """
 
@@ -64,6 +66,7 @@ class EndpointClient:
         self.last_request: httpx.Request | None = None
         self.last_response: httpx.Response | None = None
         self.before_chat: Callable[[], None] | None = None
+        self.scrapes = Scrapes(target.base_url)
         self.reasons = False
         self._silence_timeout_s = silence_timeout_s
         self._listed_names: set[str] | None = None
@@ -90,7 +93,9 @@ class EndpointClient:
 
     def with_new_connections(self, *, silence_timeout_s: float | None = None) -> EndpointClient:
         """Another client of the same target, which shares no connection with this one; to be closed."""
-        return EndpointClient(self.target, silence_timeout_s=silence_timeout_s or self._silence_timeout_s)
+        other = EndpointClient(self.target, silence_timeout_s=silence_timeout_s or self._silence_timeout_s)
+        other.scrapes.replicas = self.scrapes.replicas
+        return other
 
     def post(self, path: str, body: dict[str, Any], *, content: Content, headers: Mapping[str, str]) -> dict[str, Any]:
         """The JSON of a whole answer to a body that is sent as it is given.
@@ -213,19 +218,17 @@ class EndpointClient:
         return str(self._json("GET", "/version").get("version"))
 
     def metrics(self) -> EngineMetrics:
-        """One scrape of ``GET /metrics``, its series labelled with the target's name.
+        """One scrape of ``GET /metrics``, of each replica where they are known, labelled with the target's name.
 
-        vLLM labels them with the first of a model's served names, and those of a LoRA adapter with its base model's.
+        vLLM labels the series with the first of a model's served names, and those of a LoRA adapter with its base
+        model's.
 
         Raises:
             RequestFailed: no usable answer.
+            StageError: a replica's pod cannot be read.
         """
         __tracebackhide__ = True
-        text = self._checked("GET", "/metrics").text
-        try:
-            found = parse(text)
-        except BadExposition as error:
-            raise RequestFailed(f"GET /metrics: {error}", status=200, body=text) from None
+        found = self.scrapes.read(lambda: self._checked("GET", "/metrics").text)
         names = found.model_names()
         if len(names) == 1 and names != {self.target.model} and names <= self._other_names():
             return found.with_model_name(self.target.model)

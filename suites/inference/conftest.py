@@ -11,12 +11,13 @@ from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
 from pytest_vllm_stage.checks.inference.abilities import find_lacks
 from pytest_vllm_stage.checks.inference.liveness import FirstAnswer, ask_first
 from pytest_vllm_stage.checks.inference.releases import describe_lack, read_release
+from pytest_vllm_stage.checks.inference.replicas import prepare_counters
 from pytest_vllm_stage.checks.inference.slow_lanes import SlowLanes
 from pytest_vllm_stage.session.lanes import APART, has_whole_lanes
 from pytest_vllm_stage.settings.profile import CAPABILITIES
 
 if TYPE_CHECKING:
-    from pytest_vllm_stage import StageConfig
+    from pytest_vllm_stage import Run, StageConfig
 
 Needs = Callable[..., None]
 
@@ -121,7 +122,7 @@ def _respect_lacks(request: pytest.FixtureRequest, _skip_behind_dead_engine: Non
     endpoint.reasons = "content" in lacks
     endpoint.before_chat = (lambda: needs("chat")) if "chat" in lacks else None
     yield
-    endpoint.reasons, endpoint.before_chat = False, None
+    endpoint.reasons, endpoint.before_chat, endpoint.scrapes.on_replicas = False, None, None
 
 
 @pytest.fixture
@@ -154,8 +155,44 @@ def release(endpoint: EndpointClient, _releases_of_roles: dict[str, tuple[int, .
     return _releases_of_roles[role]
 
 
+@pytest.fixture(scope="session")
+def _undecidable_counters() -> dict[str, str]:
+    return {}
+
+
 @pytest.fixture
-def needs(endpoint: EndpointClient, lacks: dict[str, str], release: tuple[int, ...] | None) -> Needs:
+def judge_counters(
+    endpoint: EndpointClient, stage_run: Run, request: pytest.FixtureRequest, _undecidable_counters: dict[str, str]
+) -> Callable[[], None]:
+    """Lets the endpoint's metrics be those of all replicas; skips where only one of several is seen."""
+
+    def skip(reason: str) -> None:
+        pytest.skip(f"inconclusive: {reason}")
+
+    def judge() -> None:
+        role, reader = endpoint.target.role, None
+        endpoint.scrapes.on_replicas = skip
+        if role not in _undecidable_counters:
+            # A suite of a user's own may have a stage and no cluster.
+            if not stage_run.config.endpoint and stage_run.shared.get("cluster"):
+                from pytest_vllm_stage import StageReader
+
+                kube, cluster, stage = (request.getfixturevalue(name) for name in ("kube", "cluster", "stage"))
+                reader = StageReader(kube, cluster, stage.namespace)
+            _undecidable_counters[role] = prepare_counters(endpoint, reader)
+        if _undecidable_counters[role]:
+            skip(_undecidable_counters[role])
+
+    return judge
+
+
+@pytest.fixture
+def needs(
+    endpoint: EndpointClient,
+    lacks: dict[str, str],
+    release: tuple[int, ...] | None,
+    judge_counters: Callable[[], None],
+) -> Needs:
     """Skips a check where the profile says that the model or its server cannot do what the check needs, and why.
 
     So does what an answer of the model shows for certain. A release of vLLM that is older than the field by which the
@@ -167,5 +204,7 @@ def needs(endpoint: EndpointClient, lacks: dict[str, str], release: tuple[int, .
             assert capability in CAPABILITIES, f"{capability} is not a capability; valid: {', '.join(CAPABILITIES)}"
             if reason := lacks.get(capability) or describe_lack(capability, release):
                 does_not_apply(f"{endpoint.target.model} cannot do {capability}: {reason}")
+        if "metrics" in capabilities:
+            judge_counters()
 
     return need

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -41,6 +42,7 @@ class Stats:
     """What happened since the start."""
 
     def __init__(self) -> None:
+        self._started_at = time.time()
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.prefix_cache_queries = 0
@@ -92,6 +94,8 @@ class Stats:
         for name, histogram in self._histograms.items():
             lines += [f"# TYPE {name} histogram", *histogram.lines(name, labels)]
         lines += [
+            "# TYPE process_start_time_seconds gauge",
+            f"process_start_time_seconds {self._started_at}",
             "# HELP vllm_stage_sim_lateness_max_seconds How late a token left at most: the simulator's own error.",
             "# TYPE vllm_stage_sim_lateness_max_seconds gauge",
             f"vllm_stage_sim_lateness_max_seconds {engine.lateness_max_s}",
