@@ -245,7 +245,12 @@ def test_step_whose_report_lacks_a_row_is_measured_again(
     guidellm.missing, guidellm.misses_once = 1, True
     script.main()
     assert [step["samples"] for step in store.document("summary.json")["steps"]] == [4, 20]
-    assert "1 requests/s: GuideLLM's report has 3 of 4 samples, none failed; measured again" in capsys.readouterr().out
+    lacked = "GuideLLM's report had 3 of 4 samples, none failed"
+    assert f"1 requests/s: {lacked}; measured again" in capsys.readouterr().out
+    assert [step.get("measured_again") for step in store.document("summary.json")["steps"]] == [
+        lacked,
+        "GuideLLM's report had 19 of 20 samples, none failed",
+    ]
     assert len(guidellm.asked) == len(set(guidellm.asked)) == 2 * (5 + 21)
 
 
@@ -260,17 +265,20 @@ def test_refused_upload_fails(script: Any, guidellm: GuideLLM, store: Store, tmp
     store.refuse = 403
     message = ended(script)
     assert "rate-1.json: PUT gave HTTP 403 <Code>AccessDenied</Code>" in message
+    assert guidellm.prompts == {}
     assert not (tmp_path / "location").exists()
 
 
 def test_altered_upload_fails(script: Any, guidellm: GuideLLM, store: Store) -> None:
     store.spoil = True
     assert "rate-1.json: sent sha256" in ended(script)
+    assert guidellm.prompts == {}
 
 
 def test_absent_store_fails(script: Any, guidellm: GuideLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", "http://127.0.0.1:9")
     assert "the object store at http://127.0.0.1:9 does not answer" in ended(script)
+    assert guidellm.prompts == {}
 
 
 def test_a_warm_up_that_fails_ends_it(script: Any, guidellm: GuideLLM, sim: Sim) -> None:
