@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_vllm_stage.load.guidellm.document import Node, parse_document
+from pytest_vllm_stage.measurement.samples import MEASURED_AGAIN
 
 #: Reports become files of the run directory.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -67,6 +68,8 @@ def _check_step(step: Node, duration_s: float) -> None:
     rate = step.child("request_rate")
     if rate.number() <= 0:
         rate.expect("a number above 0")
+    if MEASURED_AGAIN in step.value:
+        step.child(MEASURED_AGAIN).text()
     counts = {key: step.child(key).count_or_none() for key in ("samples", "failed", "planned") if key in step.value}
     samples, failed = counts.get("samples"), counts.get("failed")
     if samples is not None and failed is not None and failed > samples:

@@ -18,7 +18,7 @@ from pytest_vllm_stage.benchmark.steps import StepResult
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.load.guidellm import read_report
-from pytest_vllm_stage.measurement.samples import Measurement
+from pytest_vllm_stage.measurement.samples import MEASURED_AGAIN, Measurement
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.slo.verdict import judge
@@ -157,7 +157,8 @@ def measurements(run: Run, job: BenchmarkJob, *, simulated: bool) -> list[Measur
             request_timeout_s=summary["request_timeout_s"],
         )
         path = Path(job.folder) / str(one["object"])
-        found.append(read_report(path, step, lead_in=summary["lead_in"], facts=facts))
+        again = {MEASURED_AGAIN: one[MEASURED_AGAIN]} if one.get(MEASURED_AGAIN) else {}
+        found.append(read_report(path, step, lead_in=summary["lead_in"], facts=facts | again))
     return found
 
 

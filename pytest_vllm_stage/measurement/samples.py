@@ -214,6 +214,17 @@ class ClientFacts:
 #: In a measurement's facts where its requests went through a port-forward: ``service``, and ``broken`` with the reason
 #: why connections broke on the way, empty where none did.
 PORT_FORWARD = "port_forward"
+#: In a measurement's facts: how many answered requests GuideLLM's report has no row of.
+LOST_ROWS = "lost_rows"
+#: In a measurement's facts where an earlier attempt of the step does not count: why it does not.
+MEASURED_AGAIN = "measured_again"
+#: More rows than this share, or than one, are not lost by chance.
+_LOST_SHARE = 0.01
+
+
+def are_too_many_lost(lost: int, sent: int) -> bool:
+    """Whether a report lacks too many of a step's requests to stand for the step."""
+    return lost > max(1, _LOST_SHARE * sent)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pytest_vllm_stage.measurement.metrics import Metrics
-from pytest_vllm_stage.measurement.samples import LOAD_WORKERS, PORT_FORWARD, Measurement, Sample
+from pytest_vllm_stage.measurement.samples import (
+    LOAD_WORKERS,
+    LOST_ROWS,
+    MEASURED_AGAIN,
+    PORT_FORWARD,
+    Measurement,
+    Sample,
+    are_too_many_lost,
+)
 from pytest_vllm_stage.slo.objectives import Objective
 
 #: A request is sent late beyond this lag; 5 % of the TTFT objective where that is more.
@@ -153,11 +161,22 @@ def _prompts(measurement: Measurement) -> Iterator[Finding]:
     if repeated > WRONG_SHARE * len(samples):
         text = f"{repeated} of {len(samples)} prompts had been sent before in the step"
         yield Finding("repeated_prompts", text, True)
+    yield from _lost_rows(measurement)
     if measurement.facts.get("prompts_ran_out"):
         yield Finding("prompts_ran_out", f"the prompts ran out after {len(samples)} requests: the step was cut", True)
     answered = [sample for sample in samples if sample.failure is None]
     if answered and all(sample.prompt_tokens is None for sample in answered):
         yield Finding("no_usage", "the server reports no usage: token counts are not verified", False)
+
+
+def _lost_rows(measurement: Measurement) -> Iterator[Finding]:
+    """What GuideLLM's report lacks, now and in an attempt before."""
+    if lacked := measurement.facts.get(MEASURED_AGAIN):
+        yield Finding("measured_again", f"the step was measured again: {lacked}", False)
+    lost, rows = measurement.facts.get(LOST_ROWS) or 0, len(measurement.samples)
+    if lost:
+        text = f"GuideLLM's report has no row of {lost} of {rows + lost} requests, which were sent"
+        yield Finding("lost_rows", text, are_too_many_lost(lost, rows + lost))
 
 
 def _cache(measurement: Measurement) -> Iterator[Finding]:

@@ -28,6 +28,8 @@ _REMARKABLE = (
     "stalls",
     "engine_restarted",
     "several_servers",
+    "measured_again",
+    "lost_rows",
     "buffered",
     "waiting",
     "ceiling",

@@ -15,16 +15,27 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.core.errors import ConfigError
+from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
+from pytest_vllm_stage.engine.environment import EngineEnvironment
 from pytest_vllm_stage.load.driver import LoadJob
-from pytest_vllm_stage.load.guidellm import keeper
-from pytest_vllm_stage.load.guidellm.run import count_requests, describe_progress, environ_of, missing
+from pytest_vllm_stage.load.guidellm import keeper, run
+from pytest_vllm_stage.load.guidellm.run import (
+    count_requests,
+    describe_loss,
+    describe_progress,
+    environ_of,
+    missing,
+)
 from pytest_vllm_stage.load.guidellm.scenario import PROMPTS, REPORT, SCENARIO, reverse_words, write_scenario
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
 from pytest_vllm_stage.load.prompts import make_body
-from pytest_vllm_stage.measurement.samples import ServerReading
+from pytest_vllm_stage.measurement.samples import Measurement, ServerReading
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, LoadStep
-from tests.unit.made_samples import failed, sample
+from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.slo.objectives import Objective
+from pytest_vllm_stage.slo.verdict import judge
+from tests.unit.made_samples import failed, measurement, open_step, sample
 
 STEP = LoadStep("quantized", "m", CONSTANT, 60, 64, 16, request_rate=5.0, request_timeout_s=30, seed=7)
 USERS = replace(STEP, arrivals=CLOSED, request_rate=None, concurrency=4)
@@ -126,11 +137,62 @@ def test_progress_shows_the_engine_s_queue() -> None:
     assert describe_progress([ServerReading(1, running=3, waiting=2)]) == "GuideLLM runs, engine runs 3, 2 wait"
 
 
-def test_one_lost_row_is_reported_and_more_invalidate_the_step() -> None:
+def lacking(rows: int, lost: int, **changes: Any) -> Measurement:
+    """A measurement of so many answered requests; the report had no row of some more."""
+    step = open_step(10, (rows + lost) / 10, **changes)
+    made = measurement(step, [sample(i, i / 10) for i in range(rows)])
+    return replace(made, facts=missing(rows + lost, rows))
+
+
+def test_lost_rows_are_counted() -> None:
     assert missing(80, 80) == {}
     assert missing(80, 79) == {"lost_rows": 1}
-    assert missing(80, 78) == {"lost_rows": 2, "prompts_ran_out": True}
     assert missing(1000, 990) == {"lost_rows": 10}
+
+
+@pytest.mark.parametrize(("rows", "lost"), [(60, 0), (59, 1), (297, 3)])
+def test_few_lost_rows_are_reported_and_the_step_counts(rows: int, lost: int) -> None:
+    made = lacking(rows, lost)
+    verdict = judge(made, [Objective("ttft_p50_ms", 5000)])[1]
+    assert (verdict.outcome, describe_loss(made)) == (Outcome.PASS, "")
+    assert (f"no row of {lost} of {rows + lost} requests, which were sent" in verdict.why) == bool(lost)
+
+
+def test_more_lost_rows_are_measured_again_and_invalidate_the_step() -> None:
+    made = lacking(58, 2)
+    assert describe_loss(made) == "GuideLLM's report had 58 of 60 samples, none failed"
+    verdict = judge(made, [Objective("ttft_p50_ms", 5000)])[1]
+    assert verdict.outcome is Outcome.INVALID
+    assert verdict.why == "GuideLLM's report has no row of 2 of 60 requests, which were sent"
+
+
+def test_step_with_failures_or_with_a_shared_prefix_is_not_measured_again() -> None:
+    made = lacking(58, 2)
+    assert describe_loss(replace(made, samples=(failed(0, 0.0), *made.samples[1:]))) == ""
+    assert describe_loss(lacking(58, 2, shared_prefix_tokens=16)) == ""
+
+
+@pytest.mark.parametrize(("losses", "runs"), [([0], 1), ([1], 1), ([2, 0], 2), ([2, 1], 2), ([3, 2], 2)])
+def test_step_is_measured_again_once_with_other_prompts(
+    losses: list[int], runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[LoadJob] = []
+
+    def carry_out(job: LoadJob, *_rest: object) -> Measurement:
+        jobs.append(job)
+        return lacking(60 - losses[len(jobs) - 1], losses[len(jobs) - 1])
+
+    monkeypatch.setattr(run, "_carry_out", carry_out)
+    bodies = [json.dumps({"prompt": f"a b {number}"}).encode() for number in range(60)]
+    installed = EngineEnvironment(tmp_path, tmp_path, tmp_path, {"guidellm": "0.8.1"})
+    found = run.measure(LoadJob(open_step(10, 6), "http://server", bodies), Journal(), environment=installed)
+    assert len(jobs) == runs
+    sent = [body for job in jobs for body in job.bodies]
+    assert len(set(sent)) == 60 * runs
+    verdict = judge(found, [Objective("ttft_p50_ms", 5000)])[1]
+    assert ("measured again: GuideLLM's report had " in verdict.why) == (runs == 2 and losses[-1] < 2)
+    assert "measured_again" in [one.name for one in verdict.findings] or runs == 1
+    assert (verdict.outcome is Outcome.INVALID) == (losses[-1] > 1)
 
 
 def kept(code: str) -> subprocess.Popen[bytes]:

@@ -31,7 +31,14 @@ from pytest_vllm_stage.load.guidellm import keeper
 from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.load.guidellm.scenario import REPORT, SCENARIO, reverse_words, write_scenario
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
-from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples import (
+    LOST_ROWS,
+    MEASURED_AGAIN,
+    Measurement,
+    Sample,
+    ServerReading,
+    are_too_many_lost,
+)
 from pytest_vllm_stage.measurement.step import LoadStep
 
 #: Importing torch, making its processes, and at the end its statistics, on a machine that is busy with the engine too.
@@ -39,8 +46,6 @@ AROUND_S = 180.0
 #: A closed loop whose answers become this many times slower than its warm-up's is still awaited.
 _SLOWER = 5.0
 _LOOK_INTERVAL_S = 0.2
-#: More rows than this, or than one, are not lost by chance.
-LOST_SHARE = 0.01
 _SHOWN_CHARACTERS = 2000
 #: Its interpreter's own settings: one worker process, nothing from a hub, no output that a terminal would redraw.
 _SETTINGS = {
@@ -70,14 +75,24 @@ def measure(
     installed = environment or engine_environment.ensure(journal)
     with journal.phase(f"load {job.step.id}", step=job.step.to_json()) as facts:
         facts["driver"] = f"guidellm {installed.versions['guidellm']}"
-        with tempfile.TemporaryDirectory(prefix="guidellm-") as folder:
-            measurement = asyncio.run(_GuideLLMRun(job, journal, installed, Path(folder)).carry_out())
+        measurement = _carry_out(job, journal, installed)
+        if lacked := describe_loss(measurement):
+            facts["measured_again"] = lacked
+            journal.event("measured_again", job.step.id, reason=lacked)
+            other = replace(job, bodies=[reverse_words(body) for body in job.bodies])
+            measurement = _carry_out(other, journal, installed)
+            measurement = replace(measurement, facts={**measurement.facts, MEASURED_AGAIN: lacked})
         facts["requests"] = len(measurement.samples)
         facts["failed"] = sum(sample.failed for sample in measurement.samples)
     if watcher is not None:
         for sample in measurement.samples:
             watcher(sample)
     return measurement
+
+
+def _carry_out(job: LoadJob, journal: Journal, installed: EngineEnvironment) -> Measurement:
+    with tempfile.TemporaryDirectory(prefix="guidellm-") as folder:
+        return asyncio.run(_GuideLLMRun(job, journal, installed, Path(folder)).carry_out())
 
 
 def count_requests(step: LoadStep, warmup: Sequence[Sample], bodies: int) -> int:
@@ -228,16 +243,24 @@ class _GuideLLMRun:
         )
 
 
-def missing(sent: int, rows: int) -> dict[str, int | bool]:
+def missing(sent: int, rows: int) -> dict[str, int]:
     """Facts about requests that the report does not have.
 
-    GuideLLM occasionally loses a row between its processes; the request was sent and answered. More lost rows
-    invalidate the step.
+    GuideLLM occasionally loses a row between its processes; the request was sent and answered.
     """
     lost = sent - rows
-    if lost <= 0:
-        return {}
-    return {"lost_rows": lost} if lost <= max(1, LOST_SHARE * sent) else {"lost_rows": lost, "prompts_ran_out": True}
+    return {LOST_ROWS: lost} if lost > 0 else {}
+
+
+def describe_loss(measurement: Measurement) -> str:
+    """Why a step is to be measured again: its report lacks too many rows, and no request failed; else empty."""
+    lost, rows = int(measurement.facts.get(LOST_ROWS, 0)), len(measurement.samples)
+    # Other prompts of the step would begin with another prefix than the planned one.
+    if not are_too_many_lost(lost, rows + lost) or measurement.step.shared_prefix_tokens:
+        return ""
+    if any(sample.failed for sample in measurement.samples):
+        return ""
+    return f"GuideLLM's report had {rows} of {rows + lost} samples, none failed"
 
 
 def _priority_of(pid: int) -> str:
