@@ -39,6 +39,7 @@ _GPU_MEMORY_MIB = b"DCGM_FI_DEV_FB_USED"
 _GPU_UTILIZATION_PERCENT = b"DCGM_FI_DEV_GPU_UTIL"
 _MIB = 1024 * 1024
 _MODELS = "/v1/models"
+_LABELS_END = (b'"}', b'",}', b"{}")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 #: The query to a Prometheus: both series of the DCGM exporters that it scrapes, at their newest.
 _GPU_QUERY = '{__name__=~"DCGM_FI_DEV_FB_USED|DCGM_FI_DEV_GPU_UTIL"}'
@@ -281,11 +282,13 @@ def labelled_series(page: bytes, name: bytes) -> list[tuple[bytes, float]]:
     at = 0 if page.startswith(name) else page.find(b"\n" + name)
     while at >= 0:
         end = page.find(b"\n", at + 1)
-        line = page[at : end if end >= 0 else len(page)].strip()
-        label, _, value = line.rpartition(b" ")
-        rest = label[len(name) :]
-        if rest[:1] in (b"", b"{", b" ") and (number := _number(value)) is not None:
-            values.append((rest, number))
+        rest = page[at : end if end >= 0 else len(page)].strip()[len(name) :]
+        # A time stamp and, in OpenMetrics, an exemplar may follow the value.
+        ends = [rest.find(mark) + len(mark) for mark in _LABELS_END if mark in rest] if rest.startswith(b"{") else []
+        close = min(ends, default=0)
+        value = rest[close:].split(maxsplit=1)[:1]
+        if rest[:1] in (b"{", b" ") and value and (number := _number(value[0])) is not None:
+            values.append((rest[:close], number))
         at = page.find(b"\n" + name, at + 1)
     return values
 

@@ -9,7 +9,9 @@ from difflib import get_close_matches
 
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\\n]|\\["\\n])*)"\s*(?:,|$)')
-_SAMPLE = re.compile(rf"({_NAME})(?:\{{(.*)\}})?\s+(\S+)(?:\s+-?\d+)?\s*$")
+_SAMPLE = re.compile(rf"({_NAME})(?:\{{(.*)\}})?\s+(\S+)(?:\s+-?\d+(?:\.\d+)?)?\s*$")
+#: What OpenMetrics allows after a sample: the labels and the value of one observation.
+_EXEMPLAR = re.compile(r"\s#\s\{[^{}]*\}\s+\S+(?:\s+\S+)?\s*$")
 #: Series to the name that they have in vLLM before 0.10 or 0.11.
 _FORMER_NAMES = {
     "vllm:inter_token_latency_seconds": "vllm:time_per_output_token_seconds",
@@ -131,7 +133,7 @@ def parse(text: str) -> EngineMetrics:
 
 
 def _sample(line: str, number: int) -> SeriesValue:
-    match = _SAMPLE.match(line)
+    match = _SAMPLE.match(_EXEMPLAR.sub("", line)) or _SAMPLE.match(line)
     if match is None:
         raise BadExposition(f"line {number} is not a sample: {line[:200]!r}")
     name, labels, value = match.groups()

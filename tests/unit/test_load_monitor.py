@@ -9,7 +9,7 @@ from asyncio import StreamReader, StreamWriter
 import pytest
 
 from pytest_vllm_stage.load.connections import parse_address
-from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source
+from pytest_vllm_stage.load.monitor import Monitor, Source, gpu_source, series
 from pytest_vllm_stage.measurement.samples import ServerReading
 from tests.unit.sim_engine import Handler, request_of, serving
 
@@ -126,6 +126,21 @@ def test_series_of_another_model_are_not_taken(bodies: dict[bytes, bytes]) -> No
     seen: list[bytes] = []
     assert [one.running for one in asyncio.run(readings(pages(bodies, seen), times=2))] == [None, None]
     assert seen.count(b"/v1/models") <= 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"a 5",
+        b"a{} 5 1795509294941",
+        b'a{model_name="m"} 5',
+        b'a{model_name="m",} 5.0 1795509294.9',
+        b'a{le="1",model_name="m"} 5 # {trace_id="x"} 0.67 1795509294.9',
+    ],
+)
+def test_value_of_a_series_is_read_before_its_time_stamp(line: bytes) -> None:
+    page = b"# HELP a b\n" + line + b"\nab 6\na_total 7\n"
+    assert series(page, b"a", b"m") == [5.0]
 
 
 def test_models_are_not_listed_where_the_series_have_the_name() -> None:

@@ -31,6 +31,17 @@ def test_values_are_summed_over_the_matching_series() -> None:
     assert len(metrics.samples) == 9
 
 
+def test_exemplars_and_time_stamps_are_no_part_of_a_sample() -> None:
+    text = (
+        'lat_bucket{le="0.5"} 1 # {trace_id="a b"} 0.4 1795509294.941\n'
+        'lat_bucket{le="+Inf"} 4 1795509294.941 # {} 3\n'
+        'odd{quote=" # {x} 5"} 7\n'
+        "# EOF\n"
+    )
+    assert [sample.value for sample in parse(text).samples] == [1.0, 4.0, 7.0]
+    assert parse(text).series("odd")[0].labels == {"quote": " # {x} 5"}
+
+
 def test_a_counter_is_found_by_its_documented_name() -> None:
     assert parse(TEXT).value("vllm:generation_tokens") == 1500.0
 
