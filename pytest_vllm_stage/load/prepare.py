@@ -39,9 +39,11 @@ def _count(client: EndpointClient, api: str) -> Count:
         try:
             tokens = client.tokenize(messages=text) if api == "chat" else client.tokenize(text)
         except RequestFailed as error:
+            hint = f"curl -s {client.target.base_url}/tokenize"
+            if api == "chat" and "chat template" in error.body:
+                hint = 'a base model has no chat template: set api = "completions" in the load table of its profile'
             raise StageFailure(
-                f"prompts of an exact length need the server's tokenizer: {error.message}",
-                hint=f"curl -s {client.target.base_url}/tokenize",
+                f"prompts of an exact length need the server's tokenizer: {error.message}", hint=hint
             ) from None
         return tokens.count
 

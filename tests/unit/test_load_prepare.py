@@ -152,3 +152,14 @@ def test_a_server_without_a_tokenizer_is_refused() -> None:
         pytest.raises(StageFailure, match=wanted),
     ):
         create_prompt_maker(bare, "chat")
+
+
+def test_model_without_a_chat_template_is_to_be_asked_for_completions() -> None:
+    refusal = {"error": {"message": "you must provide a chat template if the tokenizer does not define one."}}
+    transport = httpx.MockTransport(lambda _request: httpx.Response(400, json=refusal))
+    with (
+        EndpointClient(Target("full", "m", "http://server"), transport=transport) as base,
+        pytest.raises(StageFailure) as caught,
+    ):
+        create_prompt_maker(base, "chat").texts(open_step(), 1, "step")
+    assert 'set api = "completions" in the load table' in caught.value.hint
