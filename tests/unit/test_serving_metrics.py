@@ -31,7 +31,7 @@ def test_values_are_summed_over_the_matching_series() -> None:
     assert len(metrics.samples) == 9
 
 
-def test_exemplars_and_time_stamps_are_no_part_of_a_sample() -> None:
+def test_exemplars_and_time_stamps_do_not_belong_to_a_sample() -> None:
     text = (
         'lat_bucket{le="0.5"} 1 # {trace_id="a b"} 0.4 1795509294.941\n'
         'lat_bucket{le="+Inf"} 4 1795509294.941 # {} 3\n'
