@@ -44,8 +44,12 @@ from pytest_vllm_stage.serving.replicas import Replicas
 
 URLS = {urls!r}
 
+def scrape(url):
+    with urllib.request.urlopen(url + "/metrics") as answer:
+        return answer.read().decode()
+
 def read():
-    return [urllib.request.urlopen(url + "/metrics").read().decode() for url in URLS]
+    return [scrape(url) for url in URLS]
 
 def prepare_counters(endpoint, reader):
     endpoint.scrapes.replicas = Replicas(len(URLS), read)

@@ -49,7 +49,8 @@ class GuardedModel(NamedTuple):
 
 
 def probe(port: int, path: str, scheme: str = "HTTP") -> Object:
-    return {"httpGet": {"path": path, "port": port, "scheme": scheme}, "periodSeconds": 1}
+    http = {"path": path, "port": port, "scheme": scheme}
+    return {"httpGet": http, "periodSeconds": 1, "timeoutSeconds": 5}
 
 
 def proxy_container(program: Path) -> Object:

@@ -150,7 +150,7 @@ def test_suites_are_green_through_a_healthy_router(places: Places) -> None:
 
 @pytest.mark.nightly
 def test_whole_suites_are_green_through_a_healthy_router(places: Places) -> None:
-    """About 700 of 715 checks pass, in two to five minutes on two cores; the others do not apply, or lack a right."""
+    """704 of 720 checks pass, in two to five minutes on two cores; the others do not apply, or lack a right."""
     outcome = run_through(places, make_router(places, 1, "whole"), "suites/", TRUSTED, "-n", "2")
     check_healthy_run(places, outcome)
     assert len(outcome.names("passed")) > 650
