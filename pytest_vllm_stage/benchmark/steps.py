@@ -23,11 +23,12 @@ from pytest_vllm_stage.load.driver import LoadJob, Watcher
 from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number
-from pytest_vllm_stage.measurement.samples import PORT_FORWARD, Measurement
+from pytest_vllm_stage.measurement.samples import PORT_FORWARD, SEVERAL_ENGINES, Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, as_saved, read_measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
+from pytest_vllm_stage.serving.replicas import find_replicas
 from pytest_vllm_stage.serving.target import DUMMY_WEIGHTS, is_simulated
 from pytest_vllm_stage.settings.config import StageConfig
 from pytest_vllm_stage.slo.decision import Outcome
@@ -35,6 +36,7 @@ from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
 from pytest_vllm_stage.slo.gateway import GATEWAY_FINDINGS
 from pytest_vllm_stage.slo.run_verdict import judge_run
+from pytest_vllm_stage.slo.validity import lacks_generated_tokens
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 from pytest_vllm_stage.stage.reach import forwards
 
@@ -137,7 +139,8 @@ def measure(
         source: Sends the load from the cluster; None sends it from this machine.
     """
     if source is not None:
-        measurement = as_saved(source.measure(run, replace(step, model=client.target.model), client, maker))
+        sent = source.measure(run, replace(step, model=client.target.model), client, maker)
+        measurement = as_saved(_with_engines(sent, client))
         prepare.learn_from(measurement, maker)
         return measurement
     with run.journal.phase(f"prompts {step.id}"):
@@ -150,7 +153,7 @@ def measure(
             facts=facts_of(run, client),
             always_warm_up=run.config.load_driver == "guidellm",
         )
-    measurement = as_saved(_with_way(_drive(run, job, watcher), client))
+    measurement = as_saved(_with_engines(_with_way(_drive(run, job, watcher), client), client))
     prepare.learn_from(measurement, maker)
     return measurement
 
@@ -162,6 +165,17 @@ def _with_way(measurement: Measurement, client: EndpointClient) -> Measurement:
         return measurement
     fact = {"service": forward.name, "broken": forward.find_break(measurement.started_at)}
     return replace(measurement, facts={**measurement.facts, PORT_FORWARD: fact})
+
+
+def _with_engines(measurement: Measurement, client: EndpointClient) -> Measurement:
+    """The measurement, with the fact that several engines answer; they are looked for where one has not sent all."""
+    if not lacks_generated_tokens(measurement):
+        return measurement
+    try:
+        several = find_replicas(client)
+    except RequestFailed:
+        return measurement
+    return replace(measurement, facts={**measurement.facts, SEVERAL_ENGINES: True}) if several else measurement
 
 
 def _drive(run: Run, job: LoadJob, watcher: Watcher | None) -> Measurement:

@@ -214,6 +214,8 @@ class ClientFacts:
 #: In a measurement's facts where its requests went through a port-forward: ``service``, and ``broken`` with the reason
 #: why connections broke on the way, empty where none did.
 PORT_FORWARD = "port_forward"
+#: In a measurement's facts where several engines answer at the address: the server's readings are of one of them.
+SEVERAL_ENGINES = "several_engines"
 #: In a measurement's facts: how many answered requests GuideLLM's report has no row of.
 LOST_ROWS = "lost_rows"
 #: In a measurement's facts where an earlier attempt of the step does not count: why it does not.

@@ -14,6 +14,7 @@ from pytest_vllm_stage.measurement.samples import (
     LOST_ROWS,
     MEASURED_AGAIN,
     PORT_FORWARD,
+    SEVERAL_ENGINES,
     Measurement,
     Sample,
     are_too_many_lost,
@@ -206,10 +207,15 @@ def _same_ids(samples: Sequence[Sample]) -> str:
     return f"{repeated} of {len(samples)} answers share their id with another one" if repeated else ""
 
 
+def lacks_generated_tokens(measurement: Measurement) -> bool:
+    """Whether the engine's counters account for fewer tokens than came: a cache, or another engine, sent the others."""
+    return bool(_not_generated(measurement, [one for one in measurement.samples if one.failure is None]))
+
+
 def _not_generated(measurement: Measurement, right: Sequence[Sample]) -> str:
     counts = [reading.generation_tokens for reading in measurement.server if reading.generation_tokens is not None]
     received = sum(sample.tokens for sample in right)
-    if len(counts) < 2 or _count_falls(counts):
+    if len(counts) < 2 or _count_falls(counts) or measurement.facts.get(SEVERAL_ENGINES):
         return ""
     generated = counts[-1] - counts[0]
     if generated >= 0.9 * received:
@@ -276,6 +282,9 @@ def _engine(measurement: Measurement) -> Iterator[Finding]:
         yield Finding("several_servers", text, False)
     elif falls:
         yield Finding("engine_restarted", "the engine's counters fell during the step: it restarted", False)
+    elif measurement.facts.get(SEVERAL_ENGINES):
+        text = "several servers answer at the address: the engine's readings are of one of them"
+        yield Finding("several_servers", text, False)
     preemptions = [reading.preemptions for reading in measurement.server if reading.preemptions is not None]
     if len(preemptions) > 1 and preemptions[-1] > preemptions[0]:
         preempted = preemptions[-1] - preemptions[0]

@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from pytest_vllm_stage.benchmark import steps
 from pytest_vllm_stage.checks.inference.replicas import prepare_counters
 from pytest_vllm_stage.cluster import client
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
+from pytest_vllm_stage.measurement.samples import SEVERAL_ENGINES, ServerReading
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.metrics import parse
 from pytest_vllm_stage.serving.replicas import LOOKS, ReplicaWatch
@@ -22,7 +24,8 @@ from pytest_vllm_stage.stage.objects import SERVICE_LABEL
 from pytest_vllm_stage.stage.observe.reader import StageReader
 from tests.unit.made_api import ApiServer, served, status
 from tests.unit.made_objects import pod
-from tests.unit.web_server import Reply, Request, web_server
+from tests.unit.made_samples import measurement, open_step, sample
+from tests.unit.web_server import Reply, Request, WebServer, web_server
 
 SERVED = "vllm:request_success"
 
@@ -60,17 +63,36 @@ def test_start_times_distinguish_replicas_with_equal_counters(starts: list[float
     assert alternates([exposition(7, started) for started in starts]) is several
 
 
-@pytest.mark.parametrize(("engines", "several"), [(1, False), (2, True)])
-def test_an_address_of_several_engines_is_found_by_new_connections(engines: int, several: bool) -> None:
+@contextmanager
+def address_of(engines: int) -> Iterator[tuple[WebServer, EndpointClient]]:
+    """An address whose requests so many engines answer in turn."""
     answers = itertools.cycle(range(engines))
 
     def answer(_request: Request) -> Reply:
         return Reply(200, exposition(7, next(answers)))
 
     with web_server(answer) as server, EndpointClient(Target("full", "m", server.url)) as endpoint:
+        yield server, endpoint
+
+
+@pytest.mark.parametrize(("engines", "several"), [(1, False), (2, True)])
+def test_an_address_of_several_engines_is_found_by_new_connections(engines: int, several: bool) -> None:
+    with address_of(engines) as (server, endpoint):
         reason = prepare_counters(endpoint, None)
     assert reason.startswith(f"several replicas answer at {server.url}: ") is several
     assert len(server.requests) == (2 if several else LOOKS)
+
+
+@pytest.mark.parametrize(("engines", "generated", "several"), [(2, 80, True), (1, 80, None), (2, 160, None)])
+def test_a_load_step_looks_for_other_engines_where_one_has_not_sent_all_tokens(
+    engines: int, generated: float, several: bool | None
+) -> None:
+    rows = [sample(index, index / 10) for index in range(10)]
+    readings = [ServerReading(at, 1, 0, generation_tokens=at * generated) for at in (0.0, 1.0)]
+    with address_of(engines) as (server, endpoint):
+        found = steps._with_engines(measurement(open_step(), rows, readings), endpoint)
+    assert found.facts.get(SEVERAL_ENGINES) is several
+    assert bool(server.requests) is (generated < sum(one.tokens for one in rows))
 
 
 def test_scrapes_without_known_series_show_nothing() -> None:

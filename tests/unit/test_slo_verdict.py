@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.measurement.samples import PORT_FORWARD, EarlyStop, Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples import (
+    PORT_FORWARD,
+    SEVERAL_ENGINES,
+    EarlyStop,
+    Measurement,
+    Sample,
+    ServerReading,
+)
 from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.gates import misses_of
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.saturation import kendall_tau, saturation
+from pytest_vllm_stage.slo.validity import lacks_generated_tokens
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 from tests.unit.made_samples import abandoned, closed_step, failed, measurement, open_step, queued, sample, with_ttfts
 
@@ -294,6 +302,18 @@ def test_counters_that_fall_are_of_a_restart_or_of_several_servers_and_of_no_cac
     assert [one.name for one in found.findings] == ([name] if name else [])
     assert found.outcome is Outcome.PASS
     assert (name is None) == ("counters fell" not in found.why)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_tokens_that_another_engine_sent_are_not_taken_for_a_caches(several: bool) -> None:
+    """Of two engines, the one that is read has generated half of what was received."""
+    facts = {SEVERAL_ENGINES: True} if several else {}
+    half = sum(one.tokens for one in many()) / 2
+    made = replace(measurement(open_step(), many(), readings_of(0, half / 2, half)), facts=facts)
+    found = verdict(made, P99)
+    assert [one.name for one in found.findings] == (["several_servers"] if several else ["served_from_cache"])
+    assert found.outcome is (Outcome.PASS if several else Outcome.INVALID)
+    assert lacks_generated_tokens(made) is not several
 
 
 def test_stalls_are_reported_with_their_interval() -> None:

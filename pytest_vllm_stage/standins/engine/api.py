@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,6 +44,8 @@ class EngineApi:
         self.engine = Engine(settings)
         self.faults: list[Fault] = []
         self._dice = random.Random(settings.seed)  # noqa: S311 - which request a fault affects, not a secret
+        #: Two engines with one seed give no id twice.
+        self._own_bits = secrets.randbits(64)
         self._served = 0
         #: vLLM's own variable for the key that clients must send.
         self._key = os.environ.get("VLLM_API_KEY", "")
@@ -113,7 +116,7 @@ class EngineApi:
         self._check(body)
         parameters = parameters_of_prompts(body, kind, self.settings.max_model_len)
         self._served += 1
-        request_id = request.headers.get("x-request-id") or f"{self._dice.getrandbits(64):016x}"
+        request_id = request.headers.get("x-request-id") or f"{self._dice.getrandbits(64) ^ self._own_bits:016x}"
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
         who = wire.Identity(prefix + request_id, kind, int(time.time()), self.settings.model)
         self._start(who, parameters, faults, received_at, reply)
