@@ -13,7 +13,7 @@ from pytest_vllm_stage.slo.decision import ALPHA, Outcome, decide
 from pytest_vllm_stage.slo.dependence import find_dependence
 from pytest_vllm_stage.slo.gates import PASS_NOT_BEFORE, Risks, SequentialGate, is_sequential, misses_of, values_of
 from pytest_vllm_stage.slo.objectives import Objective
-from pytest_vllm_stage.slo.steadiness import find_trends
+from pytest_vllm_stage.slo.steadiness import find_closed_trends, find_trends
 
 #: A step that does not look steady is looked at again after this share of the plan.
 LOOK_AGAIN_SHARE = 0.05
@@ -124,7 +124,8 @@ class EarlyDecision:
             return None
         while self._looks_s and now_s >= self._looks_s[0]:
             self._looks_s.pop(0)
-        return Outcome.PASS.value if all(map(self._is_kept_in_closed_loop, self._objectives)) else None
+        kept = all(map(self._is_kept_in_closed_loop, self._objectives))
+        return Outcome.PASS.value if kept and not find_closed_trends(self._taken).rising else None
 
     def _is_kept_in_closed_loop(self, objective: Objective) -> bool:
         misses, allowed = misses_of(objective, self._taken), objective.allowed_share

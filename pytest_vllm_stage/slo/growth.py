@@ -40,7 +40,8 @@ def judge_growth(
     """Judge a step's trends; None where no objective would be broken.
 
     A broken objective is certain where the latency's trend is significant, the lower bound of its slope also breaks
-    the objective within the horizon, and the engine confirms it: its batch is always full and requests wait.
+    the objective within the horizon, and the engine confirms it: its batch is always full and requests wait. In a
+    closed loop it is never certain, since a machine may be slow for a while.
     """
     broken = []
     certain = False
@@ -53,23 +54,26 @@ def judge_growth(
         if at_s is None or at_s > horizon_s:
             continue
         least_s = seconds_until(trend, objective.limit_s, margin_s, least=True)
-        certain = certain or (load.always_full and least_s is not None and least_s <= horizon_s)
+        is_certain = load.always_full and least_s is not None and least_s <= horizon_s
+        certain = certain or (measurement.step.open_loop and is_certain)
         name, percent, _ = LATENCY_KEYS[objective.key]
         unit = objective.key.rsplit("_", 1)[1]
         text = f"{_NAMES.get(name, name)} P{percent} would exceed {objective.limit:g} {unit} after about {at_s:.0f} s"
         broken.append(text)
     if not broken:
         return None
-    parts = [_queue_text(steadiness, load), *broken]
+    parts = [_queue_text(measurement, steadiness, load), *broken]
     if load.capacity_requests_per_s is not None and load.ever_waited:
         parts.append(f"capacity about {load.capacity_requests_per_s:.2g} requests/s")
     return Growth(Outcome.FAIL if certain else Outcome.INCONCLUSIVE, "not steady: " + "; ".join(parts))
 
 
-_NAMES = {"ttft": "TTFT", "e2e_latency": "end-to-end latency"}
+_NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e_latency": "end-to-end latency"}
 
 
-def _queue_text(steadiness: Steadiness, load: EngineLoad) -> str:
+def _queue_text(measurement: Measurement, steadiness: Steadiness, load: EngineLoad) -> str:
+    if not measurement.step.open_loop:
+        return f"the latency rises at a constant concurrency of {measurement.step.concurrency}: the engine slows down"
     count = steadiness.trend(IN_ENGINE)
     if load.ever_waited and load.queue_growth_per_s is not None and load.queue_growth_per_s > 0:
         full = ", the KV cache is full" if load.kv_cache_full and load.batch != load.most_running else ""

@@ -16,7 +16,7 @@ from pytest_vllm_stage.slo.growth import HORIZON_S, Growth, judge_growth
 from pytest_vllm_stage.slo.margin import find_quiet
 from pytest_vllm_stage.slo.objectives import Objective, goodput_limits_s
 from pytest_vllm_stage.slo.saturation import Saturation, saturation
-from pytest_vllm_stage.slo.steadiness import Steadiness, find_trends
+from pytest_vllm_stage.slo.steadiness import Steadiness, find_closed_trends, find_trends
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,13 @@ def judge_objectives(
         gates = [_where_certain(gate, judged(gate.objective, ended)) for gate in gates]
     return Judgement(
         gates=tuple(gates),
-        growth=judge_growth(measurement, objectives, steadiness, load, horizon_s),
+        growth=judge_growth(
+            measurement,
+            objectives,
+            steadiness if step.open_loop else find_closed_trends(samples),
+            load,
+            horizon_s,
+        ),
         saturation=saturation(measurement, load, steadiness),
         steadiness=steadiness,
         load=load,

@@ -24,6 +24,8 @@ from pytest_vllm_stage.slo.dependence import requests_in_engine
 BLOCKS = 10
 #: With fewer requests after the start no trend is estimated.
 LEAST_REQUESTS = 30
+#: With fewer requests, or in a shorter time, no trend of a closed loop is estimated.
+LEAST_CLOSED, LEAST_CLOSED_S = 100, 25.0
 #: A trend is significant below this: three series are tested, and one step in a hundred may show a false trend.
 SIGNIFICANCE = 0.002
 #: No early pass while a trend is this likely.
@@ -103,6 +105,33 @@ def find_trends(samples: Sequence[Sample]) -> Steadiness:
     }
     found = (_trend(name, times, values, start_s) for name, values in series.items())
     return Steadiness(tuple(trend for trend in found if trend is not None))
+
+
+def find_closed_trends(samples: Sequence[Sample]) -> Steadiness:
+    """The latencies of a closed loop that certainly rise: no queue can grow, so that the engine itself slows down.
+
+    Waves of answers that end together vary from block to block, and a busy machine slows down for seconds. So a step
+    shorter than `LEAST_CLOSED_S`, or with few requests, shows nothing, and a rise has to double the latency and to go
+    through nearly all blocks.
+    """
+    answered = [sample for sample in samples if sample.failure is None and sample.first_token_s is not None]
+    if len(answered) < LEAST_CLOSED or answered[-1].scheduled_s - answered[0].scheduled_s < LEAST_CLOSED_S:
+        return Steadiness()
+    found = []
+    for name in ("ttft", "e2e_latency", "tpot"):
+        values = [_value(name, sample) for sample in answered]
+        trend = _trend(name, [sample.scheduled_s for sample in answered], values, _start_s(samples, answered))
+        if trend is not None and trend.rises and _doubles(values):
+            found.append(trend)
+    return Steadiness(tuple(found))
+
+
+def _doubles(values: Sequence[float | None]) -> bool:
+    known = [value for value in values if value is not None]
+    n = len(known)
+    blocks = [statistics.median(known[i * n // BLOCKS : (i + 1) * n // BLOCKS]) for i in range(BLOCKS)]
+    rises = sum(after > before for before, after in pairwise(blocks))
+    return rises >= BLOCKS - 2 and blocks[-1] >= 2 * blocks[0]
 
 
 def _start_s(samples: Sequence[Sample], answered: Sequence[Sample]) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.measurement.samples import Measurement, ServerReading
+from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.samples_file import read_measurement
 from pytest_vllm_stage.measurement.step import POISSON
 from pytest_vllm_stage.slo.decision import Outcome
@@ -117,6 +119,57 @@ def test_closed_loop_that_waits_for_nothing_says_so_of_nothing(
     made = measurement(closed_step(40), [sample(i, i / 10) for i in range(600)], server)
     found = judge(replace(made, facts=facts), [Objective("ttft_p90_ms", 2000)])[1]
     assert (found.outcome, "wait" in found.why) == (Outcome.PASS, False), found.why
+
+
+def users_of(
+    ttft_s: Callable[[float], float], itl_s: Callable[[float], float], duration_s: float = 60.0, users: int = 5
+) -> Measurement:
+    """A closed loop whose latencies depend on the time, and vary by a twentieth."""
+    dice, waiting = random.Random(4), [(0.001 * user, user) for user in range(users)]
+    rows: list[Sample] = []
+    while (first := heapq.heappop(waiting))[0] < duration_s:
+        at_s, factor = round(first[0], 6), math.exp(dice.gauss(0, 0.05))
+        rows.append(sample(len(rows), at_s, ttft_s=factor * ttft_s(at_s), itl_s=factor * itl_s(at_s)))
+        heapq.heappush(waiting, (rows[-1].end_s + 0.001, first[1]))
+    return measurement(closed_step(users, duration_s), rows)
+
+
+@pytest.mark.parametrize(
+    ("made", "objective", "says"),
+    [
+        (users_of(lambda at: 0.06 + 0.024 * at, lambda _: 0.02), "ttft_p90_ms", "TTFT P90 would exceed 2000 ms after"),
+        (users_of(lambda _: 0.06, lambda at: 0.02 + 0.0012 * at), "tpot_p90_ms", "TPOT P90 would exceed 100 ms after"),
+        (users_of(lambda _: 0.3, lambda at: 0.02 + 0.0008 * at), "e2e_latency_p90_s", "P90 would exceed 2 s after"),
+    ],
+    ids=["ttft", "tpot", "e2e_latency"],
+)
+def test_an_engine_that_slows_down_under_constant_concurrency_does_not_pass(
+    made: Measurement, objective: str, says: str
+) -> None:
+    limits = {"ttft_p90_ms": 2000, "tpot_p90_ms": 100, "e2e_latency_p90_s": 2}
+    found = judge(made, [Objective(objective, limits[objective])])[1]
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.why.startswith(
+        "not steady: the latency rises at a constant concurrency of 5: the engine slows down; "
+    ), found.why
+    assert says in found.why
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        users_of(lambda _: 0.06, lambda _: 0.02),
+        users_of(lambda at: 0.06 + 1.5 * math.exp(-at / 3), lambda _: 0.02),
+        users_of(lambda at: 0.06 + 0.00025 * at, lambda at: 0.02 + 0.00005 * at),
+        users_of(lambda at: 0.06 if at < 30 else 0.2, lambda _: 0.02),
+        users_of(lambda at: 0.06 + 0.2 * (20 < at < 30), lambda _: 0.02),
+        users_of(lambda at: 0.06 + 0.05 * at, lambda _: 0.02, duration_s=20),
+    ],
+    ids=["steady", "cold", "drift", "step", "disturbed", "short"],
+)
+def test_a_closed_loop_that_does_not_slow_down_for_good_passes(made: Measurement) -> None:
+    found = judge(made, [Objective("ttft_p90_ms", 2000), Objective("tpot_p90_ms", 100)])[1]
+    assert found.outcome is Outcome.PASS, found.why
 
 
 @pytest.mark.parametrize(
