@@ -152,10 +152,16 @@ def fastest_answer_s(step: LoadStep, client: EndpointClient, maker: PromptMaker)
 
 def _ask(step: LoadStep, client: EndpointClient, text: str, tokens: int) -> None:
     parameters = {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
-    if step.api == "chat":
-        client.chat(text, **parameters)
-    else:
+    if step.api != "chat":
         client.completion(text, **parameters)
+        return
+    reasons = client.reasons
+    # The first token of a model that reasons may only begin its reasoning.
+    client.reasons = True
+    try:
+        client.chat(text, **parameters)
+    finally:
+        client.reasons = reasons
 
 
 def _is_warm(step: LoadStep, maker: PromptMaker) -> bool:

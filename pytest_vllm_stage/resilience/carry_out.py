@@ -156,7 +156,7 @@ def _find_unhealthy(site: Site, client: EndpointClient) -> list[str]:
 
     def look() -> Observation:
         try:
-            client.chat("Hello", max_tokens=_FIRST_ANSWER_TOKENS)
+            client.completion("Hello", max_tokens=_FIRST_ANSWER_TOKENS)
         except RequestFailed as error:
             return Observation(False, error.message)
         return Observation(True, "answers")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vllm_stage import EndpointClient, does_not_apply
 from pytest_vllm_stage.core.secret import redact
-from pytest_vllm_stage.serving.client import CHAT
+from pytest_vllm_stage.serving.client import COMPLETIONS
 from pytest_vllm_stage.serving.failures import shown
 from pytest_vllm_stage.serving.gateway_errors import explain_gateway_error
 from pytest_vllm_stage.stage.protection import ENABLE_AUTH
@@ -23,9 +23,9 @@ WRONG = {"authorization": "Bearer wrong-token-of-a-client"}
 
 
 def ask(client: EndpointClient, headers: dict[str, str] | None = None) -> Iterator[httpx.Response]:
-    """The responses of a path that lists and of one that generates."""
+    """The responses of a path that lists and of one that generates, which a model without a chat template has too."""
     yield client.raw("GET", "/v1/models", headers=headers)
-    yield client.raw("POST", CHAT, json=client.chat_body("Say hello.", max_tokens=1), headers=headers)
+    yield client.raw("POST", COMPLETIONS, json=client.completion_body("Hello", max_tokens=1), headers=headers)
 
 
 def describe_sender(response: httpx.Response) -> str:

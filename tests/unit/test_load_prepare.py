@@ -19,7 +19,7 @@ from pytest_vllm_stage.load.prepare import (
     most_requests,
     prepare,
 )
-from pytest_vllm_stage.load.prompts import pace_key
+from pytest_vllm_stage.load.prompts import make_prompt_maker, pace_key
 from pytest_vllm_stage.measurement.step import CLOSED
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.target import Target
@@ -163,3 +163,16 @@ def test_model_without_a_chat_template_is_to_be_asked_for_completions() -> None:
     ):
         create_prompt_maker(base, "chat").texts(open_step(), 1, "step")
     assert 'set api = "completions" in the load table' in caught.value.hint
+
+
+def test_first_token_of_a_reasoning_model_may_have_no_text() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        tokens = json.loads(request.content).get("max_tokens")
+        message = {"content": None, "reasoning": None if tokens == 1 else "The user"}
+        return httpx.Response(200, json={"choices": [{"message": message}]})
+
+    step = replace(open_step(), model="m", arrivals=CLOSED, request_rate=None, concurrency=3)
+    maker = make_prompt_maker(lambda text: len(text.split()) + 2)
+    with EndpointClient(Target("full", "m", "http://server"), transport=httpx.MockTransport(answer)) as client:
+        assert fastest_answer_s(step, client, maker) > 0
+        assert not client.reasons

@@ -212,7 +212,7 @@ FAULTS = {
         change_nothing,
         PROTECTION,
         "model_answers_its_own_clients",
-        r"POST /v1/chat/completions answered 403 with the token of reader, sent by kube-rbac-proxy, expected 200: "
+        r"POST /v1/completions answered 403 with the token of reader, sent by kube-rbac-proxy, expected 200: "
         r"Forbidden \(user=system:serviceaccount:lookalike:reader, verb=create, resource=inferenceservices",
         advises="next: kubectl auth can-i create inferenceservices/smollm2-135m-quantized --as=",
         role="quantized",
