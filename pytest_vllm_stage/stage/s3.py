@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.core.certificate_errors import explain_refusal
@@ -244,4 +245,14 @@ def _isolated_session() -> Any:
     alone = {name: (None, None, default, convert) for name, (_, _, default, convert) in known.items()}
     for file in ("config_file", "credentials_file"):
         alone[file] = (None, None, None, None)
-    return Session(session_vars=alone)
+    session = Session(session_vars=alone)
+    session.register_component("data_loader", _share_loader())
+    return session
+
+
+@cache
+def _share_loader() -> Any:
+    """What reads S3's definition, and keeps it: it takes a tenth of a second, and no client changes it."""
+    from botocore.loaders import Loader
+
+    return Loader()

@@ -194,3 +194,21 @@ def test_a_store_that_does_not_answer_is_named() -> None:
     with pytest.raises(StageFailure, match=f"get models/key: the S3 API at {url} does not answer: Endpoint") as caught:
         Bucket(store_at(url), "models").get("key")
     assert caught.value.hint == f"curl -i {url}"
+
+
+def test_definition_of_the_api_is_read_for_the_first_client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.loaders import JSONFileLoader
+
+    store = store_at("http://127.0.0.1:9")
+    store.client().close()
+    read: list[str] = []
+    load = JSONFileLoader.load_file
+
+    def record_path(self: JSONFileLoader, path: str) -> Any:
+        read.append(path)
+        return load(self, path)
+
+    monkeypatch.setattr(JSONFileLoader, "load_file", record_path)
+    for client in (store.client(), store.anonymous_client()):
+        client.close()
+    assert [path for path in read if "/s3/" in path] == []
