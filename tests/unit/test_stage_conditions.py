@@ -117,5 +117,7 @@ def test_the_context_length_is_read_from_the_arguments(args: list[str], length: 
 
 def test_the_batch_limit_is_read_from_the_arguments() -> None:
     assert waves.max_num_seqs(["--max-num-seqs=8", "--max-num-seqs", "16"]) == 16
+    assert waves.max_num_seqs(["--max_num_seqs=8"]) == 8
+    assert waves.max_num_seqs(["exec vllm serve /mnt/models\n  --max-num-seqs  4\n"]) == 4
     assert waves.max_num_seqs(["--x--max-num-seqs=8"]) is None
     assert waves.max_num_seqs([]) is None

@@ -185,6 +185,16 @@ def test_a_contradiction_is_reported(name: str) -> None:
     assert any(one.removeprefix("InferenceService/").startswith(line) for one in found), found
 
 
+@pytest.mark.parametrize("mode", ["Standard", "RawDeployment"])
+def test_concurrency_that_nothing_enforces_is_not_reported(mode: str) -> None:
+    manifests = copy.deepcopy(REFERENCE)
+    model_of(manifests)["containerConcurrency"] = 8
+    service = render.named(manifests, "InferenceService", FULL)
+    assert service is not None
+    service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
+    assert find_contradictions(manifests) == []
+
+
 def test_arguments_are_read_however_they_are_written() -> None:
     args = ("--port=8080", "--max_model_len", "2048", "--dtype auto", "--enable-prefix-caching", "--port", "9")
     assert read_arguments(args) == {
@@ -192,6 +202,16 @@ def test_arguments_are_read_however_they_are_written() -> None:
         "max-model-len": "2048",
         "dtype": "auto",
         "enable-prefix-caching": "",
+    }
+
+
+def test_short_flags_begin_a_flag_and_negative_numbers_do_not() -> None:
+    assert read_arguments(("--port=8080", "-O3", "-tp=4", "-pp", "2", "--seed", "-1")) == {
+        "port": "8080",
+        "O3": "",
+        "tensor-parallel-size": "4",
+        "pipeline-parallel-size": "2",
+        "seed": "-1",
     }
 
 

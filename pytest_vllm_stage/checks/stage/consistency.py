@@ -16,6 +16,8 @@ from pytest_vllm_stage.stage.objects import Object
 
 #: Short flags of vLLM with their names.
 _PARALLEL = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size"}
+#: A long or a short flag, and no negative number.
+_FLAG = re.compile(r"--?[A-Za-z]")
 #: Where KServe mounts what a storageUri names.
 _MODEL_FOLDER = "/mnt/models"
 #: Families of models as names have them, and words for weights of fewer bits and of all bits.
@@ -28,6 +30,8 @@ _QUANTIZED = re.compile(
 _WHOLE = re.compile(r"(?<![a-z0-9])(?:bf16|fp16|bfloat16|float16|full)(?![a-z0-9])", re.IGNORECASE)
 #: Methods by which vLLM quantizes whole weights when it starts.
 _QUANTIZED_AT_START = ("fp8", "ptpc_fp8", "bitsandbytes", "experts_int8", "torchao")
+#: Without Knative nothing enforces containerConcurrency; KServe before 0.16 calls the mode RawDeployment.
+_DEPLOYMENT_MODE, _WITHOUT_KNATIVE = "serving.kserve.io/deploymentMode", ("Standard", "RawDeployment")
 _S3_ENDPOINT = "serving.kserve.io/s3-endpoint"
 _ADDRESS = re.compile(r"(?:https?://)?(?P<service>[a-z][a-z0-9-]*)(?:\.[a-z0-9.-]*)?:(?P<port>\d+)(?:/.*)?")
 
@@ -45,9 +49,9 @@ def read_arguments(args: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     flag = ""
     for word in (word for arg in args for word in arg.split()):
-        if word.startswith("--") or word in _PARALLEL:
-            name, _, value = _PARALLEL.get(word, word[2:]).partition("=")
-            flag = name.replace("_", "-")
+        if _FLAG.match(word):
+            name, _, value = word.partition("=")
+            flag = _PARALLEL.get(name, name.lstrip("-")).replace("_", "-")
             found[flag] = value
         elif flag:
             found[flag] = f"{found[flag]} {word}".strip()
@@ -96,7 +100,8 @@ def _of_names(service: Object, arguments: Mapping[str, str]) -> Iterator[str]:
         yield f"served-model-name is {served}, and clients ask for {name}"
     if "enable-auto-tool-choice" in arguments and not arguments.get("tool-call-parser"):
         yield "enable-auto-tool-choice needs a tool-call-parser, and none is given"
-    admitted = service["spec"]["predictor"].get("containerConcurrency") or 0
+    mode = (service["metadata"].get("annotations") or {}).get(_DEPLOYMENT_MODE, "")
+    admitted = 0 if mode in _WITHOUT_KNATIVE else service["spec"]["predictor"].get("containerConcurrency") or 0
     batch = _number(arguments.get("max-num-seqs"))
     if 0 < admitted < batch:
         yield f"containerConcurrency {admitted} admits fewer requests than max-num-seqs {batch} serves at once"

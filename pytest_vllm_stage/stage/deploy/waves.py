@@ -225,7 +225,9 @@ def max_num_seqs(args: Sequence[str]) -> int | None:
 
 
 def _find_number(option: str, args: Sequence[str]) -> int | None:
-    match = re.findall(rf"(?:^| ){option}[= ](\d+)", " ".join(args))
+    # vLLM takes underscores for hyphens, and a shell's whole command line may be one argument.
+    name = option.removeprefix("--").replace("-", "[-_]")
+    match = re.findall(rf"(?:^|\s)--{name}(?:=|\s+)(\d+)", " ".join(args))
     return int(match[-1]) if match else None
 
 
