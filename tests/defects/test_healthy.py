@@ -8,9 +8,11 @@ from tests.defects import checks
 from tests.defects.proxy.healthy import (
     Adapter,
     BaseModel,
+    ForcedUsage,
     NamedTwice,
     OlderReasoningModel,
     OlderVllm,
+    OpenMetrics,
     OtherLanguage,
     ReasoningModel,
 )
@@ -35,6 +37,8 @@ SERVERS: dict[str, tuple[type[Defect], set[str]]] = {
             checks.ENGINES_TOKENS,
         },
     ),
+    "forced-usage": (ForcedUsage, {checks.STREAM_USAGE, checks.ANY_REQUEST, checks.CONTINUOUS}),
+    "open-metrics": (OpenMetrics, {*COUNTING, checks.TYPES}),
     "other-language": (OtherLanguage, {checks.FACT, checks.QUESTION, checks.COMPLETION}),
 }
 

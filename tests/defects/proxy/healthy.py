@@ -86,6 +86,25 @@ class OtherLanguage(Defect):
             answer.body = text.encode()
 
 
+class ForcedUsage(BodyDefect):
+    """A server with --enable-force-include-usage: every chunk of every stream carries the usage."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        if body.get("stream") is True:
+            body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+
+
+class OpenMetrics(Defect):
+    """The metrics come in OpenMetrics' format, with an exemplar at each bucket."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Write them so."""
+        if exchange.request.path == "/metrics":
+            exemplar = rb' # {trace_id="abc"} 0.67 1790000000.125'
+            answer.body = re.sub(rb"(?m)^(vllm:\w+_bucket\{[^}]*\} \S+)$", rb"\1" + exemplar, answer.body) + b"# EOF\n"
+            answer.headers["content-type"] = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
 class BaseModel(Defect):
     """A base model: its tokenizer has no chat template, and vLLM 0.32 refuses every conversation with these words."""
 
