@@ -33,6 +33,9 @@ COMPLETIONS = "/v1/completions"
 
 #: Seconds to a connection.
 CONNECT_TIMEOUT_S = 10.0
+#: The longest that a connection waits for its next request. Servers close an idle one after 5 s (uvicorn, which vLLM
+#: runs on) or more; a request that meets the end of its connection is lost without anything being wrong.
+KEPT_IDLE_S = 2.0
 #: Seconds of silence that end a request; a server's first answer after its start can take many.
 SILENCE_TIMEOUT_S = 120.0
 
@@ -74,6 +77,7 @@ class EndpointClient:
             base_url=target.base_url,
             event_hooks={"request": [self._authorize]},
             timeout=httpx.Timeout(silence_timeout_s, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE_S),
             verify=_trust(target),
             trust_env=False,
             transport=transport,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import subprocess
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from threading import Thread
@@ -18,6 +18,7 @@ import pytest
 from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.load.connections import parse_address
+from pytest_vllm_stage.serving import client as client_module
 from pytest_vllm_stage.serving.client import CHAT, EndpointClient, RequestFailed, StreamBroken, Target
 
 TARGET = Target("full", "m", "http://server:8080", api_key=Secret("sk-very-secret"))
@@ -257,6 +258,34 @@ class _Healthy(BaseHTTPRequestHandler):
 
     def log_message(self, *_arguments: object) -> None:
         pass
+
+
+@pytest.mark.parametrize(("kept_s", "connections"), [(0.0, 3), (60.0, 1)])
+def test_a_connection_that_was_idle_too_long_gets_no_request(
+    monkeypatch: pytest.MonkeyPatch, kept_s: float, connections: int
+) -> None:
+    monkeypatch.setattr(client_module, "KEPT_IDLE_S", kept_s)
+    seen = set()
+
+    class Kept(_Healthy):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            seen.add(self.client_address)
+            super().do_GET()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Kept)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with EndpointClient(Target("full", "m", f"http://127.0.0.1:{server.server_port}")) as endpoint:
+            for _ in range(3):
+                endpoint.health()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert len(seen) == connections
 
 
 @pytest.fixture
