@@ -13,6 +13,7 @@ import pytest
 from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
+from pytest_vllm_stage.serving.failures import RequestFailed
 
 Needs = Callable[..., None]
 
@@ -236,7 +237,13 @@ def test_odd_request_causes_no_server_error(endpoint: EndpointClient) -> None:
 
     def ask(request: tuple[str, Any, Any]) -> str:
         path, _, body = request
-        response = endpoint.raw("POST", path, json=body)
+        try:
+            response = endpoint.raw("POST", path, json=body)
+        except RequestFailed:
+            # uvicorn closes a connection after an exception, and does not say so in the 500 before: the next request
+            # on it is lost, which is not this one's fault.
+            with endpoint.with_new_connections() as fresh:
+                response = fresh.raw("POST", path, json=body)
         try:
             response.json()
         except ValueError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+import weakref
 from typing import Any, ClassVar
 
 from tests.defects import checks
-from tests.defects.proxy.server import Answer, Defect, Exchange, refuse
+from tests.defects.proxy.server import Answer, Client, ClientGone, Defect, Exchange, refuse
 
 
 class BodyDefect(Defect):
@@ -485,15 +486,22 @@ class FieldsAssumed(
     says=r"answered with a server error",
     source="https://github.com/elizaOS/eliza/pull/10111",
 ):
-    """A body whose fields have another shape than expected ends in the gateway's own exception."""
+    """A body whose fields have another shape than expected ends in an exception, and its connection with it."""
+
+    def __init__(self) -> None:
+        self._ended: weakref.WeakSet[Client] = weakref.WeakSet()
 
     async def on_request(self, exchange: Exchange) -> Answer | None:
         """Look into the messages, and fail where there are none."""
+        if exchange.client in self._ended:
+            exchange.client.reset()
+            raise ClientGone
         if exchange.request.path != "/v1/chat/completions":
             return None
         try:
             json.loads(exchange.request.body)["messages"][0]["content"].strip()
         except (KeyError, TypeError, IndexError, AttributeError):
+            self._ended.add(exchange.client)
             return refuse(500, "Internal Server Error")
         except ValueError:
             return None
