@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
-from pytest_vllm_stage.checks.inference.abilities import find_lacks
+from pytest_vllm_stage.checks.inference.abilities import find_lacks, find_ruled_out
 from pytest_vllm_stage.checks.inference.liveness import FirstAnswer, ask_first
 from pytest_vllm_stage.checks.inference.releases import describe_lack, read_release
 from pytest_vllm_stage.checks.inference.replicas import prepare_counters
@@ -33,6 +33,17 @@ JOINS_SLOW_LANES = "test_slow_lanes.py"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slow lanes behind the other checks; load steps come after them in any case."""
     items.sort(key=lambda item: item.path.name == JOINS_SLOW_LANES)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A check whose failure quotes that the engine's configuration rules its parameters out does not apply."""
+    try:
+        return (yield)
+    except (Exception, pytest.fail.Exception) as error:
+        if reason := find_ruled_out(str(error)):
+            does_not_apply(f"the server says: {reason}")
+        raise
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage import EndpointClient, Target
+from pytest_vllm_stage import EndpointClient, Target, does_not_apply
+from pytest_vllm_stage.checks.inference.abilities import find_ruled_out
 from pytest_vllm_stage.checks.inference.relations.ahead import AT_ONCE, AskingAhead, Selection
 from pytest_vllm_stage.checks.inference.relations.asking import ORDINARY, Asker, name
 from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, LABEL, MATRIX, Case
@@ -162,6 +163,8 @@ def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, needs: Needs
     asker = _asking_ahead.wait(endpoint.target.role)
     asker.endpoint = endpoint
     if case and (reason := asker.explain_unanswered(case)):
+        if ruled_out := find_ruled_out(reason):
+            does_not_apply(f"the server says: {ruled_out}")
         pytest.skip(f"reported by an earlier check: {reason}")
     return asker
 

@@ -15,6 +15,7 @@ from tests.defects.proxy.healthy import (
     OpenMetrics,
     OtherLanguage,
     ReasoningModel,
+    SpeculativeDecoding,
 )
 from tests.defects.proxy.server import Answer, Defect, Exchange, running_proxy
 from tests.defects.runner import run_suite, simulator
@@ -107,6 +108,17 @@ def test_model_of_another_kind_raises_no_alarm(name: str) -> None:
     assert not outcome.failed, outcome.output
     assert outcome.passed >= least_passed, outcome.output
     assert f"does not apply: sim-model {said}" in outcome.output
+
+
+def test_parameters_that_the_engines_configuration_rules_out_do_not_apply() -> None:
+    chosen = {checks.BIAS, checks.FILTER, checks.EVERYWHERE, checks.ANY_REQUEST, checks.IRRELEVANT}
+    with simulator() as engine, running_proxy(engine, SpeculativeDecoding()) as url:
+        outcome = run_suite(url, "--stage-model=sim-model", "-rsfE", "-k", " or ".join(sorted(chosen)))
+    assert not outcome.failed, outcome.output
+    assert outcome.passed > 8, outcome.output
+    said = "does not apply: the server says: The min_p and logit_bias sampling parameters are not yet supported"
+    assert said in outcome.output
+    assert "reported by an earlier check" not in outcome.output
 
 
 def test_model_that_lost_its_chat_template_is_a_defect() -> None:

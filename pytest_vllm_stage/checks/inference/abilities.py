@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from pytest_vllm_stage.settings.profile import ModelProfile
 _MARKS = ("<think>", "[THINK]", "<|channel|>analysis")
 #: What vLLM applies to the answer alone, after the reasoning.
 _AFTER_REASONING = ("auto_tools", "structured_outputs", "tools")
+#: vLLM's own words for parameters that a configuration of the engine rules out: ``min_p`` and ``logit_bias`` so far.
+_RULED_OUT = re.compile(r"The [\w ]+ sampling parameters are not yet supported with speculative decoding")
 #: Tokens that show a reasoning, where one token is only the mark of its beginning.
 _FEW_TOKENS = 32
 #: Tokens within which a model comes to its answer to a simple question.
@@ -54,6 +57,12 @@ def _describe_reasoning(message: Mapping[str, Any]) -> str:
         return "" if content else f"it reasons before it answers: its first tokens are the reasoning {reasoning!r}"
     text = content.lstrip() if isinstance(content, str) else ""
     return f"it reasons before it answers: its text begins with {text!r}" if text.startswith(_MARKS) else ""
+
+
+def find_ruled_out(text: str) -> str:
+    """The server's sentence that its configuration rules parameters out; empty where a failure does not quote it."""
+    found = _RULED_OUT.search(text)
+    return found[0] if found else ""
 
 
 def wait_for_content(endpoint: EndpointClient, question: str) -> Answer:

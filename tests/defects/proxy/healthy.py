@@ -105,6 +105,20 @@ class OpenMetrics(Defect):
             answer.headers["content-type"] = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
+class SpeculativeDecoding(Defect):
+    """vLLM 0.32 with a draft model refuses two parameters."""
+
+    REFUSAL: ClassVar[str] = (
+        "The min_p and logit_bias sampling parameters are not yet supported with speculative decoding."
+    )
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Refuse them."""
+        body = exchange.request.json
+        ruled_out = body.get("logit_bias") or body.get("min_p")
+        return refuse(400, self.REFUSAL) if exchange.request.generates and ruled_out else None
+
+
 class BaseModel(Defect):
     """A base model: its tokenizer has no chat template, and vLLM 0.32 refuses every conversation with these words."""
 
