@@ -77,7 +77,7 @@ def journal(tmp_path: Path) -> Journal:
 @pytest.fixture
 def place(minio: servers.MinioServer, standin: servers.Standin, journal: Journal) -> Iterator[PublicationTarget]:
     standin.reset()
-    registry = RegistryClient(standin.url, journal, patience_s=1.0)
+    registry = RegistryClient(standin.url, journal, patience_s=3.0)
     yield PublicationTarget(
         registry, minio.new_bucket(), RegisteredNames(SERVICE, "w4a16"), made_service(SERVICE, labels=LABELS), journal
     )

@@ -41,7 +41,7 @@ class Kubectl:
 
     def __call__(self, *arguments: str, stdin: str = "") -> str:
         command = [*self._command, *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -70,7 +70,7 @@ class KindStandin:
         saved = self._folder / _SAVED
         if not saved.exists():
             saved.write_text(self._kubectl("get", _HOOKS, "--output=json"))
-        self._kubectl("delete", _HOOKS, "--all", "--timeout=30s")
+        self._kubectl("delete", _HOOKS, "--all", "--timeout=240s")
         content: dict[str, Any] = yaml.safe_load(Path(self._facts["kubeconfig"]).read_text())
         for context in content["contexts"]:
             context["name"] = f"kind-{name}"
@@ -89,8 +89,8 @@ class KindStandin:
         saved = self._folder / _SAVED
         if saved.exists():
             self._kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
-            self._kubectl("delete", "deployment", "--namespace=kserve", "--all", "--timeout=30s")
-            self._kubectl("delete", _HOOKS, "--all", "--timeout=30s")
+            self._kubectl("delete", "deployment", "--namespace=kserve", "--all", "--timeout=240s")
+            self._kubectl("delete", _HOOKS, "--all", "--timeout=240s")
             items = json.loads(saved.read_text())["items"]
             for item in items:
                 item["metadata"] = {
@@ -103,7 +103,7 @@ class KindStandin:
     def _kubectl(self, *arguments: str, text: str = "") -> str:
         place = ["--kubeconfig", self._facts["kubeconfig"], "--context", self._facts["context"]]
         command = [self._facts["kubectl"], *place, *arguments]
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, input=text, timeout=110).stdout
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, input=text, timeout=300).stdout
 
 
 if __name__ == "__main__":

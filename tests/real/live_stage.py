@@ -68,7 +68,7 @@ def _profile(overlay: Path, namespace: str, models: dict[str, str], folder: Path
 
 
 def run_kubectl(
-    cluster: ClusterFacts, namespace: str, *arguments: str, manifest: str = "", timeout_s: float = 60
+    cluster: ClusterFacts, namespace: str, *arguments: str, manifest: str = "", timeout_s: float = 300
 ) -> str:
     """Run kubectl as the cluster's administrator; returns what it printed."""
     place = ["--kubeconfig", cluster.kubeconfig, "--context", cluster.context, "-n", namespace]

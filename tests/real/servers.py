@@ -170,7 +170,7 @@ def run_process(command: list[str], environment: dict[str, str] | None, log: Pat
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -178,7 +178,7 @@ def run_process(command: list[str], environment: dict[str, str] | None, log: Pat
 
 def _await(url: str) -> None:
     wait_until(
-        f"GET {url}", lambda: _look(url), timeout_s=30, journal=Journal(), interval_s=0.1, error=EnvironmentUnusable
+        f"GET {url}", lambda: _look(url), timeout_s=120, journal=Journal(), interval_s=0.1, error=EnvironmentUnusable
     )
 
 

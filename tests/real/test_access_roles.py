@@ -119,7 +119,7 @@ def require(what: str, bound: Bound, mode: str, expected: str) -> None:
         seen = refused or " ".join(lines)
         return Observation(expected in seen if expected else not seen, seen)
 
-    wait_until(what, observe, timeout_s=30, journal=SILENT, error=EnvironmentUnusable)
+    wait_until(what, observe, timeout_s=180, journal=SILENT, error=EnvironmentUnusable)
 
 
 def find_roles_granting(mode: Mode) -> list[RoleManifest]:

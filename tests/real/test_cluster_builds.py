@@ -42,7 +42,7 @@ def await_builders(cache: Path, are_there: bool) -> None:
     wait_until(
         f"builders there: {are_there}",
         lambda: Observation(bool(find_builders(cache)) is are_there, f"{find_builders(cache)}"),
-        timeout_s=30,
+        timeout_s=180,
         journal=Journal(),
         interval_s=0.02,
         error=EnvironmentUnusable,

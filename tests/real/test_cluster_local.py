@@ -73,7 +73,7 @@ class Kubectl:
     def __call__(self, *arguments: str, stdin: str | None = None) -> str:
         """Run it; what it printed."""
         result = subprocess.run(
-            [*self.command, *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=120
+            [*self.command, *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=300
         )
         assert result.returncode == 0, f"kubectl {' '.join(arguments)}: {result.stderr}"
         return result.stdout
@@ -138,7 +138,7 @@ def web(kubectl: Kubectl) -> str:
     weights: dict[str, Object] = {"weights": {"hostPath": {"path": "/mnt/vllm-stage/weights"}}}
     server = ["/usr/bin/python3", "-u", "-m", "http.server", "8000", "--directory", "/weights"]
     kubectl.apply(pod("web", server, weights), service("web", 8000))
-    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/web", "--timeout=60s")
+    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/web", "--timeout=240s")
     until("the server answers", lambda: answers(kubectl.field("pod/web", ".status.podIP"), 8000))
     return kubectl.field("service/web", ".spec.clusterIP")
 
@@ -281,7 +281,7 @@ def test_an_inference_service_becomes_ready_with_weights_from_a_claim(kubectl: K
         },
     }
     kubectl.apply(runtime, service)
-    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "inferenceservice/small", "--timeout=90s")
+    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", "inferenceservice/small", "--timeout=240s")
     address = kubectl.field("service/small-predictor", ".spec.clusterIP")
     assert address not in ("", "None")
     until("the predictor answers", lambda: answers(address, 80))

@@ -63,7 +63,7 @@ def await_nothing_left(before: dict[str, list[str]]) -> None:
         left = listing.difference(before, listing.snapshot())
         return Observation(not left, "; ".join(left))
 
-    wait_until("nothing is left", compare, timeout_s=30, journal=SILENT, interval_s=0.1, error=EnvironmentUnusable)
+    wait_until("nothing is left", compare, timeout_s=180, journal=SILENT, interval_s=0.1, error=EnvironmentUnusable)
 
 
 @pytest.fixture

@@ -107,12 +107,12 @@ def model(simulated_cluster: ClusterFacts, tmp_path: Path) -> Iterator[GuardedMo
     account = f"--serviceaccount={NAMESPACE}:default"
     kubectl("create", "clusterrolebinding", BINDING, "--clusterrole=system:auth-delegator", account)
     kubectl("create", "serviceaccount", CLIENT)
-    kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=50s")
+    kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=240s")
     allowed = f"--resource={GUARDED.resource}.{GUARDED.group}"
     kubectl("create", "role", CLIENT, "--verb=get", allowed, f"--resource-name={NAME}")
     kubectl("create", "rolebinding", CLIENT, f"--role={CLIENT}", f"--serviceaccount={NAMESPACE}:{CLIENT}")
     kubectl("apply", "-f", "-", manifest=yaml.dump_all([make_pod(simulated_cluster, folder), service]))
-    kubectl("wait", "--for=condition=Ready", f"pod/{NAME}", "--timeout=50s")
+    kubectl("wait", "--for=condition=Ready", f"pod/{NAME}", "--timeout=240s")
     yield GuardedModel(made.certificate, kubectl("create", "token", CLIENT).strip())
     kubectl("delete", "--wait=false", f"namespace/{NAMESPACE}", f"clusterrolebinding/{BINDING}")
 

@@ -49,7 +49,7 @@ NOT_CHECKED = {
 APART = ("suites/slo/", "suites/inference/", "suites/resilience/")
 #: Why other checks are skipped.
 EXPLAINED = re.compile(r"does not apply|no profile names a recorded reference|inconclusive")
-CURL_S = 20
+CURL_S = 60
 #: Two base64url parts of JSON objects: the head and the claims of a ServiceAccount's token.
 JWT = re.compile(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}")
 

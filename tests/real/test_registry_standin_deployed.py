@@ -50,7 +50,7 @@ def view(simulated_cluster: ClusterFacts) -> Iterator[StageReader]:
 def registry(view: StageReader) -> Iterator[httpx.Client]:
     service = view.get("Service", NAME)
     assert service is not None
-    with httpx.Client(base_url=f"http://{service['spec']['clusterIP']}:8080", timeout=10) as registry:
+    with httpx.Client(base_url=f"http://{service['spec']['clusterIP']}:8080", timeout=60) as registry:
         wait_for_answer(registry)
         yield registry
 
@@ -64,7 +64,7 @@ def wait_for_answer(registry: httpx.Client) -> None:
         except httpx.TransportError as error:
             return Observation(False, repr(error))
 
-    wait_until("the registry answers", look, timeout_s=60, journal=SILENT, error=EnvironmentUnusable)
+    wait_until("the registry answers", look, timeout_s=180, journal=SILENT, error=EnvironmentUnusable)
 
 
 def kubectl(cluster: ClusterFacts, *arguments: str) -> str:

@@ -381,7 +381,7 @@ def test_results_are_published_with_the_roles_for_it_alone(
             return Observation(missing in error.message, error.message)
         return Observation(False, "nothing is missing")
 
-    wait_until("the missing right is named", observe, timeout_s=30, journal=SILENT, error=EnvironmentUnusable)
+    wait_until("the missing right is named", observe, timeout_s=180, journal=SILENT, error=EnvironmentUnusable)
 
 
 def test_a_namespace_that_is_anothers_is_not_touched(stage: kept.Kept, second: tuple[str, ...], tmp_path: Path) -> None:
@@ -604,7 +604,7 @@ def test_a_load_step_whose_port_forward_broke_is_invalid_and_names_the_way(
                 running = direct.metrics().value("vllm:num_requests_running", model_name=target.model)
                 return Observation(running > 0 or measuring.done(), f"{running:g} requests run")
 
-            wait_until("a request of the step runs", is_under_way, timeout_s=60, journal=SILENT, interval_s=0.05)
+            wait_until("a request of the step runs", is_under_way, timeout_s=180, journal=SILENT, interval_s=0.05)
             relay.cut()
             measured = steps._with_way(measuring.result(timeout=180), through)
     assert any(one.failure for one in measured.samples)

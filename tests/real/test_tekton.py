@@ -73,7 +73,7 @@ class Kubectl:
     def tried(self, *arguments: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
         text = None if stdin is None else json.dumps(stdin)
         return subprocess.run(
-            [*self._command, *arguments], input=text, capture_output=True, text=True, check=False, timeout=120
+            [*self._command, *arguments], input=text, capture_output=True, text=True, check=False, timeout=300
         )
 
     def __call__(self, *arguments: str, stdin: object = None) -> str:
@@ -126,7 +126,7 @@ def view(cluster: ClusterFacts, kube: DynamicClient, kubectl: Kubectl) -> StageR
         apply(kube, wave, NAMESPACE, Ownership.for_run(RUN), values)
         wait_for_all(seen, waves.conditions_of(wave, profile.waits_s), SILENT)
     kubectl.apply(*model())
-    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{MODEL}", "--timeout=60s")
+    kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{MODEL}", "--timeout=240s")
     return seen
 
 
@@ -185,15 +185,15 @@ def tekton(cluster: ClusterFacts, kubectl: Kubectl) -> None:
     manifests = tekton_files.manifests(built["webhook"].parent, names)
     first = [manifest for manifest in manifests if manifest["kind"] in ("Namespace", "CustomResourceDefinition")]
     kubectl.apply(*first)
-    kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=240s")
     kubectl.apply(*(manifest for manifest in manifests if manifest not in first))
     for name in ("webhook", "controller"):
-        kubectl("-n", "tekton-pipelines", "rollout", "status", f"deployment/tekton-pipelines-{name}", "--timeout=120s")
+        kubectl("-n", "tekton-pipelines", "rollout", "status", f"deployment/tekton-pipelines-{name}", "--timeout=240s")
     # Until it has written its rules and its certificate's authority there, nothing is asked and everything is accepted.
     wait_until(
         "Tekton's webhooks are registered",
         lambda: Observation(all(registered(kubectl, name) for name in WEBHOOKS), "not yet"),
-        timeout_s=60,
+        timeout_s=180,
         journal=SILENT,
         error=EnvironmentUnusable,
     )

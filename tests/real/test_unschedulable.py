@@ -43,8 +43,8 @@ DEDICATED = {"key": "dedicated", "value": "team-b", "effect": "NoSchedule"}
 def cluster(simulated_cluster: ClusterFacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterFacts]:
     with fake_nodes.kwok(simulated_cluster, tmp_path_factory.mktemp("kwok")):
         yield simulated_cluster
-        run_kubectl(simulated_cluster, NAMESPACE, "delete", "namespace", NAMESPACE, "--timeout=50s")
-        run_kubectl(simulated_cluster, NAMESPACE, "delete", "persistentvolume", "pv-eu-a", "--timeout=50s")
+        run_kubectl(simulated_cluster, NAMESPACE, "delete", "namespace", NAMESPACE, "--timeout=240s")
+        run_kubectl(simulated_cluster, NAMESPACE, "delete", "persistentvolume", "pv-eu-a", "--timeout=240s")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def deployed(reader: StageReader, **predictor: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        remove = ("delete", "--cascade=foreground", "--timeout=50s", f"inferenceservice/{MODEL}")
+        remove = ("delete", "--cascade=foreground", "--timeout=240s", f"inferenceservice/{MODEL}")
         run_kubectl(reader.cluster, NAMESPACE, *remove)
 
 
@@ -107,7 +107,7 @@ def await_ready(reader: StageReader) -> None:
 @pytest.fixture(autouse=True)
 def _without_fake_nodes(cluster: ClusterFacts) -> Iterator[None]:
     yield
-    run_kubectl(cluster, NAMESPACE, "delete", "node", "-l", f"{GPU}.present", "--timeout=50s")
+    run_kubectl(cluster, NAMESPACE, "delete", "node", "-l", f"{GPU}.present", "--timeout=240s")
 
 
 @dataclass
@@ -165,7 +165,7 @@ def test_the_pod_that_uses_all_gpus_is_named(reader: StageReader) -> None:
         with deployed(reader), pytest.raises(WaitFailed) as failed:
             await_ready(reader)
     finally:
-        run_kubectl(reader.cluster, "default", "delete", "pod", "notebook", "--timeout=50s")
+        run_kubectl(reader.cluster, "default", "delete", "pod", "notebook", "--timeout=240s")
     headline = failed.value.message.splitlines()[0]
     LOG.info("%s", headline)
     assert f"node {NODE} has 0 of 4 {GPU} free, 4 requested (used by default/notebook)" in headline

@@ -394,8 +394,8 @@ def running_proxy(upstream: str, defect: Defect, *, key: str = "", port: int = 0
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    if not started.wait(10):
-        raise RuntimeError("the proxy did not start in 10 s")
+    if not started.wait(60):
+        raise RuntimeError("the proxy did not start in 60 s")
     try:
         yield f"http://127.0.0.1:{ports[0]}"
     finally:

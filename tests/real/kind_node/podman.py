@@ -132,7 +132,7 @@ def running_podman(journal: Journal) -> Iterator[Podman]:
         wait_until(
             "Podman's namespaces",
             lambda: Observation((folder / _READY).exists(), "not yet"),
-            timeout_s=30,
+            timeout_s=120,
             journal=journal,
             interval_s=0.1,
             error=EnvironmentUnusable,

@@ -123,7 +123,7 @@ def deploy_routed_stage(cluster: ClusterFacts, authority: Path, folder: Path) ->
     run_kubectl(cluster, PUBLISHED, *published)
     run_kubectl(cluster, REGISTRIES, "apply", "-k", str(HERE / "registry"))
     facts = deploy(cluster, HERE / "overlay", NAMESPACE, MODELS, folder)
-    run_kubectl(cluster, REGISTRIES, "wait", "--for=condition=Available", f"deployment/{REGISTRY}", "--timeout=50s")
+    run_kubectl(cluster, REGISTRIES, "wait", "--for=condition=Available", f"deployment/{REGISTRY}", "--timeout=240s")
     with ExitStack() as proxies:
         yield _publish_stage(cluster, facts, folder, proxies)
     # Other tests share the cluster.
