@@ -128,10 +128,11 @@ def _respect_lacks(request: pytest.FixtureRequest, _skip_behind_dead_engine: Non
         yield
         return
     endpoint: EndpointClient = request.getfixturevalue("endpoint")
-    needs: Needs = request.getfixturevalue("needs")
     lacks: dict[str, str] = request.getfixturevalue("lacks")
     endpoint.reasons = "content" in lacks
-    endpoint.before_chat = (lambda: needs("chat")) if "chat" in lacks else None
+    if "chat" in lacks:
+        needs: Needs = request.getfixturevalue("needs")
+        endpoint.before_chat = lambda: needs("chat")
     yield
     endpoint.reasons, endpoint.before_chat, endpoint.scrapes.on_replicas = False, None, None
 
