@@ -215,6 +215,9 @@ def test_pods_reach_a_model_by_its_service_where_nothing_is_published(
     facts = api.facts(tmp_path)
     outside = type(facts)(**{**vars(facts), "kind": "kubeconfig", "reaches_services": False})
     api.add({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "m-predictor"}, "spec": service})
+    # A headless Service's name stands for its pods, which are reached at their own port.
+    ready = pod(0, podIP="10.0.0.7", conditions=[{"type": "Ready", "status": "True"}])
+    api.add(ready | {"spec": {"containers": [{"name": CONTAINER}]}})
     model: dict[str, Any] = {"metadata": {"name": "m"}}
     assert find_address_inside(kube, outside, "ns", model, "http://outside") == inside
     assert find_address_inside(kube, facts, "ns", model, "http://outside") == "http://outside"
