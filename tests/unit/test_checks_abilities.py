@@ -27,15 +27,18 @@ REFUSALS = (
 class Server:
     """Answers chats with the messages that it is given, one after the other."""
 
-    def __init__(self, *messages: dict[str, Any], refusal: str = "") -> None:
+    def __init__(self, *messages: dict[str, Any], refusal: str = "", root: str = "") -> None:
         self.messages = list(messages)
         self.refusal = refusal
+        self.root = root
         self.paths: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.paths.append(request.url.path)
         if request.url.path == "/metrics":
             return httpx.Response(404)
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "m", "root": self.root}]})
         if request.url.path == "/v1/completions":
             return httpx.Response(200, json={"choices": [{"text": "a"}]})
         if self.refusal:
@@ -67,6 +70,23 @@ def test_refusal_for_lack_of_a_template_is_recognised(refusal: str) -> None:
     assert set(lacks) == {"chat"}
     assert json.dumps(refusal) in lacks["chat"]
     assert server.paths.count("/v1/completions") == 1
+
+
+@pytest.mark.parametrize(
+    ("root", "has_lost_it"),
+    [
+        ("RedHatAI/Mistral-Small-24B-Instruct-2501-quantized.w4a16", True),
+        ("google/gemma-3-4b-it", True),
+        ("meta-llama/Llama-2-7b-chat-hf", True),
+        ("/mnt/models/Qwen2.5-0.5B-Instruct", True),
+        ("/mnt/models", False),
+        ("ibm-granite/granite-3.3-2b-base", False),
+        ("bigscience/bloom-560m", False),
+        ("models/bitnet-capital", False),
+    ],
+)
+def test_model_for_conversations_lacks_no_template_but_has_lost_it(root: str, has_lost_it: bool) -> None:
+    assert (find(Server(refusal=REFUSALS[0], root=root)) == {}) is has_lost_it
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pytest_vllm_stage.checks.inference.liveness import FirstAnswer
@@ -19,6 +20,8 @@ _MARKS = ("<think>", "[THINK]", "<|channel|>analysis")
 _AFTER_REASONING = ("auto_tools", "structured_outputs", "tools")
 #: vLLM's own words for parameters that a configuration of the engine rules out: ``min_p`` and ``logit_bias`` so far.
 _RULED_OUT = re.compile(r"The [\w ]+ sampling parameters are not yet supported with speculative decoding")
+#: Names of models that are trained on conversations: their tokenizer has a template, unless it was lost on the way.
+_CONVERSES = re.compile(r"(?<![a-z])(instruct|instruction|chat|it|assistant)(?![a-z])", re.IGNORECASE)
 #: Tokens that show a reasoning, where one token is only the mark of its beginning.
 _FEW_TOKENS = 32
 #: Tokens within which a model comes to its answer to a simple question.
@@ -31,15 +34,28 @@ def find_lacks(endpoint: EndpointClient, first: FirstAnswer, profile: ModelProfi
     Args:
         endpoint: The model.
         first: What came of its first request.
-        profile: What is declared of it: a model whose chats were recorded, or that calls tools, has a template to lose.
+        profile: What is declared of it: a model whose chats were recorded, or that calls tools, has a template to lose,
+            as has one whose name says that it converses.
     """
     if first.lacks_template:
         chats = profile is not None and (profile.reference or profile.tool_format)
-        return {} if chats else {"chat": f"its tokenizer has no chat template, says the server: {first.lacks_template}"}
+        return (
+            {}
+            if chats or _converses(endpoint)
+            else {"chat": f"its tokenizer has no chat template, says the server: {first.lacks_template}"}
+        )
     why = _describe_reasoning(first.message or {})
     if not why and first.message is not None and read_text(first.message) is None:
         why = _look_longer(endpoint)
     return dict.fromkeys(("content", *_AFTER_REASONING), why) if why else {}
+
+
+def _converses(endpoint: EndpointClient) -> bool:
+    """Whether a name of the model, or the source that the server names, is that of a model for conversations."""
+    names = [endpoint.target.model]
+    with suppress(RequestFailed):  # the checks report it
+        names += [str(model.get("root") or "") for model in endpoint.models() if model.get("id") == names[0]]
+    return any(map(_CONVERSES.search, names))
 
 
 def _look_longer(endpoint: EndpointClient) -> str:
