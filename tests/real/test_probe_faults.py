@@ -34,12 +34,13 @@ patches:
     patch: |
       - op: add
         path: /spec/predictor/model/readinessProbe
-        value: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
+        value: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1, timeoutSeconds: 5}}
 """
 LIVENESS = {
     "httpGet": {"path": "/livez", "port": 8080},
     "initialDelaySeconds": 1,
     "periodSeconds": 1,
+    "timeoutSeconds": 5,
     "failureThreshold": 1,
 }
 

@@ -140,7 +140,7 @@ def test_a_change_that_a_killed_run_left_is_undone(site: Site) -> None:
 
 @pytest.mark.nightly
 def test_a_readiness_probe_that_lies_is_named(site: Site, model: EndpointClient) -> None:
-    probe = {"httpGet": {"path": "/", "port": 8081}, "periodSeconds": 1}
+    probe = {"httpGet": {"path": "/", "port": 8081}, "periodSeconds": 1, "timeoutSeconds": 5}
     plant(site, model, command=["/bin/sh", "-c", LYING, "simulated-engine"], readinessProbe=probe)
     result = disrupt(site, model, "rollout")
     plant(site, model, command=None, readinessProbe=None)

@@ -88,6 +88,18 @@ def test_the_runtime_has_shared_memory_and_serves_under_the_services_name(
         assert f"--served-model-name={objects.name_of(service)}" in drift.demand(service, runtime).args
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_probe_has_the_default_timeout(rendered: dict[str, list[Object]], overlay: str) -> None:
+    """After the default of 1 s a busy machine takes a healthy server out of its Service."""
+    probe = re.compile(r".*\.(?:readiness|liveness|startup)Probe")
+    fields = render.flatten(rendered[overlay])
+    timeouts = {
+        found[0]: fields.get(f"{found[0]}.timeoutSeconds", "1") for field in fields if (found := probe.match(field))
+    }
+    assert len(timeouts) >= 4
+    assert {name: timeout for name, timeout in timeouts.items() if int(timeout) < 5} == {}
+
+
 def test_no_path_of_this_machine_is_in_the_tree(rendered: dict[str, list[Object]]) -> None:
     allowed = ("/usr", "/lib", "/lib64", "/mnt/vllm-stage/")
     for manifests in rendered.values():
