@@ -21,7 +21,7 @@ from pytest_vllm_stage.settings.variables import find_misspelt
 if TYPE_CHECKING:
     from pytest_vllm_stage.settings.config import StageConfig
 
-pytest_plugins = ("pytest_vllm_stage.fixtures",)
+pytest_plugins = ("pytest_vllm_stage.fixtures", "pytest_vllm_stage.session.garbage")
 
 MARKERS = (
     "smoke: fast checks of whether the endpoint is alive and gives plausible answers",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.run.context import Run
+from pytest_vllm_stage.session.exclusive import uses_stage
 
 
 class AllureResults:
@@ -21,8 +22,7 @@ class AllureResults:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Start where a test uses the stage."""
-        uses_stage = any("stage_run" in getattr(item, "fixturenames", ()) for item in session.items)
-        if not uses_stage or self._config.getoption("collectonly"):
+        if self._config.getoption("collectonly") or not any(uses_stage(item) for item in session.items):
             return
         from pytest_vllm_stage.report import allure
 

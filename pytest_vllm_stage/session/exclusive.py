@@ -53,13 +53,13 @@ class ExclusiveAccess:
         """Remember which load tests this run has, and what runs before the first disruption."""
         self._loads = [item.nodeid for item in session.items if _place(item) == 1]
         if any(_disrupts(item) for item in session.items):
-            self._before_disruptions = [one.nodeid for one in session.items if _place(one) < 3 and _uses_stage(one)]
+            self._before_disruptions = [one.nodeid for one in session.items if _place(one) < 3 and uses_stage(one)]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Hold the lock during set-up, call and teardown of a test that uses the stage."""
         place = _place(item)
-        if self._denied or not _uses_stage(item) or (place == 3 and not _disrupts(item)):
+        if self._denied or not uses_stage(item) or (place == 3 and not _disrupts(item)):
             return (yield)
         exclusive = place in (1, 3)
         try:
@@ -77,7 +77,7 @@ class ExclusiveAccess:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Fail the test that did not get the lock, and all later ones that need it."""
-        if self._denied and _uses_stage(item):
+        if self._denied and uses_stage(item):
             raise self._denied
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -142,7 +142,8 @@ def _place(item: pytest.Item) -> int:
     return 1 if item.get_closest_marker(LOAD) else 0
 
 
-def _uses_stage(item: pytest.Item) -> bool:
+def uses_stage(item: pytest.Item) -> bool:
+    """Whether a fixture of the item needs the run's stage or endpoint."""
     return "stage_run" in getattr(item, "fixturenames", ())
 
 

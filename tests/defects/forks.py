@@ -8,6 +8,7 @@ one after the other.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -119,6 +120,7 @@ def main() -> None:
     """Fork for each line."""
     for name in (*IMPORTED, *sys.argv[1:]):
         importlib.import_module(name)
+    gc.freeze()  # no child scans, and so copies, what all of them share
     while line := sys.stdin.readline():
         child = os.fork()
         if not child:
