@@ -19,6 +19,7 @@ from pytest_vllm_stage.settings.options import OPTIONS, Option
 from pytest_vllm_stage.settings.variables import find_misspelt
 
 if TYPE_CHECKING:
+    from pytest_vllm_stage.benchmark.plans import PlannedStep
     from pytest_vllm_stage.settings.config import StageConfig
 
 pytest_plugins = ("pytest_vllm_stage.fixtures", "pytest_vllm_stage.session.garbage")
@@ -130,12 +131,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
     """Parametrize with the load steps of the profile's plan, or of the results that are judged again."""
-    from pytest_vllm_stage.benchmark import plans, steps
     from pytest_vllm_stage.core.errors import ConfigError
 
     try:
-        again = run.config.results
-        found = [step for step, _ in steps.saved_steps(run.config)] if again else plans.steps_of(run.config, run.run_id)
+        found = _find_load_steps(run)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
     if found:
@@ -143,6 +142,16 @@ def _parametrize_load_steps(metafunc: pytest.Metafunc, run: Run) -> None:
     else:
         reason = f"{DOES_NOT_APPLY}profile {run.config.profile.name} plans no load: it has no [load] table"
         metafunc.parametrize("load_step", [pytest.param(None, marks=pytest.mark.skip(reason=reason))], ids=["none"])
+
+
+def _find_load_steps(run: Run) -> list[PlannedStep]:
+    if run.config.results:
+        from pytest_vllm_stage.benchmark import steps  # with the load drivers, which no plan needs
+
+        return [step for step, _ in steps.saved_steps(run.config)]
+    from pytest_vllm_stage.benchmark import plans
+
+    return plans.steps_of(run.config, run.run_id)
 
 
 @pytest.hookimpl(wrapper=True)

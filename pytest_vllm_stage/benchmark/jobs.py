@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kubernetes.dynamic import DynamicClient
-
 from pytest_vllm_stage.benchmark import job_runs, plans
 from pytest_vllm_stage.benchmark.job_runs import Location
 from pytest_vllm_stage.benchmark.job_summary import parse_summary
@@ -17,7 +15,7 @@ from pytest_vllm_stage.benchmark.plans import PlannedStep
 from pytest_vllm_stage.benchmark.steps import StepResult
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
-from pytest_vllm_stage.load.guidellm import read_report
+from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.measurement.samples import MEASURED_AGAIN, Measurement
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.run.context import Run
@@ -29,6 +27,7 @@ from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.stage.observe.reader import StageReader
 
 if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
     from mypy_boto3_s3 import S3Client
 
 #: In the run directory: a folder a model, with the reports as they are in MinIO.

@@ -180,9 +180,9 @@ def _with_engines(measurement: Measurement, client: EndpointClient) -> Measureme
 
 def _drive(run: Run, job: LoadJob, watcher: Watcher | None) -> Measurement:
     if run.config.load_driver == "guidellm":
-        from pytest_vllm_stage.load import guidellm
+        from pytest_vllm_stage.load.guidellm.run import measure
 
-        return guidellm.measure(job, run.journal)
+        return measure(job, run.journal)
     return process.measure(job, run.journal, watcher=watcher)
 
 

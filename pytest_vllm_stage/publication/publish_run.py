@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from kubernetes.dynamic import DynamicClient
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.benchmark import plans, steps
 from pytest_vllm_stage.benchmark.artifacts import FOLDER, StepArtifact
@@ -29,6 +28,9 @@ from pytest_vllm_stage.stage.object_store import find_object_store
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.reach import forwards
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import asdict, dataclass
-
-from kubernetes.dynamic import DynamicClient
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.resilience import processes
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 NAME = "vllm-stage-disruption"
 

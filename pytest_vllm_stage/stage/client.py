@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from kubernetes.dynamic import DynamicClient
-
-from pytest_vllm_stage.cluster import client
 from pytest_vllm_stage.cluster.api_errors import KindNotServed, retry_while_busy
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 
 def connect(cluster: ClusterFacts, namespace: str) -> DynamicClient:
@@ -23,7 +24,9 @@ def connect(cluster: ClusterFacts, namespace: str) -> DynamicClient:
         ConfigError: the kubeconfig or its context is wrong.
         EnvironmentUnusable: the cluster does not answer, refuses the credentials, or lacks KServe; it names which.
     """
-    kube = client.connect_to(cluster)
+    from pytest_vllm_stage.cluster.client import connect_to
+
+    kube = connect_to(cluster)
     try:
         for kind in ("ServingRuntime.serving.kserve.io", "InferenceService.serving.kserve.io"):
             _require(kube, namespace, kind)

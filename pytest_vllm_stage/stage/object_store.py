@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.s3 import DEFAULT_REGION, ObjectStore
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 CREDENTIALS = "minio-credentials"
 #: The Secret's keys: MinIO's customary ones, or those of an OpenShift AI data connection.

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.load import guidellm, prepare
+from pytest_vllm_stage.load import prepare
 from pytest_vllm_stage.load import process as ours
 from pytest_vllm_stage.load.driver import LoadJob
+from pytest_vllm_stage.load.guidellm import run as guidellm
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.statistics import nearest_rank

@@ -22,8 +22,8 @@ import uv
 from pytest_vllm_stage.core import paths
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import environment
-from pytest_vllm_stage.load import guidellm
 from pytest_vllm_stage.load.driver import LoadJob
+from pytest_vllm_stage.load.guidellm import run as guidellm
 from pytest_vllm_stage.load.guidellm.usage import GroupUsage
 from pytest_vllm_stage.load.process import measure
 from pytest_vllm_stage.measurement.metrics import summarise

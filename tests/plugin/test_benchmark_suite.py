@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pytest_vllm_stage.load.guidellm import write_report
+from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep

@@ -2,7 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+
+ROOT = Path(__file__).parents[2]
+
+#: What the suites use, and no process needs that only collects them: each is imported by the test that uses it.
+IMPORTED_ON_USE = ("boto3", "jinja2", "kubernetes", "model_registry", "numpy", "requests", "yaml")
+#: Modules of the package that collecting the suites imports; 187 when this was set.
+MOST_MODULES = 200
+
+COLLECT = """
+import json, pytest, sys
+
+class Modules:
+    def pytest_collection_finish(self, session):
+        self.names = sorted(sys.modules)
+        self.items = len(session.items)
+
+modules = Modules()
+status = pytest.main(["suites", "--collect-only", "-qq", "-n0", "-p", "no:cacheprovider"], plugins=[modules])
+print("\\n" + json.dumps({"status": status, "items": modules.items, "names": modules.names}))
+"""
+
+
+def test_collecting_the_suites_imports_only_what_collecting_needs() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "CI")}
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECT],
+        cwd=ROOT, env=environment | {"VLLM_STAGE_REPORT": "never"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["status"] == 0, done.stdout
+    assert found["items"] > 500
+    imported = [name for name in IMPORTED_ON_USE if name in found["names"]]
+    assert not imported, f"expected no import of {', '.join(imported)} before a test runs"
+    own = [name for name in found["names"] if name.startswith("pytest_vllm_stage.")]
+    assert len(own) <= MOST_MODULES, f"expected at most {MOST_MODULES} modules of the package, got {len(own)}: {own}"
 
 
 @pytest.mark.parametrize(("fixture", "frozen"), [("stage", True), ("tmp_path", False)])

@@ -20,9 +20,9 @@ from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.engine import environment
 from pytest_vllm_stage.engine.environment import EngineEnvironment
-from pytest_vllm_stage.load import guidellm
 from pytest_vllm_stage.load import process as our_driver
 from pytest_vllm_stage.load.guidellm import run
+from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.measurement.metrics import PERCENTS, summarise
 from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, POISSON, LoadStep
@@ -66,7 +66,7 @@ def step(**changes: Any) -> LoadStep:
 
 @pytest.mark.nightly
 def test_poisson_arrivals_are_guidellms_own(engine: EngineEnvironment, sim: Sim) -> None:
-    measured = guidellm.measure(
+    measured = run.measure(
         sim.job(step(arrivals=POISSON, api="completions", duration_s=8, seed=3)), Journal(), environment=engine
     )
     assert len(measured.samples) >= 79
@@ -76,7 +76,7 @@ def test_poisson_arrivals_are_guidellms_own(engine: EngineEnvironment, sim: Sim)
 @pytest.mark.nightly
 def test_a_closed_loop_lasts_about_as_long_as_planned(engine: EngineEnvironment, sim: Sim) -> None:
     plan = step(arrivals=CLOSED, request_rate=None, concurrency=4, duration_s=6, seed=4)
-    measured = guidellm.measure(sim.job(plan, requests=500), Journal(), environment=engine)
+    measured = run.measure(sim.job(plan, requests=500), Journal(), environment=engine)
     metrics = summarise(measured.samples, plan)
     assert not metrics.failed
     assert 0.5 * plan.duration_s < metrics.span_s < 2 * plan.duration_s
@@ -86,7 +86,7 @@ def test_a_closed_loop_lasts_about_as_long_as_planned(engine: EngineEnvironment,
 
 def test_failed_requests_are_counted_although_guidellm_exits_with_0(engine: EngineEnvironment, sim: Sim) -> None:
     sim.faults({"fault": "server_error", "share": 0.5})
-    measured = guidellm.measure(sim.job(step(seed=5)), Journal(), environment=engine)
+    measured = run.measure(sim.job(step(seed=5)), Journal(), environment=engine)
     metrics, verdict = judge(measured, [Objective("error_rate", 0.01)])
     assert metrics.requests >= REQUESTS - 1
     assert set(metrics.failed) == {"http_status"}
@@ -99,7 +99,7 @@ def test_failed_requests_are_counted_although_guidellm_exits_with_0(engine: Engi
 @pytest.mark.nightly
 def test_an_engine_that_only_fails_is_vacuous(engine: EngineEnvironment, sim: Sim) -> None:
     sim.faults({"fault": "server_error", "share": 1.0})
-    measured = guidellm.measure(sim.job(step(duration_s=3, seed=6)), Journal(), environment=engine)
+    measured = run.measure(sim.job(step(duration_s=3, seed=6)), Journal(), environment=engine)
     metrics, verdict = judge(measured, [Objective("ttft_p50_ms", 500)])
     assert metrics.vacuous
     assert metrics.failed == {"http_status": metrics.requests}
@@ -111,7 +111,7 @@ def test_guidellm_loads_what_we_write(engine: EngineEnvironment, sim: Sim, tmp_p
     ours = our_driver.measure(sim.job(step(seed=7)), Journal())
     assert not summarise(ours.samples, ours.step).failed
     path = tmp_path / "report.json"
-    guidellm.write_report(ours, path, summarise(ours.samples, ours.step))
+    write_report(ours, path, summarise(ours.samples, ours.step))
     loaded = load(engine, path)
     flat = summarise(ours.samples, ours.step).flat()
     for name, key in (("time_to_first_token_ms", "ttft_p{}_ms"), ("inter_token_latency_ms", "itl_p{}_ms"),
@@ -146,7 +146,7 @@ def test_a_rate_step_agrees_with_our_driver_and_with_the_engine(
     said: list[str] = []
     journal = Journal(tmp_path / "journal", said.append)
     job = sim.job(step(seed=1), api_key=Secret("sesame"), facts={"gpu": "none"})
-    theirs = guidellm.measure(job, journal, environment=engine)
+    theirs = run.measure(job, journal, environment=engine)
     truth = sim.truth()
     ours = our_driver.measure(sim.job(step(seed=2)), Journal())
 
@@ -191,7 +191,7 @@ def test_the_key_is_in_no_process_argument_and_all_ends_with_an_error(
     monkeypatch.setattr(run, "PROGRESS_INTERVAL_S", 0.5)
     job = sim.job(step(seed=8), api_key=Secret("sesame"))
     with pytest.raises(EnvironmentUnusable, match="GuideLLM did not end step s-rate-10 within 4 s"):
-        guidellm.measure(job, Journal(None, lambda _line: seen.update(processes())), environment=engine)
+        run.measure(job, Journal(None, lambda _line: seen.update(processes())), environment=engine)
     (keeper,) = (pid for pid, process in seen.items() if b"keeper.py" in process.line)
     ours = {pid for pid, process in seen.items() if process.group == keeper}
     assert len(ours) > 1
@@ -228,7 +228,7 @@ def test_a_guidellm_that_dies_says_what_it_wrote(engine: EngineEnvironment, sim:
     dying.chmod(0o755)
     job = sim.job(step(seed=9), api_key=Secret("sesame"))
     with pytest.raises(EnvironmentUnusable, match=r"\(exit status 3\)\n  it wrote: out of luck with \*\*\*"):
-        guidellm.measure(job, Journal(), environment=replace(engine, python=dying))
+        run.measure(job, Journal(), environment=replace(engine, python=dying))
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_tls_is_verified(engine: EngineEnvironment, sim: Sim, tls_front: tuple[s
     url, pem = tls_front
     assert ssl.get_default_verify_paths() is not None
     job = replace(sim.job(step(duration_s=2, seed=10)), base_url=url, ca_file=str(pem) if trusted else None)
-    measured: Measurement = guidellm.measure(job, Journal(), environment=engine)
+    measured: Measurement = run.measure(job, Journal(), environment=engine)
     failures = {sample.failure.kind for sample in measured.samples if sample.failure}
     assert failures == (set() if trusted else {"connection"})
     if not trusted:

@@ -69,7 +69,7 @@ RUN_TIMEOUT_S = 240
 #: What every run of the suite imports in addition to pytest.
 IMPORTED = (
     "boto3", "botocore.auth", "execnet.multi", "httpcore", "kubernetes", "model_registry", "s3transfer.subscribers",
-    "pytest_vllm_stage.publication.publish_run", "pytest_vllm_stage.load.guidellm",
+    "pytest_vllm_stage.publication.publish_run", "pytest_vllm_stage.load.guidellm.reading",
 )  # fmt: skip
 CAUSE_REPORTED = r"^SKIPPED \S*::(\w+).*? - (?:Skipped: )?(?:stage failed|environment unusable|configuration error):"
 

@@ -18,7 +18,7 @@ from pytest_vllm_stage.checks.inference.reference import Reference
 from pytest_vllm_stage.cluster import kubeconfig_files
 from pytest_vllm_stage.core.errors import StageError
 from pytest_vllm_stage.core.paths import fixtures_dir
-from pytest_vllm_stage.load.guidellm import read_report
+from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.measurement.samples_file import read_measurement
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.publication import document

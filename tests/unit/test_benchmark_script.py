@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.core.paths import fixtures_dir
-from pytest_vllm_stage.load.guidellm import read_report, write_report
+from pytest_vllm_stage.load.guidellm.reading import read_report
+from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import Sample
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.load.guidellm import read_report
 from pytest_vllm_stage.load.guidellm.failures import failure_of, never_sent, status_of
+from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.samples import FAILURES, Sample
 from pytest_vllm_stage.measurement.step import CLOSED, CONSTANT, LoadStep

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_stage.load.guidellm import read_report, write_report
 from pytest_vllm_stage.load.guidellm.distribution import summary
-from pytest_vllm_stage.load.guidellm.writing import report_of
+from pytest_vllm_stage.load.guidellm.reading import read_report
+from pytest_vllm_stage.load.guidellm.writing import report_of, write_report
 from pytest_vllm_stage.measurement.metrics import PERCENTS, summarise
 from pytest_vllm_stage.measurement.samples import Measurement
 from tests.unit.made_samples import failed, measurement, open_step, sample

@@ -13,7 +13,7 @@ import pytest
 from pytest_vllm_stage.benchmark.job_summary import parse_summary
 from pytest_vllm_stage.benchmark.jobs import BenchmarkJob, measurements
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.load.guidellm import write_report
+from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.measurement.metrics import summarise
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.slo.decision import Outcome

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_vllm_stage.core.errors import ConfigError
-from pytest_vllm_stage.load.guidellm import read_report
+from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.measurement.metrics import Metrics
 from pytest_vllm_stage.measurement.plausibility import find_impossible
 from pytest_vllm_stage.measurement.samples import EarlyStop, Measurement, ServerReading

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-from kubernetes.dynamic import DynamicClient
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError, StageFailure
@@ -17,6 +16,9 @@ from pytest_vllm_stage.stage.reach.address import AccessWay, Candidate, ChosenAd
 from pytest_vllm_stage.stage.reach.forward import find_pod_port, find_port
 from pytest_vllm_stage.stage.reach.published import Backend, find_candidates, is_placeholder
 from pytest_vllm_stage.stage.reach.read import read_publishers
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 MINIO = "minio"
 REGISTRY = "model-registry"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from kubernetes.dynamic import DynamicClient
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.api_errors import KindNotServed, RequestRejected, retry_while_busy
 from pytest_vllm_stage.core.errors import ConfigError
@@ -14,6 +13,9 @@ from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy import secrets
 from pytest_vllm_stage.stage.objects import Object
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 RUN_ID_LABEL = "vllm-stage/run-id"
 EXPIRES_ANNOTATION = "vllm-stage/expires-at"

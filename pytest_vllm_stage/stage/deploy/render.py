@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
@@ -36,6 +34,8 @@ def render(overlay: Path, kubectl: str) -> list[Object]:
     if done.returncode != 0:
         reason = done.stderr.strip().removeprefix("error: ")
         raise ConfigError(f"overlay {overlay} does not render: {reason}", hint=hint)
+    import yaml  # only where a stage is rendered: every worker imports this module
+
     manifests = [document for document in yaml.safe_load_all(done.stdout) if document is not None]
     for manifest in manifests:
         check_manifest(manifest, overlay, hint)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from kubernetes.dynamic import DynamicClient
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable, RequestRejected
 from pytest_vllm_stage.cluster.facts import ClusterFacts
@@ -14,6 +13,9 @@ from pytest_vllm_stage.core.waiting import Observation, wait_until
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.deploy.apply import RUN_ID_LABEL, run_id_of
 from pytest_vllm_stage.stage.objects import Object
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 #: They repeat the labels of a Service, belong to no owner, and are deleted with it.
 _MADE_BY_CONTROLLERS = ("Endpoints",)

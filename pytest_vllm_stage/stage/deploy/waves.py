@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-
-from kubernetes.dynamic import DynamicClient
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import ConfigError, StageFailure
@@ -29,6 +28,9 @@ from pytest_vllm_stage.stage.observe.wait import wait_for_all
 from pytest_vllm_stage.stage.protection import is_protected
 from pytest_vllm_stage.stage.reach import forwards
 from pytest_vllm_stage.stage.reach.address import NoAddress
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 
 def deploy(

@@ -8,8 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from kubernetes.dynamic import DynamicClient
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.api_errors import RequestRejected
 from pytest_vllm_stage.cluster.facts import ClusterFacts
@@ -18,6 +17,9 @@ from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import runbook, trouble
 from pytest_vllm_stage.stage.observe.trouble import Trouble
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 Redact = Callable[[str], str]
 #: In the text of an error, and in a file.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-from kubernetes.dynamic import DynamicClient
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable, RequestRejected
 from pytest_vllm_stage.cluster.facts import ClusterFacts
@@ -16,6 +14,9 @@ from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import diagnose
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 from pytest_vllm_stage.stage.observe.trouble import Trouble
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 
 @dataclass(frozen=True)

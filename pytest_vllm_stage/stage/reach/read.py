@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kubernetes.dynamic import DynamicClient
+from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.access import Right
 from pytest_vllm_stage.cluster.api_errors import ApiServerUnreachable, KindNotServed, RequestRejected
@@ -10,6 +10,9 @@ from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.reach.published import Backend, Listing, Publishers, find_parents
+
+if TYPE_CHECKING:
+    from kubernetes.dynamic import DynamicClient
 
 ROUTE = "Route.route.openshift.io"
 INGRESS = "Ingress.networking.k8s.io"
