@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.settings.profile import Profile
+from pytest_vllm_stage.settings.tables import Table
 
 _TABLE = re.compile(r"(<!-- keys of ([^ ]+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
 _HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
@@ -25,8 +29,36 @@ def schema_path() -> Path:
 
 def profile_schema() -> dict[str, Any]:
     """The JSON Schema, without titles that repeat keys, nulls (TOML has none) and the defaults of whole tables."""
-    schema = _simplified(Profile.model_json_schema())
+    schema = Profile.model_json_schema()
+    for table in _subclasses(Table):
+        properties = (schema if table is Profile else schema["$defs"].get(table.__name__, {})).get("properties", {})
+        docstrings = read_docstrings(table)
+        for key in properties:
+            described = {**properties[key], "description": docstrings[key]} if key in docstrings else properties[key]
+            properties[key] = dict(sorted(described.items()))
+    schema = _simplified(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vLLM stage profile", **schema}
+
+
+def _subclasses(table: type[Table]) -> Iterator[type[Table]]:
+    for inner in table.__subclasses__():
+        yield inner
+        yield from _subclasses(inner)
+
+
+def read_docstrings(table: type[Table]) -> dict[str, str]:
+    """What each key of a table means: the docstring below it.
+
+    pydantic's own option reads the sources in every process that reads a profile; only the schema needs them.
+    """
+    texts: dict[str, str] = {}
+    for base in reversed([base for base in table.__mro__ if issubclass(base, Table)]):
+        definition = ast.parse(inspect.getsource(base)).body[0]
+        for key, text in pairwise(getattr(definition, "body", [])):
+            match key, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as words)):
+                    texts[name] = inspect.cleandoc(words)
+    return texts
 
 
 def _simplified(schema: Any) -> Any:

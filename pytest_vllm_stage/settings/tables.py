@@ -29,7 +29,7 @@ _SHOWN_CHARACTERS = 60
 class Table(BaseModel):
     """A TOML table: it has the declared keys only, and does not convert values."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @model_validator(mode="before")
     @classmethod
