@@ -61,8 +61,9 @@ class Controller:
         from pytest_vllm_stage.benchmark import plans
         from pytest_vllm_stage.benchmark.undecidable import find_undecidable
 
+        collected = "\n".join(ids)
         planned = plans.steps_of(self._run.config, self._run.run_id)
-        return list(find_undecidable(one for one in planned if any(f"[{one.step.id}]" in each for each in ids)))
+        return list(find_undecidable(one for one in planned if f"[{one.step.id}]" in collected))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
