@@ -88,6 +88,7 @@ def test_each_model_has_a_job_and_the_task_does_the_same(
         step = with_parameters(task, {PARAMETERS[name]: settings[name] for name in PARAMETERS})
         ours, theirs = variables(container), variables(step)
         assert {ours.pop(OWN), theirs.pop(OWN)} == {"/dev/termination-log", "$(results.location.path)"}
+        assert ours.pop("HOLD_OBJECT") == "", "a pipeline has runAfter instead"
         assert ours == theirs
         assert settings["MODEL"] == model
         for field in ("image", "command", "volumeMounts", "securityContext"):
@@ -111,7 +112,7 @@ def test_the_script_is_the_same_for_both(stage: tuple[list[Object], list[Object]
     scripts = [render.named(manifests, "ConfigMap", "benchmark") for manifests in stage[:2]]
     assert scripts[0] is not None
     assert scripts[0] == scripts[1]
-    assert set(scripts[0]["data"]) == {"benchmark.py", "guidellm_process.py", "reports.py"}
+    assert set(scripts[0]["data"]) == {"benchmark.py", "guidellm_process.py", "hold.py", "reports.py"}
 
 
 def test_images_and_secrets_are_what_the_stage_has(

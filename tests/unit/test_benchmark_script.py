@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +29,7 @@ FOLDER = fixtures_dir() / "benchmarking"
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[dict[str, Any]]:
     """The script and what it imports, as in the pod: from its own folder."""
-    with pod_scripts("benchmark", "guidellm_process", "reports", "s3") as modules:
+    with pod_scripts("benchmark", "guidellm_process", "hold", "reports", "s3") as modules:
         yield modules
 
 
@@ -53,6 +53,8 @@ class Store:
         self.refuse = 0
         self.spoil = False
         self.url = ""
+        self.heads: list[int] = []
+        self.head_seen: Callable[[str], None] = lambda _path: None
 
     def names(self) -> list[str]:
         return sorted(path.rpartition("/")[2] for path in self.objects)
@@ -79,6 +81,13 @@ def store() -> Iterator[Store]:
         def do_GET(self) -> None:
             content = kept.objects[self.path]
             self.answer(200, content[:-1] if kept.spoil else content)
+
+        def do_HEAD(self) -> None:
+            """Answer with the planned statuses, the last one for good; 0 is a connection that ends without one."""
+            kept.head_seen(self.path)
+            status = kept.heads.pop(0) if len(kept.heads) > 1 else kept.heads[0]
+            if status:
+                self.answer(status, b"")
 
         def answer(self, status: int, content: bytes) -> None:
             self.send_response(status)
@@ -314,6 +323,80 @@ def test_a_wrong_setting_is_named(
     assert ended(script).startswith(expected)
 
 
+@pytest.fixture
+def held(scripts: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Job is held until the bucket has an object."""
+    monkeypatch.setenv("HOLD_OBJECT", "benchmark-holds/run/benchmark-sim")
+    monkeypatch.setenv("HOLD_TIMEOUT_S", "600")
+    monkeypatch.setattr(scripts["hold"], "INTERVAL_S", 0.01)
+    store.heads = [0, 503, 404, 404, 200]
+
+
+def test_held_job_sends_nothing_before_the_object_exists(
+    script: Any, guidellm: GuideLLM, store: Store, held: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ready by then: GuideLLM is imported. A store that does not answer for a moment is asked again."""
+    fake_package(tmp_path / "engine", "")
+    package = next((tmp_path / "engine").rglob("guidellm"))
+    imported = tmp_path / "imported"
+    (package / "benchmark.py").write_text(f"open({str(imported)!r}, 'w').close()\nbenchmark_generative_text = None\n")
+    monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
+    events: list[str] = []
+    ask = script.Server.ask
+    store.head_seen = lambda path: events.append(f"{path} {imported.exists()}")
+
+    def note_and_ask(*arguments: Any) -> Any:
+        events.append("sent")
+        return ask(*arguments)
+
+    monkeypatch.setattr(script.Server, "ask", note_and_ask)
+    script.main()
+    assert events[:6] == ["/test-results/benchmark-holds/run/benchmark-sim True"] * 5 + ["sent"]
+    summary = store.document("summary.json")
+    assert summary["prepared_s"] > 0
+    assert summary["held_s"] > 0
+    assert [step["samples"] for step in summary["steps"]] == [4, 20]
+
+
+def test_job_without_a_hold_asks_for_no_object(script: Any, guidellm: GuideLLM, store: Store) -> None:
+    script.main()
+    summary = store.document("summary.json")
+    assert (summary["prepared_s"], summary["held_s"]) == (0, 0)
+
+
+def test_held_job_that_is_never_released_fails_with_the_object_and_its_writer(
+    script: Any, guidellm: GuideLLM, store: Store, held: None, sim: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLD_TIMEOUT_S", "0.02")
+    store.heads = [404]
+    before = len(sim.truth())
+    message = ended(script)
+    assert message.startswith(
+        "nothing was sent: s3://test-results/benchmark-holds/run/benchmark-sim did not appear within 0.02 s "
+        "(last answer: HTTP 404). The pytest run that created this Job writes it"
+    )
+    assert (guidellm.prompts, len(sim.truth())) == ({}, before)
+    assert "summary.json" not in store.names()
+
+
+def test_held_job_whose_guidellm_ends_fails_at_once(
+    script: Any, store: Store, held: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_package(tmp_path / "engine", "")
+    package = next((tmp_path / "engine").rglob("guidellm"))
+    (package / "benchmark.py").write_text("import os\nos.write(2, b'no memory')\nos._exit(7)\n")
+    monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
+    assert ended(script) == "GuideLLM ended with status 7: no memory"
+    assert len(store.heads) == 5, "it asked for the object"
+
+
+def test_hold_without_a_timeout_is_refused(
+    script: Any, guidellm: GuideLLM, held: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOLD_TIMEOUT_S")
+    assert ended(script) == "HOLD_TIMEOUT_S is not set"
+
+
 def fake_package(folder: Path, code: str) -> None:
     """A program that `python -m guidellm` finds where the pods have theirs."""
     package = folder / "lib" / "python3.99" / "site-packages" / "guidellm"
@@ -391,5 +474,6 @@ def test_run_of_guidellm_that_ends_in_any_way_is_reported(
     fake_package(tmp_path / "engine", code)
     monkeypatch.setenv("PACKAGES", str(tmp_path / "engine/lib/python3*/site-packages"))
     with script.GuideLLM(tmp_path, script.guidellm_environment(tmp_path)) as guidellm:
+        assert guidellm.wait_until_imported(60.0) == ""
         assert guidellm.run(["run"], tmp_path, 2.0 if "within" in ended else 60.0) == ended
         assert ("ValueError: wrong" in guidellm.output(tmp_path)) == ("wrong" in code)
