@@ -301,6 +301,7 @@ def publication(
 
 @pytest.fixture
 def benchmark_job(
+    request: pytest.FixtureRequest,
     model_role: str,
     stage_run: Run,
     cluster: ClusterFacts,
@@ -314,10 +315,18 @@ def benchmark_job(
     """
     from pytest_vllm_stage.benchmark import jobs
 
-    found = jobs.find_job(stage_run, model_role, cluster, stage, kube, minio)
+    # With --maxfail the tests of the others may never run.
+    selected = [] if request.config.getvalue("maxfail") else _roles_that_use("benchmark_job", request.session)
+    found = jobs.find_job(stage_run, model_role, selected, cluster, stage, kube, minio)
     if found.absent:
         pytest.skip(found.absent)
     return found
+
+
+def _roles_that_use(fixture: str, session: pytest.Session) -> list[str]:
+    """The roles of the selected tests that use a fixture, in the order of the tests."""
+    functions = [item for item in session.items if isinstance(item, pytest.Function) and fixture in item.fixturenames]
+    return list(dict.fromkeys(str(one.callspec.params["model_role"]) for one in functions))
 
 
 @pytest.fixture

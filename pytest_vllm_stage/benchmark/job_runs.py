@@ -1,29 +1,22 @@
-"""The benchmark Jobs: rendered with the overlay, run one at a time, and their reports fetched from MinIO.
+"""The benchmark Jobs: rendered with the overlay, and their reports fetched from MinIO.
 
-They are not part of the deployment. A run creates a Job when it wants to measure, reads where the Job put its reports,
-and removes it; in read-only mode the existing Jobs are used.
+They are not part of the deployment. A run creates a Job when it wants to measure (`job_sequence`), reads where the Job
+put its reports, and removes it; in read-only mode the existing Jobs are used.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage.benchmark.job_summary import parse_objects
-from pytest_vllm_stage.core.errors import ConfigError, StageError, StageFailure
-from pytest_vllm_stage.core.journal import Journal
-from pytest_vllm_stage.core.waiting import Observation, wait_until
-from pytest_vllm_stage.stage import objects
+from pytest_vllm_stage.core.errors import ConfigError, StageFailure
 from pytest_vllm_stage.stage.deploy import render
-from pytest_vllm_stage.stage.deploy.apply import Ownership, apply
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe.conditions import JobComplete
 from pytest_vllm_stage.stage.observe.reader import StageReader
-from pytest_vllm_stage.stage.observe.wait import wait_for_all
 from pytest_vllm_stage.stage.s3 import readable_s3_errors
 
 if TYPE_CHECKING:
@@ -35,9 +28,6 @@ MODEL_LABEL = "vllm-stage/model"
 #: Below it a folder for each model, and in that one for each run; the script in fixtures/benchmarking writes them.
 PREFIX = "benchmark-jobs"
 SUMMARY = "summary.json"
-#: The kubelet's and the Job controller's word on a Job that is over its deadline comes a little after it.
-_GRACE_S = 60.0
-_REMOVAL_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -116,38 +106,6 @@ def declared_rates(job: Object) -> list[float]:
     return [float(rate) for rate in settings_of(job)["RATES"].split()]
 
 
-def carry_out(reader: StageReader, manifests: list[Object], job: Object, run_id: str, journal: Journal) -> Location:
-    """Create a Job, wait for it, and remove it with all that it made but its reports.
-
-    Args:
-        reader: The stage.
-        manifests: What `manifests_of` gave; what is not a Job is there while the Job is.
-        job: One of them.
-        run_id: Goes onto everything as a label.
-        journal: Takes the wait.
-
-    Raises:
-        StageFailure: it did not complete, with its last state and the tail of its log; or it does not say where its
-            reports are.
-    """
-    name = objects.name_of(job)
-    needed = [manifest for manifest in manifests if manifest["kind"] not in ("Job", "Namespace")]
-    timeout_s = float(job["spec"].get("activeDeadlineSeconds", 3600)) + _GRACE_S
-    try:
-        apply(reader.kube, [*needed, job], reader.namespace, Ownership.for_run(run_id), {})
-        wait_for_all(reader, [JobComplete(name, timeout_s)], journal)
-        found = location_of(reader, name)
-        if found is None:
-            raise StageFailure(f"job/{name} completed and does not say where its reports are")
-    except BaseException:
-        # Why it failed is the error, even where removing it fails too; the run's label finds what is left.
-        with suppress(StageError):
-            _remove(reader, [job, *needed], journal)
-        raise
-    _remove(reader, [job, *needed], journal)
-    return found
-
-
 def location_of(reader: StageReader, job: str) -> Location | None:
     """Where a Job's pod says that the reports are; None where it is gone or says nothing."""
     for pod in reader.listed("Pod", {"batch.kubernetes.io/job-name": job}):
@@ -192,22 +150,3 @@ def _read(minio: S3Client, location: Location, name: str) -> bytes:
         answer = minio.get_object(Bucket=location.bucket, Key=f"{location.prefix}/{name}")
         with answer["Body"] as body:
             return body.read()
-
-
-def _remove(reader: StageReader, made: list[Object], journal: Journal) -> None:
-    """Delete what was made and wait until its pods are gone too: the next step has the models to itself."""
-    for item in made:
-        objects.delete(reader.kube, item, reader.namespace)
-    wait_until(
-        f"{objects.reference(made[0])} deleted",
-        lambda: _gone(reader, made),
-        timeout_s=_REMOVAL_S,
-        journal=journal,
-        interval_s=0.5,
-        hint=f"{reader.cluster.kubectl_for(reader.namespace)} get jobs,pods",
-    )
-
-
-def _gone(reader: StageReader, made: list[Object]) -> Observation:
-    left = [objects.reference(item) for item in made if reader.get(item["kind"], objects.name_of(item))]
-    return Observation(not left, ", ".join(left) or "gone")

@@ -13,6 +13,8 @@ from pytest_vllm_stage.measurement.samples import MEASURED_AGAIN
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _POSITIVE = ("duration_s", "prompt_tokens", "output_tokens", "request_timeout_s")
 _WHOLE = ("prompt_tokens", "output_tokens", "warmup_requests", "lead_in")
+#: Seconds until a Job that was held was ready, and until it was released: no part of its measurement.
+TIMES = ("prepared_s", "held_s")
 _HINT = "run the benchmark Job again, or remove what it left: this summary is not one that the Job writes"
 
 
@@ -36,6 +38,9 @@ def parse_summary(content: bytes, where: str) -> Mapping[str, Any]:
     for name in _POSITIVE:
         if summary.child(name).number() <= 0:
             summary.child(name).expect("a number above 0")
+    for name in TIMES:
+        if name in summary.value and summary.child(name).number() < 0:
+            summary.child(name).expect("a number from 0")
     steps = list(summary.child("steps").items())
     for step in steps:
         _check_step(step, summary.child("duration_s").number())

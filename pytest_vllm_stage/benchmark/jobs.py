@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllm_stage.benchmark import job_runs, plans
+from pytest_vllm_stage.benchmark import job_runs, job_sequence, plans
 from pytest_vllm_stage.benchmark.job_runs import Location
-from pytest_vllm_stage.benchmark.job_summary import parse_summary
+from pytest_vllm_stage.benchmark.job_sequence import JobPlace
+from pytest_vllm_stage.benchmark.job_summary import TIMES, parse_summary
 from pytest_vllm_stage.benchmark.plans import PlannedStep
 from pytest_vllm_stage.benchmark.steps import StepResult
 from pytest_vllm_stage.cluster.facts import ClusterFacts
-from pytest_vllm_stage.core.errors import ConfigError, StageFailure
+from pytest_vllm_stage.core.errors import ConfigError, StageError, StageFailure
 from pytest_vllm_stage.load.guidellm.reading import read_report
 from pytest_vllm_stage.measurement.samples import MEASURED_AGAIN, Measurement
 from pytest_vllm_stage.measurement.step import CONSTANT, LoadStep
 from pytest_vllm_stage.run.context import Run
+from pytest_vllm_stage.run.shared import dump_error, load_error
 from pytest_vllm_stage.slo.verdict import judge
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.facts import StageFacts
@@ -72,56 +75,100 @@ class BenchmarkJob:
 
 
 def find_job(
-    run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: DynamicClient, minio: S3Client
+    run: Run,
+    role: str,
+    selected: Sequence[str],
+    cluster: ClusterFacts,
+    stage: StageFacts,
+    kube: DynamicClient,
+    minio: S3Client,
 ) -> BenchmarkJob:
     """The Job of a model, carried out by the first process that asks.
+
+    Args:
+        run: The run.
+        role: The model's role.
+        selected: Roles whose Jobs the run will ask for: their pods start together.
+        cluster: The cluster.
+        stage: The stage.
+        kube: Its client.
+        minio: The stage's object store.
 
     Raises:
         StageError: it did not complete, or its reports are not there.
     """
-    name = f"benchmark-job-{role}"
-    found = json.loads(run.shared.ensure(name, lambda: _make(run, role, cluster, stage, kube, minio)))
+    reader = StageReader(kube, cluster, stage.namespace)
+    made = run.shared.ensure(f"benchmark-job-{role}", lambda: _make(run, role, selected, stage, reader, minio))
+    found = json.loads(made)
     return BenchmarkJob(**found | {"rates": tuple(found["rates"])})
 
 
-def _make(run: Run, role: str, cluster: ClusterFacts, stage: StageFacts, kube: DynamicClient, minio: S3Client) -> str:
-    config = run.config
-    model = next(target.inference_service for target in stage.targets if target.role == role)
-    manifests = job_runs.manifests_of(config.profile.overlay, cluster.kubectl, stage.namespace)
+def _make(run: Run, role: str, selected: Sequence[str], stage: StageFacts, reader: StageReader, minio: S3Client) -> str:
+    overlay = run.config.profile.overlay
+    models = {target.role: target.inference_service for target in stage.targets}
+    model = models[role]
+    manifests = job_runs.manifests_of(overlay, reader.cluster.kubectl, stage.namespace)
     if not manifests:
-        absent = f"overlay {config.profile.overlay.name} declares no benchmark Jobs: it has no folder {job_runs.FOLDER}"
+        absent = f"overlay {overlay.name} declares no benchmark Jobs: it has no folder {job_runs.FOLDER}"
         return json.dumps(asdict(BenchmarkJob(role, model, absent=absent)))
     job = job_runs.job_of(manifests, model)
-    name, view = objects.name_of(job), StageReader(kube, cluster, stage.namespace)
+    name = objects.name_of(job)
     if stage.owned:
-        location = _carried_out(run, view, manifests, job, stage.run_id)
+        place = JobPlace(reader, minio, manifests, stage.run_id, run.run_id, run.journal)
+        others = [models[one] for one in selected if one in models and one != role]
+        location = _carried_out(run, place, job, others)
     else:
-        there = view.get("Job", name)
+        there = reader.get("Job", name)
         if there is None:
             absent = f"namespace {stage.namespace} has no job/{name}, and a stage that is only read gets none"
             return json.dumps(asdict(BenchmarkJob(role, model, name, absent=absent)))
-        job, location = there, _looked_up(view, minio, there, model)
+        job, location = there, _looked_up(reader, minio, there, model)
     folder = run.directory / FOLDER / model
-    _save(job_runs.fetch(minio, location), folder)
-    run.journal.event("benchmark_job", name, role=role, location=str(location))
+    reports = job_runs.fetch(minio, location)
+    _save(reports, folder)
+    times = {key: reports.summary[key] for key in TIMES if key in reports.summary}
+    run.journal.event("benchmark_job", name, role=role, location=str(location), **times)
     rates = tuple(job_runs.declared_rates(job))
     return json.dumps(asdict(BenchmarkJob(role, model, name, rates, str(location), str(folder))))
 
 
-def _carried_out(run: Run, view: StageReader, manifests: list[Object], job: Object, run_id: str) -> Location:
+def _carried_out(run: Run, place: JobPlace, job: Object, others: Sequence[str]) -> Location:
+    """Where a Job put its reports; the first Job that is asked for is carried out together with those that follow.
+
+    Raises:
+        StageError: why it has none.
+    """
+
+    def carry_out(jobs: Sequence[Object]) -> str:
+        outcomes = job_sequence.carry_out(place, jobs)
+        return json.dumps({
+            name: {"error": dump_error(found)} if isinstance(found, StageError) else {"location": str(found)}
+            for name, found in outcomes.items()
+        })  # fmt: skip
+
+    def carry_out_all() -> str:
+        following = []
+        for model in others:
+            with suppress(ConfigError):  # its own test reports it
+                following.append(job_runs.job_of(list(place.manifests), model))
+        return carry_out([job, *following])
+
     name = objects.name_of(job)
-    with run.journal.phase(f"benchmark job {name}", rates=job_runs.settings_of(job)["RATES"]):
-        return job_runs.carry_out(view, manifests, job, run_id, run.journal)
+    known = json.loads(run.shared.ensure("benchmark-jobs", carry_out_all))
+    found = known.get(name) or json.loads(carry_out([job]))[name]
+    if "error" in found:
+        raise load_error(found["error"])
+    return Location.parse(found["location"])
 
 
-def _looked_up(view: StageReader, minio: S3Client, job: Object, model: str) -> Location:
+def _looked_up(reader: StageReader, minio: S3Client, job: Object, model: str) -> Location:
     """Where the reports of a Job are that was there before."""
     name = objects.name_of(job)
-    hint = f"kubectl -n {view.namespace} logs job/{name}"
+    hint = f"kubectl -n {reader.namespace} logs job/{name}"
     if problems := health.check_job(job, name):
         raise StageFailure("; ".join(problems), hint=hint)
     bucket = job_runs.settings_of(job)["BUCKET"]
-    found = job_runs.location_of(view, name) or job_runs.newest(minio, bucket, model, name)
+    found = job_runs.location_of(reader, name) or job_runs.newest(minio, bucket, model, name)
     if found is None:
         raise StageFailure(f"job/{name} completed, and bucket {bucket} has no report of it", hint=hint)
     return found

@@ -40,7 +40,7 @@ class Shared:
             try:
                 text = make()
             except StageError as error:
-                self._write(f"{name}.error.json", _dump(error))
+                self._write(f"{name}.error.json", dump_error(error))
                 raise
             self._write(f"{name}.json", text)
             return text
@@ -55,9 +55,8 @@ class Shared:
         path = self.folder / f"{name}.error.json"
         if not path.exists():
             return None
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        kind: type[StageError] = getattr(errors, kept["type"], StageError)
-        failure = kind(kept["message"].splitlines()[0])
+        kept = load_error(path.read_text(encoding="utf-8"))
+        failure = type(kept)(kept.message.splitlines()[0])
         failure.already_reported = True
         return failure
 
@@ -65,6 +64,14 @@ class Shared:
         write_atomically(self.folder / name, text)
 
 
-def _dump(error: StageError) -> str:
+def dump_error(error: StageError) -> str:
+    """An error as a text that another process can read."""
     known = [kind for kind in type(error).__mro__ if hasattr(errors, kind.__name__)]
     return json.dumps({"type": known[0].__name__, "message": error.message, "hint": error.hint})
+
+
+def load_error(text: str) -> StageError:
+    """The error of `dump_error`."""
+    kept = json.loads(text)
+    kind: type[StageError] = getattr(errors, kept["type"], StageError)
+    return kind(kept["message"], hint=kept["hint"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ FAKE_JOBS = """
 
 import dataclasses
 import types
-from pytest_vllm_stage.benchmark import job_runs
+from pytest_vllm_stage.benchmark import job_runs, job_sequence
 from pytest_vllm_stage.stage import client, object_store
 from pytest_vllm_stage.stage.observe import reader
 
@@ -58,12 +59,14 @@ def job(model):
 def manifests_of(overlay, kubectl, namespace):
     return [] if os.environ.get("FAKE_NO_JOBS") else [job("quantized-model"), job("full-model")]
 
-def carry_out(view, manifests, job, run_id, journal):
-    note(job["metadata"]["name"])
-    if os.environ.get("FAKE_FAILED_JOB") == job["metadata"]["name"]:
-        raise errors.WaitFailed("job/benchmark-full-model cannot complete: vacuous: 0 of 8 requests were answered")
-    model = job["metadata"]["name"].removeprefix("benchmark-")
-    return job_runs.Location("test-results", f"benchmark-jobs/{model}/run")
+def carry_out(place, jobs):
+    note("carry-out " + " ".join(job["metadata"]["name"] for job in jobs))
+    return {job["metadata"]["name"]: outcome(job["metadata"]["name"]) for job in jobs}
+
+def outcome(name):
+    if os.environ.get("FAKE_FAILED_JOB") == name:
+        return errors.WaitFailed(f"job/{name} cannot complete: vacuous: 0 of 8 requests were answered")
+    return job_runs.Location("test-results", f"benchmark-jobs/{name.removeprefix('benchmark-')}/run")
 
 def fetch(minio, location):
     folder = HERE / "store" / location.prefix.split("/")[1]
@@ -71,7 +74,7 @@ def fetch(minio, location):
     contents = {step["object"]: (folder / step["object"]).read_bytes() for step in summary["steps"]}
     return job_runs.Reports(location, summary, contents)
 
-job_runs.manifests_of, job_runs.carry_out, job_runs.fetch = manifests_of, carry_out, fetch
+job_runs.manifests_of, job_sequence.carry_out, job_runs.fetch = manifests_of, carry_out, fetch
 own_stage = lifecycle.make_stage
 
 def stage_that_is_read(run, cluster):
@@ -149,13 +152,17 @@ def properties(place: pytest.Pytester) -> dict[str, dict[str, str]]:
     }
 
 
-def test_good_reports_pass_and_leave_their_numbers(jobs: pytest.Pytester, calls: Path) -> None:
-    result = run(jobs)
+def carried_out(calls: Path) -> list[list[str]]:
+    """The Jobs that were carried out together, call by call."""
+    found = re.findall(r"^carry-out (.*) \d+$", calls.read_text(), re.MULTILINE)
+    return [names.split() for names in found]
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_good_reports_pass_and_leave_their_numbers(jobs: pytest.Pytester, calls: Path, workers: str) -> None:
+    result = run(jobs, workers)
     result.assert_outcomes(passed=6)
-    made = [line.split()[0] for line in calls.read_text().splitlines()]
-    assert sorted(name for name in made if name.startswith("benchmark")) == [
-        "benchmark-full-model", "benchmark-quantized-model",
-    ]  # fmt: skip
+    assert carried_out(calls) == [["benchmark-quantized-model", "benchmark-full-model"]]
     recorded = properties(jobs)["test_reports_keep_the_objectives[full]"]
     assert recorded["full-rate-1.slo.outcome"] == recorded["full-rate-5.slo.outcome"] == "pass"
     assert float(recorded["full-rate-5.slo.ttft_p50_ms"]) == pytest.approx(100, abs=1)
@@ -215,11 +222,24 @@ def test_a_report_of_another_rate_is_refused(jobs: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*is constant arrivals of 1 requests/s; step full-rate-5 plans *"])
 
 
-def test_failed_job_is_reported_once(jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_FAILED_JOB", "benchmark-full-model")
+@pytest.mark.parametrize("role", ["quantized", "full"])
+def test_failed_job_is_reported_once(jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
+    """The first or the held one: it fails its own tests, and the other Job has its result."""
+    monkeypatch.setenv("FAKE_FAILED_JOB", f"benchmark-{role}-model")
     result = run(jobs)
     result.assert_outcomes(passed=3, errors=1, skipped=2)
-    result.stdout.fnmatch_lines(["*job/benchmark-full-model cannot complete: vacuous: *"])
+    result.stdout.fnmatch_lines([f"*job/benchmark-{role}-model cannot complete: vacuous: *"])
+
+
+@pytest.mark.parametrize("role", ["quantized", "full"])
+def test_jobs_of_other_models_are_not_carried_out(jobs: pytest.Pytester, calls: Path, role: str) -> None:
+    run(jobs, "-k", role).assert_outcomes(passed=3, deselected=3)
+    assert carried_out(calls) == [[f"benchmark-{role}-model"]]
+
+
+def test_with_maxfail_a_job_is_carried_out_when_its_test_runs(jobs: pytest.Pytester, calls: Path) -> None:
+    run(jobs, "--maxfail=2").assert_outcomes(passed=6)
+    assert carried_out(calls) == [["benchmark-quantized-model"], ["benchmark-full-model"]]
 
 
 @pytest.mark.parametrize(

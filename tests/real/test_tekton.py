@@ -19,13 +19,14 @@ import pytest
 import yaml
 from kubernetes.dynamic import DynamicClient
 
-from pytest_vllm_stage.benchmark import job_runs
+from pytest_vllm_stage.benchmark import job_runs, job_sequence
 from pytest_vllm_stage.benchmark.job_runs import Location
+from pytest_vllm_stage.benchmark.job_sequence import JobPlace
 from pytest_vllm_stage.cluster import local
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.cluster.local import components, images, tekton_files
 from pytest_vllm_stage.cluster.local.images import Image
-from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable
+from pytest_vllm_stage.core.errors import ENVIRONMENT_EXIT_CODE, EnvironmentUnusable, StageError
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.paths import PACKAGE, fixtures_dir
 from pytest_vllm_stage.core.waiting import Observation, wait_until
@@ -376,19 +377,24 @@ def test_the_examples_are_taken(kubectl: Kubectl, task: Object, name: str) -> No
 
 
 class Benchmarks(NamedTuple):
-    """A TaskRun, the Job with the same settings, and a TaskRun that cannot succeed; they run at the same time."""
+    """A TaskRun, a Job with the same settings, and a TaskRun that cannot succeed; they run at the same time.
+
+    After the Job, another one that was held meanwhile.
+    """
 
     task: Future[Ended]
-    job: Future[Location]
+    jobs: Future[list[Location]]
     failing: Future[Ended]
 
 
 @pytest.fixture(scope="module")
-def benchmarks(cluster: ClusterFacts, kubectl: Kubectl, view: StageReader, task: Object) -> Iterator[Benchmarks]:
+def benchmarks(
+    cluster: ClusterFacts, kubectl: Kubectl, view: StageReader, minio: S3Client, task: Object
+) -> Iterator[Benchmarks]:
     with ThreadPoolExecutor(3) as pool:
         yield Benchmarks(
             pool.submit(run_task, kubectl),
-            pool.submit(run_job, cluster, view),
+            pool.submit(run_jobs, cluster, view, minio),
             pool.submit(run_task_for_another_model, kubectl),
         )
 
@@ -399,16 +405,22 @@ def run_task(kubectl: Kubectl) -> Ended:
     return carried_out(kubectl, run)
 
 
-def run_job(cluster: ClusterFacts, view: StageReader) -> Location:
+def run_jobs(cluster: ClusterFacts, view: StageReader, minio: S3Client) -> list[Location]:
     manifests = job_runs.manifests_of(OVERLAYS / "local", cluster.kubectl, NAMESPACE)
-    job = copy.deepcopy(job_runs.job_of(manifests, "smollm2-135m"))
-    settings = {"MODEL": MODEL, "RATES": "2 5", "DURATION_S": "3", "REQUEST_TIMEOUT_S": "120"}
-    for entry in job["spec"]["template"]["spec"]["containers"][0]["env"]:
-        entry.update({"value": settings[entry["name"]]} if entry["name"] in settings else {})
+    jobs = []
+    for name in ("first", "held"):
+        job = copy.deepcopy(job_runs.job_of(manifests, "smollm2-135m"))
+        job["metadata"]["name"] = name
+        settings = {"MODEL": MODEL, "RATES": "2 5", "DURATION_S": "3", "REQUEST_TIMEOUT_S": "120"}
+        for entry in job["spec"]["template"]["spec"]["containers"][0]["env"]:
+            entry.update({"value": settings[entry["name"]]} if entry["name"] in settings else {})
+        jobs.append(job)
     # The script is there already, for the Task.
-    location = job_runs.carry_out(view, [], job, RUN, SILENT)
-    assert view.get("Job", job["metadata"]["name"]) is None
-    return location
+    outcomes = job_sequence.carry_out(JobPlace(view, minio, [], RUN, RUN, SILENT), jobs)
+    assert [view.get("Job", name) for name in outcomes] == [None, None]
+    failed = [str(outcome) for outcome in outcomes.values() if isinstance(outcome, StageError)]
+    assert not failed, "\n".join(failed)
+    return [outcome for outcome in outcomes.values() if isinstance(outcome, Location)]
 
 
 def run_task_for_another_model(kubectl: Kubectl) -> Ended:
@@ -430,9 +442,29 @@ def test_a_task_run_publishes_each_rate(benchmarks: Benchmarks, minio: S3Client)
 
 def test_the_job_does_the_same(benchmarks: Benchmarks, minio: S3Client) -> None:
     """The Job with the same settings leaves the same kind of reports, by its summary and by GuideLLM's own settings."""
-    ours = job_runs.fetch(minio, benchmarks.job.result())
+    ours = job_runs.fetch(minio, benchmarks.jobs.result()[0])
     theirs = job_runs.fetch(minio, Location.parse(benchmarks.task.result().results["location"]))
     assert same_in_both(ours) == same_in_both(theirs)
+
+
+def test_the_held_job_sends_after_the_other_has_ended(benchmarks: Benchmarks, minio: S3Client) -> None:
+    """It was ready before: its pod runs and imports GuideLLM while the other one measures."""
+    first, held = (job_runs.fetch(minio, location) for location in benchmarks.jobs.result())
+    assert (first.summary["prepared_s"], first.summary["held_s"]) == (0, 0)
+    assert held.summary["prepared_s"] > 0, "it was not held"
+    assert held.summary["held_s"] > 0
+    assert [(step["samples"], step["failed"]) for step in held.summary["steps"]] == [(6, 0), (15, 0)]
+    assert max(request_times(first, "request_end")) < min(request_times(held, "request_start"))
+    assert "Contents" not in minio.list_objects_v2(Bucket=held.location.bucket, Prefix=job_sequence.HOLDS)
+
+
+def request_times(reports: job_runs.Reports, event: str) -> list[float]:
+    """When each request of all rates began or ended, by the machine's clock."""
+    found = []
+    for content in reports.contents.values():
+        for rows in json.loads(content)["benchmarks"][0]["requests"].values():
+            found += [row["info"]["timings"][event] for row in rows or []]
+    return found
 
 
 def same_in_both(reports: job_runs.Reports) -> Object:

@@ -50,6 +50,7 @@ def top(**changes: Any) -> Change:
         (top(prompt_tokens=6.5), "prompt_tokens: expected a whole number from 0, got 6.5"),
         (top(output_tokens=None), "output_tokens: expected a whole number from 0, got null"),
         (top(request_timeout_s=-1), "request_timeout_s: expected a number above 0, got -1"),
+        (top(held_s=-1), "held_s: expected a number from 0, got -1"),
         (top(lead_in=-1), "lead_in: expected a whole number from 0, got -1"),
         (top(model=7), "model: expected a string, got 7"),
         (lambda found: found.pop("warmup_requests"), "has no 'warmup_requests'"),

@@ -13,8 +13,7 @@ import pytest
 
 from pytest_vllm_stage.benchmark import job_runs
 from pytest_vllm_stage.benchmark.job_runs import Location
-from pytest_vllm_stage.core.errors import StageFailure, WaitFailed
-from pytest_vllm_stage.core.journal import Journal
+from pytest_vllm_stage.core.errors import StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.stage.observe.reader import StageReader
 from pytest_vllm_stage.stage.s3 import ObjectStore
@@ -98,33 +97,3 @@ def test_the_newest_run_of_the_job_itself_is_taken() -> None:
         absent = job_runs.newest(client, "test-results", "absent", "benchmark-absent")
     assert found == Location("test-results", "benchmark-jobs/m/20261124-101010-benchmark-m-bbbbb")
     assert absent is None
-
-
-def test_a_job_that_fails_is_the_error_even_where_it_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-
-    def failing(what: str, *_: Any) -> None:
-        done.append(what)
-        raise WaitFailed(what)
-
-    monkeypatch.setattr(job_runs, "apply", lambda *_: done.append("applied"))
-    monkeypatch.setattr(job_runs, "wait_for_all", lambda *_: failing("vacuous"))
-    monkeypatch.setattr(job_runs, "_remove", lambda *_: failing("not removed"))
-    made = {"kind": "Job", "metadata": {"name": "benchmark-m"}, "spec": {}}
-    looked = cast(StageReader, SimpleNamespace(kube=None, namespace="n"))
-    with pytest.raises(WaitFailed, match="vacuous"):
-        job_runs.carry_out(looked, [made], made, "run", Journal())
-    assert done == ["applied", "vacuous", "not removed"]
-
-
-def test_job_without_a_report_location_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    removed: list[Any] = []
-    monkeypatch.setattr(job_runs, "apply", lambda *_: None)
-    monkeypatch.setattr(job_runs, "wait_for_all", lambda *_: None)
-    monkeypatch.setattr(job_runs, "_remove", lambda _view, made, _journal: removed.extend(made))
-    made = {"kind": "Job", "metadata": {"name": "benchmark-m"}, "spec": {}}
-    script = {"kind": "ConfigMap", "metadata": {"name": "benchmark"}}
-    looked = cast(StageReader, SimpleNamespace(kube=None, namespace="n", listed=lambda kind, labels: []))
-    with pytest.raises(StageFailure, match="does not say where its reports are"):
-        job_runs.carry_out(looked, [script, made], made, "run", Journal())
-    assert removed == [made, script]
