@@ -70,6 +70,7 @@ PARAMETERS = {
     "DURATION_S": "duration-s",
     "PROMPT_TOKENS": "prompt-tokens",
     "OUTPUT_TOKENS": "output-tokens",
+    "WARMUP_REQUESTS": "warmup-requests",
     "REQUEST_TIMEOUT_S": "request-timeout-s",
     "MAX_ERROR_RATE": "max-error-rate",
 }
