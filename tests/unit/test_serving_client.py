@@ -320,6 +320,16 @@ def test_a_certificate_is_verified_against_the_given_authorities(tls_server: tup
         doubting.health()
 
 
+def test_a_client_without_tls_loads_no_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    for name in ("load_verify_locations", "load_default_certs"):
+        monkeypatch.setattr(SSLContext, name, lambda *_arguments, **_given: loaded.append(1))
+    EndpointClient(Target("full", "m", "http://127.0.0.1:9")).close()
+    assert not loaded
+    EndpointClient(Target("full", "m", "https://127.0.0.1:9")).close()
+    assert loaded
+
+
 def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch, tls_server: tuple[str, str]) -> None:
     url, certificate = tls_server
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
