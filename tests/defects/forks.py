@@ -10,23 +10,30 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import inspect
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 #: What a run of suites/inference imports and what does not look at its environment; the plugin before pytest would
 #: rewrite its assertions, which none of its messages needs.
 IMPORTED = (
-    "pytest", "httpx", "hypothesis", "hypothesis.strategies", "pydantic", "allure_pytest.plugin", "xdist.plugin",
-    "anyio._backends._asyncio", "multiprocessing.pool", "pydoc", "yaml",
-    "pytest_vllm_stage.checks.inference.relations.ahead", "pytest_vllm_stage.settings.profile",
+    "pytest", "httpx", "httpcore", "h11", "certifi", "filelock", "hypothesis", "hypothesis.stateful",
+    "hypothesis.strategies._internal.featureflags", "pydantic", "allure_pytest.plugin", "execnet.multi", "xdist.plugin",
+    "xdist.looponfail", "xdist.newhooks", "anyio._backends._asyncio", "multiprocessing.pool", "pydoc", "yaml",
+    "pytest_vllm_stage.benchmark.steps", "pytest_vllm_stage.benchmark.undecidable",
+    "pytest_vllm_stage.checks.inference.relations.ahead", "pytest_vllm_stage.report.terminal",
+    "pytest_vllm_stage.run.shared", "pytest_vllm_stage.settings.resolver", "pytest_vllm_stage.stage.reach.forwards",
 )  # fmt: skip
+#: Of these all modules: the plugin and the suite's files import one or more each.
+IMPORTED_WHOLE = ("pytest_vllm_stage.checks.inference", "pytest_vllm_stage.session")
 ROOT = Path(__file__).parents[2]
 
 
@@ -116,10 +123,17 @@ def _run(job: Mapping[str, Any]) -> int:
     return int(pytest.main(["-W", "ignore::pytest.PytestAssertRewriteWarning", *job["arguments"]]))
 
 
+def _find_modules(packages: Sequence[str]) -> Iterator[str]:
+    for name in packages:
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
+            yield f"{name}.{module.name}"
+
+
 def main() -> None:
     """Fork for each line."""
-    for name in (*IMPORTED, *sys.argv[1:]):
+    for name in (*IMPORTED, *sys.argv[1:], *_find_modules(IMPORTED_WHOLE)):
         importlib.import_module(name)
+    inspect.getmodule(main.__code__)  # maps files to modules, which each child with a traceback would do again
     gc.freeze()  # no child scans, and so copies, what all of them share
     while line := sys.stdin.readline():
         child = os.fork()
