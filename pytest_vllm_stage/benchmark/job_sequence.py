@@ -2,9 +2,9 @@
 
 Starting a pod and importing GuideLLM takes as long as a short measurement. A Job that declares the variable `HOLD` is
 created at once, and held by the script until the bucket has an object (fixtures/benchmarking/hold.py). The object is
-written when the Job before has ended in whatever way. A Job that declares no such variable, that was not running by
-then (the cluster has no room for two) or that cannot be released is created when it is its turn: no Job waits for a
-later one.
+written when the Job before has ended in whatever way. A Job that declares no such variable, whose pod does not run by
+then (the cluster has no room for two) or that cannot be released is created when it is its turn: what its pod met while
+another one ran is not its verdict. No Job waits for a later one: none is held before the first has its node.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ _BUCKET = "BUCKET"
 #: The kubelet's and the Job controller's word on a Job that is over its deadline comes a little after it.
 _GRACE_S = 60.0
 _REMOVAL_S = 60.0
-#: Phases of a pod that has begun.
-_BEGUN = ("Running", "Succeeded", "Failed")
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,19 @@ class JobPlace:
     owner: str
     run_id: str
     journal: Journal
+
+
+class JobPlaced(JobComplete):
+    """A Job's pod has a node."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.what = f"job/{self.name} pod scheduled"
+
+    def observe(self, reader: StageReader) -> ConditionStatus:
+        """Observe the pod, then the Job."""
+        placed = any(pod["spec"].get("nodeName") for pod in _pods_of(reader, self.name))
+        return ConditionStatus(True, "scheduled") if placed else super().observe(reader)
 
 
 class JobReported(JobComplete):
@@ -108,15 +119,12 @@ class _Sequence:
         self._place, self._jobs = place, list(jobs)
         self._reader, self._journal = place.reader, place.journal
         self._needed = [manifest for manifest in place.manifests if manifest["kind"] not in ("Job", "Namespace")]
-        self._held: dict[str, str] = {}
+        self._held: dict[str, Object] = {}
         self._released: list[tuple[str, str]] = []
 
     def run(self) -> dict[str, Location | StageError]:
-        """Prepare all, then let one after the other measure."""
+        """Let one after the other measure."""
         self._remove_leftovers()
-        for position, job in enumerate(self._jobs[1:], start=1):
-            if {HOLD, _BUCKET} <= settings_of(job).keys():
-                self._create_held(job, sum(_limit_s(before) + 2 * _REMOVAL_S for before in self._jobs[:position]))
         outcomes = {objects.name_of(job): self._measure(job) for job in self._jobs}
         for name, outcome in outcomes.items():
             if isinstance(outcome, Location):
@@ -130,14 +138,6 @@ class _Sequence:
                 self._delete_object(bucket, key)
         self._remove([*self._jobs, *self._needed])
 
-    def _create_held(self, job: Object, timeout_s: float) -> None:
-        """Create a Job that waits for its turn; where that fails, its turn shows why."""
-        name = objects.name_of(job)
-        key = f"{HOLDS}/{self._place.run_id}/{name}"
-        with suppress(StageError):
-            self._apply([*self._needed, hold(job, key, timeout_s)])
-            self._held[name] = key
-
     def _measure(self, job: Object) -> Location | StageError:
         """Release or create a Job and wait until it sends nothing any more."""
         name = objects.name_of(job)
@@ -146,6 +146,8 @@ class _Sequence:
                 facts["prepared"] = self._release(job)
                 if not facts["prepared"]:
                     self._apply([*self._needed, job])
+                if job is self._jobs[0]:
+                    self._hold_others()
                 wait_for_all(self._reader, [JobReported(name, _limit_s(job))], self._journal)
                 found = location_of(self._reader, name)
                 return found or StageFailure(f"job/{name} completed and does not say where its reports are")
@@ -156,21 +158,42 @@ class _Sequence:
                 self._remove([job])
             return error
 
+    def _hold_others(self) -> None:
+        """Create the Jobs that can wait for their turn, once the first has its room."""
+        first, *others = self._jobs
+        can_wait = [job for job in others if {HOLD, _BUCKET} <= settings_of(job).keys()]
+        if can_wait:
+            wait_for_all(self._reader, [JobPlaced(objects.name_of(first), _limit_s(first))], self._journal)
+        for job in can_wait:
+            before = self._jobs[: self._jobs.index(job)]
+            timeout_s = sum(_limit_s(one) + 2 * _REMOVAL_S for one in before)
+            with suppress(StageError):  # its turn shows why
+                self._apply([*self._needed, hold(job, self._key(job), timeout_s)])
+                self._held[objects.name_of(job)] = job
+
     def _release(self, job: Object) -> bool:
-        """Let a held Job send; False where there is none: one that is not prepared is removed."""
-        name = objects.name_of(job)
-        key = self._held.pop(name, "")
-        if not key:
+        """Let a held Job send; False where there is none.
+
+        One that is not prepared is removed, and so are all that are held for later: there may be room for one only.
+        """
+        if objects.name_of(job) not in self._held:
             return False
-        pods = self._reader.listed("Pod", {"batch.kubernetes.io/job-name": name})
-        if any((pod.get("status") or {}).get("phase") in _BEGUN for pod in pods):
-            bucket = settings_of(job)[_BUCKET]
+        if any(
+            (pod.get("status") or {}).get("phase") == "Running" for pod in _pods_of(self._reader, objects.name_of(job))
+        ):
+            bucket, key = settings_of(job)[_BUCKET], self._key(job)
             self._released.append((bucket, key))
             with suppress(StageError):
                 self._put_object(bucket, key)
+                del self._held[objects.name_of(job)]
                 return True
-        self._remove([job])
+        held = list(self._held.values())
+        self._held.clear()
+        self._remove(held)
         return False
+
+    def _key(self, job: Object) -> str:
+        return f"{HOLDS}/{self._place.run_id}/{objects.name_of(job)}"
 
     def _completed(self, name: str, found: Location) -> Location | StageError:
         try:
@@ -180,7 +203,7 @@ class _Sequence:
         return found
 
     def _remove_leftovers(self) -> None:
-        """Remove what an interrupted run left of these Jobs in a stage that was kept."""
+        """Remove what a killed run left of these Jobs in a stage that was kept."""
         there = [job for job in self._jobs if self._is_own(self._reader.get("Job", objects.name_of(job)))]
         if there:
             self._remove(there)
@@ -190,9 +213,9 @@ class _Sequence:
                 for key in self._list_objects(bucket):
                     self._delete_object(bucket, key)
                     left.append(f"{bucket}/{key}")
-        if left:
-            self._journal.event("leftovers", "benchmark jobs", removed=left)
-            self._journal.say(f"removed what an interrupted run left: {', '.join(left)}")
+        for one in left:
+            self._journal.event("swept", one)
+            self._journal.say(f"removed the leftovers of a killed run: {one}")
 
     def _is_own(self, existing: Object | None) -> bool:
         return existing is not None and run_id_of(existing) == self._place.owner
@@ -240,6 +263,10 @@ def hold(job: Object, key: str, timeout_s: float) -> Object:
     if "activeDeadlineSeconds" in held["spec"]:
         held["spec"]["activeDeadlineSeconds"] += seconds
     return held
+
+
+def _pods_of(reader: StageReader, job: str) -> list[Object]:
+    return reader.listed("Pod", {"batch.kubernetes.io/job-name": job})
 
 
 def _limit_s(job: Object) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_vllm_stage.benchmark import job_sequence
 from pytest_vllm_stage.benchmark.job_runs import Location
-from pytest_vllm_stage.benchmark.job_sequence import HOLD, HOLD_TIMEOUT, JobPlace, JobReported
+from pytest_vllm_stage.benchmark.job_sequence import HOLD, HOLD_TIMEOUT, JobPlace, JobPlaced, JobReported
 from pytest_vllm_stage.core.errors import StageError, StageFailure, WaitFailed
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.stage import objects
@@ -82,9 +82,13 @@ class Stage:
     def wait_for_all(self, _reader: Any, conditions: Sequence[Any], _journal: Journal) -> None:
         """Measure; no other Job may be able to send meanwhile."""
         (condition,) = conditions
+        name = condition.name
+        if isinstance(condition, JobPlaced):
+            self.events.append(f"place {name}")
+            if self.phases.get(name) == "Pending":
+                raise WaitFailed("no node has room")
         if not isinstance(condition, JobReported):
             return
-        name = condition.name
         sending = [one for one in self.jobs if one not in self.ended and self.may_send(one)]
         assert sending == [name], "load of two Jobs overlaps"
         self.events.append(f"measure {name}")
@@ -105,7 +109,13 @@ class Stage:
             return []
         message = "" if name in self.silent else str(location(name))
         ended = {"state": {"terminated": {"exitCode": 0, "message": message}}} if name in self.ended else {}
-        return [{"status": {"phase": self.phases.get(name, "Running"), "containerStatuses": [ended]}}]
+        phase = self.phases.get(name, "Running")
+        return [
+            {
+                "spec": {"nodeName": "n"} if phase != "Pending" else {},
+                "status": {"phase": phase, "containerStatuses": [ended]},
+            }
+        ]
 
     def put_object(self, Bucket: str, Key: str, Body: bytes) -> None:  # noqa: N803 - the client's names
         if self.refuses_objects:
@@ -150,7 +160,7 @@ def carry_out(stage: Stage, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 def done(stage: Stage) -> list[str]:
     """The events without progress lines."""
-    verbs = ("create", "measure", "release", "remove ")
+    verbs = ("create", "place", "measure", "release", "remove ")
     return [event for event in stage.events if event.startswith(verbs)]
 
 
@@ -162,7 +172,9 @@ def test_second_job_is_prepared_during_the_first_and_released_after_it(
     stage: Stage, carry_out: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     assert carry_out(job("a"), job("b")) == {"a": location("a"), "b": location("b")}
-    assert done(stage) == ["create b held", "create a", "measure a", "release b", "measure b", "remove a", "remove b"]
+    assert done(stage) == [
+        "create a", "place a", "create b held", "measure a", "release b", "measure b", "remove a", "remove b",
+    ]  # fmt: skip
     assert_nothing_is_left(stage)
     phases = [event for event in read_events(tmp_path / "journal.jsonl") if event["kind"] == "phase"]
     assert [(phase["name"], phase["prepared"], phase["outcome"]) for phase in phases] == [
@@ -180,8 +192,8 @@ def test_all_of_three_jobs_are_prepared_before_the_first_measures(
 ) -> None:
     """Later, their start would be in the measurement of another one."""
     carry_out(job("a"), job("b"), job("c"))
-    assert done(stage)[:4] == ["create b held", "create c held", "create a", "measure a"]
-    assert done(stage)[4:8] == ["release b", "measure b", "release c", "measure c"]
+    assert done(stage)[:5] == ["create a", "place a", "create b held", "create c held", "measure a"]
+    assert done(stage)[5:9] == ["release b", "measure b", "release c", "measure c"]
     assert_nothing_is_left(stage)
 
 
@@ -191,7 +203,7 @@ def test_failed_first_job_is_gone_before_the_second_measures(
     stage.fails["a"] = WaitFailed("vacuous")
     outcomes = carry_out(job("a"), job("b"))
     assert (str(outcomes["a"]), outcomes["b"]) == ("vacuous", location("b"))
-    assert done(stage)[2:] == ["measure a", "remove a", "release b", "measure b", "remove b"]
+    assert done(stage)[3:] == ["measure a", "remove a", "release b", "measure b", "remove b"]
     assert_nothing_is_left(stage)
 
 
@@ -210,25 +222,33 @@ def test_job_that_names_no_place_of_its_reports_fails(stage: Stage, carry_out: C
     assert_nothing_is_left(stage)
 
 
-@pytest.mark.parametrize("obstacle", ["no room for its pod", "no object can be written"])
+@pytest.mark.parametrize("obstacle", ["its pod is Pending", "its pod was evicted", "no object can be written"])
 def test_second_job_that_cannot_be_released_is_created_when_it_is_its_turn(
     stage: Stage, carry_out: Callable[..., dict[str, Any]], obstacle: str
 ) -> None:
-    """What kept its pod from starting was the first Job, and its own failure would be a wrong verdict."""
-    if obstacle == "no room for its pod":
-        stage.phases["b"] = "Pending"
-    else:
-        stage.refuses_objects = True
+    """There may be no room for two: its own failure would be a wrong verdict."""
+    stage.phases["b"] = {"its pod is Pending": "Pending", "its pod was evicted": "Failed"}.get(obstacle, "Running")
+    stage.refuses_objects = obstacle == "no object can be written"
     assert carry_out(job("a"), job("b")) == {"a": location("a"), "b": location("b")}
-    assert done(stage)[2:5] == ["measure a", "remove b", "create b"]
+    assert done(stage)[3:6] == ["measure a", "remove b", "create b"]
     assert_nothing_is_left(stage)
 
 
-def test_held_job_that_failed_is_judged_as_it_is(stage: Stage, carry_out: Callable[..., dict[str, Any]]) -> None:
-    stage.phases["b"], stage.fails["b"] = "Failed", WaitFailed("BUCKET is not set")
-    assert str(carry_out(job("a"), job("b"))["b"]) == "BUCKET is not set"
-    assert done(stage).count("create b held") == 1
-    assert "create b" not in done(stage)
+def test_no_job_is_held_before_the_first_has_a_node(stage: Stage, carry_out: Callable[..., dict[str, Any]]) -> None:
+    """It might take the room of the first."""
+    stage.phases["a"] = "Pending"
+    outcomes = carry_out(job("a"), job("b"))
+    assert (str(outcomes["a"]), outcomes["b"]) == ("no node has room", location("b"))
+    assert done(stage) == ["create a", "place a", "remove a", "create b", "measure b", "remove b"]
+
+
+def test_without_room_for_two_no_job_is_held_any_more(stage: Stage, carry_out: Callable[..., dict[str, Any]]) -> None:
+    """A later one might take the room of the one whose turn it is."""
+    stage.phases["b"] = "Pending"
+    assert carry_out(job("a"), job("b"), job("c")).keys() == {"a", "b", "c"}
+    turns = ["measure a", "remove b", "remove c", "create b", "measure b", "create c", "measure c"]
+    assert done(stage)[4:11] == turns
+    assert_nothing_is_left(stage)
 
 
 def test_job_that_cannot_be_held_is_not_created_before_its_turn(
@@ -253,9 +273,10 @@ def test_what_a_killed_run_left_is_removed_and_reported(stage: Stage, carry_out:
     stage.jobs["b"] = left
     stage.objects.add("benchmark-holds/earlier-run/b")
     assert carry_out(job("a"), job("b")) == {"a": location("a"), "b": location("b")}
-    assert stage.events[:3] == [
+    assert [event for event in stage.events if event.startswith("remove") or event.endswith("held")][:4] == [
         "remove b",
-        "removed what an interrupted run left: job/b, test-results/benchmark-holds/earlier-run/b",
+        "removed the leftovers of a killed run: job/b",
+        "removed the leftovers of a killed run: test-results/benchmark-holds/earlier-run/b",
         "create b held",
     ]
     assert_nothing_is_left(stage)
@@ -285,7 +306,7 @@ def test_held_job_has_its_own_time_besides_that_of_the_jobs_before_it(
 
     monkeypatch.setattr(job_sequence, "apply", note_and_apply)
     carry_out(job("a", activeDeadlineSeconds=600), job("b", activeDeadlineSeconds=300))
-    held, first = (one for one in created if one["kind"] == "Job")
+    first, held = (one for one in created if one["kind"] == "Job")
     assert first["spec"]["activeDeadlineSeconds"] == 600
     assert variables(first)[HOLD] == ""
     longest_s = 600 + 60 + 2 * 60
@@ -300,3 +321,11 @@ def test_a_job_has_sent_everything_once_its_pod_names_the_reports(stage: Stage) 
     assert not JobReported("a", 60).observe(reader).done
     stage.ended.add("a")
     assert JobReported("a", 60).observe(reader).done
+
+
+def test_a_job_has_its_room_once_its_pod_has_a_node(stage: Stage) -> None:
+    reader = cast(StageReader, SimpleNamespace(listed=stage.listed, get=lambda *_: None))
+    stage.jobs["a"], stage.phases["a"] = job("a"), "Pending"
+    assert not JobPlaced("a", 60).observe(reader).done
+    stage.phases["a"] = "Running"
+    assert JobPlaced("a", 60).observe(reader).done
