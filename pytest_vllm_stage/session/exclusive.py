@@ -51,9 +51,10 @@ class ExclusiveAccess:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember which load tests this run has, and what runs before the first disruption."""
-        self._loads = [item.nodeid for item in session.items if _place(item) == 1]
-        if any(_disrupts(item) for item in session.items):
-            self._before_disruptions = [one.nodeid for one in session.items if _place(one) < 3 and uses_stage(one)]
+        places = [(item, _place(item)) for item in session.items]
+        self._loads = [item.nodeid for item, place in places if place == 1]
+        if any(place == 3 and _disrupts(item) for item, place in places):
+            self._before_disruptions = [item.nodeid for item, place in places if place < 3 and uses_stage(item)]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
