@@ -14,7 +14,6 @@ from pytest_vllm_stage.core.gateways import MAX_EXCERPT, HttpAnswer
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.publication.registry.client import RegistryClient
-from pytest_vllm_stage.publication.registry.official import connect_official_client
 from tests.unit.web_server import Reply, self_signed, web_server
 
 TOKEN = "sha256~not-for-logs"
@@ -180,6 +179,8 @@ def test_markup_is_not_repeated() -> None:
 
 
 def test_the_official_clients_error_names_the_sender_too() -> None:
+    from pytest_vllm_stage.publication.registry.official import connect_official_client  # 0.4 s
+
     with web_server(lambda _: CASES["mesh denies"].reply) as server, pytest.raises(EnvironmentUnusable) as caught:
         connect_official_client(server.url)
     assert "the service mesh's proxy (istio-envoy) answers 403 in place of the registry" in caught.value.message

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from pytest_vllm_stage.core.journal import Journal
@@ -100,6 +99,8 @@ def test_tokenize_and_detokenize_are_inverse(client: EndpointClient) -> None:
 
 
 def test_the_openai_client_drives_it(url: str) -> None:
+    import openai  # 0.3 s, which each worker that collects would need
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
         assert [model.id for model in api.models.list()] == ["m"]
         create: Any = api.chat.completions.create
@@ -125,6 +126,8 @@ def test_the_openai_client_drives_it(url: str) -> None:
 
 
 def test_the_openai_client_sees_the_faults_of_requests_and_of_streams(client: EndpointClient, url: str) -> None:
+    import openai  # 0.3 s, which each worker that collects would need
+
     asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": FACT}], "temperature": 0}
     with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
         create: Any = api.chat.completions.create
@@ -146,6 +149,8 @@ def test_the_openai_client_sees_the_faults_of_requests_and_of_streams(client: En
 
 
 def test_two_tool_calls_are_two_calls_plain_and_streamed(url: str) -> None:
+    import openai  # 0.3 s, which each worker that collects would need
+
     said = [{"name": "clock", "arguments": {"zone": "CET"}}, {"name": "clock", "arguments": {"zone": "UTC"}}]
     text = "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in said)
     asked: dict[str, Any] = {
