@@ -47,11 +47,11 @@ class Location:
         """Read ``s3://bucket/prefix``.
 
         Raises:
-            StageFailure: it is nothing of this form.
+            StageFailure: it has another form.
         """
         bucket, _, prefix = text.strip().removeprefix("s3://").partition("/")
         if not text.startswith("s3://") or not bucket or not prefix.startswith(f"{PREFIX}/"):
-            raise StageFailure(f"a benchmark Job names {text[:200]!r} as the place of its reports")
+            raise StageFailure(f"a benchmark Job names {text[:200]!r} as the location of its reports")
         return cls(bucket, prefix.rstrip("/"))
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ def declared_rates(job: Object) -> list[float]:
 
 
 def location_of(reader: StageReader, job: str) -> Location | None:
-    """Where a Job's pod says that the reports are; None where it is gone or says nothing."""
+    """The location that a Job's pod reports; None where the pod is gone or reports none."""
     for pod in reader.listed("Pod", {"batch.kubernetes.io/job-name": job}):
         for status in (pod.get("status") or {}).get("containerStatuses") or []:
             ended = (status.get("state") or {}).get("terminated") or {}
@@ -117,7 +117,7 @@ def location_of(reader: StageReader, job: str) -> Location | None:
 
 
 def newest(minio: S3Client, bucket: str, model: str, job: str) -> Location | None:
-    """Where a Job whose pod is gone put its last reports, by the names in the bucket."""
+    """The location of a Job's last reports by the names in the bucket, for a Job whose pod is gone."""
     prefix = f"{PREFIX}/{model}/"
     with readable_s3_errors(f"list {bucket}/{prefix}", minio.meta.endpoint_url):
         pages = minio.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")

@@ -36,7 +36,7 @@ HOLD, HOLD_TIMEOUT = "HOLD_OBJECT", "HOLD_TIMEOUT_S"
 #: In the bucket: a folder for each run, and in it an object for each Job that was released.
 HOLDS = "benchmark-holds"
 _BUCKET = "BUCKET"
-#: The kubelet's and the Job controller's word on a Job that is over its deadline comes a little after it.
+#: The Job controller reports a Job that is over its deadline a little later.
 _GRACE_S = 60.0
 _REMOVAL_S = 60.0
 
@@ -78,7 +78,7 @@ class JobPlaced(JobComplete):
 class JobReported(JobComplete):
     """A Job's pod has ended and named the location of its reports: the Job sends nothing any more.
 
-    The Job controller says so up to two seconds later.
+    The Job is Complete up to two seconds later.
     """
 
     def __post_init__(self) -> None:

@@ -61,10 +61,10 @@ class BenchmarkJob:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """What the Job says of itself.
+        """The Job's own summary.
 
         Raises:
-            ConfigError: it says what cannot be; names the file and the field.
+            ConfigError: a value is impossible; names the file and the field.
         """
         path = Path(self.folder) / job_runs.SUMMARY
         try:
@@ -120,7 +120,7 @@ def _make(run: Run, role: str, selected: Sequence[str], stage: StageFacts, reade
     else:
         there = reader.get("Job", name)
         if there is None:
-            absent = f"namespace {stage.namespace} has no job/{name}, and a stage that is only read gets none"
+            absent = f"namespace {stage.namespace} has no job/{name}, and in read-only mode none is created"
             return json.dumps(asdict(BenchmarkJob(role, model, name, absent=absent)))
         job, location = there, _looked_up(reader, minio, there, model)
     folder = run.directory / FOLDER / model
@@ -162,7 +162,7 @@ def _carried_out(run: Run, place: JobPlace, job: Object, others: Sequence[str]) 
 
 
 def _looked_up(reader: StageReader, minio: S3Client, job: Object, model: str) -> Location:
-    """Where the reports of a Job are that was there before."""
+    """The location of the reports of an existing Job."""
     name = objects.name_of(job)
     hint = f"kubectl -n {reader.namespace} logs job/{name}"
     if problems := health.check_job(job, name):
@@ -182,10 +182,10 @@ def _save(reports: job_runs.Reports, folder: Path) -> None:
 
 
 def measurements(run: Run, job: BenchmarkJob, *, simulated: bool) -> list[Measurement]:
-    """A measurement for each report, its plan from what the Job says that it did.
+    """A measurement for each report, planned as the Job's summary says.
 
     Raises:
-        ConfigError: a report is none of GuideLLM's, holds no request, or is another rate's.
+        ConfigError: a report is not GuideLLM's, has no request, or has another rate.
     """
     summary = job.summary
     facts = {"run_id": run.run_id, "profile": run.config.profile.name, "simulated": simulated, "job": job.name}

@@ -37,7 +37,7 @@ client.connect = lambda *_: types.SimpleNamespace(client=types.SimpleNamespace(c
 NO_STORE = types.SimpleNamespace(client=lambda: types.SimpleNamespace(close=lambda: None))
 object_store.find_object_store = lambda stage, kube, **options: NO_STORE
 
-def there(self, kind, name):
+def existing(self, kind, name):
     state = os.environ.get("FAKE_EXISTING")
     conditions = [{"type": state, "status": "True", "reason": "BackoffLimitExceeded", "message": "it failed"}]
     return {**job(name.removeprefix("benchmark-")), "status": {"conditions": conditions}} if state else None
@@ -48,7 +48,7 @@ def listed(self, kind, labels=None):
     ended = {"exitCode": 0, "message": f"s3://test-results/benchmark-jobs/{model}/run"}
     return [{"status": {"containerStatuses": [{"state": {"terminated": ended}}]}}]
 
-reader.StageReader.get, reader.StageReader.listed = there, listed
+reader.StageReader.get, reader.StageReader.listed = existing, listed
 
 def job(model):
     environment = [{"name": "RATES", "value": "1 5"}, {"name": "BUCKET", "value": "test-results"}]
@@ -77,10 +77,10 @@ def fetch(minio, location):
 job_runs.manifests_of, job_sequence.carry_out, job_runs.fetch = manifests_of, carry_out, fetch
 own_stage = lifecycle.make_stage
 
-def stage_that_is_read(run, cluster):
+def read_only_stage(run, cluster):
     return dataclasses.replace(own_stage(run, cluster), owned=not os.environ.get("FAKE_READ_ONLY"))
 
-lifecycle.make_stage = stage_that_is_read
+lifecycle.make_stage = read_only_stage
 """
 
 SLO = """
@@ -171,14 +171,14 @@ def test_good_reports_pass_and_leave_their_numbers(jobs: pytest.Pytester, calls:
     assert (jobs.path / "run" / "benchmark-jobs" / "full-model" / "rate-5.json").is_file()
 
 
-def test_a_promise_that_the_job_saw_broken_fails(jobs: pytest.Pytester) -> None:
+def test_broken_objective_in_a_report_fails(jobs: pytest.Pytester) -> None:
     promise(jobs, quantized="ttft_p50_ms = 50")
     result = run(jobs)
     result.assert_outcomes(passed=5, failed=1)
     result.stdout.fnmatch_lines(["*quantized-rate-1: fail: ttft_p50_ms <= 50: *", "*quantized-rate-5: fail: *"])
 
 
-def test_past_the_promised_rate_it_is_only_observed(jobs: pytest.Pytester) -> None:
+def test_rate_above_the_limit_is_only_observed(jobs: pytest.Pytester) -> None:
     promise(jobs, quantized="[models.quantized.slo.rate-5]\nttft_p50_ms = 50")
     profile = jobs.path / "small.toml"
     text = profile.read_text().replace(
@@ -190,7 +190,7 @@ def test_past_the_promised_rate_it_is_only_observed(jobs: pytest.Pytester) -> No
     assert recorded["quantized-rate-5.slo.outcome"] == "observed"
 
 
-def test_a_report_without_an_answer_is_vacuous(jobs: pytest.Pytester) -> None:
+def test_report_without_an_answer_is_vacuous(jobs: pytest.Pytester) -> None:
     reports(jobs, "full", bad=1000)
     result = run(jobs)
     result.assert_outcomes(passed=4, failed=2)
@@ -206,7 +206,7 @@ def test_missing_rate_is_reported(jobs: pytest.Pytester) -> None:
     )
 
 
-def test_samples_are_rate_times_duration(jobs: pytest.Pytester) -> None:
+def test_report_with_too_few_samples_fails(jobs: pytest.Pytester) -> None:
     summary = jobs.path / "store" / "full-model" / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"duration_s": 9}))
     result = run(jobs)
@@ -214,7 +214,7 @@ def test_samples_are_rate_times_duration(jobs: pytest.Pytester) -> None:
     assert result.ret == 1
 
 
-def test_a_report_of_another_rate_is_refused(jobs: pytest.Pytester) -> None:
+def test_report_of_another_rate_is_refused(jobs: pytest.Pytester) -> None:
     folder = jobs.path / "store" / "full-model"
     shutil.copy(folder / "rate-1.json", folder / "rate-5.json")
     result = run(jobs)
@@ -246,7 +246,7 @@ def test_with_maxfail_a_job_is_carried_out_when_its_test_runs(jobs: pytest.Pytes
     ("variable", "expected"),
     [
         ("FAKE_NO_JOBS", "overlay overlay declares no benchmark Jobs: it has no folder benchmark"),
-        ("FAKE_READ_ONLY", "namespace small has no job/benchmark-*, and a stage that is only read gets none"),
+        ("FAKE_READ_ONLY", "namespace small has no job/benchmark-*, and in read-only mode none is created"),
     ],
 )
 def test_skip_reason_names_the_missing_job(
@@ -260,7 +260,7 @@ def test_skip_reason_names_the_missing_job(
 
 
 @pytest.mark.parametrize("state", ["Complete", "Failed"])
-def test_a_stage_that_is_only_read_has_its_own_jobs_judged(
+def test_existing_jobs_are_judged_in_read_only_mode(
     jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, calls: Path, state: str
 ) -> None:
     monkeypatch.setenv("FAKE_READ_ONLY", "1")
@@ -271,10 +271,10 @@ def test_a_stage_that_is_only_read_has_its_own_jobs_judged(
     else:
         result.assert_outcomes(errors=2, skipped=4)
         result.stdout.fnmatch_lines(["*job benchmark-full-model failed: BackoffLimitExceeded: it failed*"])
-    assert "benchmark" not in calls.read_text(), "a Job was created in a stage that is only read"
+    assert "benchmark" not in calls.read_text(), "a Job was created in read-only mode"
 
 
-def test_they_run_alone_behind_the_load_steps(jobs: pytest.Pytester) -> None:
+def test_jobs_run_exclusively_after_the_load_steps(jobs: pytest.Pytester) -> None:
     """In whatever folder the load steps are, and before what reads the results."""
     later: dict[str, Any] = {
         "zz/test_later.py": """
@@ -307,7 +307,7 @@ def test_they_run_alone_behind_the_load_steps(jobs: pytest.Pytester) -> None:
     assert [event["exclusive"] for event in events if event["kind"] == "access"] == [True] * 6
 
 
-def test_the_simulated_engine_has_none(jobs: pytest.Pytester) -> None:
+def test_simulated_engine_has_no_jobs(jobs: pytest.Pytester) -> None:
     (jobs.path / "overlay-sim").mkdir()
     (jobs.path / "overlay-sim" / "kustomization.yaml").write_text("resources: []\n")
     result = run(jobs, "--stage-engine=sim")

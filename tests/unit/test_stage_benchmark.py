@@ -70,7 +70,7 @@ def test_missing_or_altered_report_is_named(name: str, content: bytes | None, ex
         job_runs.fetch(client, PLACE)
 
 
-def test_the_place_is_what_the_jobs_pod_said_at_its_end() -> None:
+def test_location_is_the_termination_message_of_a_pod_that_succeeded() -> None:
     assert job_runs.location_of(view(ended(1, "error: no"), ended(0, str(PLACE))), "benchmark-m") == PLACE
     assert job_runs.location_of(view(ended(1, str(PLACE))), "benchmark-m") is None
     assert job_runs.location_of(view(), "benchmark-m") is None
@@ -79,12 +79,12 @@ def test_the_place_is_what_the_jobs_pod_said_at_its_end() -> None:
 @pytest.mark.parametrize(
     "text", ["", "warm-up done", "s3://bucket", "s3://bucket/elsewhere/m/run", "http://b/benchmark-jobs/m"]
 )
-def test_no_other_text_is_taken_for_a_place(text: str) -> None:
-    with pytest.raises(StageFailure, match="as the place of its reports"):
+def test_other_texts_are_refused_as_a_location(text: str) -> None:
+    with pytest.raises(StageFailure, match="as the location of its reports"):
         Location.parse(text)
 
 
-def test_the_newest_run_of_the_job_itself_is_taken() -> None:
+def test_newest_run_of_the_same_job_is_found() -> None:
     """A Tekton run of the same model, and the Job of a model whose name begins alike, are others."""
     runs = [
         "m/20261123-101010-benchmark-m-aaaaa",
