@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.core.files import escape_surrogates
-from pytest_vllm_stage.core.secret import redact
+from pytest_vllm_stage.core.secret import find_secret_values, redact
 
 _PLUGIN = "allure_pytest"
 #: allure-pytest's own name of its listener.
@@ -66,18 +66,19 @@ class _Results:
 
         def add_tags(result: Any) -> None:
             result.labels += [Label("tag", tag) for tag in tags()]
-            _redact_in_place(result)
+            _redact_in_place(result, find_secret_values())
 
         def redact_attachment(file_name: str) -> Any:
             yield
             path = folder / file_name
             text = path.read_bytes().decode("utf-8", "surrogateescape")
-            if redact(text) != text:
-                path.write_bytes(redact(text).encode("utf-8", "surrogateescape"))
+            redacted = redact(text)
+            if redacted != text:
+                path.write_bytes(redacted.encode("utf-8", "surrogateescape"))
 
         first, around = allure_commons.hookimpl(tryfirst=True), allure_commons.hookimpl(hookwrapper=True)
         self.report_result = first(lambda result: add_tags(result))
-        self.report_container = first(lambda container: _redact_in_place(container))
+        self.report_container = first(lambda container: _redact_in_place(container, find_secret_values()))
         self.report_attached_data = around(redact_attachment)
 
         def redact_attached_file(file_name: str) -> Any:
@@ -86,23 +87,23 @@ class _Results:
         self.report_attached_file = around(redact_attached_file)
 
 
-def _clean(text: str) -> str:
+def _clean(text: str, secrets: Sequence[str]) -> str:
     """The text without secrets, and as UTF-8 can carry it: allure's writer raises on a lone surrogate."""
-    return escape_surrogates(redact(text))
+    return escape_surrogates(redact(text, secrets))
 
 
-def _redact_in_place(item: Any) -> None:
+def _redact_in_place(item: Any, secrets: Sequence[str]) -> None:
     """Redact every text of an allure model, nested ones included."""
     for name, value in vars(item).items():
         if isinstance(value, str):
-            setattr(item, name, _clean(value))
+            setattr(item, name, _clean(value, secrets))
         elif isinstance(value, list):
-            value[:] = [_clean(entry) if isinstance(entry, str) else entry for entry in value]
+            value[:] = [_clean(entry, secrets) if isinstance(entry, str) else entry for entry in value]
             for entry in value:
                 if hasattr(entry, "__attrs_attrs__"):
-                    _redact_in_place(entry)
+                    _redact_in_place(entry, secrets)
         elif hasattr(value, "__attrs_attrs__"):
-            _redact_in_place(value)
+            _redact_in_place(value, secrets)
 
 
 def step(name: str) -> AbstractContextManager[object]:
@@ -128,7 +129,7 @@ def attach(name: str, text: str, kind: str = "TEXT") -> None:
 
     if not any(hasattr(plugin, "allure_logger") for plugin in allure_commons.plugin_manager.get_plugins()):
         return
-    shown = _clean(text)
+    shown = _clean(text, find_secret_values())
     if kind == "TEXT":  # a part of the others is not readable
         shown = shown[:LONGEST_ATTACHMENT]
     allure.attach(shown, name=name, attachment_type=allure.attachment_type[kind])
