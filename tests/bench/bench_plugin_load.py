@@ -1,4 +1,4 @@
-"""What the plugin and its dependencies cost: loading the plugin, importing each library, and the base installation.
+"""What the plugin and its dependencies cost: loading it, collecting the suites, importing each library, installing it.
 
 Run ``python tests/bench/bench_plugin_load.py``; exits 1 above the budget. Costs are processor time, and runs with and
 without the plugin alternate, so that other work on the machine does not count.
@@ -44,6 +44,15 @@ def plugin_load_ms(folder: str, pairs: int) -> float:
     return min(run[0] for run in runs) - min(run[1] for run in runs)
 
 
+def collection_ms(repeats: int) -> float:
+    """Collecting the suites, less a pytest that collects nothing: what each worker of a run pays at its start."""
+    collect = ("-m", "pytest", "--collect-only", "-qq", "-n0", "-p", "no:cacheprovider")
+    folder, nothing = str(Path(__file__).parents[2]), ("-VV",)
+    cpu_ms(folder, *collect, "suites")
+    runs = [(cpu_ms(folder, *collect, "suites"), cpu_ms(folder, "-m", "pytest", *nothing)) for _ in range(repeats)]
+    return min(run[0] for run in runs) - min(run[1] for run in runs)
+
+
 def installed_mb() -> float:
     """Size of everything installed in this environment, bytecode left out."""
     files = Path(sysconfig.get_paths()["purelib"]).rglob("*")
@@ -54,11 +63,14 @@ def main() -> int:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=25)
+    parser.add_argument("--collection", action="store_true", help="also what each worker pays to collect the suites")
     parser.add_argument("--libraries", action="store_true", help="also the imports of libraries, and installed size")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         load_ms = plugin_load_ms(folder, options.pairs)
         print(f"plugin load: {load_ms:.1f} ms, the best of {options.pairs} pairs (budget {BUDGET_MS:g} ms)")  # noqa: T201
+        if options.collection:
+            print(f"collection of the suites: {collection_ms(options.pairs):.0f} ms, the best of {options.pairs} pairs")  # noqa: T201
         if options.libraries:
             bare_ms = min(cpu_ms(folder, "-c", "pass") for _ in range(5))
             for name in LIBRARIES:
