@@ -157,6 +157,11 @@ _ROWS = (
         "raise --max-num-batched-tokens, or lower --max-model-len or --max-num-seqs",
     ),
     (
+        r"CPU Generator does not use offset",
+        "the prompt of a seeded request was computed in parts, which crashes vLLM's CPU backend (vLLM: {line})",
+        "raise --max-num-batched-tokens to what the KV cache holds, so that no prompt is split",
+    ),
+    (
         r"LoRA rank (?P<rank>\d+) is greater than max_lora_rank (?P<most>\d+)",
         "a LoRA adapter has rank {rank}, max-lora-rank is {most}",
         "raise --max-lora-rank",
