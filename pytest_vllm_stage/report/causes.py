@@ -62,7 +62,7 @@ class Gap:
 
 
 def find_causes(data: RunData) -> list[Cause]:
-    """The failures of a run, the one with the most checks first."""
+    """The failures of a run: servers that ended, of which others follow, then the one with the most checks."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for test in data.record["tests"]:
         if test["outcome"] in ("failed", "error"):
@@ -70,8 +70,8 @@ def find_causes(data: RunData) -> list[Cause]:
     blocked = [test for test in data.record["tests"] if test["outcome"] == "skipped"]
     causes = [_cause(tests, blocked) for tests in groups.values()]
     causes += [_leftover(line) for line in data.record["leftovers"]]
-    causes += [Cause(line, f"During the run, {line}", (), ()) for line in data.record["restarts"]]
-    return sorted(causes, key=lambda cause: -len(cause.tests) - len(cause.blocked))
+    ends = [Cause(line, line, (), ()) for line in data.record["restarts"]]
+    return [*ends, *sorted(causes, key=lambda cause: -len(cause.tests) - len(cause.blocked))]
 
 
 def _cause(tests: Sequence[Mapping[str, Any]], skipped: Iterable[Mapping[str, Any]]) -> Cause:

@@ -80,7 +80,7 @@ def _causes(data: RunData) -> Iterator[str]:
     for cause in causes[:_MOST_CAUSES]:
         blocked = f", {len(cause.blocked)} not run because of it" if cause.blocked else ""
         checks = f"{len(cause.tests)} check{'' if len(cause.tests) == 1 else 's'}"
-        yield f"**{escape(cause.headline)}** ({checks} failed{blocked})"
+        yield f"**{escape(cause.headline)}**" + (f" ({checks} failed{blocked})" if cause.tests else "")
         yield ""
         if cause.message != cause.headline:
             yield _code(cause.message)

@@ -25,7 +25,6 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
         rows.append((f"exit {ENVIRONMENT_EXIT_CODE}", f"{EnvironmentUnusable.kind}: no verdict on the stage"))
     rows += [("published", f"{one['name']}: {one['uri']} ({one['state']})") for one in data["publications"]]
     rows += [("swept", line) for line in data["swept"]]
-    rows += [("RESTARTED", line) for line in data["restarts"]]
     rows += [("LEFT OVER", line) for line in data["leftovers"]]
     diagnostics = directory / "diagnostics"
     rows += [("diagnosed", str(diagnostics))] if diagnostics.is_dir() else []
@@ -37,6 +36,8 @@ def summary(data: dict[str, Any], directory: Path) -> list[str]:
     return [
         *slo_table.lines(data),
         *disruption_table.lines(data),
+        # Above the failures: it is why many of them failed.
+        *(line for restart in data["restarts"] for line in _lines("RESTARTED", restart)),
         *_failures(data),
         *(line for row in rows for line in _lines(*row)),
     ]

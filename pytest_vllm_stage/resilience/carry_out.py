@@ -124,16 +124,16 @@ def find_counter_resets(measurement: Measurement) -> list[str]:
 
 
 def _check_restarts(site: Site) -> None:
-    """Refuse to disrupt a stage whose engine has restarted by itself: the end of the run reports it otherwise.
+    """Refuse to disrupt a stage whose engine has ended by itself: the end of the run reports it otherwise.
 
     Raises:
-        StageFailure: a container restarted since the run's start or its last disruption.
+        StageFailure: a container ended since the run's start or its last disruption.
     """
     events = read_events(site.run.journal_path)
     since_s = max(event["at"] for event in events if event["kind"] in ("run", "disruption"))
-    seen = health.find_restarts_since(site.pods(), site.reader.listed("Event"), since_s)
+    seen = health.find_ends_since(site.pods(), site.reader.listed("Event"), since_s, site.reader.read_ended_log)
     if seen:
-        raise StageFailure("\n  ".join(["an engine restarted before the disruption:", *seen]))
+        raise StageFailure("\n  ".join(["an engine ended before the disruption:", *seen]))
 
 
 def _disrupt(

@@ -114,7 +114,7 @@ class EngineKilled(Disruption):
         )
         self.notes.append(f"the engine was restarted and Ready after {taken_s:.1f} s")
         # The kubelet's times are whole seconds.
-        seen = health.find_restarts_since(self.site.pods(), self.site.reader.listed("Event"), began_at - 1.5)
+        seen = health.find_ends_since(self.site.pods(), self.site.reader.listed("Event"), began_at - 1.5)
         self.notes += seen
         if not seen:
             self.problems.append(f"the restart of pod {name} is not in its status: a check of restarts would miss it")

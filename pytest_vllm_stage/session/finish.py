@@ -111,7 +111,7 @@ def judge_load(run: Run) -> list[str]:
 
 
 def judge_restarts(run: Run) -> list[str]:
-    """Return and record a line for each model server that restarted while the run went on: an outage between checks.
+    """Return and record a line for each model server that ended while the run went on: an outage between checks.
 
     A stage that cannot be read any more has none; the checks have reported why.
     """
@@ -133,7 +133,7 @@ def judge_restarts(run: Run) -> list[str]:
 
 
 def find_restarts(cluster: ClusterFacts, stage: StageFacts, since_s: float) -> list[str]:
-    """Describe the containers of the target models' pods that restarted later than ``since_s``."""
+    """Describe the containers of the target models' pods that ended later than ``since_s``, and why."""
     from pytest_vllm_stage.stage import client
     from pytest_vllm_stage.stage.observe import health
     from pytest_vllm_stage.stage.observe.reader import StageReader
@@ -141,9 +141,11 @@ def find_restarts(cluster: ClusterFacts, stage: StageFacts, since_s: float) -> l
     with client.connection(cluster, stage.namespace) as kube:
         reader = StageReader(kube, cluster, stage.namespace)
         events = reader.listed_where_allowed("Event")
-        names = [target.inference_service for target in stage.targets]
-        pods = [pod for name in names for pod in reader.listed("Pod", {SERVICE_LABEL: name})]
-    return health.find_restarts_since(pods, events, since_s)
+        lines = []
+        for target in stage.targets:
+            pods = reader.listed("Pod", {SERVICE_LABEL: target.inference_service})
+            lines += health.find_ends_since(pods, events, since_s, reader.read_ended_log, target.role)
+    return lines
 
 
 def write_record(run: Run, exit_status: int, leftovers: list[str], allure_dir: Path) -> list[str]:

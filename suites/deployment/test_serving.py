@@ -48,12 +48,12 @@ def test_replicas_are_as_declared(declared_service: Object, pods: list[Object], 
 def test_pods_are_ready_without_restarts(
     reader: StageReader, service: Object, pods: list[Object], kubectl: str
 ) -> None:
-    """No container of the model's pods was restarted.
+    """No container of the model's pods ended or was restarted.
 
     A restart is an out-of-memory kill, a failed liveness probe or a crash: an outage for its users.
     """
     name = service["metadata"]["name"]
-    lines = health.check_pods(pods, reader.events)
+    lines = health.check_pods(pods, reader.events, reader.read_ended_log)
     assert not lines, health.message(
         f"inferenceservice/{name} has pods that are not well",
         lines,

@@ -77,7 +77,8 @@ def _await_restart(reader: StageReader) -> list[str]:
 
     def look() -> Observation:
         pods = reader.listed("Pod", {"serving.kserve.io/inferenceservice": OTHER})
-        lines[:] = [line for line in health.check_pods(pods, reader.listed("Event")) if "was restarted" in line]
+        found = health.check_pods(pods, reader.listed("Event"), reader.read_ended_log)
+        lines[:] = [line for line in found if "was restarted" in line]
         return Observation(bool(lines), "; ".join(map(str, lines)) or "no restart")
 
     wait_until("restart by the liveness probe", look, timeout_s=180, journal=SILENT)

@@ -66,6 +66,16 @@ def test_one_cause_is_one_failure_however_many_checks_it_blocks(tmp_path: Path) 
     assert "kubectl -n vllm-stage get secret minio-credentials" in page
 
 
+def test_a_server_that_ended_is_the_first_cause_and_named_once(tmp_path: Path) -> None:
+    line = "engine of full died at 22:46:13: ValueError: a; container c of pod p was restarted once"
+    checks = [check(f"x.py::test_{i}", "failed", "connection refused") for i in range(3)]
+    data = load_run(make_run(tmp_path / "run", *checks, {"kind": "restart", "name": line}, exit_status=1))
+    assert [cause.headline for cause in find_causes(data)] == [line, "connection refused"]
+    text = render_markdown(data)
+    assert f"**{line}**\n" in text
+    assert "0 checks failed" not in render_page(data) + text
+
+
 def test_same_assertion_of_two_models_is_one_cause(tmp_path: Path) -> None:
     reasons = [f"def test():\n>   assert x\nE   AssertionError: expected {n} chunks, got 2\n" for n in (3, 5)]
     events = [check(f"a.py::test_a[{n}]", "failed", reason) for n, reason in enumerate(reasons)]

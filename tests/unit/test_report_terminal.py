@@ -145,3 +145,10 @@ def test_authorities_that_may_not_be_read_are_named_and_those_that_do_not_exist_
         text = " ".join(" ".join(terminal.summary(record(authorities={"refused": lines}), tmp_path)).split())
         assert ("authorities that this user may not read: configmap openshift-config-managed/" in text) is shown
         assert "openshift-service-ca.crt" not in text
+
+
+def test_a_server_that_ended_stands_above_the_failures_that_follow_from_it() -> None:
+    tests = [failed("test_a", "connection refused"), failed("test_b", "connection refused")]
+    restarts = ["engine of full died at 22:46:13: ValueError: a; container c of pod p was restarted once"]
+    shown = terminal.summary(record(tests=tests, restarts=restarts), Path("reports/run"))
+    assert shown[:2] == [f"RESTARTED {restarts[0]}", "FAILED    2 tests: connection refused"]

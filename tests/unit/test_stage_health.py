@@ -97,7 +97,7 @@ def test_a_restart_after_a_time_is_reported(since: str, reported: bool) -> None:
     end = {"terminated": {"reason": "Error", "exitCode": 137, "finishedAt": "2026-01-01T00:00:30Z"}}
     restarted = pod(statuses=[container_status(restartCount=2, lastState=end)])
     since_s = datetime.datetime.fromisoformat(f"{since}+00:00").timestamp()
-    lines = health.find_restarts_since([pod(), restarted], [], since_s)
+    lines = health.find_ends_since([pod(), restarted], [], since_s)
     assert len(lines) == int(reported)
     assert all(line.endswith("of pod p was restarted 2 times (Error, exit code 137)") for line in lines)
 

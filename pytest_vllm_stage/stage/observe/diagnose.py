@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Redact = Callable[[str], str]
 #: In the text of an error, and in a file.
 LINES_SHOWN, LINES_KEPT = 8, 2000
+#: Of a container that ended: each request that an engine's death loses adds a traceback of up to 300 lines behind it.
+LINES_OF_AN_END = 20_000
 LONGEST_FILE = 1024 * 1024
 COLLECT_BUDGET_S = 60.0
 COLLECTED = (

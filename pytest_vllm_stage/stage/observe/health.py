@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import diagnose, probes, rollout
+from pytest_vllm_stage.stage.observe import container_ends, diagnose, rollout
+from pytest_vllm_stage.stage.observe.trouble import Logs
 from pytest_vllm_stage.stage.quantities import parse_quantity
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -41,51 +41,36 @@ def check_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
     return lines
 
 
-def check_pods(pods: Sequence[Object], events: Iterable[Object] = ()) -> list[str]:
-    """Report pods that are not Ready, or whose containers were restarted, by which probe where the events name one."""
+def check_pods(pods: Sequence[Object], events: Iterable[Object] = (), logs: Logs | None = None) -> list[str]:
+    """Report pods that are not Ready, or whose containers ended or were restarted, with the cause where it is known.
+
+    Args:
+        pods: The pods.
+        events: Events of their namespace: they name the probe that ended a container.
+        logs: Reads the log of a container that ended.
+    """
     known = list(events)
     lines = [] if pods else ["there is no pod"]
     for pod in pods:
         name, status = objects.name_of(pod), pod.get("status") or {}
         if not objects.is_true(pod, "Ready"):
             lines.append(f"pod {name} is not Ready: {rollout.pod_states([pod])}")
-        restarted = [one for one in status.get("containerStatuses") or [] if one.get("restartCount")]
-        lines += [_describe_restart(pod, container, known) for container in restarted]
+        ended = [one for one in status.get("containerStatuses") or [] if container_ends.has_ended(one)]
+        lines += [container_ends.describe_end(pod, container, known, logs) for container in ended]
     return lines
 
 
-def find_restarts_since(pods: Iterable[Object], events: Iterable[Object], since_s: float) -> list[str]:
-    """Report the containers whose last restart is later than a time in seconds since the epoch."""
+def find_ends_since(
+    pods: Iterable[Object], events: Iterable[Object], since_s: float, logs: Logs | None = None, role: str = ""
+) -> list[str]:
+    """Report the containers that ended last later than a time in seconds since the epoch, restarted or not."""
     known = list(events)
     return [
-        _describe_restart(pod, container, known)
+        container_ends.describe_end(pod, container, known, logs, role)
         for pod in pods
         for container in (pod.get("status") or {}).get("containerStatuses") or []
-        if container.get("restartCount") and _ended_at_s(container) > since_s
+        if container_ends.has_ended(container) and container_ends.ended_at_s(container) > since_s
     ]
-
-
-def _ended_at_s(container: Object) -> float:
-    ended = ((container.get("lastState") or {}).get("terminated") or {}).get("finishedAt")
-    return datetime.datetime.fromisoformat(ended.replace("Z", "+00:00")).timestamp() if ended else 0.0
-
-
-def _describe_restart(pod: Object, container: Object, events: Iterable[Object]) -> str:
-    count, name = container["restartCount"], objects.name_of(pod)
-    ended = (container.get("lastState") or {}).get("terminated") or {}
-    why = f"{ended.get('reason', 'unknown reason')}, exit code {ended.get('exitCode', 'unknown')}"
-    probe = probes.killed_cause(_spec_of(pod, container["name"]), _about(pod, events))
-    by = f": {probe}" if probe else ""
-    return f"container {container['name']} of pod {name} was restarted {count} times ({why}){by}"
-
-
-def _spec_of(pod: Object, container: str) -> Object:
-    return next((dict(one) for one in pod["spec"]["containers"] if one["name"] == container), {"name": container})
-
-
-def _about(item: Object, events: Iterable[Object]) -> list[Object]:
-    uid = item["metadata"].get("uid")
-    return [event for event in events if (event.get("involvedObject") or {}).get("uid") == uid]
 
 
 def check_claim(claim: Object | None, declared: Object) -> list[str]:

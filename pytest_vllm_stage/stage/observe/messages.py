@@ -44,7 +44,7 @@ _OTHER_PLATFORM = re.compile(
 #: What OpenShift lists before the one constraint that explains anything.
 _UNUSABLE = r'provider "?[\w-]+"?: Forbidden: not usable by user or serviceaccount'
 _UNUSABLE_CONSTRAINTS = re.compile(rf"{_UNUSABLE}, |, {_UNUSABLE}")
-_ELSEWHERE = "See root cause above"
+_ELSEWHERE = re.compile(r"See (?:root cause above|stack trace \(above\))")
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)?(?:(?:ERROR|WARNING|INFO|CRITICAL)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?")
 
 
@@ -64,11 +64,16 @@ def without_log_prefix(line: str) -> str:
     return _PREFIX.sub("", line)
 
 
+def is_exception(line: str) -> bool:
+    """Whether a line without its log prefix is the last of a traceback, and names a cause itself."""
+    return bool(_EXCEPTION.search(line)) and not _ELSEWHERE.search(line)
+
+
 def last_error(lines: Iterable[str], longest: int = 240) -> str:
     """The line of a log that states the error: a traceback's last, else the last that reads like one; or empty."""
     read = [without_log_prefix(line).strip() for line in lines]
     # vLLM's last line names no cause where its engine's process ended.
-    read = [line for line in read if _ELSEWHERE not in line] or read
+    read = [line for line in read if not _ELSEWHERE.search(line)] or read
     if rejected := _describe_rejected_field(read):
         return rejected
     read = [_REJECTED_INPUT.sub("", line) for line in read if not _VALIDATION.search(line)] or read

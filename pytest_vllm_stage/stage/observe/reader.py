@@ -56,6 +56,10 @@ class StageReader:
             self._logs = diagnose.Logs(self.kube, self.namespace, redact)
         return self._logs
 
+    def read_ended_log(self, pod: str, container: str, previous: bool) -> list[str]:
+        """The log of a container's instance that ended, long enough to hold what it died of."""
+        return self.logs(pod, container, previous, diagnose.LINES_OF_AN_END)
+
     def get(self, kind: str, name: str) -> Object | None:
         """One object of the namespace."""
         return objects.get(self.kube, kind, name, self.namespace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pytest_vllm_stage.stage.observe import messages
 from pytest_vllm_stage.stage.observe.symptoms import SYMPTOMS
@@ -15,16 +16,36 @@ _NOISE = re.compile(
 )
 
 
-def cause_of(lines: Iterable[str]) -> str | None:
-    """The cause that a log shows, or None where no line is known; a symptom listed first wins over a later one."""
+@dataclass(frozen=True)
+class FoundSymptom:
+    """A symptom that a log shows.
+
+    Attributes:
+        cause: The cause in the runbook's terms, with the values of this log.
+        action: What to do about it.
+    """
+
+    cause: str
+    action: str
+
+
+def find_symptom(lines: Iterable[str]) -> FoundSymptom | None:
+    """The symptom that a log shows, or None where no line is known; one listed first wins over a later one."""
     read = [line.strip() for line in lines]
     for symptom in SYMPTOMS:
         for line in read:
             match = symptom.pattern.search(line)
             if match:
                 groups = {name: messages.humanize(value or "") for name, value in match.groupdict().items()}
-                return symptom.cause.format(line=cut(messages.without_log_prefix(line)), **groups)
+                cause = symptom.cause.format(line=cut(messages.without_log_prefix(line)), **groups)
+                return FoundSymptom(cause, symptom.action)
     return None
+
+
+def cause_of(lines: Iterable[str]) -> str | None:
+    """The cause that a log shows, or None where no line is known."""
+    found = find_symptom(lines)
+    return found.cause if found else None
 
 
 def cut(text: str, longest: int = LONGEST_QUOTE) -> str:
