@@ -146,7 +146,13 @@ def model() -> list[Object]:
             {"name": "PYTHONPATH", "value": "/mnt/vllm-stage/packages"},
             {"name": "LD_LIBRARY_PATH", "value": "/mnt/vllm-stage/python/lib"},
         ],
-        "readinessProbe": {"httpGet": {"path": "/health", "port": 8080}, "periodSeconds": 1},
+        # A busy machine must not take it out of its Service while a benchmark asks it.
+        "readinessProbe": {
+            "httpGet": {"path": "/health", "port": 8080},
+            "periodSeconds": 1,
+            "timeoutSeconds": 20,
+            "failureThreshold": 30,
+        },
         "volumeMounts": [{"name": name, "mountPath": path, "readOnly": True} for name, path in inside.items()],
     }
     volumes = [{"name": name, "hostPath": {"path": path, "type": "Directory"}} for name, path in mounted.items()]
