@@ -143,21 +143,25 @@ class _Backlog:
     While requests are sent, a third of all that arrived is still open, more than arrive in two answers' time. In the
     third and in the fourth quarter of the time so far, clearly fewer requests ended than arrived, although half of the
     time is enough for two answers. Once all are sent, those that are open would have ended within an answer's time;
-    after two of them many are open, and in both halves of the time since fewer ended than had arrived before. In
-    neither time was there a pause between two ends that explains it.
+    after more than that many are open, and in both halves of the time since fewer ended than had arrived before. In
+    neither time was there a pause between two ends that explains it; pauses of about one length, time and again, do
+    not: an engine that computes large batches ends many requests at once.
 
     An answer's time is that without the queue, the longest of those that ended: the quickest first token and the rest
     of the answer. A first token may take twice as long once the engine is filled.
     """
 
-    LEAST_S = 5.0
+    LEAST_S = 3.0
     LEAST_ANSWER_TIMES = 4.0
     MOST_ENDED_SHARE = 0.8
     LEAST_ARRIVED = 10
     LEAST_OPEN_SHARE = 1 / 3
     OPEN_ANSWER_TIMES = 2.0
+    LEFT_ANSWER_TIMES = 1.25
     LEAST_SINCE_S = 2.0
     LONGEST_PAUSE_SHARE = 0.2
+    ALIKE_SHARE = 2 / 3
+    PAUSES_OF_BATCHES = 3
 
     def __init__(self, step: LoadStep) -> None:
         self._schedule_s = step.schedule_s()
@@ -192,7 +196,7 @@ class _Backlog:
             arrived - len(self._ends_s) > least
             and self._falls_behind(now_s / 2, 0.75 * now_s)
             and self._falls_behind(0.75 * now_s, now_s)
-            and self._longest_pause_s(now_s / 2, now_s) <= self.LONGEST_PAUSE_SHARE * now_s
+            and not self._stood_still(now_s / 2, now_s, self.LONGEST_PAUSE_SHARE * now_s)
         )
 
     def _falls_behind(self, from_s: float, until_s: float) -> bool:
@@ -203,19 +207,23 @@ class _Backlog:
         from_s = self._sent_until_s
         since_s = now_s - from_s
         left = bisect_right(self._schedule_s, from_s) - len(self._ends_s)
-        if left < self.LEAST_ARRIVED or since_s < max(self.LEAST_SINCE_S, self.OPEN_ANSWER_TIMES * answer_s):
+        if left < self.LEAST_ARRIVED or since_s < max(self.LEAST_SINCE_S, self.LEFT_ANSWER_TIMES * answer_s):
             return False
         middle_s, most = now_s - since_s / 2, self.MOST_ENDED_SHARE * self._rate * since_s / 2
         return (
             _count_between(self._ends_s, from_s, middle_s) < most
             and _count_between(self._ends_s, middle_s, now_s) < most
-            and self._longest_pause_s(from_s, now_s) <= self.LONGEST_PAUSE_SHARE * since_s
+            and not self._stood_still(from_s, now_s, self.LONGEST_PAUSE_SHARE * since_s)
         )
 
-    def _longest_pause_s(self, from_s: float, until_s: float) -> float:
-        """The longest time without an end."""
+    def _stood_still(self, from_s: float, until_s: float, most_s: float) -> bool:
+        """Whether no request ended for longer than that, and not because all end in batches."""
         ends_s = self._ends_s[bisect_right(self._ends_s, from_s) : bisect_right(self._ends_s, until_s)]
-        return max(b - a for a, b in pairwise((from_s, *ends_s, until_s)))
+        longest_s = max(b - a for a, b in pairwise((from_s, *ends_s, until_s)))
+        if longest_s <= most_s:
+            return False
+        alike = sum(b - a >= self.ALIKE_SHARE * longest_s for a, b in pairwise(self._ends_s))
+        return alike < self.PAUSES_OF_BATCHES
 
 
 def _count_between(times_s: Sequence[float], from_s: float, until_s: float) -> int:

@@ -212,3 +212,23 @@ def test_engine_that_fills_and_then_stands_still_has_no_backlog(slower: float, s
             first_s = i / 10 + (0.1 * answer_s if streamed and stall_at_s > end_s else end_s - i / 10 - 0.0015)
             rows.append(sample(i, i / 10, ttft_s=first_s - i / 10, itl_s=(end_s - first_s) / 15))
         assert ends(step, rows, observation=True, objectives=OPEN, after=True)[0] != PAST_CAPACITY, stall_at_s
+
+
+def batches(lengths_s: list[float]) -> list[Sample]:
+    """25 requests/s over 4 s; sixteen of them end at once, after each of these times."""
+    ends_s = [sum(lengths_s[: n + 1]) for n in range(len(lengths_s))]
+    rows = [(i / 25, ends_s[i // 16]) for i in range(min(100, 16 * len(ends_s)))]
+    return [sample(i, at_s, ttft_s=end_s - at_s - 0.03, itl_s=0.002) for i, (at_s, end_s) in enumerate(rows)]
+
+
+def test_backlog_is_certain_where_all_requests_end_in_large_batches() -> None:
+    """Between two batches there is a pause, each about as long as the others."""
+    step = open_step(25, 4.0, decide_early=True)
+    reason, at_s = ends(step, batches([1.6] * 5), observation=True, objectives=OPEN, after=True)
+    assert reason == PAST_CAPACITY
+    assert at_s == pytest.approx(8.0, abs=0.1)
+
+
+def test_backlog_is_not_certain_after_a_pause_that_is_longer_than_the_batches_take() -> None:
+    step, rows = open_step(25, 4.0, decide_early=True), batches([1.0, 1.0, 1.0, 3.0])
+    assert ends(step, rows, observation=True, objectives=OPEN, after=True)[0] != PAST_CAPACITY
