@@ -166,7 +166,7 @@ def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
     if missing := load.missing_keys():
         raise ConfigError(f"{where}.{missing[0]}: required key is missing")
     values = load.model_dump(exclude={"workers"})
-    rates, concurrencies = values.pop("rates"), values.pop("concurrencies")
+    rates, concurrencies, least = (values.pop(key) for key in ("rates", "concurrencies", "requests_min"))
     base = LoadStep(
         f"{role} ({where})",
         model.inference_service if model else ENDPOINT_ROLE,
@@ -176,7 +176,7 @@ def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
         decide_early=_sees_samples(config) and not config.full_duration,
         **values,
     )
-    return LoadPlan(role, base.model, rates, concurrencies, base)
+    return LoadPlan(role, base.model, rates, concurrencies, base, least)
 
 
 def _sees_samples(config: StageConfig) -> bool:

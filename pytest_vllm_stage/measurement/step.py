@@ -232,6 +232,7 @@ class LoadPlan:
         rates: Open-loop request rates, in requests a second.
         concurrencies: Closed-loop levels.
         base: A step whose lengths, durations and seed the others take over.
+        requests_min: A rate whose step would send fewer requests has a longer step.
     """
 
     role: str
@@ -239,6 +240,7 @@ class LoadPlan:
     rates: tuple[float, ...]
     concurrencies: tuple[int, ...]
     base: LoadStep
+    requests_min: int = 0
 
     def steps(self) -> list[LoadStep]:
         """Every step, rates first; each with its own seed, so that no two send the same prompt.
@@ -255,8 +257,10 @@ class LoadPlan:
         return [replace(step, seed=self.base.seed + i) for i, step in enumerate(made)]
 
     def _step(self, arrivals: str, *, request_rate: float | None = None, concurrency: int | None = None) -> LoadStep:
+        least_s = self.requests_min / request_rate if request_rate else 0.0
         return replace(
             self.base,
+            duration_s=max(self.base.duration_s, least_s),
             role=self.role,
             model=self.model,
             arrivals=arrivals,

@@ -51,6 +51,8 @@ class LoadTable(Table):
     """Closed-loop load steps, in concurrent users that each send when their last answer has ended."""
     duration_s: Positive = Field(default_factory=_unset)
     """Seconds during which a step sends requests; those in flight at its end are awaited, except far past capacity."""
+    requests_min: Count = 0
+    """Fewest requests of a rate's step: at low rates it sends for longer than `duration_s`."""
     prompt_tokens: PositiveCount = Field(default_factory=_unset)
     """Tokens of each prompt as the server counts them, chat template included."""
     output_tokens: PositiveCount = Field(default_factory=_unset)
@@ -77,9 +79,10 @@ class LoadTable(Table):
         """This table with the keys that another one sets."""
         return self.model_copy(update={key: getattr(inner, key) for key in inner.model_fields_set})
 
-    def limit_duration(self, most_s: float) -> LoadTable:
-        """This table with steps of at most so many seconds, where it sets their duration."""
-        return self.model_copy(update={"duration_s": most_s}) if self.duration_s > most_s else self
+    def shorten(self, most_s: float, requests: int) -> LoadTable:
+        """This table with steps of at most so many seconds, or as long as so many requests take."""
+        limits: dict[str, float] = {"duration_s": most_s, "requests_min": requests}
+        return self.model_copy(update={key: most for key, most in limits.items() if getattr(self, key) > most})
 
     def missing_keys(self) -> list[str]:
         """The keys that a table with any key still needs to plan a load step."""

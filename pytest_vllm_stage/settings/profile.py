@@ -62,8 +62,10 @@ CAPABILITIES = {
 }
 #: Texts by which a model is made to call a tool, for the parsers that read them; see `ModelProfile.tool_format`.
 TOOL_FORMATS = ("hermes",)
-#: The longest load step of a simulated engine: 5 requests, the fewest of which a median can pass, at 1 request/s.
-SIMULATED_STEP_S = 5.0
+#: The longest load step of a simulated engine.
+SIMULATED_STEP_S = 3.0
+#: At low rates it is as long as so many requests take, the fewest of which a median can pass.
+SIMULATED_REQUESTS = 5
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -327,12 +329,12 @@ class Profile(Table):
             role: model.model_copy(
                 update={
                     "description": f"simulated, in the place of: {model.description or model.inference_service}",
-                    "load": model.load.limit_duration(SIMULATED_STEP_S),
+                    "load": model.load.shorten(SIMULATED_STEP_S, SIMULATED_REQUESTS),
                 }
             )
             for role, model in self.models.items()
         }
-        load = self.load.limit_duration(SIMULATED_STEP_S)
+        load = self.load.shorten(SIMULATED_STEP_S, SIMULATED_REQUESTS)
         return self.model_copy(update={"overlay": overlay, "models": models, "load": load})
 
 
