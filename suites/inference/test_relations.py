@@ -21,7 +21,7 @@ from pytest_vllm_stage import EndpointClient, Target, does_not_apply
 from pytest_vllm_stage.checks.inference.abilities import find_ruled_out
 from pytest_vllm_stage.checks.inference.relations.ahead import AT_ONCE, AskingAhead, Selection
 from pytest_vllm_stage.checks.inference.relations.asking import ORDINARY, Asker, name
-from pytest_vllm_stage.checks.inference.relations.features import FREE_SPACE, LABEL, MATRIX, Case
+from pytest_vllm_stage.checks.inference.relations.features import CALLED, FREE_SPACE, LABEL, MATRIX, Case
 from pytest_vllm_stage.checks.inference.relations.reading import find_difference, read_answer
 from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 Needs = Callable[..., None]
 
-BATCHES = [MATRIX[start :: len(MATRIX) // AT_ONCE] for start in range(len(MATRIX) // AT_ONCE)]
+#: Rows that are asked at the same time: of those that call tools, which are by far the longest answers, one of each
+#: kind. The streams of all rows are asked among others, too.
+_FIRST_OF_KIND = {case.row["answer"]: case for case in reversed(MATRIX)}
+MIXED = [case for case in MATRIX if case.row["answer"] not in CALLED or case is _FIRST_OF_KIND[case.row["answer"]]]
+BATCHES = [MIXED[start::6] for start in range(6)]
 #: Checks that ask each row again in its way, and whether they stream.
 ASKED_IN_THEIR_WAY = {"test_stream_equals_plain": True, "test_way_of_asking_changes_nothing": False}
 #: Features that must not change an answer, by factor.
@@ -86,12 +90,12 @@ class AskingByRole:
         self._stack = ExitStack()
         self._asking: dict[str, AskingAhead] = {}
 
-    def wait(self, role: str) -> Asker:
-        """The model's asker, once everything was asked."""
+    def find(self, role: str) -> AskingAhead:
+        """What is asked ahead of a model's checks; it begins with the first of them."""
         for one in [role] if self._is_lane else self._targets:
             if one not in self._asking:
                 self._asking[one] = self._start(one)
-        return self._asking[role].wait()
+        return self._asking[role]
 
     def _start(self, role: str) -> AskingAhead:
         target = self._targets[role]
@@ -151,22 +155,120 @@ def _cases_of(params: Mapping[str, Any]) -> list[Case]:
 
 
 @pytest.fixture
-def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, needs: Needs, _asking_ahead: AskingByRole) -> Asker:
+def asking(endpoint: EndpointClient, _asking_ahead: AskingByRole) -> AskingAhead:
+    """Asks ahead what later checks compare, while those run that need nothing of it."""
+    return _asking_ahead.find(endpoint.target.role)
+
+
+@pytest.fixture
+def plain_asker(request: pytest.FixtureRequest, endpoint: EndpointClient, needs: Needs, asking: AskingAhead) -> Asker:
+    """Knows the model's plain answers; what was asked among others may still be coming."""
+    return _prepare(request, endpoint, needs, asking.wait_for_plain)
+
+
+@pytest.fixture
+def asker(request: pytest.FixtureRequest, endpoint: EndpointClient, needs: Needs, asking: AskingAhead) -> Asker:
     """Knows the model's answers from check to check.
 
     Where a plain answer cannot be had, the first check that needs it fails, and the others are skipped: one cause is
     one failure.
     """
+    return _prepare(request, endpoint, needs, asking.wait)
+
+
+def _prepare(
+    request: pytest.FixtureRequest, endpoint: EndpointClient, needs: Needs, wait: Callable[[], Asker]
+) -> Asker:
     case = request.node.callspec.params.get("case")
     if case:
         needs(*case.needs)
-    asker = _asking_ahead.wait(endpoint.target.role)
-    asker.endpoint = endpoint
+    # What is known is shared with what is still being asked; the client is the check's own.
+    asker = replace(wait(), endpoint=endpoint)
     if case and (reason := asker.explain_unanswered(case)):
         if ruled_out := find_ruled_out(reason):
             does_not_apply(f"the server says: {ruled_out}")
         pytest.skip(f"reported by an earlier check: {reason}")
     return asker
+
+
+@pytest.mark.usefixtures("asking")
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completions"])
+def test_explicit_default_equals_absent_parameter(
+    endpoint: EndpointClient, needs: Needs, counting: str, path: str
+) -> None:
+    """Each documented default, given explicitly, gives the answer that comes without it."""
+    if path == CHAT:
+        needs("chat")
+    body: dict[str, Any] = {"model": endpoint.target.model, "temperature": 0, "max_tokens": 4}
+    body |= {"messages": [{"role": "user", "content": counting}]} if path == CHAT else {"prompt": "1, 2, 3, 4, 5, 6,"}
+    expected = read_answer(endpoint.raw("POST", path, json=body).json())
+
+    def ask(parameter: str) -> httpx.Response:
+        return endpoint.raw("POST", path, json=body | {parameter: DEFAULTS[parameter]})
+
+    changed = {}
+    for parameter, response in zip(DEFAULTS, together(ask, DEFAULTS, at_once=AT_ONCE), strict=True):
+        if response.status_code != 200:
+            changed[parameter] = f"answered {response.status_code}: {response.text[:200]}"
+        elif difference := find_difference(expected, read_answer(response.json()), "the answer"):
+            changed[parameter] = difference
+    assert not changed, f"default given explicitly != absent on {path}: {changed}"
+    nulls = dict.fromkeys((*NULLS, *(CHAT_NULLS if path == CHAT else ())))
+    response = endpoint.raw("POST", path, json=body | nulls)
+    said = f"null != absent on {path} for {', '.join(nulls)}"
+    assert response.status_code == 200, f"{said}: answered {response.status_code}: {response.text[:300]}"
+    difference = find_difference(expected, read_answer(response.json()), "the answer")
+    assert not difference, f"{said}: {difference}"
+
+
+@pytest.mark.usefixtures("asking")
+def test_absent_limit_is_not_a_small_limit(endpoint: EndpointClient, needs: Needs) -> None:
+    """A chat without ``max_tokens`` runs to its end, as vLLM documents: the limit is the rest of the context."""
+    needs("structured_outputs")
+    label = ", ".join([LABEL] * 6)
+    answer = endpoint.chat("Name colours.", temperature=0, structured_outputs={"choice": [label]})
+    assert (answer.text, answer.finish_reason) == (label, "stop"), (
+        f"absent limit != rest of the context: {len(answer.text)} of {len(label)} characters came, "
+        f"finish_reason {answer.finish_reason!r}"
+    )
+
+
+@pytest.mark.usefixtures("asking")
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_usage_of_a_new_prompt_is_the_sum_of_its_parts(endpoint: EndpointClient, api: str) -> None:
+    """The total is the sum, and no token of a prompt that was never sent before was cached."""
+    nonce = f"{time.time_ns()} is a number that was never sent before. " * 8
+    ask = endpoint.chat if api == "chat" else endpoint.completion
+    usage = ask(nonce, temperature=0, max_tokens=4).body["usage"]
+    total = usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["total_tokens"] == total, f"whole usage != sum of its parts on {api}: {usage}"
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    # The template's own beginning may have been sent before.
+    assert cached < usage["prompt_tokens"] // 2, (
+        f"cached != 0 for a new prompt on {api}: {cached} of {usage['prompt_tokens']} prompt tokens are cached_tokens"
+    )
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in MATRIX[::6]])
+def test_answer_after_refused_and_abandoned_requests_equals_answer_before(
+    plain_asker: Asker, needs: Needs, case: Case
+) -> None:
+    """After a refused and an abandoned request with the same features, the answer is what it was before them."""
+    needs(*case.needs)
+    body = plain_asker.body(case)
+    expected = plain_asker.alone(case)
+    refused = plain_asker.endpoint.raw("POST", case.path, json=body | {"temperature": -1.0})
+    assert refused.status_code in (400, 422), f"temperature -1 was answered with {refused.status_code}"
+    headers = {"content-type": "application/json"}
+    abandoned = body | {"stream": True, "max_tokens": 100}
+    with plain_asker.endpoint.open_stream(
+        case.path, abandoned, content=json.dumps(abandoned).encode(), headers=headers
+    ) as stream:
+        next(iter(stream))
+    got = plain_asker.ask(case, body)
+    plain_asker.compare(
+        "after a refused and an abandoned request != before", case, expected, got, "the answer after them"
+    )
 
 
 @rows()
@@ -204,26 +306,6 @@ def _can(needs: Needs, case: Case) -> bool:
     except pytest.skip.Exception:
         return False
     return True
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in MATRIX[::6]])
-def test_answer_after_refused_and_abandoned_requests_equals_answer_before(
-    asker: Asker, needs: Needs, case: Case
-) -> None:
-    """After a refused and an abandoned request with the same features, the answer is what it was before them."""
-    needs(*case.needs)
-    body = asker.body(case)
-    expected = asker.alone(case)
-    refused = asker.endpoint.raw("POST", case.path, json=body | {"temperature": -1.0})
-    assert refused.status_code in (400, 422), f"temperature -1 was answered with {refused.status_code}"
-    headers = {"content-type": "application/json"}
-    abandoned = body | {"stream": True, "max_tokens": 100}
-    with asker.endpoint.open_stream(
-        case.path, abandoned, content=json.dumps(abandoned).encode(), headers=headers
-    ) as stream:
-        next(iter(stream))
-    got = asker.ask(case, body)
-    asker.compare("after a refused and an abandoned request != before", case, expected, got, "the answer after them")
 
 
 @rows(lambda case: case.row["extra"] == "n")
@@ -267,59 +349,4 @@ def test_stop_text_cuts_the_answer_where_it_begins(asker: Asker, needs: Needs, c
     assert texts[0] == texts[1], (
         f"{name('stopped != cut at the stop text', case)}: with stop={stop!r} the answer is {cut.text!r}, "
         f"expected {expected!r} of {whole.text!r}"
-    )
-
-
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS], ids=["chat", "completions"])
-def test_explicit_default_equals_absent_parameter(
-    endpoint: EndpointClient, needs: Needs, counting: str, path: str
-) -> None:
-    """Each documented default, given explicitly, gives the answer that comes without it."""
-    if path == CHAT:
-        needs("chat")
-    body: dict[str, Any] = {"model": endpoint.target.model, "temperature": 0, "max_tokens": 4}
-    body |= {"messages": [{"role": "user", "content": counting}]} if path == CHAT else {"prompt": "1, 2, 3, 4, 5, 6,"}
-    expected = read_answer(endpoint.raw("POST", path, json=body).json())
-
-    def ask(parameter: str) -> httpx.Response:
-        return endpoint.raw("POST", path, json=body | {parameter: DEFAULTS[parameter]})
-
-    changed = {}
-    for parameter, response in zip(DEFAULTS, together(ask, DEFAULTS, at_once=AT_ONCE), strict=True):
-        if response.status_code != 200:
-            changed[parameter] = f"answered {response.status_code}: {response.text[:200]}"
-        elif difference := find_difference(expected, read_answer(response.json()), "the answer"):
-            changed[parameter] = difference
-    assert not changed, f"default given explicitly != absent on {path}: {changed}"
-    nulls = dict.fromkeys((*NULLS, *(CHAT_NULLS if path == CHAT else ())))
-    response = endpoint.raw("POST", path, json=body | nulls)
-    said = f"null != absent on {path} for {', '.join(nulls)}"
-    assert response.status_code == 200, f"{said}: answered {response.status_code}: {response.text[:300]}"
-    difference = find_difference(expected, read_answer(response.json()), "the answer")
-    assert not difference, f"{said}: {difference}"
-
-
-def test_absent_limit_is_not_a_small_limit(endpoint: EndpointClient, needs: Needs) -> None:
-    """A chat without ``max_tokens`` runs to its end, as vLLM documents: the limit is the rest of the context."""
-    needs("structured_outputs")
-    label = ", ".join([LABEL] * 6)
-    answer = endpoint.chat("Name colours.", temperature=0, structured_outputs={"choice": [label]})
-    assert (answer.text, answer.finish_reason) == (label, "stop"), (
-        f"absent limit != rest of the context: {len(answer.text)} of {len(label)} characters came, "
-        f"finish_reason {answer.finish_reason!r}"
-    )
-
-
-@pytest.mark.parametrize("api", ["chat", "completions"])
-def test_usage_of_a_new_prompt_is_the_sum_of_its_parts(endpoint: EndpointClient, api: str) -> None:
-    """The total is the sum, and no token of a prompt that was never sent before was cached."""
-    nonce = f"{time.time_ns()} is a number that was never sent before. " * 8
-    ask = endpoint.chat if api == "chat" else endpoint.completion
-    usage = ask(nonce, temperature=0, max_tokens=4).body["usage"]
-    total = usage["prompt_tokens"] + usage["completion_tokens"]
-    assert usage["total_tokens"] == total, f"whole usage != sum of its parts on {api}: {usage}"
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    # The template's own beginning may have been sent before.
-    assert cached < usage["prompt_tokens"] // 2, (
-        f"cached != 0 for a new prompt on {api}: {cached} of {usage['prompt_tokens']} prompt tokens are cached_tokens"
     )

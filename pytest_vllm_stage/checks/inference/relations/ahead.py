@@ -23,7 +23,7 @@ from pytest_vllm_stage.serving.failures import RequestFailed
 Asked = TypeVar("Asked")
 
 #: Requests that run at the same time.
-AT_ONCE = 8
+AT_ONCE = 12
 #: After so many failures the rest is left to the checks, of which most are skipped for the cause of the first.
 MOST_FAILURES = 3
 
@@ -45,7 +45,7 @@ class AskingAhead:
     """Asks one model in a thread of its own.
 
     Args:
-        asker: Learns the answers; until `wait` returns it is this thread's.
+        asker: Learns the answers; until `wait` returns, others may only read its plain ones, after `wait_for_plain`.
         selection: What to ask.
     """
 
@@ -53,14 +53,22 @@ class AskingAhead:
         self._asker = asker
         self._selection = selection
         self._stopped = threading.Event()
+        self._plain_known = threading.Event()
         # A daemon, so that an interrupted run does not wait for it.
         self._thread = threading.Thread(target=self._run, name="relations asked ahead", daemon=True)
         self._thread.start()
 
+    def wait_for_plain(self) -> Asker:
+        """The asker, once all plain answers were asked for."""
+        return self._wait(self._plain_known.wait)
+
     def wait(self) -> Asker:
         """The asker, once everything was asked."""
+        return self._wait(self._thread.join)
+
+    def _wait(self, wait: Callable[[], object]) -> Asker:
         try:
-            self._thread.join()
+            wait()
         except BaseException:
             self.stop()
             raise
@@ -76,10 +84,13 @@ class AskingAhead:
                 self._ask()
         except (RequestFailed, RelationBroken):
             pass  # the check that needs the answer asks again, and reports what comes
+        finally:
+            self._plain_known.set()
 
     def _ask(self) -> None:
         for cases in group_for_alone(self._selection.alone):
             self._each(self._asker.learn, cases)
+        self._plain_known.set()
         known = [request for request in self._selection.among_others if self._asker.learn(request[0])]
         self._each(lambda request: self._asker.ask_early(*request), known)
 
