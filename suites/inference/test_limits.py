@@ -137,12 +137,14 @@ def test_the_whole_context_can_be_used(endpoint: EndpointClient) -> None:
     """A prompt of one token less than ``max_model_len`` is answered by one token; one of the whole length is refused.
 
     Users fill the context that they were promised to the last token; off by one, the longest documents fail. An answer
-    never runs over the end either: it is cut there, or the request is refused.
+    never runs over the end either: it is cut there, or the request is refused. The longest prompt has a seed: a server
+    that computes it in parts has to keep the seed's generator through all of them.
     """
     limit = endpoint.tokenize("x").max_model_len
     assert limit, "/tokenize reports no max_model_len"
     (token, *_) = endpoint.tokenize(" word", add_special_tokens=False).ids
-    full = endpoint.completion([token] * (limit - 1), max_tokens=1, temperature=0).usage
+    seeded = {"temperature": 1.0, "top_k": 1, "seed": 7}
+    full = endpoint.completion([token] * (limit - 1), max_tokens=1, **seeded).usage
     assert (full.prompt_tokens, full.completion_tokens) == (limit - 1, 1), f"{limit - 1} and 1 tokens gave {full}"
     body = endpoint.completion_body([token] * limit, max_tokens=1)
     over = endpoint.raw("POST", COMPLETIONS, json=body)
