@@ -16,7 +16,7 @@ from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import diagnose
 from pytest_vllm_stage.stage.observe.trouble import Trouble
-from tests.unit.made_objects import ended, event, pod
+from tests.unit.made_objects import container_status, ended, event, pod
 
 SECRET = "correct-horse-battery"
 NO_KUBE: Any = None
@@ -112,6 +112,28 @@ def test_everything_is_collected_without_secrets(
     assert texts["logs/p.kserve-container.log"] == texts["logs/p.kserve-container.previous.log"] == "log of ***\n"
     assert "secrets.json" not in texts
     assert not any(SECRET in text for text in texts.values())
+
+
+def test_the_log_of_an_ended_container_keeps_the_fatal_error_before_the_requests_that_it_lost(
+    tmp_path: Path, namespace: dict[str, list[Object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace["Pod"] = [pod("p", statuses=[container_status(restartCount=1)])]
+    monkeypatch.setattr(client, "connect", lambda *_: CLOSING)
+    before, after = (["INFO a request"] * (3 * diagnose.LINES_KEPT) for _ in range(2))
+    log = [*before, "ERROR EngineCore encountered a fatal error.", "ValueError: a", *after, "INFO bye"]
+    asked = logs_hold(monkeypatch, "\n".join(log))
+    diagnose.collect(CLUSTER, "ns", tmp_path / "out")
+    kept = (tmp_path / "out" / "logs" / "p.kserve-container.previous.log").read_text().splitlines()
+    fatal = kept.index("ERROR EngineCore encountered a fatal error.")
+    assert kept[0].startswith("... ")
+    assert (kept[fatal - 1], kept[fatal + 1], kept[-1]) == ("INFO a request", "ValueError: a", "INFO bye")
+    assert len(kept) == diagnose.LINES_KEPT + 2
+    left_out = sum(int(line.split()[1]) for line in kept if line.startswith("... "))
+    assert left_out + diagnose.LINES_KEPT == len(log)
+    assert [(one["previous"], one["lines"]) for one in asked] == [
+        (False, diagnose.LINES_KEPT),
+        (True, diagnose.LINES_OF_AN_END),
+    ]
 
 
 def test_a_cluster_that_is_gone_leaves_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

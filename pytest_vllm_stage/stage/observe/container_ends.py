@@ -58,6 +58,20 @@ def find_engine_death(lines: Iterable[str]) -> EngineDeath | None:
     return EngineDeath(_time_of(exited), runbook.cut(_text_of(exited)))
 
 
+def cut_log(lines: list[str], most: int) -> list[str]:
+    """The end of a log, with the part around an engine's fatal error where that is further from the end.
+
+    Each request that the engine's death lost has logged a traceback since.
+    """
+    begin = len(lines) - most
+    fatal = next((number for number, line in enumerate(lines) if _FATAL.search(line) or _EXITED.search(line)), begin)
+    if begin <= 0 or fatal >= begin:
+        return lines[-most:]
+    first = max(0, fatal - most // 10)
+    part, end = lines[first : first + most // 2], lines[-(most - most // 2) :]
+    return [*([f"... {first} lines left out"] if first else []), *part, f"... {begin - first} lines left out", *end]
+
+
 def _traceback_after(lines: Sequence[str], start: int) -> list[str]:
     """The lines of the traceback that follows a line, without its frames and code."""
     block, origin = [], _origin_of(lines[start])

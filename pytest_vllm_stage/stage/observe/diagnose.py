@@ -15,7 +15,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageError
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import runbook, trouble
+from pytest_vllm_stage.stage.observe import container_ends, runbook, trouble
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ def _collect_logs(pods: list[Object], logs: Logs, folder: Path, deadline: float)
                 if time.monotonic() > deadline:
                     missed.append(f"logs/{file}: no time left")
                     continue
-                _write(folder / file, "\n".join(logs(name, container["name"], previous, LINES_KEPT)) + "\n")
+                is_over = previous or "terminated" in (container.get("state") or {})
+                lines = logs(name, container["name"], previous, LINES_OF_AN_END if is_over else LINES_KEPT)
+                _write(folder / file, "\n".join(container_ends.cut_log(lines, LINES_KEPT)) + "\n")
     return missed
 
 
