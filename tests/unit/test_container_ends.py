@@ -26,9 +26,14 @@ SYNCHRONOUS = "CUDA kernel errors might be asynchronously reported at some other
 
 def fatal(*error: str, prefix: str = ENGINE, request: str = REQUEST) -> list[str]:
     """The log of an engine that dies of an error while it answers a request."""
-    frames = ["Traceback (most recent call last):", '  File "core.py", line 1, in step', "    raise ValueError: no"]
+    frames = ["Traceback (most recent call last):", '  File "core.py", line 1, in step', "    pass  # ImportError: no"]
     died = [f"{prefix}{line}" for line in ("EngineCore encountered a fatal error.", *frames, *error)]
-    return ["INFO ready", *died, *(f"{request}{line}" for line in (*frames, LOST)), "INFO:     Shutting down"]
+    return [
+        "INFO ready",
+        *died,
+        *(f"{request}{line}" for line in (*frames, LOST, "TypeError: b")),
+        "INFO:     Shutting down",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +155,8 @@ def test_a_crash_without_a_fatal_error_names_the_last_one_of_its_log() -> None:
     assert line == f"{how}; the last error in its log: ValueError: a"
     old = [*log, *["INFO a healthy line"] * container_ends._LAST_LINES]
     assert health.check_pods([restarted("Error", 1)], [], reading(old)) == [how]
-    assert health.check_pods([restarted("Error", 1)], [], reading([])) == [how]
+    for nothing in ([], [f"{REQUEST}{LOST}"]):
+        assert health.check_pods([restarted("Error", 1)], [], reading(nothing)) == [how]
     known = reading(["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."])
     assert (
         "its log: GPU memory is too small (vLLM: torch.Out" in health.check_pods([restarted("Error", 1)], [], known)[0]
