@@ -1,4 +1,7 @@
-"""Probes on a wrong path on a real local stage: the deployment ends by its cause, a later restart names the probe."""
+"""Probes on a wrong path on a real local stage: the deployment ends by its cause, a later restart names the probe.
+
+The engine that is restarted has logged a fatal error before, as vLLM does: the restart names it too.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,11 @@ LIVENESS = {
     "timeoutSeconds": 5,
     "failureThreshold": 1,
 }
+#: What the other model's engine logs when it starts.
+DYING = """
+echo '(EngineCore pid=9) ERROR 01-02 03:04:05 [core.py:1512] EngineCore encountered a fatal error.'
+echo '(EngineCore pid=9) ERROR 01-02 03:04:05 [core.py:1512] RuntimeError: CPU Generator does not use offset'
+"""
 
 
 def test_probes_on_a_wrong_path_are_named(simulated_cluster: ClusterFacts, tmp_path: Path) -> None:
@@ -54,12 +62,17 @@ def test_probes_on_a_wrong_path_are_named(simulated_cluster: ClusterFacts, tmp_p
         reader = StageReader(kube, simulated_cluster, NAMESPACE)
         headline = failed.value.message.splitlines()[0]
         LOG.info("%.0f s after the InferenceService was created: %s", _age_s(reader), headline)
-        patch = {"spec": {"predictor": {"model": {"livenessProbe": LIVENESS}}}}
+        runtime = reader.get("ServingRuntime", "vllm")
+        assert runtime
+        shell, option, script, *rest = runtime["spec"]["containers"][0]["command"]
+        model = {"livenessProbe": LIVENESS, "command": [shell, option, DYING + script, *rest]}
+        patch = {"spec": {"predictor": {"model": model}}}
         objects.patch(kube, "InferenceService", OTHER, NAMESPACE, patch)
         lines = _await_restart(reader)
     remove_in_background(simulated_cluster, NAMESPACE)
     assert f"inferenceservice/{MODEL} cannot become Ready: readiness probe GET :8080/healthz answers 404" in headline
     LOG.info("%s", lines[-1])
+    assert lines[-1].startswith("engine died at 03:04:05: the prompt of a seeded request was computed in parts")
     assert "liveness probe GET :8080/livez restarts container kserve-container" in lines[-1]
 
 
@@ -72,14 +85,17 @@ def _age_s(reader: StageReader) -> float:
 
 
 def _await_restart(reader: StageReader) -> list[str]:
-    """The lines of the check of pods, once the kubelet has restarted the other model's container."""
+    """The lines of the check of pods, once the kubelet has restarted the other model's container.
+
+    Between two instances the kubelet has no log of the previous one.
+    """
     lines: list[str] = []
 
     def look() -> Observation:
         pods = reader.listed("Pod", {"serving.kserve.io/inferenceservice": OTHER})
         found = health.check_pods(pods, reader.listed("Event"), reader.read_ended_log)
         lines[:] = [line for line in found if "was restarted" in line]
-        return Observation(bool(lines), "; ".join(map(str, lines)) or "no restart")
+        return Observation(any("engine died" in line for line in lines), "; ".join(lines) or "no restart")
 
     wait_until("restart by the liveness probe", look, timeout_s=180, journal=SILENT)
     return lines
