@@ -1,6 +1,7 @@
 """Healthy steps of a small plan pass: no needless "inconclusive", no false "not steady".
 
-The numbers are those of README's run of the local profile: two cores, steps of 15 s, and loose limits on the P50.
+The numbers are those of the local profile on two cores, with its loose limits on the P50. Its own steps last 4 s, those
+of a plan that looks closer 15 s.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,11 +26,11 @@ from tests.unit.made_samples import closed_step, measurement, open_step, sample
 DATA = Path(__file__).parents[1] / "data"
 DURATION_S = 15.0
 BATCH = 16
-RUNS = 200
+RUNS = 100
 #: Promised steps share the risk of a false fail; the local profile has 18 such objectives.
 GATES = 18
-#: A slow start lasts so long.
-SLOW_START_S = 3.0
+#: A slow start lasts this share of a step.
+SLOW_START_SHARE = 0.2
 
 
 def _request(i: int, at_s: float, first_s: float, end_s: float) -> Sample:
@@ -38,52 +40,56 @@ def _request(i: int, at_s: float, first_s: float, end_s: float) -> Sample:
     return replace(made, token_times_s=times, end_s=times[-1], expected_output_tokens=4)
 
 
-def _readings(rows: list[tuple[float, float, float]]) -> Iterator[ServerReading]:
-    for at_s in range(int(DURATION_S) + 1):
+def _readings(rows: list[tuple[float, float, float]], duration_s: float) -> Iterator[ServerReading]:
+    for at_s in range(int(duration_s) + 1):
         running = sum(started <= at_s < ended for _, started, ended in rows)
         waiting = sum(sent <= at_s < started for sent, started, _ in rows)
         yield ServerReading(float(at_s), float(running), float(waiting))
 
 
-def open_loop(rate: float, ttft_s: float, e2e_s: float, dice: random.Random, start: int) -> Measurement:
+def open_loop(
+    rate: float, ttft_s: float, e2e_s: float, dice: random.Random, start: int, duration_s: float = DURATION_S
+) -> Measurement:
     """One request after the other at a constant rate, on an engine that never fills its batch."""
-    step = open_step(rate, DURATION_S, output_tokens=4, decide_early=True)
+    step = open_step(rate, duration_s, output_tokens=4, decide_early=True)
     rows, samples = [], []
     for i, at_s in enumerate(step.schedule_s()):
-        factor = (start if at_s < SLOW_START_S else 1) * dice.lognormvariate(0, 0.06)
+        factor = (start if at_s < SLOW_START_SHARE * duration_s else 1) * dice.lognormvariate(0, 0.06)
         samples.append(_request(i, at_s, at_s + factor * ttft_s, at_s + factor * e2e_s))
         rows.append((at_s, at_s, at_s + factor * e2e_s))
-    return measurement(step, samples, list(_readings(rows)))
+    return measurement(step, samples, list(_readings(rows, duration_s)))
 
 
-def closed_loop(users: int, per_s: float, alone_s: float, dice: random.Random, start: int) -> Measurement:
+def closed_loop(
+    users: int, per_s: float, alone_s: float, dice: random.Random, start: int, duration_s: float = DURATION_S
+) -> Measurement:
     """So many users, each sending again when answered.
 
     The engine answers ``per_s`` requests a second at most, ``BATCH`` at a time, and the requests of a batch together.
     """
-    step = closed_step(users, DURATION_S, output_tokens=4)
+    step = closed_step(users, duration_s, output_tokens=4)
     waiting = [(0.0002 * user, user) for user in range(users)]
     heapq.heapify(waiting)
     rows: list[tuple[float, float, float]] = []
     free_s = 0.0
-    while waiting and waiting[0][0] < DURATION_S:
+    while waiting and waiting[0][0] < duration_s:
         start_s = max(free_s, waiting[0][0])
         batch: list[tuple[float, int]] = []
         while waiting and len(batch) < BATCH and waiting[0][0] <= start_s + 0.001:
             batch.append(heapq.heappop(waiting))
-        factor = (start if start_s < SLOW_START_S else 1) * dice.lognormvariate(0, 0.06)
+        factor = (start if start_s < SLOW_START_SHARE * duration_s else 1) * dice.lognormvariate(0, 0.06)
         free_s = start_s + factor * max(alone_s, len(batch) / per_s)
         for at_s, user in batch:
             end_s = free_s + 0.0005 * dice.random()
             rows.append((at_s, start_s, end_s))
             heapq.heappush(waiting, (end_s + 0.0005, user))
-    rows = sorted(row for row in rows if row[0] < DURATION_S)
+    rows = sorted(row for row in rows if row[0] < duration_s)
     samples = [_request(i, at, start + 0.6 * (end - start), end) for i, (at, start, end) in enumerate(rows)]
-    return measurement(step, samples, list(_readings(rows)))
+    return measurement(step, samples, list(_readings(rows, duration_s)))
 
 
 def _limits(name: str) -> list[Objective]:
-    limit_ms = {"concurrency-10": 5000, "concurrency-25": 20000}.get(name, 2000)
+    limit_ms = {"concurrency-5": 5000, "concurrency-10": 10000, "concurrency-25": 20000}.get(name, 2000)
     return [Objective("error_rate", 0), Objective("ttft_p50_ms", limit_ms)]
 
 
@@ -119,6 +125,19 @@ def test_healthy_closed_loops_pass(users: int, per_s: float, slower: int, start:
     """Waves of answers that end together depend on each other, and no queue can grow."""
     not_passed = _not_passed(lambda dice: closed_loop(users, per_s / slower, slower * 0.2, dice, start))
     assert not not_passed, f"{len(not_passed)} of {RUNS}, for example: {not_passed[0]}"
+
+
+@pytest.mark.parametrize("start", [1, 3], ids=["even", "slow-start"])
+@pytest.mark.parametrize("slower", [1, 2])
+def test_steps_of_the_local_profile_pass(start: int, slower: int) -> None:
+    for users in (1, 5, 10, 25):
+        for per_s in (7.0, 14.0):
+            made = partial(closed_loop, users, per_s / slower, slower * 0.2, start=start, duration_s=4.0)
+            assert not _not_passed(made)
+    for rate, duration_s in ((1, 8.0), (5, 4.0)):
+        assert not _not_passed(
+            partial(open_loop, rate, slower * 0.09, slower * 0.2, start=start, duration_s=duration_s)
+        )
 
 
 def _tpot_limits(limit_ms: float) -> list[Objective]:
