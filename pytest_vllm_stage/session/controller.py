@@ -27,6 +27,7 @@ class Controller:
         self._relayed: RelayedProgress | None = None
         self._pending: list[dict[str, Any]] = []
         self._summary: list[str] = []
+        self._lost: list[str] = []
         self._environment_unusable = False
         self._interrupted_by_hand = False
         self._collected = False
@@ -137,6 +138,13 @@ class Controller:
 
             failures = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
             short_summary.show_causes(self._config, failures)
+            self._lost = short_summary.find_lost_lines(self._summary, len(failures))
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """Repeat below pytest's list of failures what it pushed off the screen."""
+        reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+        for line in self._lost if reporter else ():
+            reporter.write_line(line)
 
 
 def _outcome(report: pytest.TestReport) -> dict[str, Any]:

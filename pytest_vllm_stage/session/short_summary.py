@@ -12,6 +12,8 @@ from pytest_vllm_stage.report.causes import cause_key, read_message
 #: From this verbosity on, pytest prints the whole message of a report instead of cutting it to the terminal's width.
 _WHOLE_MESSAGES = 2
 SHARED = "the same cause as {first}"
+#: So many failures push the run's summary off the screen.
+_SCREEN = 20
 
 
 def show_causes(config: pytest.Config, reports: Iterable[Any]) -> None:
@@ -27,3 +29,13 @@ def show_causes(config: pytest.Config, reports: Iterable[Any]) -> None:
         first_of.setdefault(key, report.nodeid.rpartition("::")[2])
     if 0 <= config.option.verbose < _WHOLE_MESSAGES:
         config.option.verbose = _WHOLE_MESSAGES
+
+
+def find_lost_lines(summary: Iterable[str], failures: int) -> list[str]:
+    """The lines of the run's summary that say which engine died and of what, where the list of failures hides them."""
+    lost: list[str] = []
+    inside = False
+    for line in summary if failures > _SCREEN else ():
+        inside = line.startswith("RESTARTED ") or (inside and line.startswith(" "))
+        lost += [line] if inside else []
+    return lost

@@ -33,3 +33,10 @@ def test_a_shared_cause_is_shown_once() -> None:
 @pytest.mark.parametrize(("before", "after"), [(-1, -1), (0, 2), (1, 2), (3, 3)])
 def test_causes_are_not_cut_unless_the_run_is_quiet(before: int, after: int) -> None:
     assert show(verbose=before) == after
+
+
+def test_which_engine_died_is_repeated_below_a_list_of_failures_longer_than_the_screen() -> None:
+    died = ["RESTARTED engine of full died at 22:46:13: a cause that is", "          longer than a line"]
+    summary = ["full-rate-1  8  pass", *died, "FAILED    2 tests: refused", "          suites/a.py and 1 more"]
+    assert short_summary.find_lost_lines(summary, 21) == died
+    assert short_summary.find_lost_lines(summary, 20) == []
