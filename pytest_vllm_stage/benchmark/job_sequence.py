@@ -204,10 +204,7 @@ class _Sequence:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed run left of these Jobs in a stage that was kept."""
-        there = [job for job in self._jobs if self._is_own(self._reader.get("Job", objects.name_of(job)))]
-        if there:
-            self._remove(there)
-        left = [objects.reference(job) for job in there]
+        left = [objects.reference(job) for job in self._remove(self._jobs)]
         with suppress(StageError):  # a store that does not answer is the Jobs' to report
             for bucket in sorted({settings_of(job).get(_BUCKET, "") for job in self._jobs} - {""}):
                 for key in self._list_objects(bucket):
@@ -217,27 +214,38 @@ class _Sequence:
             self._journal.event("swept", one)
             self._journal.say(f"removed the leftovers of a killed run: {one}")
 
-    def _is_own(self, existing: Object | None) -> bool:
-        return existing is not None and run_id_of(existing) == self._place.owner
-
     def _apply(self, manifests: list[Object]) -> None:
         apply(self._reader.kube, manifests, self._reader.namespace, Ownership.for_run(self._place.owner), {})
 
-    def _remove(self, items: list[Object]) -> None:
-        """Delete objects and wait until their pods are gone too: what follows has the models to itself."""
-        for item in items:
+    def _remove(self, items: list[Object]) -> list[Object]:
+        """Delete objects of this stage and wait until their pods are gone too: what follows has the models to itself.
+
+        Returns:
+            Those that existed; one of the same name that has another owner stays.
+        """
+        own = [item for item in items if self._is_own(self._existing(item))]
+        if not own:
+            return []
+        for item in own:
             objects.delete(self._reader.kube, item, self._reader.namespace)
         wait_until(
-            f"{objects.reference(items[0])} deleted",
-            lambda: self._find_left(items),
+            f"{objects.reference(own[0])} deleted",
+            lambda: self._find_left(own),
             timeout_s=_REMOVAL_S,
             journal=self._journal,
             interval_s=0.5,
             hint=f"{self._reader.cluster.kubectl_for(self._reader.namespace)} get jobs,pods",
         )
+        return own
+
+    def _is_own(self, existing: Object | None) -> bool:
+        return existing is not None and run_id_of(existing) == self._place.owner
+
+    def _existing(self, item: Object) -> Object | None:
+        return self._reader.get(item["kind"], objects.name_of(item))
 
     def _find_left(self, items: list[Object]) -> Observation:
-        left = [objects.reference(item) for item in items if self._reader.get(item["kind"], objects.name_of(item))]
+        left = [objects.reference(item) for item in items if self._existing(item)]
         return Observation(not left, ", ".join(left) or "gone")
 
     def _put_object(self, bucket: str, key: str) -> None:

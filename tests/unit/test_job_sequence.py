@@ -14,7 +14,7 @@ import pytest
 from pytest_vllm_stage.benchmark import job_sequence
 from pytest_vllm_stage.benchmark.job_runs import Location
 from pytest_vllm_stage.benchmark.job_sequence import HOLD, HOLD_TIMEOUT, JobPlace, JobPlaced, JobReported
-from pytest_vllm_stage.core.errors import StageError, StageFailure, WaitFailed
+from pytest_vllm_stage.core.errors import ConfigError, StageError, StageFailure, WaitFailed
 from pytest_vllm_stage.core.journal import Journal, read_events
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.deploy.apply import RUN_ID_LABEL
@@ -29,6 +29,10 @@ def job(name: str, *, hold: bool = True, **spec: Any) -> Any:
     environment += [{"name": HOLD, "value": ""}] if hold else []
     template = {"spec": {"containers": [{"name": "guidellm", "env": environment}]}}
     return {"kind": "Job", "metadata": {"name": name}, "spec": {"template": template, **spec}}
+
+
+def owned(one: Any) -> Any:
+    return {**one, "metadata": {**one["metadata"], "labels": {RUN_ID_LABEL: OWNER}}}
 
 
 def variables(one: Any) -> dict[str, str]:
@@ -69,8 +73,9 @@ class Stage:
         for one in manifests:
             if one["kind"] == "Job":
                 name = one["metadata"]["name"]
-                assert name not in self.jobs, f"{name} exists already"
-                self.jobs[name] = one
+                if name in self.jobs:
+                    raise ConfigError(f"job/{name} exists already and belongs to someone")
+                self.jobs[name] = owned(one)
                 self.events.append(f"create {name}{' held' if variables(one).get(HOLD) else ''}")
 
     def delete(self, _kube: Any, item: Any, _namespace: str) -> None:
@@ -268,9 +273,7 @@ def test_interrupted_run_leaves_nothing(stage: Stage, carry_out: Callable[..., d
 
 def test_what_a_killed_run_left_is_removed_and_reported(stage: Stage, carry_out: Callable[..., dict[str, Any]]) -> None:
     """Its object would release a Job of the next run at once."""
-    left = job("b")
-    left["metadata"]["labels"] = {RUN_ID_LABEL: OWNER}
-    stage.jobs["b"] = left
+    stage.jobs["b"] = owned(job("b"))
     stage.objects.add("benchmark-holds/earlier-run/b")
     assert carry_out(job("a"), job("b")) == {"a": location("a"), "b": location("b")}
     assert [event for event in stage.events if event.startswith("remove") or event.endswith("held")][:4] == [
@@ -280,6 +283,17 @@ def test_what_a_killed_run_left_is_removed_and_reported(stage: Stage, carry_out:
         "create b held",
     ]
     assert_nothing_is_left(stage)
+
+
+def test_existing_job_of_another_owner_is_neither_taken_over_nor_removed(
+    stage: Stage, carry_out: Callable[..., dict[str, Any]]
+) -> None:
+    foreign = job("b")
+    stage.jobs["b"] = foreign
+    stage.ended.add("b")
+    outcomes = carry_out(job("a"), job("b"))
+    assert (outcomes["a"], str(outcomes["b"])) == (location("a"), "job/b exists already and belongs to someone")
+    assert stage.jobs == {"b": foreign}
 
 
 def test_failed_job_is_the_error_even_where_it_cannot_be_removed(
