@@ -65,8 +65,10 @@ inference_service = "f"
 def bare_place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A rootdir with an empty overlay for profiles, and no options of our own but the one that saves time."""
     # Under CI pytest repeats whole messages in its short summary.
-    for variable in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
+    for variable in ("CI", "BUILD_NUMBER"):
         monkeypatch.delenv(variable, raising=False)
+    # Each process and each worker would import asyncio for a plugin that no test uses.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:anyio")
     monkeypatch.setenv("VLLM_STAGE_REPORT", "never")
     pytester.makeini("[pytest]\nfilterwarnings = error\n")
     (pytester.path / "overlay").mkdir()
