@@ -28,23 +28,24 @@ def sample(
     index: int, scheduled_s: float, *, ttft_s: float = 0.1, itl_s: float = 0.01, tokens: int = 16, **changes: Any
 ) -> Sample:
     times = tuple(round(scheduled_s + ttft_s + i * itl_s, 6) for i in range(tokens))
-    made = Sample(
-        step="full-rate-10",
-        index=index,
-        scheduled_s=scheduled_s,
-        sent_s=round(scheduled_s + 0.0002, 6),
-        token_times_s=times,
-        end_s=times[-1] if times else round(scheduled_s + ttft_s, 6),
-        expected_prompt_tokens=64,
-        expected_output_tokens=16,
-        prompt_tokens=64,
-        output_tokens=tokens,
-        status=200,
-        response_id=f"id-{index}",
-        prompt_digest=f"prompt-{index}",
-        output_digest=f"answer-{index}",
-    )
-    return replace(made, **changes)
+    values: dict[str, Any] = {
+        "step": "full-rate-10",
+        "index": index,
+        "scheduled_s": scheduled_s,
+        "sent_s": round(scheduled_s + 0.0002, 6),
+        "token_times_s": times,
+        "end_s": times[-1] if times else round(scheduled_s + ttft_s, 6),
+        "expected_prompt_tokens": 64,
+        "expected_output_tokens": 16,
+        "prompt_tokens": 64,
+        "output_tokens": tokens,
+        "status": 200,
+        "response_id": f"id-{index}",
+        "prompt_digest": f"prompt-{index}",
+        "output_digest": f"answer-{index}",
+    }
+    # Made once: the statistical tests make hundreds of thousands, and `replace` would make each a second time.
+    return Sample(**values | changes)
 
 
 def failed(index: int, scheduled_s: float, kind: str = "http_status", **changes: Any) -> Sample:
@@ -62,7 +63,8 @@ def abandoned(made: Sample, at_s: float) -> Sample:
 def measurement(
     step: LoadStep, samples: Sequence[Sample], server: Sequence[ServerReading] | None = None, **client: Any
 ) -> Measurement:
-    rows = tuple(replace(row, step=step.id) for row in samples)
+    step_id = step.id
+    rows = tuple(row if row.step == step_id else replace(row, step=step_id) for row in samples)
     readings = [ServerReading(0.0, 1, 0), ServerReading(60.0, 1, 0)] if server is None else server
     return Measurement(step, STARTED_AT, rows, ClientFacts("test 1", **client), tuple(readings))
 

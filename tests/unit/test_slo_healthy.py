@@ -33,11 +33,11 @@ GATES = 18
 SLOW_START_SHARE = 0.2
 
 
-def _request(i: int, at_s: float, first_s: float, end_s: float) -> Sample:
+def _request(step_id: str, i: int, at_s: float, first_s: float, end_s: float) -> Sample:
     gap_s = (end_s - first_s) / 3
     times = tuple(round(first_s + k * gap_s, 6) for k in range(4))
-    made = sample(i, round(at_s, 6), tokens=4)
-    return replace(made, token_times_s=times, end_s=times[-1], expected_output_tokens=4)
+    at_s = round(at_s, 6)
+    return sample(i, at_s, tokens=4, step=step_id, token_times_s=times, end_s=times[-1], expected_output_tokens=4)
 
 
 def _readings(rows: list[tuple[float, float, float]], duration_s: float) -> Iterator[ServerReading]:
@@ -52,10 +52,11 @@ def open_loop(
 ) -> Measurement:
     """One request after the other at a constant rate, on an engine that never fills its batch."""
     step = open_step(rate, duration_s, output_tokens=4, decide_early=True)
+    step_id = step.id
     rows, samples = [], []
     for i, at_s in enumerate(step.schedule_s()):
         factor = (start if at_s < SLOW_START_SHARE * duration_s else 1) * dice.lognormvariate(0, 0.06)
-        samples.append(_request(i, at_s, at_s + factor * ttft_s, at_s + factor * e2e_s))
+        samples.append(_request(step_id, i, at_s, at_s + factor * ttft_s, at_s + factor * e2e_s))
         rows.append((at_s, at_s, at_s + factor * e2e_s))
     return measurement(step, samples, list(_readings(rows, duration_s)))
 
@@ -84,7 +85,8 @@ def closed_loop(
             rows.append((at_s, start_s, end_s))
             heapq.heappush(waiting, (end_s + 0.0005, user))
     rows = sorted(row for row in rows if row[0] < duration_s)
-    samples = [_request(i, at, start + 0.6 * (end - start), end) for i, (at, start, end) in enumerate(rows)]
+    step_id = step.id
+    samples = [_request(step_id, i, at, start + 0.6 * (end - start), end) for i, (at, start, end) in enumerate(rows)]
     return measurement(step, samples, list(_readings(rows, duration_s)))
 
 
