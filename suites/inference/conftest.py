@@ -9,7 +9,7 @@ import pytest
 
 from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
 from pytest_vllm_stage.checks.inference.abilities import find_lacks, find_ruled_out
-from pytest_vllm_stage.checks.inference.liveness import FirstAnswer, ask_first
+from pytest_vllm_stage.checks.inference.liveness import FirstAnswer, ask_first, select_grammar_backend
 from pytest_vllm_stage.checks.inference.releases import describe_lack, read_release
 from pytest_vllm_stage.checks.inference.replicas import prepare_counters
 from pytest_vllm_stage.checks.inference.slow_lanes import SlowLanes
@@ -80,9 +80,12 @@ def _first_answers() -> dict[str, FirstAnswer]:
 @pytest.fixture
 def first_answer(endpoint: EndpointClient, _first_answers: dict[str, FirstAnswer]) -> FirstAnswer:
     """What came of the first request to the endpoint, asked once per target."""
-    if endpoint.target.role not in _first_answers:
-        _first_answers[endpoint.target.role] = ask_first(endpoint)
-    return _first_answers[endpoint.target.role]
+    role = endpoint.target.role
+    if role not in _first_answers:
+        _first_answers[role] = ask_first(endpoint)
+        if not _first_answers[role].dead:
+            select_grammar_backend(endpoint)
+    return _first_answers[role]
 
 
 @pytest.fixture

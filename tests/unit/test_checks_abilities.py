@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from pytest_vllm_stage.checks.inference.abilities import find_lacks
-from pytest_vllm_stage.checks.inference.liveness import ask_first
+from pytest_vllm_stage.checks.inference.liveness import ask_first, select_grammar_backend
 from pytest_vllm_stage.serving.answers import Answer
 from pytest_vllm_stage.serving.client import EndpointClient
 from pytest_vllm_stage.serving.failures import RequestFailed
@@ -144,3 +144,15 @@ def test_answer_without_any_text_is_a_failure_unless_the_model_reasons() -> None
     assert Answer.of({"choices": [{"message": {"content": "b", "reasoning": "a"}}]}).text == "ab"
     with pytest.raises(RequestFailed, match="no text in its first choice"):
         Answer.of({"choices": [{"message": {"content": ["b"]}}]}, reasons=True)
+
+
+def test_the_first_request_with_a_grammar_is_a_simple_choice_whatever_comes_of_it() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(500, text="Internal Server Error")
+
+    with EndpointClient(Target("full", "m", "http://server"), transport=httpx.MockTransport(refuse)) as endpoint:
+        select_grammar_backend(endpoint)
+    assert [body["structured_outputs"] for body in bodies] == [{"choice": ["Hello"]}]
