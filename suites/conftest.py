@@ -24,12 +24,18 @@ BRIEF_STYLES = ("auto", "short", "line")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Add the labels before allure-pytest selects tests by them (``--allure-features=inference``)."""
+    labels: dict[Path, list[pytest.MarkDecorator]] = {}
     for item in items:
-        if not item.path.is_relative_to(SUITES):
-            continue
-        story = item.path.stem.removeprefix("test_").replace("_", " ")
-        for kind, value in (("epic", EPIC), ("feature", item.path.parent.name), ("story", story)):
-            item.add_marker(pytest.mark.allure_label(value, label_type=kind))
+        if item.path not in labels:
+            labels[item.path] = _create_labels(item.path) if item.path.is_relative_to(SUITES) else []
+        for label in labels[item.path]:
+            item.add_marker(label)
+
+
+def _create_labels(path: Path) -> list[pytest.MarkDecorator]:
+    story = path.stem.removeprefix("test_").replace("_", " ")
+    values = {"epic": EPIC, "feature": path.parent.name, "story": story}
+    return [pytest.mark.allure_label(value, label_type=kind) for kind, value in values.items()]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -20,4 +20,4 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the Jobs last; the plugin then sorts load steps among each other as they are here."""
-    items.sort(key=lambda item: HERE in item.path.parents)
+    items.sort(key=lambda item: item.path.parent == HERE)

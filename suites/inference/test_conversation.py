@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.patterns import Pattern, pattern
-from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
+from pytest_vllm_stage.checks.inference.properties import any_text, examples
 
 Needs = Callable[..., None]
 
@@ -57,6 +55,9 @@ def test_growing_conversation_is_counted_and_seen_whole(endpoint: EndpointClient
     Turns are added in every order; each time the engine's prompt equals the template's rendering, the usage counts it,
     the answer respects its limit, and no turn is lost.
     """
+    from hypothesis import strategies as st
+    from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
     needs("token_ids")
 
     class Conversation(RuleBasedStateMachine):
@@ -66,11 +67,11 @@ def test_growing_conversation_is_counted_and_seen_whole(endpoint: EndpointClient
             super().__init__()
             self.messages: list[dict[str, str]] = []
 
-        @initialize(text=st.none() | TEXTS)
+        @initialize(text=st.none() | any_text())
         def system(self, text: str | None) -> None:
             self.messages = [{"role": "system", "content": text}] if text else []
 
-        @rule(text=TEXTS, limit=st.integers(1, 3))
+        @rule(text=any_text(), limit=st.integers(1, 3))
         def asks(self, text: str, limit: int) -> None:
             self.messages.append({"role": "user", "content": text})
             answer = endpoint.chat(self.messages, temperature=0, max_tokens=limit, return_token_ids=True)

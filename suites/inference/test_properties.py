@@ -7,12 +7,13 @@ it, which stands in the report.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-from hypothesis import strategies as st
+from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_stage import EndpointClient, Usage
-from pytest_vllm_stage.checks.inference.properties import TEXTS, check_examples
+from pytest_vllm_stage.checks.inference.properties import any_text, check_examples
+
+if TYPE_CHECKING:
+    from hypothesis import strategies as st
 
 Needs = Callable[..., None]
 
@@ -24,21 +25,26 @@ def possible(asked: dict[str, Any]) -> dict[str, Any]:
     return asked if asked["temperature"] else {key: value for key, value in asked.items() if key != "n"}
 
 
-PARAMETERS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
-    {"max_tokens": st.integers(1, 3), "temperature": st.sampled_from([0, 0.7, 2.0])},
-    optional={
-        "top_p": st.sampled_from([0.01, 0.5, 1.0]),
-        "top_k": st.sampled_from([0, 1, 50]),
-        "min_p": st.sampled_from([0.0, 0.1]),
-        "seed": st.integers(0, 2**31 - 1),
-        "n": st.just(2),
-        "stop": st.sampled_from([["e"], [" the", "\n"]]),
-        "frequency_penalty": st.sampled_from([-2.0, 0.5, 2.0]),
-        "repetition_penalty": st.just(1.2),
-        "ignore_eos": st.booleans(),
-        "logprobs": st.just(True),
-    },
-).map(possible)
+def any_request() -> st.SearchStrategy[tuple[str, dict[str, Any], bool]]:
+    """A text, parameters, and whether the answer is streamed."""
+    from hypothesis import strategies as st
+
+    parameters = st.fixed_dictionaries(
+        {"max_tokens": st.integers(1, 3), "temperature": st.sampled_from([0, 0.7, 2.0])},
+        optional={
+            "top_p": st.sampled_from([0.01, 0.5, 1.0]),
+            "top_k": st.sampled_from([0, 1, 50]),
+            "min_p": st.sampled_from([0.0, 0.1]),
+            "seed": st.integers(0, 2**31 - 1),
+            "n": st.just(2),
+            "stop": st.sampled_from([["e"], [" the", "\n"]]),
+            "frequency_penalty": st.sampled_from([-2.0, 0.5, 2.0]),
+            "repetition_penalty": st.just(1.2),
+            "ignore_eos": st.booleans(),
+            "logprobs": st.just(True),
+        },
+    ).map(possible)
+    return st.tuples(any_text(), parameters, st.booleans())
 
 
 def choices_of(endpoint: EndpointClient, text: str, asked: dict[str, Any], stream: bool) -> Choices:
@@ -80,7 +86,7 @@ def test_any_request_gets_what_it_asks_for(endpoint: EndpointClient) -> None:
         counted = endpoint.tokenize(messages=text).count
         assert usage.prompt_tokens == counted, f"{said} usage says {usage.prompt_tokens} prompt tokens of {counted}"
 
-    check_examples(st.tuples(TEXTS, PARAMETERS, st.booleans()), 16, keeps_to_it)
+    check_examples(any_request(), 16, keeps_to_it)
 
 
 def test_any_text_is_completed_by_its_own_tokens(endpoint: EndpointClient, needs: Needs) -> None:
@@ -98,4 +104,4 @@ def test_any_text_is_completed_by_its_own_tokens(endpoint: EndpointClient, needs
         counted = answer.usage.prompt_tokens
         assert counted == tokens.count, f"{text!r}: usage says {counted} prompt tokens of {tokens.count}"
 
-    check_examples(TEXTS, 12, is_completed)
+    check_examples(any_text(), 12, is_completed)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import strategies as st
 
 from pytest_vllm_stage import Answer, EndpointClient, ModelProfile
 from pytest_vllm_stage.checks.inference.properties import check_examples
@@ -18,28 +17,11 @@ from pytest_vllm_stage.checks.inference.tools import ToolCall, find_finish_reaso
 from pytest_vllm_stage.serving.client import CHAT
 from pytest_vllm_stage.serving.failures import shown
 
+if TYPE_CHECKING:
+    from hypothesis import strategies as st
+
 Needs = Callable[..., None]
 
-#: Small and closed, so that even a random model completes them.
-VALUES = st.sampled_from(
-    [
-        {"type": "boolean"},
-        {"enum": ["red", "green", "blue"]},
-        {"enum": ["Grüße", "你好"]},
-        {"type": "integer", "minimum": 0, "maximum": 9},
-        {"type": "string", "pattern": "^[a-c]{2,4}$"},
-        {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
-    ]
-)
-OBJECTS = st.dictionaries(st.sampled_from(["name", "kind", "count"]), VALUES, min_size=1, max_size=2).map(
-    lambda of: {"type": "object", "properties": of, "required": sorted(of), "additionalProperties": False}
-)
-EXPRESSIONS = st.builds(
-    lambda head, count, tail: f"[{head}]{{{count}}}{tail}",
-    st.sampled_from(["a-f", "0-9", "A-Z_"]),
-    st.integers(1, 4),
-    st.sampled_from(["", "-[0-9]{2}", "(yes|no)", " ü!"]),
-)
 #: Between the parts of JSON a model may put white space without end: the limit may cut it, but not every time.
 ROOM = 80
 
@@ -81,8 +63,40 @@ def test_schema_constraint_yields_json_of_that_schema(endpoint: EndpointClient, 
         problem = schema_violation(read(answer.text, "constrained to a schema, the answer"), schema, "the answer")
         assert not problem, f"{problem}; it was constrained to {schema}"
 
-    check_examples(OBJECTS, 5, fits)
+    check_examples(any_schema(), 5, fits)
     assert complete, f"no answer constrained to a schema ended within {ROOM} tokens"
+
+
+def any_schema() -> st.SearchStrategy[dict[str, Any]]:
+    """Of an object with one or two keys; small and closed, so that even a random model completes it."""
+    from hypothesis import strategies as st
+
+    values = st.sampled_from(
+        [
+            {"type": "boolean"},
+            {"enum": ["red", "green", "blue"]},
+            {"enum": ["Grüße", "你好"]},
+            {"type": "integer", "minimum": 0, "maximum": 9},
+            {"type": "string", "pattern": "^[a-c]{2,4}$"},
+            {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
+        ]
+    )
+    return st.dictionaries(st.sampled_from(["name", "kind", "count"]), values, min_size=1, max_size=2).map(
+        lambda of: {"type": "object", "properties": of, "required": sorted(of), "additionalProperties": False}
+    )
+
+
+def any_pattern() -> st.SearchStrategy[tuple[str, float]]:
+    """A regular expression and a temperature."""
+    from hypothesis import strategies as st
+
+    expressions = st.builds(
+        lambda head, count, tail: f"[{head}]{{{count}}}{tail}",
+        st.sampled_from(["a-f", "0-9", "A-Z_"]),
+        st.integers(1, 4),
+        st.sampled_from(["", "-[0-9]{2}", "(yes|no)", " ü!"]),
+    )
+    return st.tuples(expressions, st.sampled_from([0, 1.5]))
 
 
 def tools(*, strict: bool = True) -> list[dict[str, Any]]:
@@ -117,7 +131,7 @@ def test_regex_constraint_yields_a_full_match(endpoint: EndpointClient, needs: N
         text = endpoint.chat("Say something.", **asked).text
         assert re.fullmatch(pattern, text), f"constrained to {pattern!r}, the answer is {text!r}"
 
-    check_examples(st.tuples(EXPRESSIONS, st.sampled_from([0, 1.5])), 8, matches)
+    check_examples(any_pattern(), 8, matches)
 
 
 def test_choice_constraint_yields_exactly_one_choice(endpoint: EndpointClient, needs: Needs) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from pytest_vllm_stage.checks.inference.patterns import pattern
-from pytest_vllm_stage.checks.inference.properties import TEXTS, examples
+from pytest_vllm_stage.checks.inference.properties import any_text, examples
 from pytest_vllm_stage.checks.inference.together import settled, together
 from pytest_vllm_stage.checks.inference.tools import ToolCall, read_calls, read_streamed_calls
 from pytest_vllm_stage.serving.answers import Answer, StreamedAnswer
@@ -71,7 +71,7 @@ def test_a_property_sees_the_same_examples_every_time_and_shrinks() -> None:
         append = run.append
 
         @examples(12)
-        @given(TEXTS)
+        @given(any_text())
         def collects(text: str) -> None:
             append(text)  # noqa: B023 - called before the loop goes on
 
@@ -80,7 +80,7 @@ def test_a_property_sees_the_same_examples_every_time_and_shrinks() -> None:
     assert len(seen[0]) >= 12
 
     @examples(60)
-    @given(TEXTS)
+    @given(any_text())
     def fails(text: str) -> None:
         assert len(text) < 3, f"the text {text!r}"
 

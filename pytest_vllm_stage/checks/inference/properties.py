@@ -1,18 +1,20 @@
 """Property tests against a server: the same examples every time, few enough to pay for, shrunk when they fail.
 
-Imports Hypothesis, so only suites import this, never the plugin.
+Hypothesis is imported by what uses it: each worker of a run imports this module, and few run a property test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from pytest_vllm_stage.checks.inference.together import together
+
+if TYPE_CHECKING:
+    from hypothesis import settings
+    from hypothesis import strategies as st
 
 Example = TypeVar("Example")
 
@@ -21,14 +23,21 @@ AT_ONCE = 8
 #: So many are drawn for each one that is asked for.
 SPREAD = 4
 
-#: Texts of every script, with characters of one to four bytes. Left out are lone surrogates, which JSON cannot carry,
-#: and control and unassigned characters: a tokenizer may lack a byte that only they need, as SmolLM2's does.
-TEXTS = st.text(
-    st.characters(exclude_categories=["Cs", "Cn", "Co", "Cc"], include_characters="\n\t")
-    | st.sampled_from("éßж中日🙂🙃𝒳𐍈"),
-    min_size=1,
-    max_size=40,
-)
+
+def any_text() -> st.SearchStrategy[str]:
+    """Texts of every script, with characters of one to four bytes.
+
+    Left out are lone surrogates, which JSON cannot carry, and control and unassigned characters: a tokenizer may lack a
+    byte that only they need, as SmolLM2's does.
+    """
+    from hypothesis import strategies as st
+
+    return st.text(
+        st.characters(exclude_categories=["Cs", "Cn", "Co", "Cc"], include_characters="\n\t")
+        | st.sampled_from("éßж中日🙂🙃𝒳𐍈"),
+        min_size=1,
+        max_size=40,
+    )
 
 
 def examples(count: int, *, steps: int = 50) -> settings:
@@ -38,6 +47,8 @@ def examples(count: int, *, steps: int = 50) -> settings:
         count: How many.
         steps: Of a stateful test: the most steps of each.
     """
+    from hypothesis import HealthCheck, Phase, settings
+
     return settings(
         max_examples=count,
         stateful_step_count=steps,
@@ -67,6 +78,8 @@ def check_examples(
         Exception: what ``check`` raised for the smallest example that fails alone, else for the first one that failed
             among the others, with a note that says so.
     """
+    from hypothesis import given
+
     __tracebackhide__ = True
     drawn: dict[str, Example] = {}
 
