@@ -201,7 +201,7 @@ DEFECTS = (
     ),
     Defect("always_stop", {SAYS_LENGTH, TOOL_AUTO, TOOL_REQUESTED}, "cut after 4 tokens, the finish reason is 'stop'"),
     Defect("constant_id", {NAMES, IDS}, "two answers have the same id chatcmpl-0"),
-    Defect("dropped_turns", {TURNS, GROWING, RENDERED, PROMPT_CHAT}, "/tokenize 44"),
+    Defect("dropped_turns", {TURNS, GROWING, RENDERED, PROMPT_CHAT}, "/tokenize 44", also={TOOL_RESULT}),
     Defect(
         "empty_answers",
         {
@@ -251,8 +251,8 @@ DEFECTS = (
         },
         "max_tokens=6 gave 64 tokens",
     ),
-    Defect("ignored_stop", {STOP, STOP_ACROSS, PARAMETERS}, "was ignored or leaked"),
-    Defect("leaked_stop", {STOP, STOP_ACROSS, PARAMETERS}, "was ignored or leaked"),
+    Defect("ignored_stop", {STOP, STOP_ACROSS, PARAMETERS}, "was ignored or leaked", also={ANY_REQUEST}),
+    Defect("leaked_stop", {STOP, STOP_ACROSS, PARAMETERS}, "was ignored or leaked", also={ANY_REQUEST}),
     Defect(
         "off_by_one_usage",
         {COMPLETION_COUNT, ANY_REQUEST, CONTEXT, GROWING, LOGPROBS, METRICS, N, PARAMETERS, STOP_TOKEN},
@@ -271,20 +271,27 @@ DEFECTS = (
         "asked about Japan, got ",
         also={
             *GUIDED,
+            ALL_MOVE,
             ANY_REQUEST,
+            ARRIVES,
             BIAS,
             CACHED,
+            COMPLETION,
             COMPLETION_COUNT,
             CONTEXT,
             ENGINES_TOKENS,
             ABANDONED,
+            FACT,
+            FREES_SLOT,
             GROWING,
             MAX_TOKENS,
+            METRICS,
             LOGPROBS_COMPLETION,
             MIN_TOKENS,
             N,
             PENALTY,
             SAYS_LENGTH,
+            SAYS_STOP,
             STOP,
             STOP_ACROSS,
             STOP_TOKEN,
@@ -297,10 +304,11 @@ DEFECTS = (
         "wrong_answers",
         {*GUIDED, FACT, QUESTION, COMPLETION, GOLDEN, STOP, STOP_ACROSS, LOGPROBS, TOOL_AUTO, TOOL_REQUESTED},
         "expected Paris as the capital of France, got",
+        also={ANY_REQUEST},
     ),
     Defect("wrong_model_name", {NAMES, ONE_PIECE}, "some-other-model"),
     # Refusals and descriptions.
-    Defect("any_path_answers", {BAD_PATH}, "/v1/no-such-path answered 200, expected 404"),
+    Defect("any_path_answers", {BAD_PATH}, "/v1/no-such-path answered 200, expected 404", also={OPEN_PATHS}),
     Defect("bad_fields_accepted", {BAD_FIELD, RECOVERS}, "answered 200, expected 400 or 422"),
     Defect("errors_are_200", {*EVERY_REFUSAL, CONTEXT}, "answered 200"),
     Defect("errors_are_500", {*EVERY_REFUSAL, CONTEXT}, "answered 500, expected 404"),
@@ -312,7 +320,7 @@ DEFECTS = (
         # The relations behind the first plain answer that does not come are skipped for it.
         EVERY_CHECK
         - {KEY, BAD_PATH, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED, NEW_CONNECTION}
-        - {ANY_WAY, AMONG_OTHERS, AFTER_FAILURES, EACH_OF_N, IRRELEVANT, STOP_CUTS}
+        - {ANY_WAY, AMONG_OTHERS, STREAM_IS_PLAIN, EACH_OF_N, IRRELEVANT, STOP_CUTS}
         # Refusals repeat no text, and slow lanes are planted by the proxy.
         - {KEY_SECRET, PROMPTS_PRIVATE, OTHER_ORIGINS, OPEN_PATHS}
         - {SLOW_STREAM, SLOW_ANSWER, SLOW_READER, SLOW_IDLE, SLOW_FIRST},
@@ -411,10 +419,13 @@ DEFECTS = (
         "max_tokens=2 after max_tokens=6 gave 6",
         also={
             ANY_REQUEST,
+            AT_ONCE,
+            CHARACTERS,
             COMPLETION_COUNT,
             EXPRESSION,
             SCHEMA,
             TOOL_AUTO,
+            TOOL_NONE,
             TOOL_REQUESTED,
             LOGPROBS_COMPLETION,
             FILTER,
@@ -465,7 +476,7 @@ DEFECTS = (
     Defect("tool_call_says_stop", {TOOL_REQUESTED, TOOL_AUTO}, "after a tool call the finish reason is 'stop'"),
     Defect("tool_call_without_id", {TOOL_REQUESTED, TOOL_AUTO}, "has no id to answer it by"),
     Defect("tool_calls_as_text", {TOOL_REQUESTED, TOOL_AUTO}, "expected one tool call, got 0"),
-    Defect("tool_parser_fails", {TOOL_AUTO}, "answered 500 Internal Server Error: {"),
+    Defect("tool_parser_fails", {TOOL_AUTO}, "answered 500 Internal Server Error: {", also={TOOL_REQUESTED}),
     Defect("wrong_tool", {TOOL_REQUESTED, TOOL_AUTO}, "unknown tool 'get_time_v2' was called"),
     # Streams.
     Defect("bare_lines", {FRAMED}, "lines that are not a field of an event: ['flushed 1 chunk']"),
