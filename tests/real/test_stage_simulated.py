@@ -192,7 +192,7 @@ def test_it_is_called_simulated_down_to_its_pods(first: Outcome, stage: kept.Kep
 def test_the_declaration_decides_size_and_pace(models: dict[str, EndpointClient]) -> None:
     settings = {role: one.raw("GET", "/sim/settings").json() for role, one in models.items()}
     for role, one in models.items():
-        assert (settings[role]["model"], settings[role]["max_num_seqs"]) == (one.target.model, 8)
+        assert (settings[role]["model"], settings[role]["max_num_seqs"]) == (one.target.model, 16)
         assert settings[role]["max_model_len"] == one.target.max_model_len == 2048
     assert settings["quantized"]["itl_ms"] < settings["full"]["itl_ms"]
     assert settings["quantized"]["ttft_ms"] < settings["full"]["ttft_ms"]

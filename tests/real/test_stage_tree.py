@@ -154,7 +154,7 @@ def test_the_simulated_stage_is_the_local_one_with_another_program(rendered: dic
         runtime = one(rendered["local-sim"], "ServingRuntime", "vllm")
         parsed = sim_program.parser().parse_args(drift.demand(service, runtime).args)
         assert (parsed.served_model_name, parsed.max_model_len, parsed.max_num_seqs) == (
-            objects.name_of(service), 2048, 8,
+            objects.name_of(service), 2048, 16,
         )  # fmt: skip
 
 
