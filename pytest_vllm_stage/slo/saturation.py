@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pytest_vllm_stage.measurement.samples import Measurement, Sample, ServerReading
+from pytest_vllm_stage.measurement.samples import PAST_CAPACITY, Measurement, Sample, ServerReading
 from pytest_vllm_stage.measurement.statistics import rank_of
 from pytest_vllm_stage.slo.engine_load import ALWAYS_SHARE, MAX_NUM_SEQS, EngineLoad, find_engine_load
 from pytest_vllm_stage.slo.steadiness import Steadiness, find_answer_lengths, find_fill_time, find_trends
@@ -49,7 +49,8 @@ def saturation(
     """Look for the signs; a closed loop cannot exceed the capacity, but its requests can wait.
 
     Near capacity a queue varies widely without growing, so the signs count only together with a trend. A step that is
-    too short for a trend needs all three.
+    too short for a trend needs all three. The backlog that ended an observation is proof by itself: a short step of
+    answers that end in batches has too few readings for the signs.
     """
     load = load or find_engine_load(measurement)
     if not measurement.step.open_loop:
@@ -62,11 +63,13 @@ def saturation(
             _waiting_grows(measurement.server, sent_until_s),
             _fewer_end(measurement.samples, sent_until_s),
             _latency_rises(measurement.samples),
+            _backlog_grew(measurement),
         )
         if sign
     )
     rises = any(trend.p < TREND for trend in steadiness.trends)
-    if not (len(signs) >= 2 and rises if steadiness.trends else len(signs) == 3):
+    proven = _ended_past_capacity(measurement) or (len(signs) >= 2 and rises if steadiness.trends else len(signs) == 3)
+    if not proven:
         return Saturation(False, signs, None, "")
     capacity = load.capacity_requests_per_s or 0.0
     step = measurement.step
@@ -138,6 +141,15 @@ def _latency_rises(samples: Sequence[Sample]) -> str:
     if kendall_tau(blocks) < _RISING_TAU or last < _RISING_RATIO * first:
         return ""
     return f"the latency rises over the step, from {first:.2f} s to {last:.2f} s"
+
+
+def _ended_past_capacity(measurement: Measurement) -> bool:
+    return measurement.early_stop is not None and measurement.early_stop.reason == PAST_CAPACITY
+
+
+def _backlog_grew(measurement: Measurement) -> str:
+    abandoned = sum(sample.abandoned for sample in measurement.samples)
+    return f"{abandoned} requests were left of a growing backlog" if _ended_past_capacity(measurement) else ""
 
 
 def _blocks(values: Sequence[float], count: int, middle: Callable[[Sequence[float]], float]) -> list[float]:

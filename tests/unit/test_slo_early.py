@@ -15,7 +15,7 @@ from pytest_vllm_stage.slo.decision import Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.objectives import Objective
 from pytest_vllm_stage.slo.verdict import judge
-from tests.unit.made_samples import abandoned, closed_step, failed, open_step, queued, sample
+from tests.unit.made_samples import abandoned, closed_step, failed, measurement, open_step, queued, sample
 from tests.unit.test_slo_healthy import GATES, closed_loop, open_loop
 
 PROMISED = (Objective("error_rate", 0), Objective("ttft_p50_ms", 2000))
@@ -106,7 +106,7 @@ def ended(made: Measurement, reason: str, at_s: float) -> Measurement:
     if reason == PAST_CAPACITY:
         sent = tuple(one if one.end_s <= at_s else abandoned(one, at_s) for one in sent)
     last_s = max(one.end_s for one in sent)
-    stop = EarlyStop(at_s, len(sent), reason, made.step.duration_s - at_s)
+    stop = EarlyStop(at_s, len(sent), reason, max(0.0, made.step.duration_s - at_s))
     server = tuple(reading for reading in made.server if reading.at_s <= last_s)
     return replace(made, samples=sent, server=server, early_stop=stop)
 
@@ -227,6 +227,9 @@ def test_backlog_is_certain_where_all_requests_end_in_large_batches() -> None:
     reason, at_s = ends(step, batches([1.6] * 5), observation=True, objectives=OPEN, after=True)
     assert reason == PAST_CAPACITY
     assert at_s == pytest.approx(8.0, abs=0.1)
+    found = judge(ended(measurement(step, batches([1.6] * 5)), reason, at_s), PROMISED)[1]
+    assert found.outcome is Outcome.FAIL
+    assert "25 requests/s is past capacity" in found.why
 
 
 def test_backlog_is_not_certain_after_a_pause_that_is_longer_than_the_batches_take() -> None:
