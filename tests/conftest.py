@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
 
 
+#: None of pytest's own: .ci/run tries failed tests again, and this run not.
+SKIPPED_EXIT_CODE = 7
+
+
 def pytest_configure() -> None:
     """Keep bytecode away from the sources where it is unwanted there, and the pod of a CI runner out of the tests.
 
@@ -65,9 +69,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail under CI where a test was skipped: the skip hides a test that could have run."""
+    """Fail under CI where a test was skipped: the skip hides a test that could have run.
+
+    The exit status is its own, whatever failed besides: the failures are tried again, and a skip must not be lost then.
+    """
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
     if os.environ.get("CI") == "true" and skipped and not hasattr(session.config, "workerinput"):
         reporter.write_line(f"CI: {len(skipped)} skipped tests fail the run", red=True)
-        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            session.exitstatus = SKIPPED_EXIT_CODE
