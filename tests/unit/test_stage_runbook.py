@@ -35,6 +35,10 @@ KNOWN_LINES = (
         "ValueError: max_num_batched_tokens (8) must be greater than or equal to max_num_seqs (16).",
         "max-num-batched-tokens is 8, and has to be at least 16",
     ),
+    (
+        "AttributeError: '_OpNamespace' '_C' object has no attribute 'cpu_gemm_wna16'",
+        "vLLM has no kernel cpu_gemm_wna16 for the node's hardware",
+    ),
     ("RuntimeError: CPU Generator does not use offset", "the prompt of a seeded request was computed in parts"),
     ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "a LoRA adapter has rank 64, max-lora-rank is 16"),
     ("ValueError: Loading lora a failed: No adapter found for /mnt/lora/a", "path /mnt/lora/a holds no LoRA adapter"),

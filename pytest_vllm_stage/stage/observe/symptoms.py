@@ -157,6 +157,12 @@ _ROWS = (
         "raise --max-num-batched-tokens, or lower --max-model-len or --max-num-seqs",
     ),
     (
+        # https://github.com/vllm-project/vllm/issues/55613
+        r"'_OpNamespace' '_\w*C' object has no attribute '(?P<kernel>\w+)'",
+        "vLLM has no kernel {kernel} for the node's hardware, and the model needs it (vLLM: {line})",
+        "use an image for the node's hardware, or weights that are not quantised; on CPUs 4-bit weights need AVX-512",
+    ),
+    (
         r"CPU Generator does not use offset",
         "the prompt of a seeded request was computed in parts, which crashes vLLM's CPU backend (vLLM: {line})",
         "raise --max-num-batched-tokens to what the KV cache holds, so that no prompt is split",
