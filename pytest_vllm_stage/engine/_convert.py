@@ -1,6 +1,6 @@
 """Make both model folders from the packaged GGUF file; runs inside the engine's environment, as a program.
 
-    python _convert.py SOURCE.gguf FULL_FOLDER QUANTIZED_FOLDER
+    python _convert.py SOURCE.gguf FULL_FOLDER QUANTIZED_FOLDER [--unpack]
 
 The full folder holds the GGUF's weights as bfloat16 safetensors. The quantized one holds the same model as W4A16:
 4-bit integers, asymmetric, in groups of 32 input channels, in compressed-tensors' ``pack-quantized`` format; the
@@ -8,11 +8,15 @@ embedding, which is tied to the output head, stays bfloat16. Values are rounded 
 each group the least squared error: a model this small feels the difference (against the plain minimum and maximum, the
 error falls by a quarter, and so does the divergence from the full model's next-token probabilities).
 
+With ``--unpack`` the quantized folder holds these values as bfloat16, as the 4-bit kernel unpacks them, and names no
+quantization: a stand-in for a processor that vLLM has no such kernel for.
+
 Nothing here is random, so the same pins give the same bytes.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from pathlib import Path
@@ -24,6 +28,9 @@ from compressed_tensors.quantization import (  # type: ignore[import-not-found, 
     QuantizationConfig,
     QuantizationScheme,
     apply_quantization_config,
+)
+from compressed_tensors.quantization.lifecycle.forward import (  # type: ignore[import-not-found, unused-ignore]
+    fake_quantize,
 )
 from compressed_tensors.quantization.utils import (  # type: ignore[import-not-found, unused-ignore]
     calculate_qparams,
@@ -59,15 +66,29 @@ def load(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return fresh, AutoTokenizer.from_pretrained(**origin)
 
 
-def quantize(model: PreTrainedModel) -> ModelCompressor:
-    """Quantize the model's linear layers in place; return what writes the matching ``quantization_config``."""
+def quantize(model: PreTrainedModel) -> None:
+    """Find the scales and zero points of the model's linear layers."""
     scheme = QuantizationScheme(targets=["Linear"], weights=_WEIGHTS)
     apply_quantization_config(model, QuantizationConfig(config_groups={"w4a16": scheme}, ignore=["lm_head"]))
     for module in filter(is_module_quantized, model.modules()):
         _set_scales(module)
+
+
+def pack(model: PreTrainedModel) -> ModelCompressor:
+    """Store quantized layers as 4-bit integers; return what writes the matching ``quantization_config``."""
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     return compressor
+
+
+def unpack(model: PreTrainedModel, quantized: PreTrainedModel) -> None:
+    """Give a plain model the values that the layers of a quantized one stand for."""
+    layers = dict(quantized.named_modules())
+    for name, module in model.named_modules():
+        if is_module_quantized(layers[name]):
+            module.weight.data = fake_quantize(
+                layers[name].weight.data, layers[name].weight_scale, layers[name].weight_zero_point, _WEIGHTS
+            )
 
 
 def _set_scales(module: torch.nn.Module) -> None:
@@ -91,16 +112,23 @@ def _squared_error(groups: torch.Tensor, scale: torch.Tensor, zero_point: torch.
     return (rounded - zero_point).mul_(scale).sub_(groups).square_().sum(-1)
 
 
-def main(source: Path, full: Path, quantized: Path) -> None:
+def main(source: Path, full: Path, quantized: Path, *, unpacked: bool) -> None:
     """Write both folders."""
     model, tokenizer = load(source)
     model.save_pretrained(full)
-    compressor = quantize(model)
-    model.save_pretrained(quantized)
-    compressor.update_config(str(quantized))
+    plain = copy.deepcopy(model) if unpacked else None
+    quantize(model)
+    if plain is not None:
+        unpack(plain, model)
+        plain.save_pretrained(quantized)
+    else:
+        compressor = pack(model)
+        model.save_pretrained(quantized)
+        compressor.update_config(str(quantized))
     tokenizer.save_pretrained(full)
     tokenizer.save_pretrained(quantized)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    folders = [Path(argument) for argument in sys.argv[1:4]]
+    main(*folders, unpacked=sys.argv[4:] == ["--unpack"])

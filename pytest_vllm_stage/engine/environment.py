@@ -22,7 +22,7 @@ from pathlib import Path
 
 import uv
 
-from pytest_vllm_stage.core import build_once, paths
+from pytest_vllm_stage.core import build_once, paths, processor
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.engine import pins
@@ -65,8 +65,6 @@ PARTLY_USED = "|".join(
 _COMPILE = (
     "import compileall, re, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0, rx=re.compile(sys.argv[2]))"
 )
-
-_CPUINFO = Path("/proc/cpuinfo")
 
 _ABOUT_PYTHON = "import json, sys, platform; print(json.dumps([sys.base_prefix, platform.python_version()]))"
 
@@ -125,9 +123,9 @@ def _check_machine() -> None:
             f"the local engine runs on x86_64 Linux only; this is {sys.platform} on {platform.machine()}",
             hint="validate a server that runs elsewhere: pytest suites/ --stage-endpoint URL",
         )
-    if not re.search(r"^flags\s*:.*\bavx2\b", _CPUINFO.read_text(), re.MULTILINE):
+    if not processor.has("avx2"):
         raise EnvironmentUnusable(
-            f"the local engine needs a processor with AVX2; {_CPUINFO} shows none",
+            f"the local engine needs a processor with AVX2; {processor.CPUINFO} shows none",
             hint="validate a server that runs elsewhere: pytest suites/ --stage-endpoint URL",
         )
 

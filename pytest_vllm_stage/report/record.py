@@ -11,6 +11,7 @@ from typing import Any
 import pytest_vllm_stage
 from pytest_vllm_stage.core.files import write_atomically
 from pytest_vllm_stage.core.journal import read_events
+from pytest_vllm_stage.core.processor import NO_AVX512_NOTICE
 from pytest_vllm_stage.settings.config import DUMMY_WEIGHTS_NOTICE, SIMULATED_NOTICE, StageConfig
 
 #: Incremented when a field changes its meaning or is removed, not when one is added.
@@ -29,15 +30,14 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
     Returns:
         A JSON-able dict: ``schema_version``, ``run_id``, times in seconds since the epoch, ``simulated`` (a simulated
         engine answered: nothing in it may be published as a model's), ``dummy_weights`` (the served models with random
-        weights), ``settings`` with sources, ``versions``,
-        ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``, ``restarts`` (of model servers while
-        the run went on), ``leftovers``, ``kept``, ``errors``, ``exit_status``, ``addresses`` (of each server: the way
-        to it, and why no better one), ``benchmarks`` (one per load step),
+        weights), ``no_avx512`` (the local engine runs on a processor that vLLM has no 4-bit kernel for), ``settings``
+        with sources, ``versions``, ``steps`` (name to seconds), ``phases``, ``waits``, ``tests``, ``swept``,
+        ``restarts`` (of model servers while the run went on), ``leftovers``, ``kept``, ``errors``, ``exit_status``,
+        ``addresses`` (of each server: the way to it, and why no better one), ``benchmarks`` (one per load step),
         ``load_access`` (which tests ran during each), ``regressions`` (one comparison per load step), ``capacities``,
-        ``disruptions`` (one per disruption of --stage-disrupt, with its verdict),
-        ``authorities`` (the certificates that the cluster publishes, and where they were read; None unless they were
-        asked for), ``tokens`` (whose tokens were requested, without them), ``publications`` (a model's published
-        results each).
+        ``disruptions`` (one per disruption of --stage-disrupt, with its verdict), ``authorities`` (the certificates
+        that the cluster publishes, and where they were read; None unless they were asked for), ``tokens`` (whose tokens
+        were requested, without them), ``publications`` (a model's published results each).
     """
     events = read_events(journal_path)
     described = (
@@ -53,6 +53,7 @@ def build(journal_path: Path, config: StageConfig | None = None) -> dict[str, An
         "exit_status": end.get("exit_status"),
         "simulated": (config is not None and config.simulated) or any(event["kind"] == "simulated" for event in events),
         "dummy_weights": sorted({event["name"] for event in events if event["kind"] == "dummy_weights"}),
+        "no_avx512": any(event["kind"] == "no_avx512" for event in events),
         **described,
         "versions": _versions(events),
         "steps": {
@@ -88,6 +89,8 @@ def notices(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     found = [("SIMULATED", SIMULATED_NOTICE)] if record.get("simulated") else []
     if dummies := record.get("dummy_weights"):
         found.append(("DUMMY", f"{', '.join(map(str, dummies))}: {DUMMY_WEIGHTS_NOTICE}"))
+    if record.get("no_avx512"):
+        found.append(("STAND-IN", NO_AVX512_NOTICE))
     return tuple(found)
 
 

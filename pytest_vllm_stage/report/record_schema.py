@@ -58,7 +58,13 @@ _ENTRIES: Mapping[str, Mapping[str, Kind]] = {
     "publications": {},
 }
 #: Fields that an earlier version did not write, or that are null before the run's end.
-_OPTIONAL: Mapping[str, Kind] = {"ended_at": _NUMBER, "exit_status": int, "simulated": bool, "dummy_weights": list}
+_OPTIONAL: Mapping[str, Kind] = {
+    "ended_at": _NUMBER,
+    "exit_status": int,
+    "simulated": bool,
+    "dummy_weights": list,
+    "no_avx512": bool,
+}
 #: List to the fields that its entries may have.
 _OPTIONAL_OF_ENTRIES: Mapping[str, Mapping[str, Kind]] = {
     "tests": {"when": str, "start": _NUMBER, "duration_s": _NUMBER, "proves": str, "properties": dict},

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pytest_vllm_stage.cluster.facts import ClusterFacts
+from pytest_vllm_stage.core import processor
 from pytest_vllm_stage.core.errors import ConfigError, StageError
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.session import kept
@@ -219,6 +220,8 @@ def make_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
     facts = _deploy_or_attach(run, cluster)
     if facts.simulated:
         run.journal.event("simulated", facts.namespace)
+    elif cluster.kind == "local" and not processor.has(processor.AVX512):
+        run.journal.event("no_avx512", facts.namespace)
     return facts
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from pytest_vllm_stage.cluster.local import components
+from pytest_vllm_stage.core import processor
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
@@ -135,7 +136,10 @@ def vllm(engine: EngineEnvironment, model: Path, name: str, log: Path, *argument
     port = _free_port()
     command = [str(engine.python), "-P", "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1"]
     command += [f"--port={port}", f"--model={model}", f"--served-model-name={name}", "--enforce-eager"]
-    command += ["--kv-cache-memory-bytes=128M", *arguments]
+    # As the local overlay does: see host-runtime/runtime.yaml.
+    slow = not processor.has(processor.AVX512)
+    command += ["--dtype=float32", "--kv-cache-memory-bytes=256M"] if slow else ["--kv-cache-memory-bytes=128M"]
+    command += arguments
     settings = environment.clean_environ() | VLLM_SETTINGS
     with log.open("wb") as output:
         server = subprocess.Popen(command, env=settings, stdout=output, stderr=output, cwd=log.parent)

@@ -11,8 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from pytest_vllm_stage.core import processor
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
-from pytest_vllm_stage.engine import environment, pins
+from pytest_vllm_stage.engine import environment, pins, weights
+
+#: How the pods of the local stage start vLLM.
+LOCAL_RUNTIME = Path(__file__).parents[2] / "fixtures" / "overlays" / "local" / "host-runtime" / "runtime.yaml"
 
 
 def test_every_pin_has_a_version_and_hashes_and_names_no_place() -> None:
@@ -101,7 +105,7 @@ def test_a_processor_without_avx2_is_refused(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx2\n")
-    monkeypatch.setattr(environment, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
     if fits:
         environment._check_machine()
     else:
@@ -150,9 +154,25 @@ def test_the_fingerprint_follows_pins_and_interpreter(tmp_path: Path, monkeypatc
 
 
 def test_local_runtime_copies_the_cache_that_the_environment_has() -> None:
-    runtime = Path(__file__).parents[2] / "fixtures" / "overlays" / "local" / "host-runtime" / "runtime.yaml"
     copied = f'cp -r /mnt/vllm-stage/engine/{environment.MODEL_INFO}/. "$HOME/.cache/vllm/"'
-    assert copied in runtime.read_text(encoding="utf-8")
+    assert copied in LOCAL_RUNTIME.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("flags", "dtypes"), [("avx2 avx512f avx512bw", 0), ("avx2 avx512f", 1), ("avx2", 1)])
+def test_local_runtime_asks_the_processor_as_the_weights_do(
+    flags: str, dtypes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of the start script that chooses float32, run by a shell, against the choice of the weights."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n")
+    monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+    script = LOCAL_RUNTIME.read_text(encoding="utf-8").splitlines()
+    (line,) = (line.replace("/proc/cpuinfo", str(cpuinfo)) for line in script if "/proc/cpuinfo" in line)
+    shell = ["sh", "-euc", f'{line}\nprintf "%s\\n" "$@"', "vllm", "--dtype=auto"]
+    arguments = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.split()
+    assert arguments.count("--dtype=float32") == dtypes
+    assert arguments[0] == "--dtype=auto"
+    assert ("unpacked" in weights.precisions()[weights.QUANTIZED]) == bool(dtypes)
 
 
 def test_another_pythons_settings_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,8 +73,8 @@ def test_changed_simulator_is_rebuilt(
 
 def test_weights_verify_and_state_that_they_are_not_a_model(made: tuple[EngineEnvironment, Path]) -> None:
     _, folder = made
-    assert sorted(path.name for path in folder.iterdir()) == sorted(weights.PRECISIONS)
-    for model in weights.PRECISIONS:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(weights.VARIANTS)
+    for model in weights.VARIANTS:
         assert weights.verify(folder / model) == []
         manifest = json.loads((folder / model / weights.MANIFEST).read_text())
         assert (manifest["model"], manifest["precision"]) == (model, "simulated")

@@ -152,3 +152,9 @@ def test_a_server_that_ended_stands_above_the_failures_that_follow_from_it() -> 
     restarts = ["engine of full died at 22:46:13: ValueError: a; container c of pod p was restarted once"]
     shown = terminal.summary(record(tests=tests, restarts=restarts), Path("reports/run"))
     assert shown[:2] == [f"RESTARTED {restarts[0]}", "FAILED    2 tests: connection refused"]
+
+
+def test_an_engine_without_its_kernels_is_a_stand_in(tmp_path: Path) -> None:
+    lines = terminal.summary(record(no_avx512=True), tmp_path)
+    assert lines[0].startswith("STAND-IN  this processor has no AVX-512")
+    assert not [line for line in terminal.summary(record(), tmp_path) if line.startswith("STAND-IN")]
