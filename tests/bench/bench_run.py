@@ -52,7 +52,8 @@ def environment_of(record: Mapping[str, Any], cores: int | None = None) -> str:
     built_s = sum(float(record["steps"].get(name, 0.0)) for name in ("packages", "components", "engine"))
     engine = "simulated" if record["simulated"] else "vllm"
     caches = "warm" if built_s < WARM_S else "empty"
-    return f"{cores or os.cpu_count()} cores, {engine} engine, {caches} caches, profile {record['profile']['name']}"
+    cores_text = f"{cores or os.cpu_count()} cores{' without AVX-512' if record.get('no_avx512') else ''}"
+    return f"{cores_text}, {engine} engine, {caches} caches, profile {record['profile']['name']}"
 
 
 def compare(now: Phases, before: Phases) -> tuple[list[str], list[str]]:

@@ -52,6 +52,7 @@ def test_builds_of_a_first_run_are_phases_whatever_their_version() -> None:
     ("changes", "environment"),
     [
         ({}, "2 cores, vllm engine, warm caches, profile local"),
+        ({"no_avx512": True}, "2 cores without AVX-512, vllm engine, warm caches, profile local"),
         ({"simulated": True}, "2 cores, simulated engine, warm caches, profile local"),
         ({"steps": {"components": 300.0}}, "2 cores, vllm engine, empty caches, profile local"),
     ],
