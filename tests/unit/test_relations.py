@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import unittest.mock
+from contextlib import nullcontext
 from itertools import combinations
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -170,6 +173,38 @@ def test_a_text_that_is_cut_is_never_a_near_tie() -> None:
     expected, got = read_answer(whole(content="1, 2, 3")), read_answer(whole(content="1, 2"))
     with pytest.raises(RelationBroken, match="the stream lost ', 3'"):
         Scripted(0.0).compare("streamed != plain", MATRIX[0], expected, got, "the stream")
+
+
+ECHOED = {
+    "tokens": ["Hi", " a", " b"],
+    "token_logprobs": [None, -0.5, -0.7],
+    "top_logprobs": [None, {" a": -0.5, " b": -2.0}, {" b": -0.70, " c": -0.71}],
+    "text_offset": [0, 2, 4],
+}
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "is_broken"),
+    [
+        (ECHOED, False),
+        (ECHOED | {"top_logprobs": [None, {" a": -0.5, " b": -2.0}, {" b": -0.1, " c": -3.0}]}, True),
+        (None, True),
+        ({"tokens": ["Hi"], "top_logprobs": None}, True),
+        ({"tokens": ["Hi"], "top_logprobs": []}, True),
+        ({"content": [{"token": "Hi"}]}, True),
+    ],
+)
+def test_near_tie_behind_an_echoed_prompt_is_found(logprobs: dict[str, Any] | None, is_broken: bool) -> None:
+    """An echoed prompt's first token has no alternatives; whatever shape the scores have, the difference is named."""
+    (case, *_) = (one for one in MATRIX if one.row["extra"] == "echo" and one.row["answer"] == "text")
+    asker = Asker(EndpointClient(Target("full", "m", "http://127.0.0.1:9")))
+    answer = httpx.Response(200, json={"choices": [{"logprobs": logprobs}]})
+    expected, got = (read_answer(whole(content=text)) for text in ("Hi a b", "Hi a c"))
+    with (
+        unittest.mock.patch.object(asker.endpoint, "raw", return_value=answer),
+        pytest.raises(RelationBroken, match="says 'c' instead") if is_broken else nullcontext(),
+    ):
+        asker.compare("after != before", case, expected, got, "the answer")
 
 
 @pytest.mark.parametrize("kind", ["named tool", "several tool calls"])

@@ -235,12 +235,12 @@ class Asker:
         scored = Case(case.place, case.row | {"extra": "logprobs", "end": "token limit"})
         body = self.body(case) | scored.body(self.endpoint.target.model)
         try:
-            path_answer = self.endpoint.raw("POST", case.path, json=body).json()
-            logprobs = path_answer["choices"][0]["logprobs"]
-        except (RequestFailed, ValueError, KeyError, IndexError):
+            answer = self.endpoint.raw("POST", case.path, json=body).json()
+            alternatives = _alternatives(answer["choices"][0]["logprobs"])
+        except (RequestFailed, ValueError, LookupError, TypeError):
             return float("inf")
         length = 0
-        for token, likeliest in _alternatives(logprobs):
+        for token, likeliest in alternatives:
             length += len(token)
             if length > place:
                 best = sorted(likeliest, reverse=True)
@@ -283,8 +283,9 @@ def _alternatives(logprobs: Any) -> list[tuple[str, list[float]]]:
     if "content" in logprobs:
         entries = logprobs["content"] or []
         return [(one["token"], [other["logprob"] for other in one["top_logprobs"]]) for one in entries]
+    # Of an echoed prompt's first token nothing is said: nothing comes before it.
     return [
-        (token, list(likeliest.values()))
+        (token, list((likeliest or {}).values()))
         for token, likeliest in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True)
     ]
 
