@@ -63,7 +63,7 @@ CAPABILITIES = {
 #: Texts by which a model is made to call a tool, for the parsers that read them; see `ModelProfile.tool_format`.
 TOOL_FORMATS = ("hermes",)
 #: The longest load step of a simulated engine.
-SIMULATED_STEP_S = 3.0
+SIMULATED_STEP_S = 2.0
 #: At low rates it is as long as so many requests take, the fewest of which a median can pass.
 SIMULATED_REQUESTS = 5
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
