@@ -10,7 +10,13 @@ import pytest
 
 from pytest_vllm_stage import EndpointClient, ModelProfile, does_not_apply
 from pytest_vllm_stage.checks.inference.together import ask_together, together
-from pytest_vllm_stage.checks.inference.tools import ToolCall, find_finish_reason, read_calls, read_streamed_calls
+from pytest_vllm_stage.checks.inference.tools import (
+    ToolCall,
+    find_finish_reason,
+    is_cut,
+    read_calls,
+    read_streamed_calls,
+)
 from pytest_vllm_stage.serving.client import CHAT
 from pytest_vllm_stage.serving.failures import shown
 
@@ -36,21 +42,24 @@ def tool(name: str, parameters: dict[str, Any], *, strict: bool = True) -> dict[
     return {"type": "function", "function": function}
 
 
-def ask(endpoint: EndpointClient, stream: bool, question: str, **asked: Any) -> tuple[list[ToolCall], str | None]:
-    """The calls of an answer, and its last finish reason."""
+def ask(endpoint: EndpointClient, stream: bool, question: str, **asked: Any) -> tuple[list[ToolCall], str | None, bool]:
+    """The calls of an answer, its last finish reason, and whether ``max_tokens`` ended it."""
     asked = {"temperature": 0, "max_tokens": 80, **asked}
     if stream:
-        streamed = endpoint.stream_chat(question, **asked).read()
-        return read_streamed_calls(streamed.chunks), find_finish_reason(streamed)
+        streamed = endpoint.stream_chat(question, stream_options={"include_usage": True}, **asked).read()
+        reason = find_finish_reason(streamed)
+        counted = next(iter(streamed.usage_chunks[-1:]), {})
+        return read_streamed_calls(streamed.chunks), reason, is_cut(counted, reason, asked["max_tokens"])
     answer = endpoint.chat(question, **asked)
-    return read_calls(answer.choice), answer.finish_reason
+    cut = is_cut(answer.body, answer.finish_reason, asked["max_tokens"])
+    return read_calls(answer.choice), answer.finish_reason, cut
 
 
 def ask_whole(endpoint: EndpointClient, stream: bool, question: str, **asked: Any) -> list[ToolCall]:
     """The calls of an answer that ``max_tokens`` has not cut."""
     for penalty in (0.0, FILL_PENALTY):
-        calls, reason = ask(endpoint, stream, question, frequency_penalty=penalty, **asked)
-        if reason != "length":
+        calls, _, cut = ask(endpoint, stream, question, frequency_penalty=penalty, **asked)
+        if not cut:
             return calls
     return does_not_apply("the model fills its call with white space up to max_tokens, which JSON allows")
 
@@ -142,7 +151,7 @@ def test_tool_call_cut_by_its_limit_has_finish_reason_length(
         assert status < 500, f"half a tool call ({choice}): answered {status}: {shown(response.text)}"
         if status != 200:
             return
-    _, reason = ask(endpoint, stream, "What time is it?", **asked)
+    _, reason, _ = ask(endpoint, stream, "What time is it?", **asked)
     assert reason == "length", f"a tool call ({choice}) cut after 4 tokens ends with {reason!r}, expected 'length'"
 
 

@@ -25,6 +25,20 @@ def read_calls(choice: Mapping[str, Any]) -> list[ToolCall]:
     return [ToolCall(str(call.get("id") or ""), *_function(call), str(call.get("type"))) for call in calls]
 
 
+def is_cut(body: Mapping[str, Any], finish_reason: str | None, max_tokens: int) -> bool:
+    """Whether ``max_tokens`` ended an answer, by its finish reason or its count of tokens.
+
+    vLLM says ``tool_calls`` of a streamed call that ``max_tokens`` cut: https://github.com/vllm-project/vllm/issues/53269
+
+    Args:
+        body: A whole answer, or the chunk of a stream that carries the usage.
+        finish_reason: What the server says.
+        max_tokens: The request's.
+    """
+    tokens = (body.get("usage") or {}).get("completion_tokens")
+    return finish_reason == "length" or (isinstance(tokens, int) and tokens >= max_tokens)
+
+
 def find_finish_reason(streamed: StreamedAnswer) -> str:
     """The last finish reason of a stream, which fails without one: no content of such a stream means anything."""
     if not streamed.finish_reasons:
