@@ -28,6 +28,9 @@ ZONES: dict[str, Any] = {
     "required": ["zone"],
     "additionalProperties": False,
 }
+#: Its one value has at least so many tokens in any vocabulary.
+LONG_ZONE_TOKENS = 80
+LONG_ZONE = ZONES | {"properties": {"zone": {"type": "string", "enum": [" ".join(["UTC"] * LONG_ZONE_TOKENS)]}}}
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 #: JSON allows white space anywhere, and a small model may fill its arguments with it: each further one is less likely.
@@ -140,19 +143,23 @@ def test_tool_call_cut_by_its_limit_has_finish_reason_length(
 ) -> None:
     """A tool call that ``max_tokens`` cut says ``length``, so that no client runs half a call.
 
-    A server may refuse a whole answer with half a call in it, as long as it is not a server error.
+    It is cut before its arguments and within them: what has streamed a part of a call knows it as one. A server may
+    refuse a whole answer with half a call in it, as long as it is not a server error.
     """
     needs("tools")
     chosen = "required" if choice == "required" else {"type": "function", "function": {"name": "get_time"}}
-    asked = {"tools": [tool("get_time", ZONES)], "tool_choice": chosen, "temperature": 0, "max_tokens": 4}
-    if not stream:
-        response = endpoint.raw("POST", CHAT, json=endpoint.chat_body("What time is it?", **asked))
-        status = response.status_code
-        assert status < 500, f"half a tool call ({choice}): answered {status}: {shown(response.text)}"
-        if status != 200:
-            return
-    _, reason, _ = ask(endpoint, stream, "What time is it?", **asked)
-    assert reason == "length", f"a tool call ({choice}) cut after 4 tokens ends with {reason!r}, expected 'length'"
+    for limit, parameters in ((4, ZONES), (LONG_ZONE_TOKENS - 30, LONG_ZONE)):
+        asked = {"tools": [tool("get_time", parameters)], "tool_choice": chosen, "temperature": 0, "max_tokens": limit}
+        if not stream:
+            response = endpoint.raw("POST", CHAT, json=endpoint.chat_body("What time is it?", **asked))
+            status = response.status_code
+            assert status < 500, f"half a tool call ({choice}): answered {status}: {shown(response.text)}"
+            if status != 200:
+                continue
+        _, reason, _ = ask(endpoint, stream, "What time is it?", **asked)
+        assert reason == "length", (
+            f"a tool call ({choice}) cut after {limit} tokens ends with {reason!r}, expected 'length'"
+        )
 
 
 @streamed_too

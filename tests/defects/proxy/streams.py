@@ -575,3 +575,23 @@ class CompletionSaysStop(
             if choice.get("finish_reason") and exchange.request.path == "/v1/completions":
                 choice["finish_reason"] = "stop"
         return [chunk]
+
+
+class CutStreamSaysToolCalls(
+    ChunkDefect,
+    by={checks.TOOL_CUT},
+    says=r"cut after 50 tokens ends with 'tool_calls'",
+    source="https://github.com/vllm-project/vllm/issues/53269",
+):
+    """A stream that has sent a good part of a call's arguments ends with ``tool_calls``, a cut one too."""
+
+    LEAST_CHARACTERS = 32
+
+    def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
+        for choice in chunk.get("choices") or []:
+            for call in choice.get("delta", {}).get("tool_calls") or []:
+                sent = len((call.get("function") or {}).get("arguments") or "")
+                exchange.notes["sent"] = exchange.notes.get("sent", 0) + sent
+            if choice.get("finish_reason") and exchange.notes.get("sent", 0) >= self.LEAST_CHARACTERS:
+                choice["finish_reason"] = "tool_calls"
+        return [chunk]
