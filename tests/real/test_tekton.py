@@ -206,7 +206,7 @@ def tekton(cluster: ClusterFacts, kubectl: Kubectl) -> None:
     wait_until(
         "Tekton's webhooks are registered",
         lambda: Observation(all(registered(kubectl, name) for name in WEBHOOKS), "not yet"),
-        timeout_s=180,
+        timeout_s=480,
         journal=SILENT,
         error=EnvironmentUnusable,
     )
@@ -240,7 +240,7 @@ class Ended(NamedTuple):
     run: Object
 
 
-def carried_out(kubectl: Kubectl, run: Object, timeout_s: float = 180) -> Ended:
+def carried_out(kubectl: Kubectl, run: Object, timeout_s: float = 480) -> Ended:
     """Create a run and wait for its end."""
     name = kubectl("-n", NAMESPACE, "create", "-f", "-", "-o", "name", stdin=run).strip()
 
@@ -500,7 +500,7 @@ def test_the_pipeline_of_the_example_runs(kubectl: Kubectl, task: Object, minio:
     run = example("pipelinerun")
     for one_task in run["spec"]["pipelineSpec"]["tasks"]:
         one_task["params"] = shortened(one_task["params"], "2")
-    ended = carried_out(kubectl, run, timeout_s=240)
+    ended = carried_out(kubectl, run, timeout_s=480)
     assert ended.succeeded, ended.message
     assert sorted(ended.results) == ["full", "quantized"]
     assert len(set(ended.results.values())) == 2
