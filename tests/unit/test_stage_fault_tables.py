@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.deployment_faults import FAULTS, Fault
+from tests.unit.deployment_faults import FAULTS
+from tests.unit.deployment_faults.fault import Fault
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.planted.replace(" ", "-"))
