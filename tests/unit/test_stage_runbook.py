@@ -57,6 +57,19 @@ KNOWN_LINES = (
         "SSL validation failed for https://minio:9000/ [SSL: WRONG_VERSION_NUMBER] wrong version",
         "TLS is spoken to a port",
     ),
+    ("OSError: [Errno 5] Input/output error: '/mnt/models/model.safetensors'", "the volume cannot be read"),
+    ("RuntimeError: CUDA unknown error - this may be due to an incorrectly set up env", "the container cannot use the"),
+    (
+        "ValueError: No supported config format found in /mnt/models. Please",
+        "model path /mnt/models has no config.json",
+    ),
+    ("ValueError: No tokenizer file found in directory: /m", "model path /m has no tokenizer of Mistral's own format"),
+    ("FlexibleChecksumError: Expected checksum a did not match calculated checksum: b", "a file did not arrive as it"),
+    (
+        "LocalEntryNotFoundError: An error happened while trying to locate the files on the Hub",
+        "the Hub does not answer",
+    ),
+    ("InvalidHeader: Invalid leading whitespace, reserved character(s)", "a token that is sent as a header has a line"),
     ("curl: (6) Could not resolve host: huggingface.co", "host huggingface.co cannot be resolved"),
     ("socket.gaierror: [Errno -3] Temporary failure in name resolution", "a host cannot be resolved"),
     (
@@ -136,6 +149,8 @@ def test_known_log_line_gives_the_runbooks_cause(line: str, cause: str) -> None:
         "(APIServer pid=1) INFO 11-24 09:21:08 [model.py:733] Resolved architecture: LlamaForCausalLM",
         "WARNING [system_utils.py:255] This can cause fd limit errors like `OSError: [Errno 24] Too many open files`",
         "Triton is installed, but doesn't include CPU backend. Disabling Triton.",
+        "WARNING [custom_all_reduce.py:9] Custom allreduce is disabled because your platform lacks GPU P2P capability",
+        "HTTPConnectionPool(host='otel', port=4318): Max retries exceeded with url: /v1/traces (Connection refused)",
         "INFO non-default args: {'enable_auto_tool_choice': True, 'model': '/mnt/models'}",
     ],
 )

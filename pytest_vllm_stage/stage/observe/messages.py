@@ -21,11 +21,13 @@ _REJECTED_INPUT = re.compile(r"\s*\[type=\w+, input_value=.*")
 #: Pydantic names a rejected field on the line above the reason.
 _FIELD = re.compile(r"[A-Za-z_][\w.]*")
 _ERROR_LINE = re.compile(
-    r"\b(?:error|fatal|panic|failed|cannot|denied|refused|no such|not found|unable to)\b", re.IGNORECASE
+    r"\b(?:error|fatal|panic|failed|cannot|denied|refused|no such|not found|unable to|died unexpectedly)\b",
+    re.IGNORECASE,
 )
 #: What container runtimes and the kubelet put before the cause.
 _LAYERS = re.compile(
-    r"unable to start container process: |(?:runc|crun) (?:create|exec|start) failed: |probe errored[^:]*: "
+    r"unable to start container process: |(?:runc|crun) (?:create|exec|start) failed: |probe errored[^:]*: |"
+    r"error running (?:\w+ )*hook(?: #\d+)?: (?s:.*?)stderr: (?:Auto-detected mode as '\w+'\s*)?"
 )
 #: What gRPC, the kubelet and containerd put around the cause of an image that cannot be pulled or a failed call.
 _WRAPPERS = re.compile(
@@ -44,7 +46,7 @@ _OTHER_PLATFORM = re.compile(
 #: What OpenShift lists before the one constraint that explains anything.
 _UNUSABLE = r'provider "?[\w-]+"?: Forbidden: not usable by user or serviceaccount'
 _UNUSABLE_CONSTRAINTS = re.compile(rf"{_UNUSABLE}, |, {_UNUSABLE}")
-_ELSEWHERE = re.compile(r"See (?:root cause above|stack trace \(above\))")
+_ELSEWHERE = re.compile(r"See (?:root cause above|stack trace (?:\(above\)|for the root cause))")
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)?(?:(?:ERROR|WARNING|INFO|CRITICAL)\s+\S+\s+\S+\s+\[[^\]]*\]\s*)?")
 
 

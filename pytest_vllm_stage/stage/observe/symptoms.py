@@ -75,6 +75,26 @@ _ROWS = (
         _DOWNLOAD,
     ),
     (
+        r"(?:Unrecognized model in|No supported config format found in) (?P<path>\S+?)\.(?:\s|$)",
+        "model path {path} has no config.json that names a known model ({line})",
+        _DOWNLOAD,
+    ),
+    (
+        r"No tokenizer file found in directory: (?P<path>\S+)",
+        "model path {path} has no tokenizer of Mistral's own format (vLLM: {line})",
+        "download the tokenizer too, or leave out --tokenizer-mode=mistral",
+    ),
+    (
+        r"\[Errno 116\] Stale file handle",
+        "the volume's server no longer knows the file ({line})",
+        "the export was moved or restored while it was mounted: delete the pod, so that its volume is mounted again",
+    ),
+    (
+        r"\[Errno 5\] Input/output error",
+        "the volume cannot be read ({line})",
+        "its disk or its network fails: read the node's kernel log, then copy the model to another volume",
+    ),
+    (
         r"supplied chat template \((?P<path>[^)]+)\) looks like a file path",
         "chat template {path} cannot be opened (vLLM: {line})",
         "mount the ConfigMap that holds it at the path that --chat-template names",
@@ -257,6 +277,16 @@ _ROWS = (
         "request as many nvidia.com/gpu as --tensor-parallel-size, and set no CUDA_VISIBLE_DEVICES",
     ),
     (
+        r"[Dd]river/library version mismatch|LibRmVersionMismatch",
+        "the node's GPU driver was updated while its old module stays loaded ({line})",
+        "drain the node and reboot it: until then no new container gets a GPU, and the running ones keep theirs",
+    ),
+    (
+        r"CUDA unknown error",
+        "the container cannot use the node's GPU ({line})",
+        "restart the NVIDIA device plugin and container toolkit of the node, or reboot it; nvidia-smi in the pod",
+    ),
+    (
         r"NVIDIA driver on your system is too old|CUDA driver version is insufficient|unsupported display driver",
         "the node's GPU driver does not fit the image's CUDA (vLLM: {line})",
         "update the node's driver, or use an image that is built for its CUDA version; nvidia-smi prints both",
@@ -291,6 +321,11 @@ _ROWS = (
         r"\bdev/shm\b.*No space left|unable to write to file </torch_",
         "shared memory is full ({line})",
         "mount an emptyDir with medium: Memory at /dev/shm of the serving container",
+    ),
+    (
+        r"custom_all_reduce\.cuh:\d+",
+        "the pod's GPUs cannot read each other's memory, as custom all-reduce does ({line})",
+        "add --disable-custom-all-reduce to the arguments: more than two GPUs on PCIe need it",
     ),
     (
         r"NCCL error|NCCL Error|nccl(?:System|UnhandledCuda|Internal|Remote)Error",

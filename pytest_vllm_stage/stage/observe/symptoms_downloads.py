@@ -25,6 +25,20 @@ ROWS = (
         "check the name, the cluster's DNS and the egress of the namespace",
     ),
     (
+        # Telemetry that is not delivered ends no process.
+        r"ConnectionPool\(host='(?P<host>(?!stats\.)[^']+)', port=(?P<port>\d+)\): Max retries exceeded with url: "
+        r"(?!/v1/(?:traces|metrics|logs)\b).*"
+        r"(?:Network is unreachable|No route to host|Connection refused|timed out)",
+        "port {port} of host {host} cannot be reached",
+        "let a NetworkPolicy or the firewall allow the egress, or set HTTPS_PROXY",
+    ),
+    (
+        # The line holds the token.
+        r"Illegal header value b?['\"]|InvalidHeader: Invalid leading whitespace",
+        "a token that is sent as a header has a line break or a space in it",
+        "store the value in the Secret again without them: an editor, or echo without -n, adds a line break",
+    ),
+    (
         r"Temporary failure in name resolution|Name or service not known",
         "a host cannot be resolved ({line})",
         "check the name, the cluster's DNS and the egress of the namespace",
@@ -65,9 +79,19 @@ ROWS = (
         "name the Secret in the ServiceAccount that the InferenceService uses",
     ),
     (
-        r"Could not connect to the endpoint URL: ['\"](?P<url>[^'\"]+)",
+        r"\(AuthorizationHeaderMalformed\) when calling|\((?:PermanentRedirect|301)\) when calling",
+        "the bucket is in another region, or at another endpoint ({line})",
+        "correct AWS_DEFAULT_REGION and the endpoint in the Secret (KServe: annotation serving.kserve.io/s3-region)",
+    ),
+    (
+        r"(?:Could not connect to the|(?:Connect|Read) timeout on) endpoint URL: ['\"](?P<url>[^'\"?]+)",
         "the object store does not answer at {url}",
         "check the endpoint in the Secret, MinIO's pod, and NetworkPolicies between the namespaces",
+    ),
+    (
+        r"Cannot recognize storage type for (?P<uri>\S+)",
+        "KServe does not know the scheme of storageUri {uri}",
+        "use pvc://, s3://, hf://, gs://, oci:// or https://",
     ),
     (
         r"No model found in (?P<uri>\S+?)\.?$",
@@ -83,5 +107,20 @@ ROWS = (
         r"(?:401|403) (?:Client Error|Unauthorized|Forbidden)|GatedRepoError|Invalid user token",
         "token refused ({line})",
         "renew HF_TOKEN in the Secret huggingface-token, and accept the model's terms for that account",
+    ),
+    (
+        r"LocalEntryNotFoundError: An error happened while trying to locate",
+        "the Hub does not answer, and the model is not in the cache ({line})",
+        "check the egress of the namespace and HTTPS_PROXY, or name the volume's path in --model",
+    ),
+    (
+        r"FlexibleChecksumError|XAmzContentChecksumMismatch|\(BadDigest\)",
+        "a file did not arrive as it was sent ({line})",
+        "compare the object's SHA-256 with its source's: a proxy on the way, or the store's disk, altered it",
+    ),
+    (
+        r"IncompleteRead\(|ChunkedEncodingError",
+        "the download broke off ({line})",
+        "run it again; a proxy that limits sizes or times breaks it off at the same place each time",
     ),
 )

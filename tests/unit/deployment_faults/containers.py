@@ -38,30 +38,6 @@ TAINTED = changed(
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
-        "init container that fails",
-        f"{READY}: the object store does not answer at http://minio:9000/models",
-        model(
-            pod(
-                ready=False,
-                statuses=[waiting("PodInitializing")],
-                initContainerStatuses=[
-                    container_status(
-                        "storage-initializer",
-                        ready=False,
-                        state={"waiting": {"reason": "CrashLoopBackOff"}},
-                        lastState={"terminated": {"exitCode": 1}},
-                        restartCount=2,
-                    )
-                ],
-                spec={"initContainers": [{"name": "storage-initializer", "image": "i"}]},
-            )
-        ),
-        (
-            "Traceback (most recent call last):",
-            'botocore.exceptions.EndpointConnectionError: Could not connect to the endpoint URL: "http://minio:9000/models"',
-        ),
-    ),
-    Fault(
         "image that runs as root where that is forbidden",
         f"{READY}: container kserve-container cannot be configured: container has runAsNonRoot and image will run as root",
         model(

@@ -170,4 +170,38 @@ FAULTS: tuple[Fault, ...] = (
         model(pod(ready=False, statuses=[ended(2, restarts=1)])),
         ("api_server.py: error: unrecognized arguments: --swap-space=4",),
     ),
+    crashed(
+        "GPU driver that was updated under a running node",
+        "the node's GPU driver was updated while its old module stays loaded (pynvml.NVMLError_LibRmVersionMismatch: "
+        "Driver/library version mismatch)",
+        "pynvml.NVMLError_LibRmVersionMismatch: Driver/library version mismatch",
+        "RuntimeError: Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG`",
+    ),
+    crashed(
+        "volume whose server was restored while it was mounted",
+        "the volume's server no longer knows the file (OSError: [Errno 116] Stale file handle: '/mnt/models/config.json')",
+        "OSError: [Errno 116] Stale file handle: '/mnt/models/config.json'",
+    ),
+    crashed(
+        "configuration of another library than Transformers",
+        "model path /mnt/models has no config.json that names a known model (Value error, Unrecognized model in /mnt/models. "
+        "Should have a `model_type` key in its config.json, or contain one of the following strings in its name: albert)",
+        INVALID,
+        "  Value error, Unrecognized model in /mnt/models. Should have a `model_type` key in its config.json, or contain one "
+        "of the following strings in its name: albert",
+    ),
+    crashed(
+        "custom all-reduce on GPUs without peer access",
+        "the pod's GPUs cannot read each other's memory, as custom all-reduce does (Failed: Cuda error "
+        "/workspace/csrc/custom_all_reduce.cuh:455 'invalid argument')",
+        "Failed: Cuda error /workspace/csrc/custom_all_reduce.cuh:455 'invalid argument'",
+        "RuntimeError: Worker proc VllmWorker-0 died unexpectedly, shutting down executor.",
+    ),
+    crashed(
+        "worker process that the kernel ended",
+        "container kserve-container ended with exit code 1 and restarted 2 times: Worker proc VllmWorker-1 died unexpectedly, "
+        "shutting down executor.",
+        "ERROR 07-30 15:32:48 [multiproc_executor.py:140] Worker proc VllmWorker-1 died unexpectedly, shutting down executor.",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ),
 )
