@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage.checks.stage import restart
+from pytest_vllm_stage.stage.observe import rollout
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts, explain_unschedulable, find_obstacles
 from tests.unit.made_objects import Object, pod
 
@@ -249,3 +250,30 @@ def test_zone_of_a_volume_is_also_a_label() -> None:
     assert found.endswith(f"whose volume pv-1 requires {ZONE} In [eu-b, eu-c]")
     volume["metadata"]["labels"] = {ZONE: "eu-a__eu-c"}
     assert obstacles(wants(**mounts), gpu_node(), claims=[claim], volumes=[volume]) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "is_older"),
+    [
+        ({}, True),
+        ({"pod-template-hash": "b"}, False),  # a second replica
+        ({"serving.kserve.io/inferenceservice": "n"}, False),
+        ({"serving.kserve.io/inferenceservice": None}, False),
+    ],
+)
+def test_a_pod_waits_for_the_one_that_it_replaces_and_for_no_other(other: Object, is_older: bool) -> None:
+    new, old = wants(name="new"), wants(name="old", node="g1")
+    labels = {"serving.kserve.io/inferenceservice": "m"}
+    new["metadata"]["labels"] = {**labels, "pod-template-hash": "b"}
+    old["metadata"]["labels"] = {**labels, "pod-template-hash": "a", **other}
+    assert ("old, which this pod is to replace" in rollout.describe_predecessor(new, [new, old])) == is_older
+    old["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert rollout.describe_predecessor(new, [old]) == "", "it leaves already"
+
+
+def test_devices_that_their_plugin_withdrew_are_counted() -> None:
+    node = gpu_node(gpus=3)
+    node["status"]["capacity"] = {GPU: "4"}
+    (line,) = obstacles(wants(4), node)
+    assert line == f"offers 3 {GPU} of 4 requested (its device plugin reports 1 of 4 as unhealthy)"
+    assert obstacles(wants(3), node) == []

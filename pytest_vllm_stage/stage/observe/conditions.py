@@ -149,6 +149,7 @@ class InferenceServiceReady:
         seen = seen or controllers.find_condition_trouble(service) or _find_node_trouble(reader, pods)
         if seen is None and deployment is None:
             seen = controllers.find_reconcile_trouble(service, reader.events)
+            seen = seen or controllers.find_unprocessed_trouble(service)
         why = stale[0] if ready.get("status") == "True" else f"Ready={ready.get('status', 'Unknown')}"
         return ConditionStatus(False, f"{rollout.pod_states(pods)}; {why}", seen, [service, *pods])
 

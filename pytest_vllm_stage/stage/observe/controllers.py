@@ -85,6 +85,14 @@ def find_reconcile_trouble(service: Object, events: Iterable[Object]) -> Trouble
     return Trouble(f"{found[-1]['reason']}: {runbook.cut(lasting[-1])}", times=10) if lasting else None
 
 
+def find_unprocessed_trouble(service: Object) -> Trouble | None:
+    """A service that no controller has given a status: KServe's is not running, or does not watch the namespace."""
+    if (service.get("status") or {}).get("conditions"):
+        return None
+    cause = f"{objects.reference(service)} has no status: no KServe controller has processed it"
+    return Trouble(f"{cause} (kubectl get pods -A -l control-plane=kserve-controller-manager)", times=240)
+
+
 def find_specification_trouble(service: Object) -> Trouble | None:
     """An error in the specification that KServe itself reports."""
     model = (service.get("status") or {}).get("modelStatus") or {}

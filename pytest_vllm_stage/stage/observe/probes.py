@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import messages, runbook
 
 #: How HTTP servers announce their address (uvicorn, vLLM); engines log the ports of their own processes too.
-_LISTENING = re.compile(r"(?:running|server|[Ll]istening)\b.*\bon https?://(?:\[[^\]]*\]|[^\s:/]+):(\d{2,5})\b")
+_LISTENING = re.compile(r"(?:running|server|[Ll]istening)\b.*\bon (https?)://(\[[^\]]*\]|[^\s:/]+):(\d{2,5})\b")
+_LOOPBACK = re.compile(r"127\.\d+\.\d+\.\d+|localhost|\[::1\]")
 _STATUS = re.compile(r"statuscode: (\d{3})")
+#: What a server that expects TLS does with a probe without it.
+_ENDED_BY_TLS = re.compile(r"\bEOF$|connection reset by peer|malformed HTTP response")
+
+
+class Listener(NamedTuple):
+    """An address that a server announces in its log."""
+
+    scheme: str
+    host: str
+    port: str
 
 
 def unready_cause(container: Object, warnings: Iterable[Object], log: Callable[[], list[str]]) -> str | None:
@@ -32,16 +44,32 @@ def unready_cause(container: Object, warnings: Iterable[Object], log: Callable[[
         if errored:
             return f"{describe_probe(container, kind)} cannot run: {runbook.cut(messages.innermost(errored))}"
         message = _last_message(events, f"{kind} probe failed", container)
-        status = _STATUS.search(message)
-        if status and status[1].startswith("4"):
-            announced = _listening_ports(log())
-            note = f"; the log says it listens on :{announced[-1]}" if announced else ""
-            return f"{describe_probe(container, kind)} answers {status[1]}{note}"
-        if "connection refused" in message:
-            announced, port = _listening_ports(log()), _port(container, kind)
-            if announced and port and port not in announced:
-                probe = describe_probe(container, kind)
-                return f"{probe} is refused; the log says it listens on :{announced[-1]}"
+        cause = _explain_failure(message, container, kind, log)
+        if cause:
+            return f"{describe_probe(container, kind)} {cause}"
+    return None
+
+
+def _explain_failure(message: str, container: Object, kind: str, log: Callable[[], list[str]]) -> str | None:
+    """What a probe's failure says that does not change by waiting, as the rest of a sentence about the probe."""
+    status = _STATUS.search(message)
+    if status and status[1].startswith("4"):
+        announced = _listeners(log())
+        return f"answers {status[1]}" + (f"; the log says it listens on :{announced[-1].port}" if announced else "")
+    if "server gave HTTP response to HTTPS client" in message:
+        return "asks by HTTPS (scheme), and the server speaks HTTP"
+    refused, port = "connection refused" in message, _port(container, kind)
+    if not port or not (refused or _ENDED_BY_TLS.search(message)):
+        return None
+    announced = _listeners(log())
+    here = [one for one in announced if one.port == port]
+    if refused and announced and not here:
+        return f"is refused; the log says it listens on :{announced[-1].port}"
+    if refused and here and all(_LOOPBACK.fullmatch(one.host) for one in here):
+        where = f"{here[-1].host}:{port}"
+        return f"is refused; the log says it listens on {where}, which only its own pod reaches (--host 0.0.0.0)"
+    if not refused and here and here[-1].scheme == "https" and _scheme(container, kind) == "HTTP":
+        return f"asks by HTTP, and the log says that the server speaks HTTPS on :{port} (scheme: HTTPS)"
     return None
 
 
@@ -75,6 +103,12 @@ def _port(container: Object, kind: str) -> str:
     return str(named.get(wanted, wanted))
 
 
+def _scheme(container: Object, kind: str) -> str:
+    """HTTP or HTTPS; empty for a probe of another kind."""
+    asked = (container.get(f"{kind.lower()}Probe") or {}).get("httpGet")
+    return str(asked.get("scheme") or "HTTP") if asked else ""
+
+
 def _last_message(events: Iterable[Object], text: str, container: Object) -> str:
     """The newest message with this text about the container; empty where there is none."""
     own = f"{{{container['name']}}}"
@@ -88,5 +122,5 @@ def _last_message(events: Iterable[Object], text: str, container: Object) -> str
     return str(newest.get("message", ""))
 
 
-def _listening_ports(lines: Iterable[str]) -> list[str]:
-    return [match[1] for line in lines for match in _LISTENING.finditer(line)]
+def _listeners(lines: Iterable[str]) -> list[Listener]:
+    return [Listener(*match.groups()) for line in lines for match in _LISTENING.finditer(line)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe.scheduling import requests_of
+
+#: Labels of pods by which a Deployment and Knative distinguish revisions.
+_REVISIONS = ("pod-template-hash", "serving.knative.dev/revision")
 
 
 def stale_reasons(
@@ -59,3 +63,31 @@ def pod_states(pods: Sequence[Object]) -> str:
         ready = " and Ready" if objects.is_true(pod, "Ready") else ""
         words.append(f"pod {status.get('phase', 'Pending')}{ready}{' (' + ', '.join(waits) + ')' if waits else ''}")
     return ", ".join(words) or "no pod yet"
+
+
+def describe_predecessor(pod: Object, pods: Iterable[Object]) -> str:
+    """The pod of an older revision whose devices a pod waits for, to be appended; empty where there is none.
+
+    A rolling update starts a pod before it ends the one that it replaces: without a free GPU neither happens.
+    """
+    devices = [name for name in requests_of(pod) if "/" in name]
+    for one in pods:
+        is_running = one["spec"].get("nodeName") and not one["metadata"].get("deletionTimestamp")
+        held = [name for name in devices if requests_of(one).get(name)]
+        if held and is_running and _is_older_revision(one, pod):
+            name = objects.name_of(one)
+            return (
+                f"; the rollout cannot proceed: {name}, which this pod is to replace, keeps its {held[0]} until this "
+                "pod is Ready (deploymentStrategy Recreate ends it first)"
+            )
+    return ""
+
+
+def _is_older_revision(one: Object, pod: Object) -> bool:
+    """Whether two pods serve one model from different templates."""
+    mine, theirs = (found["metadata"].get("labels") or {} for found in (pod, one))
+    return (
+        one["metadata"].get("namespace") == pod["metadata"].get("namespace")
+        and mine.get(objects.SERVICE_LABEL, "") == theirs.get(objects.SERVICE_LABEL)
+        and any(key in mine and key in theirs and mine[key] != theirs[key] for key in _REVISIONS)
+    )

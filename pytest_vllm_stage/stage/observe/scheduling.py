@@ -43,7 +43,7 @@ def explain_unschedulable(pod: Object, placement: PlacementFacts) -> str:
     """What each node lacks for the pod, the likeliest nodes first; empty where no reason is found."""
     grouped: dict[tuple[bool, tuple[str, ...]], list[str]] = {}
     unexplained: list[str] = []
-    devices = [name for name in _requests_of(pod) if "/" in name]
+    devices = [name for name in requests_of(pod) if "/" in name]
     for node in placement.nodes:
         obstacles = tuple(find_obstacles(node, pod, placement))
         lacks_device = any(_allocatable(node).get(name, 0.0) < 1 for name in devices)
@@ -176,14 +176,14 @@ def _find_scarce_resources(node: Object, pod: Object, pods: Sequence[Object]) ->
         and (one.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
         and one["metadata"].get("uid") != pod["metadata"].get("uid")
     ]
-    for name, wanted in _requests_of(pod).items() if offered else ():
+    for name, wanted in requests_of(pod).items() if offered else ():
         if name not in offered and "/" not in name:  # every real node has CPU and memory
             continue
         has = offered.get(name, 0.0)
-        used = {_full_name(one): count for one in users if (count := _requests_of(one).get(name, 0.0))}
+        used = {_full_name(one): count for one in users if (count := requests_of(one).get(name, 0.0))}
         free, tolerance = has - sum(used.values()), has * 1e-6
         if wanted > has + tolerance:
-            there = "" if has else _describe_devices(offered, name)
+            there = _describe_withdrawn(node, name) or ("" if has else _describe_devices(offered, name))
             what = f"{_amount(has, name)} " if has else "no "
             yield f"offers {what}{name} of {_amount(wanted, name)} requested{there}"
         elif wanted > free + tolerance:
@@ -201,6 +201,20 @@ def _describe_devices(offered: Mapping[str, float], wanted: str) -> str:
     others = [f"{_amount(count, name)} {name}" for name, count in sorted(offered.items()) if count]
     found = [text for text in others if "/" in wanted and f" {vendor}" in text]
     return f" (it offers {', '.join(found)})" if found else ""
+
+
+def _describe_withdrawn(node: Object, wanted: str) -> str:
+    """Devices that the node has and does not offer, to be appended."""
+    capacity, offered = _parse_resources((node.get("status") or {}).get("capacity")), _allocatable(node)
+    if "/" in wanted and capacity.get(wanted, 0.0) > offered.get(wanted, 0.0):
+        lost = capacity[wanted] - offered.get(wanted, 0.0)
+        return (
+            f" (its device plugin reports {_amount(lost, wanted)} of {_amount(capacity[wanted], wanted)} as unhealthy)"
+        )
+    label = f"{wanted}.present"
+    if not capacity.get(wanted) and _labels_of(node).get(label) == "true" and not _describe_devices(offered, wanted):
+        return f" (it is labelled {label}=true, and no device plugin offers the GPUs)"
+    return ""
 
 
 def _full_name(pod: Object) -> str:
@@ -224,7 +238,7 @@ def _amount(value: float, resource: str) -> str:
     return f"{value / 2**30:.3g}Gi" if resource in ("memory", "ephemeral-storage") else f"{value:.6g}"
 
 
-def _requests_of(pod: Object) -> dict[str, float]:
+def requests_of(pod: Object) -> dict[str, float]:
     """What the scheduler reserves: the containers together, or the largest init container where that is more."""
     spec = pod["spec"]
     starting = spec.get("initContainers") or []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import messages, probes, runbook, scheduling
+from pytest_vllm_stage.stage.observe import messages, probes, rollout, runbook, scheduling
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
 
 #: (pod, container, of the previous instance) to its log lines.
@@ -188,7 +188,8 @@ def _unschedulable(pod: Object, events: list[Object], placement: PlacementFacts)
     known = scheduling.explain_unschedulable(pod, placement)
     if known:
         counts = runbook.cut(message.partition(" preemption: ")[0])
-        return Trouble(f"pod {name} cannot be scheduled: {known} (scheduler: {counts})", name, times=5)
+        waits_for = rollout.describe_predecessor(pod, placement.pods)
+        return Trouble(f"pod {name} cannot be scheduled: {known} (scheduler: {counts}){waits_for}", name, times=5)
     selector = ", ".join(f"{key}={value}" for key, value in (pod["spec"].get("nodeSelector") or {}).items())
     where = f" (node selector {selector})" if selector else ""
     return Trouble(f"pod {name} cannot be scheduled{where}: {runbook.cut(message)}", name, times=5)

@@ -153,4 +153,10 @@ FAULTS: tuple[Fault, ...] = (
         ),
         of=conditions.NamespaceActive,
     ),
+    Fault(
+        "KServe controller that does not run",
+        f"{READY}: inferenceservice/m has no status: no KServe controller has processed it (kubectl get pods -A -l "
+        "control-plane=kserve-controller-manager)",
+        (service() | {"status": {}}, runtime()),
+    ),
 )

@@ -33,6 +33,13 @@ READINESS_GATE["status"]["conditions"][0] |= {
 }
 NAMED_PORT = unready(readinessProbe={"httpGet": {"path": "/health", "port": "http"}})
 
+
+def failing(planted: str, cause: str, message: str, *log: str, **fields: str) -> Fault:
+    made = unready(readinessProbe={"httpGet": {"path": "/health", "port": 8080, **fields}})
+    shown = event(made, "Unhealthy", f"Readiness probe failed: {message}")
+    return Fault(planted, f"{READY}: {cause}", model(made), log, (shown,))
+
+
 FAULTS: tuple[Fault, ...] = (
     Fault(
         "readiness probe on a path that does not exist",
@@ -100,5 +107,25 @@ FAULTS: tuple[Fault, ...] = (
         f'{READY}: pod p is not Ready: corresponding condition of pod readiness gate "target-health.example.com/x" does '
         "not exist.",
         model(READINESS_GATE),
+    ),
+    failing(
+        "engine that listens on the loopback address only",
+        "readiness probe GET :8080/health is refused; the log says it listens on 127.0.0.1:8080, which only its own pod "
+        "reaches (--host 0.0.0.0)",
+        'Get "http://10.1.2.3:8080/health": dial tcp 10.1.2.3:8080: connect: connection refused',
+        "INFO 07-30 15:32:48 [api_server.py:1] Starting vLLM API server 0 on http://127.0.0.1:8080",
+    ),
+    failing(
+        "probe by HTTPS of a server without TLS",
+        "readiness probe GET :8080/health asks by HTTPS (scheme), and the server speaks HTTP",
+        'Get "https://10.1.2.3:8080/health": http: server gave HTTP response to HTTPS client',
+        scheme="HTTPS",
+    ),
+    failing(
+        "probe by HTTP of a server with TLS",
+        "readiness probe GET :8080/health asks by HTTP, and the log says that the server speaks HTTPS on :8080 (scheme: "
+        "HTTPS)",
+        'Get "http://10.1.2.3:8080/health": EOF',
+        "INFO 07-30 15:32:48 [api_server.py:1] Starting vLLM API server 0 on https://0.0.0.0:8080",
     ),
 )

@@ -70,6 +70,17 @@ APART = {
     "namespaceSelector": {},
 }
 
+BROKEN = offering("g6-4", cpu="64", **{"nvidia.com/gpu": "0"})
+BROKEN["status"]["capacity"] = {"nvidia.com/gpu": "4"}
+UNOFFERED = changed(offering("g6-5", cpu="64"), "metadata", labels={"nvidia.com/gpu.present": "true"})
+NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+
+
+def of_revision(template: str, made: Object, name: str) -> Object:
+    labels = {"serving.kserve.io/inferenceservice": "m", "pod-template-hash": template}
+    return changed(made, "metadata", name=name, uid=f"uid-{name}", namespace="ns", labels=labels)
+
+
 FAULTS: tuple[Fault, ...] = (
     Fault(
         "more GPUs than any node has",
@@ -170,5 +181,29 @@ FAULTS: tuple[Fault, ...] = (
         "scheduling gate that is never removed",
         f"{READY}: pod p is held back by scheduling gate example.com/w",
         model(GATED),
+    ),
+    Fault(
+        "rolling update of a model that has the only GPU",
+        f"{READY}: pod m-predictor-new cannot be scheduled: node g6-2 has 0 of 1 nvidia.com/gpu free, 1 requested (used by "
+        "ns/m-predictor-old) (scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.); the rollout cannot "
+        "proceed: m-predictor-old, which this pod is to replace, keeps its nvidia.com/gpu until this pod is Ready "
+        "(deploymentStrategy Recreate ends it first)",
+        model(
+            of_revision("b2", unscheduled(NO_GPU, containers=ON_GPU), "m-predictor-new"),
+            of_revision("a1", pod(spec={"nodeName": "g6-2", "containers": ON_GPU}), "m-predictor-old"),
+            BUSY,
+        ),
+    ),
+    Fault(
+        "GPUs that their device plugin reports as unhealthy",
+        f"{READY}: pod p cannot be scheduled: node g6-4 offers no nvidia.com/gpu of 1 requested (its device plugin reports 4 "
+        f"of 4 as unhealthy) (scheduler: {NO_GPU})",
+        model(unscheduled(NO_GPU, containers=ON_GPU), BROKEN),
+    ),
+    Fault(
+        "GPU node whose device plugin does not run",
+        f"{READY}: pod p cannot be scheduled: node g6-5 offers no nvidia.com/gpu of 1 requested (it is labelled "
+        f"nvidia.com/gpu.present=true, and no device plugin offers the GPUs) (scheduler: {NO_GPU})",
+        model(unscheduled(NO_GPU, containers=ON_GPU), UNOFFERED),
     ),
 )
