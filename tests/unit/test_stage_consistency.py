@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pytest_vllm_stage.checks.stage.consistency import find_contradictions, read_arguments
+from pytest_vllm_stage.checks.stage.consistency import find_contradictions
+from pytest_vllm_stage.checks.stage.engine_arguments import read_arguments
 from pytest_vllm_stage.core.paths import fixtures_dir
 from pytest_vllm_stage.stage.deploy import render
 from tests.unit.recorded_stage import RecordedStage
@@ -120,6 +121,48 @@ def add_service(manifests: list[Object]) -> None:
     manifests.append({"kind": "Service", "metadata": {"name": "vllm"}, "spec": {"ports": [{"port": 80}]}})
 
 
+def add_argument(argument: str) -> Callable[[list[Object]], None]:
+    return lambda manifests: model_of(manifests)["model"]["args"].append(argument)
+
+
+def change_shared_memory(**fields: str) -> Callable[[list[Object]], None]:
+    def change(manifests: list[Object]) -> None:
+        runtime = render.named(manifests, "ServingRuntime", "vllm")
+        assert runtime is not None
+        runtime["spec"]["volumes"][0]["emptyDir"] = fields
+
+    return change
+
+
+def annotate(key: str, value: str, kind: str = "InferenceService", name: str = FULL) -> Callable[[list[Object]], None]:
+    def change(manifests: list[Object]) -> None:
+        found = render.named(manifests, kind, name)
+        assert found is not None
+        found["metadata"].setdefault("annotations", {})[key] = value
+
+    return change
+
+
+def scrape(port: str) -> Callable[[list[Object]], None]:
+    def change(manifests: list[Object]) -> None:
+        runtime = render.named(manifests, "ServingRuntime", "vllm")
+        assert runtime is not None
+        runtime["spec"]["annotations"]["prometheus.io/port"] = port
+
+    return change
+
+
+def request_no_gpu(manifests: list[Object]) -> None:
+    for part in model_of(manifests)["model"]["resources"].values():
+        del part["nvidia.com/gpu"]
+
+
+def ask_for_models_with_a_key(manifests: list[Object]) -> None:
+    change_probe("liveness", httpGet={"path": "/v1/models", "port": "http1"})(manifests)
+    add_argument("--api-key=$(KEY)")(manifests)
+
+
+AUTH = "security.opendatahub.io/enable-auth"
 CONTRADICTIONS: dict[str, tuple[Callable[[list[Object]], None], str]] = {
     "GPUs": (request_gpus("2"), f"{FULL}: tensor-parallel-size 4 uses 4 GPUs, the resources request 2"),
     "no tensor parallelism": (
@@ -168,6 +211,68 @@ CONTRADICTIONS: dict[str, tuple[Callable[[list[Object]], None], str]] = {
     ),
     "links": (add_service, f"{FULL}: Service/vllm sets VLLM_PORT"),
     "source": (download_the_other_model, f"Job/download-{QUANTIZED} and Job/download-{FULL} download the same model"),
+    "default port": (
+        lambda manifests: container_of(manifests)["args"].remove("--port=8080"),
+        f"{FULL}: no --port is given, so that the engine listens on 8000; its container declares 8080",
+    ),
+    "loopback": (
+        add_argument("--host=127.0.0.1"),
+        f"{FULL}: the engine listens on --host 127.0.0.1, where the readiness probe does not reach it",
+    ),
+    "path of a probe": (
+        change_probe("liveness", httpGet={"path": "/healthz", "port": 8080}),
+        f"{FULL}: the liveness probe asks /healthz, which vLLM does not serve",
+    ),
+    "probe that needs the key": (
+        ask_for_models_with_a_key,
+        f"{FULL}: the liveness probe asks /v1/models, which answers 401 without the API key",
+    ),
+    "probe by HTTPS": (
+        change_probe("liveness", httpGet={"path": "/health", "port": 8080, "scheme": "HTTPS"}),
+        f"{FULL}: the liveness probe asks by HTTPS, the engine speaks HTTP",
+    ),
+    "probe by HTTP": (
+        add_argument("--ssl-certfile=/tls/tls.crt"),
+        f"{FULL}: the readiness probe asks by HTTP, the engine speaks HTTPS (--ssl-certfile)",
+    ),
+    "metrics": (scrape("9090"), f"{FULL}: annotation prometheus.io/port names 9090, and the engine's metrics are on"),
+    "shared memory on the disk": (
+        change_shared_memory(sizeLimit="2Gi"),
+        f"{FULL}: the volume at /dev/shm is on the node's disk",
+    ),
+    "little shared memory": (
+        change_shared_memory(medium="Memory", sizeLimit="64Mi"),
+        f"{FULL}: the volume at /dev/shm has 64Mi: tensor-parallel-size 4 needs at least 256Mi there",
+    ),
+    "parser of another family": (
+        with_argument("--tool-call-parser=mistral", "--tool-call-parser=llama3_json"),
+        f"{FULL}: tool-call-parser llama3_json does not read the calls of a mistral model",
+    ),
+    "random weights": (add_argument("--load-format=dummy"), f"{FULL}: load-format dummy serves random weights"),
+    "GPU node without a GPU": (
+        request_no_gpu,
+        f"{FULL}: the node selector nvidia.com/gpu.present chooses GPU nodes, and the resources request no GPU",
+    ),
+    "domain of another project": (
+        annotate("serving.kserve.org/s3-verifyssl", "0", "Secret", "kserve-s3"),
+        "Secret/kserve-s3: annotation serving.kserve.org/s3-verifyssl is not read: KServe's domain is serving.kse",
+    ),
+    "key with a typing error": (
+        annotate("serving.kserve.io/s3-verify-ssl", "0", "Secret", "kserve-s3"),
+        "Secret/kserve-s3: annotation serving.kserve.io/s3-verify-ssl is not read: KServe's is called serving.",
+    ),
+    "mode with a typing error": (
+        annotate("serving.kserve.io/deploymentMode", "Raw"),
+        f"{FULL}: annotation serving.kserve.io/deploymentMode is 'Raw', and KServe takes its default mode",
+    ),
+    "protection that no controller reads": (
+        annotate("serving.kserve.io/enable-auth", "true"),
+        f"{FULL}: annotation serving.kserve.io/enable-auth is not read, and protects nothing: {AUTH} does",
+    ),
+    "protection without a valid value": (
+        annotate(AUTH, "yes"),
+        f"{FULL}: annotation {AUTH} is 'yes', and protects nothing: expected true or false",
+    ),
     "S3 endpoint": (rename_endpoint, "Secret/kserve-s3: annotation serving.kserve.io/s3-endpoint names port 9001 of"),
     "S3 endpoint of a Job": (
         change_address_of_job,
@@ -193,6 +298,39 @@ def test_concurrency_that_nothing_enforces_is_not_reported(mode: str) -> None:
     assert service is not None
     service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
     assert find_contradictions(manifests) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        annotate("serving.kserve.io/some-new-key", "1"),
+        annotate(
+            "serving.kubeflow.org/s3-endpoint", "minio:9000", "Secret", "kserve-s3"
+        ),  # besides the one that is read
+        annotate("example.com/enable-cache", "yes"),
+        annotate(AUTH, "True"),
+        annotate("serving.kserve.io/deploymentMode", "Knative"),
+        change_probe("liveness", tcpSocket={"port": 8080}, httpGet=None),
+        change_probe("liveness", httpGet={"path": "/v1/models", "port": 8080}),
+        change_shared_memory(medium="Memory"),
+        with_argument("--tool-call-parser=mistral", "--tool-call-parser=hermes"),
+        with_argument("--tool-call-parser=mistral", "--tool-call-parser=our_plugin"),
+        add_argument("--host=0.0.0.0"),
+        scrape("8080"),
+    ],
+)
+def test_what_fits_is_not_reported(change: Callable[[list[Object]], None]) -> None:
+    manifests = copy.deepcopy(REFERENCE)
+    change(manifests)
+    assert find_contradictions(manifests) == []
+
+
+def test_declared_random_weights_and_claimed_gpus_are_not_reported() -> None:
+    manifests = copy.deepcopy(REFERENCE)
+    add_argument("--load-format=dummy")(manifests)
+    request_no_gpu(manifests)
+    model_of(manifests)["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": "four-l4"}]
+    assert find_contradictions(manifests, {FULL}) == []
 
 
 def test_arguments_are_read_however_they_are_written() -> None:
@@ -249,7 +387,8 @@ def serve_twice(names: dict[str, str], source: str, arguments: dict[str, str] | 
         model, job = kept[-3], kept[-1]
         model["metadata"]["labels"] = {"vllm-stage/model": name, "vllm-stage/version": version} if version else {}
         model["spec"]["predictor"]["model"]["storageUri"] = f"pvc://model-{name}"
-        model["spec"]["predictor"]["model"]["args"] += [(arguments or {}).get(name, "--enable-prefix-caching")]
+        args = model["spec"]["predictor"]["model"]["args"]
+        args += [(arguments or {}).get(name, "--enable-prefix-caching"), "--tool-call-parser=hermes"]
         spec = job["spec"]["template"]["spec"]
         spec["volumes"][0]["persistentVolumeClaim"]["claimName"] = f"model-{name}"
         spec["containers"][0]["env"][-1]["value"] = source

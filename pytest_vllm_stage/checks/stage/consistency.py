@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
+from pytest_vllm_stage.checks.stage import engine_arguments, unread_keys
+from pytest_vllm_stage.checks.stage.engine_arguments import FAMILY, PARALLEL, read_arguments
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.objects import Object
 
-#: Short flags of vLLM with their names.
-_PARALLEL = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size"}
-#: A long or a short flag, and no negative number.
-_FLAG = re.compile(r"--?[A-Za-z]")
 #: Where KServe mounts what a storageUri names.
 _MODEL_FOLDER = "/mnt/models"
-#: Families of models as names have them, and words for weights of fewer bits and of all bits.
-_FAMILY = re.compile(
-    r"(?<![a-z])(mistral|mixtral|llama|qwen|granite|gemma|phi|deepseek|falcon|smollm|gpt-oss|nemotron|olmo|glm|kimi)"
-)
+#: Words for weights of fewer bits and of all bits.
 _QUANTIZED = re.compile(
     r"(?<![a-z0-9])(?:quant\w*|w\d+a\d+|int[48]|[mn]?v?x?fp[48]|awq|gptq|gguf|[48]bit)(?![a-z0-9])", re.IGNORECASE
 )
@@ -36,29 +31,22 @@ _S3_ENDPOINT = "serving.kserve.io/s3-endpoint"
 _ADDRESS = re.compile(r"(?:https?://)?(?P<service>[a-z][a-z0-9-]*)(?:\.[a-z0-9.-]*)?:(?P<port>\d+)(?:/.*)?")
 
 
-def find_contradictions(manifests: list[Object]) -> list[str]:
-    """One line per contradiction; empty where there is none."""
-    return [*_of_models(manifests), *_of_downloads(manifests), *_of_addresses(manifests)]
+def find_contradictions(manifests: list[Object], with_random_weights: Container[str] = ()) -> list[str]:
+    """One line per contradiction; empty where there is none.
 
-
-def read_arguments(args: Sequence[str]) -> dict[str, str]:
-    """Flags with their values, by names with hyphens; a flag without a value has an empty one, the last one wins.
-
-    A shell's whole command line may be one argument.
+    Args:
+        manifests: The declared objects.
+        with_random_weights: The InferenceServices that are declared to have no weights, to measure their speed.
     """
-    found: dict[str, str] = {}
-    flag = ""
-    for word in (word for arg in args for word in arg.split()):
-        if _FLAG.match(word):
-            name, _, value = word.partition("=")
-            flag = _PARALLEL.get(name, name.lstrip("-")).replace("_", "-")
-            found[flag] = value
-        elif flag:
-            found[flag] = f"{found[flag]} {word}".strip()
-    return found
+    return [
+        *_of_models(manifests, with_random_weights),
+        *_of_downloads(manifests),
+        *_of_addresses(manifests),
+        *unread_keys.find_unread_keys(manifests),
+    ]
 
 
-def _of_models(manifests: list[Object]) -> Iterator[str]:
+def _of_models(manifests: list[Object], with_random_weights: Container[str]) -> Iterator[str]:
     for service in render.select_kind(manifests, "InferenceService"):
         name, runtime = objects.name_of(service), drift.runtime_name(service)
         made = render.named(manifests, "ServingRuntime", runtime)
@@ -68,17 +56,21 @@ def _of_models(manifests: list[Object]) -> Iterator[str]:
         arguments = read_arguments((*wanted.command, *wanted.args))
         lines = [
             *_of_gpus(service, arguments, wanted.resources),
+            *_of_nodes(service, wanted.resources),
             *_of_names(service, arguments),
             *_of_storage(manifests, service, made, arguments),
             *_of_probes(made, arguments),
             *_of_links(manifests, service),
+            *engine_arguments.find_contradictions(service, made, wanted),
         ]
+        if arguments.get("load-format") == "dummy" and name not in with_random_weights:
+            lines.append("load-format dummy serves random weights, which the profile does not say (dummy_weights)")
         yield from (f"InferenceService/{name}: {line}" for line in lines)
 
 
 def _of_gpus(service: Object, arguments: Mapping[str, str], resources: Mapping[str, str]) -> Iterator[str]:
     gpus = sum(_number(value) for key, value in resources.items() if re.fullmatch(r"limits\..*/gpu", key))
-    given = {name: arguments.get(name, "1") for name in _PARALLEL.values()}
+    given = {name: arguments.get(name, "1") for name in PARALLEL.values()}
     given["data-parallel-size"] = arguments.get("data-parallel-size-local", given["data-parallel-size"])
     # A variable, a configuration file, or workers on other nodes may say what the arguments do not.
     if not all(map(str.isdecimal, given.values())) or "config" in arguments:
@@ -88,6 +80,15 @@ def _of_gpus(service: Object, arguments: Mapping[str, str], resources: Mapping[s
     if gpus and processes != gpus and not service["spec"]["predictor"].get("workerSpec"):
         said = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "tensor-parallel-size 1"
         yield f"{said} uses {processes} GPUs, the resources request {gpus}"
+
+
+def _of_nodes(service: Object, resources: Mapping[str, str]) -> Iterator[str]:
+    """A pod on a GPU node that requests no GPU gets none, or all of them unaccounted; a claim may request one."""
+    predictor = service["spec"]["predictor"]
+    chosen = [key for key in predictor.get("nodeSelector") or {} if key.startswith(("nvidia.com/", "amd.com/"))]
+    requested = any(re.match(r"limits\.(?:nvidia|amd)\.com/", key) for key in resources)
+    if chosen and not requested and not predictor.get("resourceClaims"):
+        yield f"the node selector {chosen[0]} chooses GPU nodes, and the resources request no GPU"
 
 
 def _number(text: str | None) -> int:
@@ -186,7 +187,7 @@ def _are_different_models(names: list[str], others: list[str], source: str) -> b
     """Whether two models that have one source were not meant to: of two families, or of two precisions."""
     if not names or not others:
         return False
-    families = [set(_FAMILY.findall(" ".join(one))) for one in (names, others)]
+    families = [set(FAMILY.findall(" ".join(one))) for one in (names, others)]
     if all(families) and not families[0] & families[1]:
         return True
     are_quantized = [_is_quantized(one, source) for one in (names, others)]
