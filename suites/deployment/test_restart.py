@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.checks.stage import certificates, images, members, restart
+from pytest_vllm_stage.checks.stage import certificates, images, members, pod_security, restart
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe import health
 
@@ -68,10 +68,13 @@ def test_services_select_ready_pods(
 
 
 def test_quotas_admit_replacement_pods(reader: StageReader, serving_pods: list[Object], kubectl: str) -> None:
-    """No ResourceQuota or LimitRange of the namespace would refuse a replacement of a running pod."""
+    """No quota, limit range or pod security level of the namespace would refuse a replacement of a running pod."""
     quotas = reader.listed_where_allowed("ResourceQuota")
     lines = restart.check_quotas(quotas, reader.listed_where_allowed("LimitRange"), serving_pods)
-    assert not lines, health.message("a replaced pod is not admitted", lines, f"{kubectl} describe quota,limits")
+    namespace = reader.get_where_allowed("Namespace", reader.namespace)
+    lines += pod_security.check_level(namespace, serving_pods) if namespace else []
+    command = f"{kubectl} describe quota,limits,namespace/{reader.namespace}"
+    assert not lines, health.message("a replaced pod is not admitted", lines, command)
 
 
 def test_pods_run_with_current_secrets(reader: StageReader, serving_pods: list[Object], kubectl: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import TYPE_CHECKING, Any
 
+from pytest_vllm_stage.checks.stage import autoscalers
 from pytest_vllm_stage.stage import drift
 from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.standins.engine import SERVER as SIMULATOR
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from pytest_vllm_stage import EndpointClient, StageFacts, StageReader
 
     Object = dict[str, Any]
+
+#: Kinds of autoscalers; KServe makes the first one in Standard mode.
+SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
 
 
 def test_ready_for_its_current_generation(
@@ -31,17 +36,22 @@ def test_ready_for_its_current_generation(
     )
 
 
-def test_replicas_are_as_declared(declared_service: Object, pods: list[Object], kubectl: str) -> None:
-    """The number of Ready pods is as declared, and no pod of an old revision remains.
+def test_replicas_are_as_declared(
+    reader: StageReader, declared_service: Object, pods: list[Object], kubectl: str
+) -> None:
+    """The number of Ready pods is as declared, no pod of an old revision remains, and an autoscaler can change it.
 
-    A missing replica reduces the promised capacity; an old pod holds a GPU that the new one waits for.
+    A missing replica reduces the promised capacity; an old pod holds a GPU that the new one waits for. Without metrics
+    an autoscaler leaves the number where it is, and load that the declared range promises to serve is queued.
     """
     name = declared_service["metadata"]["name"]
     lines = health.check_replicas(declared_service, pods)
+    scalers = [one for kind in SCALERS for one in reader.listed_where_allowed(kind)]
+    lines += autoscalers.check_autoscalers(scalers, name, datetime.datetime.now(datetime.UTC))
     assert not lines, health.message(
         f"inferenceservice/{name} has the wrong number of pods",
         lines,
-        f"{kubectl} get pods -l serving.kserve.io/inferenceservice={name}",
+        f"{kubectl} get pods,hpa -l serving.kserve.io/inferenceservice={name}",
     )
 
 

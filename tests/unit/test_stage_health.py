@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.checks.stage.autoscalers import check_autoscalers
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import health, rollout
 from tests.unit.made_objects import (
@@ -100,6 +101,96 @@ def test_a_restart_after_a_time_is_reported(since: str, reported: bool) -> None:
     lines = health.find_ends_since([pod(), restarted], [], since_s)
     assert len(lines) == int(reported)
     assert all(line.endswith("of pod p was restarted 2 times (Error, exit code 137)") for line in lines)
+
+
+def with_revisions(created: str, ready: str, *traffic: tuple[str, int]) -> Object:
+    made = service()
+    shares = [{"revisionName": name, "percent": percent} for name, percent in traffic]
+    made["status"]["components"] = {
+        "predictor": {"latestCreatedRevision": created, "latestReadyRevision": ready, "traffic": shares}
+    }
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (with_revisions("m-2", "m-2", ("m-2", 100)), []),
+        (with_revisions("m-2", "m-2", ("m-2", 100), ("m-1", 0)), []),
+        (with_revisions("1", ""), []),  # in Standard mode it is the Deployment's
+        (with_revisions("m-2", "m-1", ("m-1", 100)), ["revision m-2 does not become Ready: m-1 answers"]),
+        (
+            with_revisions("m-2", "m-2", ("m-1", 90), ("m-2", 10)),
+            ["2 revisions answer: m-1 (90 %), m-2 (10 %): what is measured is a mixture of them"],
+        ),
+    ],
+)
+def test_the_newest_revision_alone_answers(made: Object, expected: list[str]) -> None:
+    assert health.check_service(made, runtime(), None, [serving_pod()]) == expected
+
+
+def test_pods_that_a_node_removed_are_named_with_the_reason() -> None:
+    message = "The node was low on resource: ephemeral-storage."
+    evicted = pod("old", ready=False, statuses=[], phase="Failed", reason="Evicted", message=message)
+    assert health.check_pods([evicted, pod()]) == [f"pod old was evicted: {message}"]
+
+
+def test_the_container_that_is_not_ready_is_named() -> None:
+    containers = [{"name": "kserve-container"}, {"name": "istio-proxy"}]
+    statuses = [container_status(), container_status("istio-proxy", ready=False)]
+    (line,) = health.check_pods([pod(ready=False, statuses=statuses, spec={"containers": containers})])
+    assert line == "pod p is not Ready: pod Running (istio-proxy not Ready)"
+
+
+NOW = datetime.datetime(2026, 1, 1, 1, tzinfo=datetime.UTC)
+NO_METRICS = {"reason": "FailedGetResourceMetric", "message": "no metrics returned from resource metrics API"}
+
+
+def autoscaler(most: int = 3, since: str = "2026-01-01T00:00:00Z", **entry: str) -> Object:
+    found = {"type": "ScalingActive", "status": "False", "lastTransitionTime": since, **NO_METRICS, **entry}
+    spec = {"scaleTargetRef": {"name": "m-predictor"}, "minReplicas": 1, "maxReplicas": most}
+    made: Object = {"kind": "HorizontalPodAutoscaler", "metadata": {"name": "m-predictor"}, "spec": spec}
+    return made | {"status": {"conditions": [found]}}
+
+
+def test_an_autoscaler_without_metrics_is_reported() -> None:
+    (line,) = check_autoscalers([autoscaler()], "m", NOW)
+    assert line == (
+        "horizontalpodautoscaler/m-predictor cannot scale m-predictor between 1 and 3 replicas: "
+        "FailedGetResourceMetric: no metrics returned from resource metrics API"
+    )
+    keda = autoscaler(type="Ready", reason="ScaledObjectCheckFailed")
+    del keda["status"]["conditions"][0]["lastTransitionTime"]
+    assert "ScaledObjectCheckFailed" in check_autoscalers([keda], "m", NOW)[0]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        autoscaler(most=1),  # KServe makes one for a single replica too, and a cluster without metrics is enough for it
+        autoscaler(since="2026-01-01T00:59:00Z"),
+        autoscaler(reason="ScalingDisabled"),
+        autoscaler(status="True"),
+        autoscaler(type="ScalingLimited"),
+        autoscaler() | {"status": {}},
+    ],
+)
+def test_an_autoscaler_that_is_new_or_works_or_has_no_range_is_not_reported(made: Object) -> None:
+    assert check_autoscalers([made], "m", NOW) == []
+    assert check_autoscalers([autoscaler()], "n", NOW) == [], "it is another model's"
+
+
+def test_a_claim_whose_enlargement_is_pending_says_so() -> None:
+    small = claim(phase="Bound", size="20Gi")
+    small["status"]["conditions"] = [
+        condition(
+            "FileSystemResizePending", message="Waiting for user to (re-)start a pod to finish file system resize"
+        )
+    ]
+    (line,) = health.check_claim(small, claim())
+    assert line.startswith(
+        "PVC model-m: expected 40Gi, got 20Gi (FileSystemResizePending: Waiting for user to (re-)start"
+    )
 
 
 def test_claims_are_bound_in_their_size() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.checks.stage import certificates, images, members, restart
+from pytest_vllm_stage.checks.stage import certificates, images, members, pod_security, restart
 from pytest_vllm_stage.core.certificates import parse_pem
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
@@ -36,6 +36,7 @@ def find_problems(stage: RecordedStage) -> list[str]:
         *restart.check_nodes(pods, placement),
         *restart.check_services(members.select_services(stage.listed("Service"), stage.declared), pods),
         *restart.check_quotas(stage.listed("ResourceQuota"), stage.listed("LimitRange"), pods),
+        *[line for namespace in stage.listed("Namespace") for line in pod_security.check_level(namespace, pods)],
         *restart.check_references(pods, live),
         *images.check_node_images(pods, stage.listed("Node")),
         *images.check_pulls(pods, stage.listed("Pod")),
@@ -142,9 +143,41 @@ def removed_account(stage: RecordedStage) -> None:
     stage.live.remove(stage.get("ServiceAccount", "vllm"))
 
 
+def enforcing(level: str) -> Callable[[RecordedStage], None]:
+    """The namespace's pod security level, set after the pods were created."""
+
+    def plant(stage: RecordedStage) -> None:
+        made: Object = {"kind": "Namespace", "metadata": {"name": "ns", "labels": {pod_security.ENFORCE: level}}}
+        owned(made, "kubectl-label", "f:metadata", "f:labels", f"f:{pod_security.ENFORCE}")
+        stage.live.append(made)
+
+    return plant
+
+
+def reporting(kind: str, status: str) -> Callable[[RecordedStage], None]:
+    def plant(stage: RecordedStage) -> None:
+        found = {"type": kind, "status": status, "reason": "Xid", "message": "GPU 0 fell off the bus"}
+        stage.listed("Node")[0]["status"]["conditions"].append(found)
+
+    return plant
+
+
 @pytest.mark.parametrize(
     ("plant", "expected"),
     [
+        (
+            enforcing("baseline"),
+            f"namespace ns enforces pod security level baseline since {LATER}, which refuses pod",
+        ),
+        (
+            enforcing("restricted"),
+            f"namespace ns enforces pod security level restricted since {LATER}, which refuses pod",
+        ),
+        (reporting("ReadonlyFilesystem", "True"), "node vllm-stage reports ReadonlyFilesystem: GPU 0 fell off the bus"),
+        (
+            reporting("AcceleratedHardwareReady", "False"),
+            "node vllm-stage reports AcceleratedHardwareReady=False: GPU 0",
+        ),
         (deleted_claim, f"persistentvolumeclaim/model-{MODEL} is being deleted since {LATER}; held by finalizer "),
         (lost_claim, "persistentvolumeclaim/minio-data: expected phase Bound, got Lost"),
         (cordoned, "node vllm-stage is cordoned, and no other node takes a replacement of minio-"),
@@ -183,13 +216,60 @@ def idle_knative_service(stage: RecordedStage) -> None:
     stage.live.append({"kind": "Service", "metadata": {"name": "m-00001-private", "labels": labels}, "spec": spec})
 
 
+def under_the_level_that_the_pods_were_admitted_with(stage: RecordedStage) -> None:
+    enforcing("restricted")(stage)
+    for pod in stage.listed("Pod"):
+        pod["metadata"]["creationTimestamp"] = LATER
+
+
 @pytest.mark.parametrize(
-    "plant", [another_node, relabelled_secret, idle_knative_service, quota(pods="4"), quota(**{"limits.memory": "2Gi"})]
+    "plant",
+    [
+        another_node,
+        relabelled_secret,
+        idle_knative_service,
+        quota(pods="4"),
+        quota(**{"limits.memory": "2Gi"}),
+        enforcing("privileged"),
+        under_the_level_that_the_pods_were_admitted_with,
+        reporting("AcceleratedHardwareReady", "True"),
+        reporting("ReadonlyFilesystem", "False"),
+    ],
 )
 def test_a_state_that_survives_a_restart_is_not_reported(plant: Callable[[RecordedStage], None]) -> None:
     stage = RecordedStage.load()
     plant(stage)
     assert find_problems(stage) == []
+
+
+SAFE: Object = {
+    "allowPrivilegeEscalation": False,
+    "runAsNonRoot": True,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({}, ""),
+        ({"allowPrivilegeEscalation": True}, "container c (allowPrivilegeEscalation is not false)"),
+        ({"runAsNonRoot": None}, "container c (runAsNonRoot is not true)"),
+        ({"runAsUser": 0}, "container c (runAsUser is 0)"),
+        ({"capabilities": {"drop": ["NET_RAW"]}}, "container c (capabilities are not dropped)"),
+        ({"seccompProfile": None}, "container c (no seccompProfile)"),
+        ({"privileged": True}, "container c (privileged)"),
+    ],
+)
+def test_each_rule_of_the_restricted_level_is_named(changes: Object, refused: str) -> None:
+    stage = RecordedStage([], [])
+    enforcing("restricted")(stage)
+    volumes = [{"name": "w", "persistentVolumeClaim": {"claimName": "m"}}, {"name": "t", "emptyDir": {}}]
+    spec = {"containers": [{"name": "c", "securityContext": SAFE | changes}], "volumes": volumes}
+    pod = {"metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec}
+    lines = pod_security.check_level(stage.listed("Namespace")[0], [pod])
+    assert [line.partition("pod p: ")[2].partition(";")[0] for line in lines] == ([refused] if refused else [])
 
 
 @pytest.mark.parametrize(

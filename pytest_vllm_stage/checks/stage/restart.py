@@ -12,7 +12,17 @@ from pytest_vllm_stage.stage.observe.controllers import describe_blockers
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts, find_obstacles
 from pytest_vllm_stage.stage.quantities import parse_quantity
 
-PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
+#: Conditions of the kubelet, and of Kubernetes' node-problem-detector.
+PRESSURES = (
+    "MemoryPressure",
+    "DiskPressure",
+    "PIDPressure",
+    "NetworkUnavailable",
+    "KernelDeadlock",
+    "ReadonlyFilesystem",
+)
+#: Conditions of EKS' node monitoring agent, which True is the healthy status of.
+MONITORED = ("AcceleratedHardwareReady", "ContainerRuntimeReady", "KernelReady", "NetworkingReady", "StorageReady")
 
 
 def check_deletions(items: Iterable[Object]) -> list[str]:
@@ -33,9 +43,11 @@ def check_nodes(pods: Sequence[Object], placement: PlacementFacts) -> list[str]:
     for name in sorted({str(pod["spec"]["nodeName"]) for pod in pods} & nodes.keys()):
         node, hosted = nodes[name], [pod for pod in pods if pod["spec"]["nodeName"] == name]
         lines += [
-            f"node {name} reports {kind}: {found.get('message') or found.get('reason') or 'no reason given'}"
-            for kind in PRESSURES
-            if (found := objects.condition(node, kind)).get("status") == "True"
+            f"node {name} reports {kind}{'' if bad == 'True' else '=False'}: "
+            f"{found.get('message') or found.get('reason') or 'no reason given'}"
+            for kinds, bad in ((PRESSURES, "True"), (MONITORED, "False"))
+            for kind in kinds
+            if (found := objects.condition(node, kind)).get("status") == bad
         ]
         ready = objects.condition(node, "Ready")
         if ready.get("status") not in ("True", None):

@@ -8,8 +8,8 @@ from typing import Any
 
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import container_ends, diagnose, rollout
-from pytest_vllm_stage.stage.observe.trouble import Logs
+from pytest_vllm_stage.stage.observe import container_ends, diagnose, rollout, runbook
+from pytest_vllm_stage.stage.observe.trouble import Logs, describe_removal
 from pytest_vllm_stage.stage.quantities import parse_quantity
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -26,7 +26,29 @@ def check_service(
     ]
     if not objects.condition(service, "Ready"):
         lines.append("condition Ready is not reported: no KServe controller has processed it")
-    return lines + rollout.stale_reasons(service, runtime, deployment, pods)
+    return [*lines, *_check_revisions(service), *rollout.stale_reasons(service, runtime, deployment, pods)]
+
+
+def _check_revisions(service: Object) -> list[str]:
+    """Report a newest revision of Knative that does not answer, or several that do.
+
+    KServe gives the condition that says so the severity Info, and stays Ready: the older revision answers.
+    """
+    predictor = ((service.get("status") or {}).get("components") or {}).get("predictor") or {}
+    created, ready = predictor.get("latestCreatedRevision"), predictor.get("latestReadyRevision")
+    lines = (
+        [f"revision {created} does not become Ready: {ready} answers"] if created and ready != created and ready else []
+    )
+    shares: dict[str, int] = {}
+    for entry in predictor.get("traffic") or []:
+        name = str(entry.get("revisionName") or ready)
+        shares[name] = shares.get(name, 0) + (entry.get("percent") or 0)
+    answering = [f"{name} ({percent} %)" for name, percent in shares.items() if percent]
+    if len(answering) > 1:
+        lines.append(
+            f"{len(answering)} revisions answer: {', '.join(answering)}: what is measured is a mixture of them"
+        )
+    return lines
 
 
 def check_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
@@ -53,7 +75,9 @@ def check_pods(pods: Sequence[Object], events: Iterable[Object] = (), logs: Logs
     lines = [] if pods else ["there is no pod"]
     for pod in pods:
         name, status = objects.name_of(pod), pod.get("status") or {}
-        if not objects.is_true(pod, "Ready"):
+        if removal := describe_removal(pod):
+            lines.append(f"pod {name} {removal}")
+        elif not objects.is_true(pod, "Ready"):
             lines.append(f"pod {name} is not Ready: {rollout.pod_states([pod])}")
         ended = [one for one in status.get("containerStatuses") or [] if container_ends.has_ended(one)]
         lines += [container_ends.describe_end(pod, container, known, logs) for container in ended]
@@ -82,7 +106,13 @@ def check_claim(claim: Object | None, declared: Object) -> list[str]:
     if status.get("phase") != "Bound":
         return [f"PVC {name}: expected phase Bound, got {status.get('phase', 'unknown')}"]
     has = (status.get("capacity") or {}).get("storage", "0")
-    return [] if parse_quantity(has) >= parse_quantity(wants) else [f"PVC {name}: expected {wants}, got {has}"]
+    pending = [
+        f" ({entry.get('type')}: {runbook.cut(str(entry.get('message') or entry.get('reason') or 'no reason given'))})"
+        for entry in status.get("conditions") or []
+        if entry.get("status") == "True"
+    ]
+    line = f"PVC {name}: expected {wants}, got {has}{''.join(pending)}"
+    return [] if parse_quantity(has) >= parse_quantity(wants) else [line]
 
 
 def check_placement(pods: Sequence[Object], volume: Object, nodes: Mapping[str, Object]) -> list[str]:

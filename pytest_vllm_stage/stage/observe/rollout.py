@@ -60,7 +60,12 @@ def pod_states(pods: Sequence[Object]) -> str:
             for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
             if (container.get("state") or {}).get("waiting")
         ]
-        ready = " and Ready" if objects.is_true(pod, "Ready") else ""
+        is_ready = objects.is_true(pod, "Ready")
+        running = [one for one in status.get("containerStatuses") or [] if "running" in (one.get("state") or {})]
+        unready = [str(one.get("name")) for one in running if not one.get("ready")]
+        # Of a single container the pod's own state says it.
+        waits += [f"{name} not Ready" for name in unready if not is_ready and len(pod["spec"]["containers"]) > 1]
+        ready = " and Ready" if is_ready else ""
         words.append(f"pod {status.get('phase', 'Pending')}{ready}{' (' + ', '.join(waits) + ')' if waits else ''}")
     return ", ".join(words) or "no pod yet"
 

@@ -65,7 +65,7 @@ def find_pod_trouble(
 ) -> Trouble | None:
     """The first trouble among pods that are not being deleted; a pod that was removed counts while none replaced it."""
     present = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
-    current = [pod for pod in present if not _removal(pod)]
+    current = [pod for pod in present if not describe_removal(pod)]
     found = (find_trouble_of_pod(pod, events, logs, placement) for pod in current or present)
     return next((trouble for trouble in found if trouble), None)
 
@@ -75,7 +75,7 @@ def find_trouble_of_pod(
 ) -> Trouble | None:
     """The reason why a pod does not run or has failed."""
     name, status = objects.name_of(pod), pod.get("status") or {}
-    removal = _removal(pod)
+    removal = describe_removal(pod)
     if removal:
         return Trouble(f"pod {name} {removal}", name)
     mine = warnings_of(pod, events)
@@ -124,7 +124,7 @@ def _find_stalled_trouble(pod: Object) -> Trouble | None:
     return None
 
 
-def _removal(pod: Object) -> str:
+def describe_removal(pod: Object) -> str:
     """Describe the removal of a pod by a node or the scheduler, with the reason; empty where it was not removed."""
     status = pod.get("status") or {}
     disrupted = objects.condition(pod, "DisruptionTarget")
