@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllm_stage.checks.stage import consistency
+from pytest_vllm_stage.checks.stage import consistency, secret_values
 from pytest_vllm_stage.stage import drift
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.observe import health
@@ -60,3 +60,14 @@ def test_manifests_contradict_nothing(declared: list[Object], stage_config: Stag
     lines = consistency.find_contradictions(declared, {one.inference_service for one in models if one.dummy_weights})
     command = f"correct the manifests in {stage_config.profile.overlay}"
     assert not lines, health.message("the manifests contradict each other", lines, command)
+
+
+def test_no_manifest_shows_a_secret(declared: list[Object], stage_config: StageConfig) -> None:
+    """No argument and no variable in the manifests holds a key, token or password itself.
+
+    Every reader of the pods, or of the manifests' repository, could use it; a Secret has rights of its own.
+    """
+    assert declared, "the overlay declares no object: nothing was checked"
+    lines = secret_values.find_plain_secrets(declared)
+    command = f"replace each in {stage_config.profile.overlay} by valueFrom.secretKeyRef, and renew what was shown"
+    assert not lines, health.message("a manifest shows a secret", lines, command)

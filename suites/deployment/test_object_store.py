@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vllm_stage import does_not_apply
+from pytest_vllm_stage.checks.stage import secret_values
 from pytest_vllm_stage.stage.bucket_rules import find_expiring_rules
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.observe import health
@@ -60,6 +61,17 @@ def test_minio_is_ready(object_store: ObjectStore, stage: StageFacts, kubectl: s
         does_not_apply(f"the stage's Secret names the S3 API at {object_store.url}, not a MinIO of the stage")
     status = object_store.minio_health_status()
     assert status == 200, f"MinIO is not ready: HTTP {status}\n  next: {kubectl} logs deployment/minio"
+
+
+def test_minio_has_credentials_of_its_own(object_store: ObjectStore, stage: StageFacts, kubectl: str) -> None:
+    """The credentials of the stage's own MinIO are not those that MinIO or its tutorials publish."""
+    if object_store.url != stage.minio_url:
+        does_not_apply(f"the stage's Secret names the S3 API at {object_store.url}, not a MinIO of the stage")
+    assert not secret_values.is_default(object_store.access_key, object_store.secret_key), (
+        f"{object_store.credentials} has credentials that MinIO's documentation publishes: every client of "
+        f"{object_store.url} may read and write everything\n"
+        f"  next: {kubectl} edit {object_store.credentials}, then restart deployment/minio"
+    )
 
 
 def test_buckets_exist(
