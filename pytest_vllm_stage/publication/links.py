@@ -30,6 +30,10 @@ _UNQUANTIZED_BITS = 16
 _SCHEME = re.compile(r"\b(?:w|u?int|fp|nf)(?P<bits>4|8)(?:a\d+)?\b|\b(?:bf16|fp16|bfloat16|float16)\b")
 
 
+#: What people write between the words of a name.
+_SEPARATORS = re.compile(r"[\s_.-]+")
+
+
 @dataclass(frozen=True)
 class RegisteredNames:
     """Where results are filed.
@@ -92,6 +96,38 @@ def find_wrong_descriptions(model: Entity, version: Entity) -> list[str]:
         for name, value in _read_quantizations(entity)
         # A model may have versions of several methods.
         if value.lower() in _YES or (kind == "version" and _contradicts(value, str(version["name"])))
+    ]
+
+
+def find_lookalikes(kind: str, entities: Sequence[Entity], own: str) -> list[str]:
+    """Live entities whose names differ from one in case or separators alone: a reader takes one for the other."""
+    return [
+        f"{kind} {entity['name']!r} (id {entity['id']}) is registered besides {own!r}: archive the one that is not used"
+        for entity in entities
+        if entity["name"] != own
+        and entity.get("state", "LIVE") == "LIVE"
+        and _simplified(str(entity["name"])) == _simplified(own)
+    ]
+
+
+def _simplified(name: str) -> str:
+    """A name without what people write in several ways; 1.0 and 10 stay two."""
+    return _SEPARATORS.sub("-", name.strip()).casefold()
+
+
+def find_rival_artifacts(artifacts: Sequence[Entity], uri: str) -> list[str]:
+    """Live artifacts of a version with other weights than those that the service loads, in a store of the same kind.
+
+    One model may be kept in several kinds of stores, as objects and as an image. Of two in one kind of store a client
+    that takes the first may load either.
+    """
+    scheme = uri.partition("://")[0]
+    return [
+        f"{item.get('name')}: {item.get('uri')}"
+        for item in artifacts
+        if item.get("uri") != uri
+        and str(item.get("uri") or "").partition("://")[0] == scheme
+        and item.get("state", "LIVE") == "LIVE"
     ]
 
 

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.after_load
 
 
-def test_model_and_version_are_registered(filed: Filed) -> None:
-    """Model and version exist under exactly the names in the service's labels, and are not archived.
+def test_model_and_version_are_registered(filed: Filed, registry_client: RegistryClient) -> None:
+    """Model and version exist under exactly the names in the service's labels, once, and are not archived.
 
     Each is looked up by name and compared: the registry's lists ignore names, and its searches treat them as patterns.
+    A second one, whose name differs in case or separators alone, is what people and other pipelines publish to.
     """
     lines = publishing.find_archived(filed.model, filed.version)
+    versions = entities.list_versions(registry_client, filed.model)
+    lines += links.find_lookalikes("model", entities.list_models(registry_client), filed.model["name"])
+    lines += links.find_lookalikes("version", versions, filed.version["name"])
     if filed.version["registeredModelId"] != filed.model["id"]:
         lines.append(f"version {filed.version['name']} belongs to model id {filed.version['registeredModelId']}")
     assert not lines, "\n".join(lines)
@@ -44,7 +48,7 @@ def test_labels_and_ids_agree(filed: Filed, service: Object) -> None:
 def test_artifact_uri_is_the_one_the_service_loads(
     filed: Filed, service: Object, registry_client: RegistryClient
 ) -> None:
-    """The version has a live model artifact with the URI from which the service loads the model."""
+    """The version has a live model artifact with the URI from which the service loads the model, and no rival of it."""
     uri = publishing.weights_uri(service)
     if not uri:
         pytest.skip(f"inferenceservice/{service['metadata']['name']} has no storageUri: its weights are in the image")
@@ -54,6 +58,11 @@ def test_artifact_uri_is_the_one_the_service_loads(
     assert live, (
         f"version {filed.version['name']}: expected a live model artifact with the URI {uri}, which the service "
         f"loads; got {seen or 'none'}"
+    )
+    rivals = links.find_rival_artifacts(found, uri)
+    assert not rivals, (
+        f"version {filed.version['name']}: the service loads {uri}, and clients that take another live artifact load "
+        f"{', '.join(rivals)}\n  next: set the state of what is not used to ABANDONED"
     )
 
 

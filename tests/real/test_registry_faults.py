@@ -421,6 +421,24 @@ FAULTS: dict[str, Fault] = {
         {WEIGHTS},
         "expected a live model artifact with the URI pvc://else",
     ),
+    "version registered twice": Fault(
+        lambda w: w.standin.call(
+            "POST",
+            "model_versions",
+            {"name": "W4A16", "registeredModelId": version_of(w.place)["registeredModelId"]},
+        ),
+        {REGISTERED},
+        "version 'W4A16' (id ",
+    ),
+    "weights registered twice": Fault(
+        lambda w: w.standin.call(
+            "POST",
+            f"model_versions/{version_of(w.place)['id']}/artifacts",
+            {"artifactType": "model-artifact", "name": "old", "uri": "pvc://model-of-last-year", "state": "LIVE"},
+        ),
+        {WEIGHTS},
+        "clients that take another live artifact load old: pvc://model-of-last-year",
+    ),
     "revision claimed by a second version": Fault(
         second_version, {CLAIMED}, "version 'quant-w4a16' of the model holds results of inferenceservice/"
     ),

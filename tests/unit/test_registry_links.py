@@ -173,3 +173,26 @@ def test_a_later_run_sorts_after_an_earlier_one() -> None:
     results = made()
     later = replace(results, timestamp="2026-11-24T10:00:01Z", source=replace(results.source, run="0"))
     assert later.age_key > results.age_key
+
+
+def named(name: str, **changes: Any) -> dict[str, Any]:
+    return {"id": "7", "name": name, "state": "LIVE", **changes}
+
+
+@pytest.mark.parametrize("name", ["Mistral-24B", "mistral_24b", "mistral 24b "])
+def test_a_second_name_that_is_read_as_the_first_is_reported(name: str) -> None:
+    (line,) = links.find_lookalikes("model", [named("mistral-24b"), named(name), named("llama")], "mistral-24b")
+    assert line.startswith(f"model {name!r} (id 7) is registered besides 'mistral-24b'")
+    assert links.find_lookalikes("model", [named("mistral-24b"), named(name, state="ARCHIVED")], "mistral-24b") == []
+
+
+def test_names_that_differ_in_more_than_separators_are_two() -> None:
+    assert links.find_lookalikes("version", [named("10"), named("1.0.1"), named("v1.0")], "1.0") == []
+
+
+def test_a_live_artifact_of_other_weights_in_the_same_kind_of_store_is_a_rival() -> None:
+    uri = "s3://models/m/2"
+    old = {"name": "old", "uri": "s3://models/m/1"}
+    image = {"name": "image", "uri": "oci://quay.io/o/m:2", "state": "LIVE"}
+    assert links.find_rival_artifacts([{"name": "m", "uri": uri}, old, image], uri) == ["old: s3://models/m/1"]
+    assert links.find_rival_artifacts([old | {"state": "ABANDONED"}, {"name": "empty"}], uri) == []

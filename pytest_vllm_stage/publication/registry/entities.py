@@ -46,6 +46,11 @@ def find_version(registry: RegistryClient, model: Entity, name: str) -> Entity |
     return _only(list_versions(registry, model), name, f"version of model {model['name']}")
 
 
+def list_models(registry: RegistryClient) -> list[Entity]:
+    """Every registered model."""
+    return list(registry.pages("registered_models"))
+
+
 def list_versions(registry: RegistryClient, model: Entity) -> list[Entity]:
     """Every version of a model."""
     items = registry.pages(f"registered_models/{model['id']}/versions")
