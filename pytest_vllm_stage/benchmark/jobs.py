@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllm_stage.benchmark import job_runs, job_sequence, plans
+from pytest_vllm_stage.benchmark import existing_jobs, job_runs, job_sequence, plans
 from pytest_vllm_stage.benchmark.job_runs import Location
 from pytest_vllm_stage.benchmark.job_sequence import JobPlace
 from pytest_vllm_stage.benchmark.job_summary import TIMES, parse_summary
@@ -25,7 +25,7 @@ from pytest_vllm_stage.run.shared import dump_error, load_error
 from pytest_vllm_stage.slo.verdict import judge
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.facts import StageFacts
-from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.objects import SERVICE_LABEL, Object
 from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.stage.observe.reader import StageReader
 
@@ -49,6 +49,7 @@ class BenchmarkJob:
         location: Where its reports are in MinIO; empty where there is no Job; ``absent`` is the reason.
         folder: Where they are in the run directory.
         absent: Why there is nothing to judge.
+        outdated: Why its reports are not of what is declared and runs now; of a Job that the run found.
     """
 
     role: str
@@ -58,6 +59,7 @@ class BenchmarkJob:
     location: str = ""
     folder: str = ""
     absent: str = ""
+    outdated: tuple[str, ...] = ()
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -100,7 +102,7 @@ def find_job(
     reader = StageReader(kube, cluster, stage.namespace)
     made = run.shared.ensure(f"benchmark-job-{role}", lambda: _make(run, role, selected, stage, reader, minio))
     found = json.loads(made)
-    return BenchmarkJob(**found | {"rates": tuple(found["rates"])})
+    return BenchmarkJob(**found | {key: tuple(found[key]) for key in ("rates", "outdated")})
 
 
 def _make(run: Run, role: str, selected: Sequence[str], stage: StageFacts, reader: StageReader, minio: S3Client) -> str:
@@ -113,6 +115,7 @@ def _make(run: Run, role: str, selected: Sequence[str], stage: StageFacts, reade
         return json.dumps(asdict(BenchmarkJob(role, model, absent=absent)))
     job = job_runs.job_of(manifests, model)
     name = objects.name_of(job)
+    outdated: list[str] = []
     if stage.owned:
         place = JobPlace(reader, minio, manifests, stage.run_id, run.run_id, run.journal)
         others = [models[one] for one in selected if one in models and one != role]
@@ -122,14 +125,19 @@ def _make(run: Run, role: str, selected: Sequence[str], stage: StageFacts, reade
         if there is None:
             absent = f"namespace {stage.namespace} has no job/{name}, and in read-only mode none is created"
             return json.dumps(asdict(BenchmarkJob(role, model, name, absent=absent)))
-        job, location = there, _looked_up(reader, minio, there, model)
+        location = _looked_up(reader, minio, there, model)
+        replica_sets = reader.listed_where_allowed("ReplicaSet")
+        served = [one for one in replica_sets if (one["metadata"].get("labels") or {}).get(SERVICE_LABEL) == model]
+        outdated += existing_jobs.find_other_settings(there, job)
+        outdated += existing_jobs.find_newer_engine(there, served)
     folder = run.directory / FOLDER / model
     reports = job_runs.fetch(minio, location)
     _save(reports, folder)
     times = {key: reports.summary[key] for key in TIMES if key in reports.summary}
     run.journal.event("benchmark_job", name, role=role, location=str(location), **times)
     rates = tuple(job_runs.declared_rates(job))
-    return json.dumps(asdict(BenchmarkJob(role, model, name, rates, str(location), str(folder))))
+    made = BenchmarkJob(role, model, name, rates, str(location), str(folder), outdated=tuple(outdated))
+    return json.dumps(asdict(made))
 
 
 def _carried_out(run: Run, place: JobPlace, job: Object, others: Sequence[str]) -> Location:

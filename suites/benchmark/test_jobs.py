@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_vllm_stage.stage.observe import health
+
 if TYPE_CHECKING:
     from pytest_vllm_stage import BenchmarkJob, Measurement, StageConfig, StepResult
 
@@ -16,8 +18,17 @@ pytestmark = pytest.mark.load
 def test_job_completes_with_a_report_for_each_rate(
     benchmark_job: BenchmarkJob, record_property: Callable[[str, object], None]
 ) -> None:
-    """The Job completed, and MinIO has one unaltered report per declared rate."""
+    """The Job completed, and MinIO has one unaltered report per declared rate.
+
+    A Job that was found, in read-only mode, measured with the declared settings, and the engine that runs now: reports
+    of an earlier one say nothing about it.
+    """
     record_property("benchmark_job.location", benchmark_job.location)
+    assert not benchmark_job.outdated, health.message(
+        f"reports in {benchmark_job.location} are outdated",
+        benchmark_job.outdated,
+        f"kubectl delete job/{benchmark_job.name}, apply the overlay's folder benchmark again, and run again after it",
+    )
     summary = benchmark_job.summary
     assert benchmark_job.rates, f"job {benchmark_job.name} declares no rate"
     assert summary["model"] == benchmark_job.model, f"{benchmark_job.location} holds reports of {summary['model']}"

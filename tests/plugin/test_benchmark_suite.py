@@ -40,9 +40,28 @@ object_store.find_object_store = lambda stage, kube, **options: NO_STORE
 def existing(self, kind, name):
     state = os.environ.get("FAKE_EXISTING")
     conditions = [{"type": state, "status": "True", "reason": "BackoffLimitExceeded", "message": "it failed"}]
-    return {**job(name.removeprefix("benchmark-")), "status": {"conditions": conditions}} if state else None
+    status = {"conditions": conditions, "startTime": "2026-11-24T10:00:00Z"}
+    made = {**job(name.removeprefix("benchmark-")), "status": status}
+    made["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = os.environ.get("FAKE_RATES", "1 5")
+    return made if state else None
+
+def replica_sets():
+    images = json.loads(os.environ.get("FAKE_IMAGES", "{}"))
+    return [
+        {
+            "metadata": {
+                "name": f"full-{number}",
+                "creationTimestamp": created,
+                "labels": {"serving.kserve.io/inferenceservice": "full-model"},
+            },
+            "spec": {"template": {"spec": {"containers": [{"name": "kserve-container", "image": image}]}}},
+        }
+        for number, (created, image) in enumerate(images.items())
+    ]
 
 def listed(self, kind, labels=None):
+    if kind == "ReplicaSet":
+        return replica_sets()
     name = labels["batch.kubernetes.io/job-name"]
     model = name.removeprefix("benchmark-")
     ended = {"exitCode": 0, "message": f"s3://test-results/benchmark-jobs/{model}/run"}
@@ -272,6 +291,39 @@ def test_existing_jobs_are_judged_in_read_only_mode(
         result.assert_outcomes(errors=2, skipped=4)
         result.stdout.fnmatch_lines(["*job benchmark-full-model failed: BackoffLimitExceeded: it failed*"])
     assert "benchmark" not in calls.read_text(), "a Job was created in read-only mode"
+
+
+BEFORE, AFTER = "2026-11-24T09:00:00Z", "2026-11-24T11:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("images", "rates", "says"),
+    [
+        ({BEFORE: "vllm:1"}, "1 5", ""),
+        ({BEFORE: "vllm:1", AFTER: "vllm:1"}, "1 5", ""),  # kubectl rollout restart
+        (
+            {BEFORE: "vllm:1", AFTER: "vllm:2"},
+            "1 5",
+            f"measured at *, and full-1 runs since {AFTER}: its image changed",
+        ),
+        (
+            {AFTER: "vllm:2"},
+            "1 5",
+            f"and full-0 runs since {AFTER}: its reports are of an engine that no longer exists",
+        ),
+        ({BEFORE: "vllm:1"}, "1", "job/benchmark-full-model measured with RATES=1, declared is 1 5"),
+    ],
+)
+def test_existing_reports_of_another_engine_or_load_fail(
+    jobs: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, images: dict[str, str], rates: str, says: str
+) -> None:
+    environment = {"READ_ONLY": "1", "EXISTING": "Complete", "IMAGES": json.dumps(images), "RATES": rates}
+    for name, value in environment.items():
+        monkeypatch.setenv(f"FAKE_{name}", value)
+    result = run(jobs, "-k", "full")
+    result.assert_outcomes(passed=2 if says else 3, failed=int(bool(says)), deselected=3)
+    if says:
+        result.stdout.fnmatch_lines([f"*reports in s3://* are outdated: *{says}*", "*next: kubectl delete job/*"])
 
 
 def test_jobs_run_exclusively_after_the_load_steps(jobs: pytest.Pytester) -> None:
