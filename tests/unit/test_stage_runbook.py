@@ -58,6 +58,8 @@ KNOWN_LINES = (
         "TLS is spoken to a port",
     ),
     ("OSError: [Errno 5] Input/output error: '/mnt/models/model.safetensors'", "the volume cannot be read"),
+    ("pynvml.NVMLError_Unknown: Unknown Error", "the container lost its GPU while it ran"),
+    ("RuntimeError: CUDA error: no CUDA-capable device is detected", "no GPU in the pod"),
     ("RuntimeError: CUDA unknown error - this may be due to an incorrectly set up env", "the container cannot use the"),
     (
         "ValueError: No supported config format found in /mnt/models. Please",

@@ -65,6 +65,11 @@ ROWS = (
         "drain the node and reboot it: until then no new container gets a GPU, and the running ones keep theirs",
     ),
     (
+        r"NVML: Unknown Error|NVMLError_Unknown",
+        "the container lost its GPU while it ran ({line})",
+        "delete the pod; systemctl daemon-reload on the node detaches GPUs where its NVIDIA container toolkit is old",
+    ),
+    (
         r"CUDA unknown error",
         "the container cannot use the node's GPU ({line})",
         "restart the NVIDIA device plugin and container toolkit of the node, or reboot it; nvidia-smi in the pod",
@@ -85,7 +90,8 @@ ROWS = (
         "raise --gpu-memory-utilization or lower --max-model-len",
     ),
     (
-        r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver|libcuda\.so\.1: cannot open",
+        r"Failed to infer device type|[Nn]o CUDA(?: GPUs are available|-capable device is detected)|"
+        r"Found no NVIDIA driver|libcuda\.so\.1: cannot open",
         "no GPU in the pod (vLLM: {line})",
         "request nvidia.com/gpu in the resources; kubectl describe node shows what is allocatable",
     ),
