@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage.checks.stage import certificates, images, members, pod_security, restart
+from pytest_vllm_stage.checks.stage import (
+    admission,
+    certificates,
+    images,
+    members,
+    pod_security,
+    restart,
+    service_targets,
+)
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe import health
 
@@ -63,14 +71,14 @@ def test_services_select_ready_pods(
     A changed selector or label cuts clients off while every pod is Ready.
     """
     services = members.select_services(reader.listed("Service"), declared)
-    lines = restart.check_services(services, serving_pods)
+    lines = service_targets.check_services(services, serving_pods)
     assert not lines, health.message("a Service leads nowhere", lines, f"{kubectl} get endpoints,pods --show-labels")
 
 
 def test_quotas_admit_replacement_pods(reader: StageReader, serving_pods: list[Object], kubectl: str) -> None:
     """No quota, limit range or pod security level of the namespace would refuse a replacement of a running pod."""
     quotas = reader.listed_where_allowed("ResourceQuota")
-    lines = restart.check_quotas(quotas, reader.listed_where_allowed("LimitRange"), serving_pods)
+    lines = admission.check_quotas(quotas, reader.listed_where_allowed("LimitRange"), serving_pods)
     namespace = reader.get_where_allowed("Namespace", reader.namespace)
     lines += pod_security.check_level(namespace, serving_pods) if namespace else []
     command = f"{kubectl} describe quota,limits,namespace/{reader.namespace}"

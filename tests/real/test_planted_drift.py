@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from kubernetes.dynamic import DynamicClient
 
-from pytest_vllm_stage.checks.stage import members, restart
+from pytest_vllm_stage.checks.stage import admission, members, restart, service_targets
 from pytest_vllm_stage.checks.stage.drift import compare, strangers
 from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.paths import fixtures_dir
@@ -68,8 +68,10 @@ class LiveStage:
         claims = members.select_declared(reader.listed("PersistentVolumeClaim"), self.declared)
         yield from restart.check_deletions(claims)
         yield from restart.check_nodes(pods, reader.placement())
-        yield from restart.check_services(members.select_services(reader.listed("Service"), self.declared), pods)
-        yield from restart.check_quotas(reader.listed("ResourceQuota"), reader.listed("LimitRange"), pods)
+        yield from service_targets.check_services(
+            members.select_services(reader.listed("Service"), self.declared), pods
+        )
+        yield from admission.check_quotas(reader.listed("ResourceQuota"), reader.listed("LimitRange"), pods)
         kinds = ("Secret", "ConfigMap", "ServiceAccount")
         live = {kind: {objects.name_of(item): item for item in reader.listed(kind)} for kind in kinds}
         yield from restart.check_references(pods, live)

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.checks.stage import certificates, images, members, pod_security, restart
+from pytest_vllm_stage.checks.stage import (
+    admission,
+    certificates,
+    images,
+    members,
+    pod_security,
+    restart,
+    service_targets,
+)
 from pytest_vllm_stage.core.certificates import parse_pem
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
@@ -34,8 +42,8 @@ def find_problems(stage: RecordedStage) -> list[str]:
     return [
         *restart.check_deletions(members.select_declared(stage.live, stage.declared)),
         *restart.check_nodes(pods, placement),
-        *restart.check_services(members.select_services(stage.listed("Service"), stage.declared), pods),
-        *restart.check_quotas(stage.listed("ResourceQuota"), stage.listed("LimitRange"), pods),
+        *service_targets.check_services(members.select_services(stage.listed("Service"), stage.declared), pods),
+        *admission.check_quotas(stage.listed("ResourceQuota"), stage.listed("LimitRange"), pods),
         *[line for namespace in stage.listed("Namespace") for line in pod_security.check_level(namespace, pods)],
         *restart.check_references(pods, live),
         *images.check_node_images(pods, stage.listed("Node")),

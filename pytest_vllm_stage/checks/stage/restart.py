@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pytest_vllm_stage.checks.stage.drift.platform import limit_defaults
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe.controllers import describe_blockers
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts, find_obstacles
-from pytest_vllm_stage.stage.quantities import parse_quantity
 
 #: Conditions of the kubelet, and of Kubernetes' node-problem-detector.
 PRESSURES = (
@@ -62,90 +60,6 @@ def check_nodes(pods: Sequence[Object], placement: PlacementFacts) -> list[str]:
             for why, names in stranded.items()
         ]
     return lines
-
-
-def check_services(services: Iterable[Object], pods: Sequence[Object]) -> list[str]:
-    """Report Services that select no Ready pod, or whose named target port no selected pod has."""
-    lines = []
-    for service in services:
-        spec, name = service.get("spec") or {}, objects.name_of(service)
-        selector = spec.get("selector") or {}
-        if not selector or spec.get("type") == "ExternalName":
-            continue
-        hit = [pod for pod in pods if selector.items() <= (pod["metadata"].get("labels") or {}).items()]
-        words = ", ".join(f"{key}={value}" for key, value in selector.items())
-        if not hit:
-            lines.append(f"service {name} selects no pod (selector {words})")
-        elif not any(objects.is_true(pod, "Ready") for pod in hit):
-            lines.append(f"service {name} selects no Ready pod (selector {words})")
-        else:
-            lines += _check_ports(service, hit)
-    return lines
-
-
-def _check_ports(service: Object, pods: Sequence[Object]) -> Iterator[str]:
-    """A port by number needs no declaration in the container; a port by name does."""
-    named = {
-        str(port.get("name"))
-        for pod in pods
-        for container in pod["spec"]["containers"]
-        for port in container.get("ports") or []
-    }
-    for port in service["spec"].get("ports") or []:
-        target = port.get("targetPort", port.get("port"))
-        if isinstance(target, str) and not target.isdigit() and target not in named:
-            known = ", ".join(sorted(named - {"None"})) or "none"
-            yield f"service {objects.name_of(service)} sends to port {target}, which no container has (named: {known})"
-
-
-def check_quotas(quotas: Iterable[Object], limit_ranges: Sequence[Object], pods: Sequence[Object]) -> list[str]:
-    """Report quotas that are exceeded already, or that a replacement of a running pod would not satisfy."""
-    lines = []
-    for quota in quotas:
-        if (quota.get("spec") or {}).get("scopes") or (quota.get("spec") or {}).get("scopeSelector"):
-            continue
-        status, name = quota.get("status") or {}, objects.name_of(quota)
-        hard = {**((quota.get("spec") or {}).get("hard") or {}), **(status.get("hard") or {})}
-        for resource, limit in hard.items():
-            used = (status.get("used") or {}).get(resource)
-            if used is not None and parse_quantity(used) > parse_quantity(limit):
-                lines.append(f"quota {name} allows {resource}={limit}, {used} are used: a replaced pod is not admitted")
-            lines += _find_unspecified(name, resource, limit_ranges, pods)
-    for one in limit_ranges:
-        lines += _find_beyond_limit(one, pods)
-    return lines
-
-
-def _find_unspecified(quota: str, resource: str, ranges: Sequence[Object], pods: Sequence[Object]) -> Iterator[str]:
-    """A quota for a resource demands that each container specifies it."""
-    prefix, _, kind = resource.rpartition(".")
-    if resource not in ("requests.cpu", "requests.memory", "limits.cpu", "limits.memory", "cpu", "memory"):
-        return
-    part = "limits" if prefix == "limits" else "requests"
-    if limit_defaults(ranges, "default" if part == "limits" else "defaultRequest", kind):
-        return
-    for pod in pods:
-        for container in pod["spec"]["containers"]:
-            if kind not in ((container.get("resources") or {}).get(part) or {}):
-                yield (
-                    f"quota {quota} demands {part}.{kind}, which container {container['name']} of pod "
-                    f"{objects.name_of(pod)} does not specify: a replaced pod is not admitted"
-                )
-
-
-def _find_beyond_limit(limit_range: Object, pods: Sequence[Object]) -> Iterator[str]:
-    entries = [entry for entry in limit_range["spec"].get("limits") or [] if entry.get("type") == "Container"]
-    for pod in pods:
-        for container in pod["spec"]["containers"]:
-            limits = (container.get("resources") or {}).get("limits") or {}
-            for entry in entries:
-                for resource, most in (entry.get("max") or {}).items():
-                    if resource in limits and parse_quantity(limits[resource]) > parse_quantity(most):
-                        yield (
-                            f"LimitRange {objects.name_of(limit_range)} allows {resource} up to {most}, container "
-                            f"{container['name']} of pod {objects.name_of(pod)} has {limits[resource]}: a replaced pod "
-                            "is not admitted"
-                        )
 
 
 def check_references(pods: Sequence[Object], live: Mapping[str, Mapping[str, Object]]) -> list[str]:
