@@ -100,20 +100,41 @@ def wrong_port(stage: RecordedStage) -> None:
     stage.get("Service", "minio")["spec"]["ports"][0]["targetPort"] = "api"
 
 
+def wrong_number(stage: RecordedStage) -> None:
+    stage.get("Service", "minio")["spec"]["ports"][0]["targetPort"] = 9001
+
+
+def wrong_number_before_a_container_without_ports(stage: RecordedStage) -> None:
+    wrong_number(stage)
+    stage.pod_of("minio")["spec"]["containers"].append({"name": "console", "image": "console"})
+
+
+def shared_service(name: str, port: str) -> Callable[[RecordedStage], None]:
+    """A declared Service that selects every model's pods."""
+
+    def plant(stage: RecordedStage) -> None:
+        spec = {"selector": {"component": "predictor"}, "ports": [{"name": port, "port": 80, "targetPort": 8080}]}
+        made: Object = {"kind": "Service", "metadata": {"name": name}, "spec": spec}
+        stage.live.append(made)
+        stage.declared.append(made)
+
+    return plant
+
+
+def limit_range(**entry: Any) -> Callable[[RecordedStage], None]:
+    def plant(stage: RecordedStage) -> None:
+        limits = [{"type": "Container", **entry}]
+        stage.live.append({"kind": "LimitRange", "metadata": {"name": "small"}, "spec": {"limits": limits}})
+
+    return plant
+
+
 def quota(**hard: str) -> Callable[[RecordedStage], None]:
     def plant(stage: RecordedStage) -> None:
         used = {"pods": "4", "limits.memory": "2Gi"}
         made: Object = {"kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": hard}}
         made["status"] = {"hard": hard, "used": {name: used.get(name, "0") for name in hard}}
         stage.live.append(made)
-
-    return plant
-
-
-def largest(memory: str) -> Callable[[RecordedStage], None]:
-    def plant(stage: RecordedStage) -> None:
-        limits = [{"type": "Container", "max": {"memory": memory}}]
-        stage.live.append({"kind": "LimitRange", "metadata": {"name": "small"}, "spec": {"limits": limits}})
 
     return plant
 
@@ -196,7 +217,15 @@ def reporting(kind: str, status: str) -> Callable[[RecordedStage], None]:
         (wrong_port, "service minio sends to port api, which no container has (named: s3)"),
         (quota(pods="3"), "quota q allows pods=3, 4 are used: a replaced pod is not admitted"),
         (quota(**{"limits.cpu": "8"}), "quota q demands limits.cpu, which container minio of pod minio-"),
-        (largest("200Mi"), "LimitRange small allows memory up to 200Mi, container minio of pod minio-"),
+        (limit_range(max={"memory": "200Mi"}), "LimitRange small allows memory up to 200Mi, container "),
+        (limit_range(type="Pod", max={"memory": "200Mi"}), "LimitRange small allows memory up to 200Mi, pod m"),
+        (limit_range(min={"memory": "99Gi"}), "LimitRange small demands memory from 99Gi on, container "),
+        (limit_range(maxLimitRequestRatio={"memory": "1.01"}), "LimitRange small allows memory limits of 1.01 times"),
+        (wrong_number, "service minio sends to port 9001, and its pods declare 9000 alone"),
+        (
+            shared_service("llm", "http"),
+            f"service llm sends each request to one of the models {MODEL}, {MODEL}-quantized",
+        ),
         (changed_secret, f"secret minio-credentials was changed at {LATER}, after pod minio-"),
         (removed_image, "image vllm-stage.local/minio:1 of container minio is not on node vllm-stage any more: "),
         (forbidden_pull, "image vllm-stage.local/minio:1 of container minio is not on node vllm-stage any more: "),
@@ -238,6 +267,11 @@ def under_the_level_that_the_pods_were_admitted_with(stage: RecordedStage) -> No
         idle_knative_service,
         quota(pods="4"),
         quota(**{"limits.memory": "2Gi"}),
+        limit_range(max={"memory": "99Gi"}, min={"memory": "1Mi"}, maxLimitRequestRatio={"memory": "99"}),
+        limit_range(type="PersistentVolumeClaim", max={"storage": "1Mi"}),
+        wrong_number_before_a_container_without_ports,
+        shared_service("llm-metrics", "http"),
+        shared_service("llm", "metrics"),
         enforcing("privileged"),
         under_the_level_that_the_pods_were_admitted_with,
         reporting("AcceleratedHardwareReady", "True"),

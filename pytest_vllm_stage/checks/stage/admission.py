@@ -46,15 +46,41 @@ def _find_unspecified(quota: str, resource: str, ranges: Sequence[Object], pods:
 
 
 def _find_beyond_limit(limit_range: Object, pods: Sequence[Object]) -> Iterator[str]:
-    entries = [entry for entry in limit_range["spec"].get("limits") or [] if entry.get("type") == "Container"]
-    for pod in pods:
-        for container in pod["spec"]["containers"]:
-            limits = (container.get("resources") or {}).get("limits") or {}
-            for entry in entries:
-                for resource, most in (entry.get("max") or {}).items():
-                    if resource in limits and parse_quantity(limits[resource]) > parse_quantity(most):
-                        yield (
-                            f"LimitRange {objects.name_of(limit_range)} allows {resource} up to {most}, container "
-                            f"{container['name']} of pod {objects.name_of(pod)} has {limits[resource]}: a replaced pod "
-                            "is not admitted"
-                        )
+    name = objects.name_of(limit_range)
+    for entry in limit_range["spec"].get("limits") or []:
+        for pod in pods:
+            containers = pod["spec"]["containers"]
+            judged = {
+                f"container {one['name']} of pod {objects.name_of(pod)}": one.get("resources") for one in containers
+            }
+            if entry.get("type") == "Pod":
+                judged = {f"pod {objects.name_of(pod)}": _sum_resources(containers)}
+            for who, resources in judged.items() if entry.get("type") in ("Container", "Pod") else ():
+                for line in _find_refusals(entry, resources or {}):
+                    yield f"LimitRange {name} {line.format(who=who)}: a replaced pod is not admitted"
+
+
+def _find_refusals(entry: Object, resources: Object) -> Iterator[str]:
+    """What a limit range refuses of specified resources; what is not specified gets its defaults."""
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    for resource, most in (entry.get("max") or {}).items():
+        if resource in limits and parse_quantity(limits[resource]) > parse_quantity(most):
+            yield f"allows {resource} up to {most}, {{who}} has {limits[resource]}"
+    for resource, least in (entry.get("min") or {}).items():
+        if resource in requests and parse_quantity(requests[resource]) < parse_quantity(least):
+            yield f"demands {resource} from {least} on, {{who}} requests {requests[resource]}"
+    for resource, ratio in (entry.get("maxLimitRequestRatio") or {}).items():
+        if resource in limits and parse_quantity(requests.get(resource, 0)):
+            found = parse_quantity(limits[resource]) / parse_quantity(requests[resource])
+            if found > parse_quantity(ratio):
+                yield f"allows {resource} limits of {ratio} times the request, {{who}} has {found:.3g} times"
+
+
+def _sum_resources(containers: Sequence[Object]) -> Object:
+    """The containers' resources together; one that a container does not specify is left out."""
+    total: Object = {}
+    for part in ("limits", "requests"):
+        found = [(container.get("resources") or {}).get(part) or {} for container in containers]
+        names = set.intersection(*map(set, found)) if found else set()
+        total[part] = {name: sum(parse_quantity(one[name]) for one in found) for name in sorted(names)}
+    return total
