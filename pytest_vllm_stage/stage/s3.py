@@ -42,6 +42,26 @@ BAD_CREDENTIALS = (
     "InvalidClientTokenId",
 )
 CLOCK_ERRORS = ("RequestTimeTooSkewed", "RequestExpired")
+_FULL = "mc du STAGE and mc admin info STAGE: enlarge the store's volume or the bucket's quota, or remove old runs"
+_REGION = "AWS_DEFAULT_REGION of the Secret (KServe: annotation serving.kserve.io/s3-region) names another region"
+_STARTING = "kubectl logs deployment/minio: it is starting, or has lost drives"
+#: What helps against an error, by its code.
+_HINTS = {
+    "NoSuchBucket": "kubectl logs job/minio-buckets",
+    "AccessDenied": "mc admin policy attach: the credentials' account lacks the right, or a bucket policy denies it",
+    "AuthorizationHeaderMalformed": _REGION,
+    "PermanentRedirect": _REGION,
+    "XMinioStorageFull": _FULL,
+    "XMinioAdminBucketQuotaExceeded": _FULL,
+    "QuotaExceeded": _FULL,
+    "XMinioServerNotInitialized": _STARTING,
+    "ServiceUnavailable": _STARTING,
+    "SlowDown": _STARTING,
+    "SlowDownRead": _STARTING,
+    "SlowDownWrite": _STARTING,
+    "InvalidObjectState": "the object is in an archive tier: restore it, or upload it again",
+    "ObjectLocked": "the bucket's retention (object lock) forbids to replace or delete it until its date",
+}
 
 
 @dataclass(frozen=True)
@@ -215,9 +235,7 @@ def _refused(action: str, url: str, credentials: str, error: ClientError) -> Sta
         return StageFailure(
             f"{where} answers {code}: {message}", hint="compare the clocks: date -u, here and on the node"
         )
-    if code == "NoSuchBucket":
-        return StageFailure(f"{where} answers NoSuchBucket: {message}", hint="kubectl logs job/minio-buckets")
-    return StageFailure(f"{where} answers {code}: {message}")
+    return StageFailure(f"{where} answers {code}: {message}", hint=_HINTS.get(code, ""))
 
 
 def _unanswered(action: str, url: str, error: Exception, ca_file: str | None) -> StageFailure:

@@ -150,7 +150,10 @@ def test_a_ready_minio_answers_its_health_check() -> None:
         ),
         (s3_error(403, "RequestTimeTooSkewed"), "answers RequestTimeTooSkewed: as the server explains it", "clocks"),
         (s3_error(404, "NoSuchBucket"), "answers NoSuchBucket: as the server explains it", "logs job/minio-buckets"),
-        (s3_error(403, "AccessDenied"), "answers AccessDenied: as the server explains it", ""),
+        (s3_error(403, "AccessDenied"), "answers AccessDenied: as the server explains it", "lacks the right"),
+        (s3_error(400, "AuthorizationHeaderMalformed"), "answers AuthorizationHeaderMalformed", "names another region"),
+        (s3_error(507, "XMinioStorageFull"), "answers XMinioStorageFull: as the server", "enlarge the store's volume"),
+        (s3_error(503, "XMinioServerNotInitialized"), "answers XMinioServerNotInitialized", "or has lost drives"),
     ],
 )
 def test_refusal_names_bucket_and_key(reply: Reply, says: str, hint: str) -> None:
