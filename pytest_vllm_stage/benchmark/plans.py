@@ -10,6 +10,7 @@ from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.suggestions import describe_unknown
 from pytest_vllm_stage.measurement.step import LoadPlan, LoadStep
 from pytest_vllm_stage.settings.config import StageConfig
+from pytest_vllm_stage.settings.load_table import LoadTable
 from pytest_vllm_stage.settings.profile import ModelProfile, Profile
 from pytest_vllm_stage.settings.slo_tables import SloTable
 from pytest_vllm_stage.settings.urls import ENDPOINT_ROLE
@@ -29,12 +30,14 @@ class PlannedStep:
         step: What is sent.
         objectives: What is promised of it, or what an observation is compared with.
         observation: It is beyond what the profile promises: measured and shown, and no reason to fail.
+        longest_s: The most seconds of a second measurement, if the first one decides nothing; 0 for none.
     """
 
     role: str
     step: LoadStep
     objectives: tuple[Objective, ...]
     observation: bool = False
+    longest_s: float = 0.0
 
 
 def steps_of(config: StageConfig, run_id: str) -> list[PlannedStep]:
@@ -128,8 +131,7 @@ def api_of(config: StageConfig, role: str) -> str:
 
 def workers_of(config: StageConfig, role: str) -> int:
     """How many pods share a load step of a model with --stage-load-from=cluster."""
-    model = _model(config, role)
-    return (config.profile.load.override(model.load) if model else config.profile.load).workers
+    return _load(config, role).workers
 
 
 def limit_of(config: StageConfig, role: str) -> float | None:
@@ -146,6 +148,11 @@ def _model(config: StageConfig, role: str) -> ModelProfile | None:
     return next((model for model in config.profile.models.values() if model.inference_service == named), None)
 
 
+def _load(config: StageConfig, role: str) -> LoadTable:
+    model = _model(config, role)
+    return config.profile.load.override(model.load) if model else config.profile.load
+
+
 def _slo_tables(profile: Profile) -> dict[str, SloTable]:
     """The tables of objectives, by the names that they have in the file."""
     return {"slo": profile.slo} | {f"models.{role}.slo": model.slo for role, model in profile.models.items()}
@@ -158,14 +165,13 @@ def _check_step_names(where: str, table: SloTable, known: list[str]) -> None:
 
 
 def _plan(config: StageConfig, run_id: str, role: str) -> LoadPlan | None:
-    model = _model(config, role)
-    load = config.profile.load.override(model.load) if model else config.profile.load
+    model, load = _model(config, role), _load(config, role)
     if load.is_empty:
         return None
     where = f"profile {config.profile.source.name}: {f'models.{model.role}.load' if model else 'load'}"
     if missing := load.missing_keys():
         raise ConfigError(f"{where}.{missing[0]}: required key is missing")
-    values = load.model_dump(exclude={"workers"})
+    values = load.model_dump(exclude={"workers", "second_times"})
     rates, concurrencies, least = (values.pop(key) for key in ("rates", "concurrencies", "requests_min"))
     base = LoadStep(
         f"{role} ({where})",
@@ -194,7 +200,8 @@ def _steps_of_role(config: StageConfig, run_id: str, role: str) -> list[PlannedS
     for planned in plan.steps():
         above = limit is not None and (planned.request_rate or 0.0) > limit
         objectives = objectives_of(config, role, planned.name)
-        made.append(PlannedStep(role, planned, objectives, above))
+        longest_s = 0.0 if above else _load(config, role).second_times * planned.duration_s
+        made.append(PlannedStep(role, planned, objectives, above, longest_s))
     return made
 
 

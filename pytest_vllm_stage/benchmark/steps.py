@@ -23,7 +23,7 @@ from pytest_vllm_stage.load.driver import LoadJob, Watcher
 from pytest_vllm_stage.load.guidellm.writing import write_report
 from pytest_vllm_stage.load.prompts import PromptMaker
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number
-from pytest_vllm_stage.measurement.samples import PORT_FORWARD, SEVERAL_ENGINES, Measurement
+from pytest_vllm_stage.measurement.samples import PORT_FORWARD, SEVERAL_ENGINES, UNDECIDED_BEFORE, Measurement
 from pytest_vllm_stage.measurement.samples_file import SUFFIX, as_saved, read_measurement
 from pytest_vllm_stage.measurement.step import LoadStep
 from pytest_vllm_stage.run.context import Run
@@ -31,7 +31,8 @@ from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.serving.replicas import find_replicas
 from pytest_vllm_stage.serving.target import DUMMY_WEIGHTS, is_simulated
 from pytest_vllm_stage.settings.config import StageConfig
-from pytest_vllm_stage.slo.decision import Outcome
+from pytest_vllm_stage.slo.again import find_second_duration_s, note_second
+from pytest_vllm_stage.slo.decision import ALPHA, SECOND_SHARE_OF_ALPHA, Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
 from pytest_vllm_stage.slo.gateway import GATEWAY_FINDINGS
@@ -41,9 +42,13 @@ from pytest_vllm_stage.slo.verdict import StepVerdict, judge
 from pytest_vllm_stage.stage.reach import forwards
 
 #: Findings that the terminal shows of steps that pass too.
-SHOWN_FINDINGS = (*GATEWAY_FINDINGS, "stalls", "port_forward")
+SHOWN_FINDINGS = (*GATEWAY_FINDINGS, "stalls", "port_forward", "measured_twice")
 #: What an observation is called where a verdict would stand.
 OBSERVED = "observed"
+#: First measurements that decided nothing, below the folder of the steps that count.
+UNDECIDED_FOLDER = "undecided"
+#: Added to a step's seed for the second one's prompts; reruns of `regressions` add multiples of 10 000.
+SECOND_SEED = 5_000
 #: Each step once more, as a report that GuideLLM's users can read with their tools.
 GUIDELLM_SUFFIX = ".guidellm.json"
 
@@ -103,20 +108,39 @@ class LoadSource(Protocol):
 def carry_out(
     run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker, source: LoadSource | None = None
 ) -> StepResult:
-    """Measure a step of the run's plan, judge it, and write its files.
+    """Measure a step of the run's plan, once more where that decides nothing, judge it, and write its files.
 
     Raises:
         StageError: it could not be measured.
     """
-    return conclude(run, planned, measure_planned(run, planned, client, maker, source), plans.gates_of(_planned(run)))
+    gates = plans.gates_of(_planned(run))
+    measurement = measure_planned(run, planned, client, maker, source)
+    metrics, verdict = _judge(run, planned, measurement, gates)
+    again_s = find_second_duration_s(planned.step, verdict, planned.longest_s)
+    if again_s is None:
+        return _keep(run, planned, measurement, metrics, verdict)
+    write_step(folder_of(run) / UNDECIDED_FOLDER, measurement, metrics, verdict)
+    step = planned.step
+    run.journal.say(f"{step.id}: {verdict.outcome} ({verdict.why}), so it is measured once more, for {again_s:g} s")
+    # Other prompts: the first ones are in the prefix cache by now.
+    longer = replace(planned, step=replace(step, duration_s=again_s, seed=step.seed + SECOND_SEED))
+    second = measure_planned(run, longer, client, maker, source, alpha=SECOND_SHARE_OF_ALPHA * ALPHA)
+    second = replace(second, facts={**second.facts, **note_second(verdict)})
+    return conclude(run, planned, second, gates)
 
 
 def measure_planned(
-    run: Run, planned: PlannedStep, client: EndpointClient, maker: PromptMaker, source: LoadSource | None = None
+    run: Run,
+    planned: PlannedStep,
+    client: EndpointClient,
+    maker: PromptMaker,
+    source: LoadSource | None = None,
+    *,
+    alpha: float = ALPHA,
 ) -> Measurement:
-    """Send a planned step's load; it ends early where that is allowed and its verdict is certain."""
+    """Send a planned step's load; it ends early where that is allowed and its verdict is certain at that alpha."""
     gates = plans.gates_of(_planned(run))
-    watcher = EarlyDecision(planned.step, planned.objectives, gates=gates, observation=planned.observation)
+    watcher = EarlyDecision(planned.step, planned.objectives, alpha=alpha, gates=gates, observation=planned.observation)
     return measure(run, planned.step, client, maker, watcher, source)
 
 
@@ -229,13 +253,22 @@ def judge_saved(run: Run, path: Path) -> StepResult:
 
 def conclude(run: Run, planned: PlannedStep, measurement: Measurement, gates: int) -> StepResult:
     """Summarise and judge a measurement, once; write its files, and put the result into the journal."""
-    metrics, verdict = judge(
+    return _keep(run, planned, measurement, *_judge(run, planned, measurement, gates))
+
+
+def _judge(run: Run, planned: PlannedStep, measurement: Measurement, gates: int) -> tuple[Metrics, StepVerdict]:
+    return judge(
         measurement,
         planned.objectives,
         gates=gates,
         horizon_s=plans.horizon_of(run.config, planned.role),
         promised_rate=plans.limit_of(run.config, planned.role),
     )
+
+
+def _keep(
+    run: Run, planned: PlannedStep, measurement: Measurement, metrics: Metrics, verdict: StepVerdict
+) -> StepResult:
     artifact = artifact_of(measurement, metrics, verdict)
     folder = folder_of(run)
     write_step(folder, measurement, metrics, verdict)
@@ -280,7 +313,12 @@ def finish(run: Run) -> list[str]:
     plan = {planned.step.id: planned for planned in _planned(run)}
     artifacts = {one.step.id: one for one in read_artifacts(folder) if one.step.id in plan}
     promised = [one for step_id, one in artifacts.items() if not plan[step_id].observation]
-    sequential = [one.step.id for one in promised if one.step.decide_early and one.step.open_loop]
+    # A second measurement has spent its own share of alpha.
+    sequential = [
+        one.step.id
+        for one in promised
+        if (one.step.decide_early and one.step.open_loop) or UNDECIDED_BEFORE in one.facts
+    ]
     changed = []
     for verdict in judge_run([one.own_verdict() for one in promised], sequential=sequential):
         before, planned = artifacts[verdict.step], plan[verdict.step]

@@ -220,6 +220,9 @@ SEVERAL_ENGINES = "several_engines"
 LOST_ROWS = "lost_rows"
 #: In a measurement's facts where an earlier attempt of the step does not count: why it does not.
 MEASURED_AGAIN = "measured_again"
+#: In a measurement's facts where it is the second one of a step that the first one left undecided: the first one's
+#: ``outcome``, and ``why``.
+UNDECIDED_BEFORE = "undecided_before"
 #: More rows than this share, or than one, are not lost by chance.
 _LOST_SHARE = 0.01
 

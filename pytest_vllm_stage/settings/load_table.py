@@ -19,7 +19,16 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from pytest_vllm_stage.settings.tables import Count, Positive, PositiveCount, Table, expect, one_of, require_unique
+from pytest_vllm_stage.settings.tables import (
+    Count,
+    NotNegative,
+    Positive,
+    PositiveCount,
+    Table,
+    expect,
+    one_of,
+    require_unique,
+)
 
 #: Keys that must be set, in ``[load]`` or in the model's own table.
 REQUIRED = ("duration_s", "prompt_tokens", "output_tokens")
@@ -67,6 +76,8 @@ class LoadTable(Table):
     """Requests sent and awaited before a step, unless another one has just ended; they are not measured."""
     request_timeout_s: Positive = 120.0
     """Seconds from a request's scheduled time to the end of its answer; a slower one counts as failed."""
+    second_times: NotNegative = 4.0
+    """A promised step that is undecided is measured once more, for at most so many times its length; 0 for never."""
     workers: PositiveCount = 2
     """Pods that share each load step with `--stage-load-from=cluster`."""
 

@@ -108,6 +108,7 @@ def require_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 Text: TypeAlias = Annotated[str, Field(min_length=1), expect("a string that is not empty")]
 OptionalText: TypeAlias = Annotated[str, expect("a string")]
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False), expect("a number above 0")]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False), expect("a number from 0")]
 PositiveCount: TypeAlias = Annotated[int, Field(gt=0), expect("a whole number above 0")]
 Count: TypeAlias = Annotated[int, Field(ge=0), expect("a whole number from 0")]
 

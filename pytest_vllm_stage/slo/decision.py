@@ -20,6 +20,8 @@ from functools import lru_cache
 from pytest_vllm_stage.measurement.statistics import binomial_at_least, binomial_at_most, binomial_at_most_effective
 
 ALPHA = 0.05
+#: What a second measurement of an undecided step may spend of it, on top; see `again`.
+SECOND_SHARE_OF_ALPHA = 0.2
 #: No plan has more requests than this; beyond it an undecided objective is as good as met exactly.
 MOST_REQUESTS = 1_000_000
 

@@ -20,12 +20,12 @@ def judge_run(
 ) -> list[StepVerdict]:
     """The verdicts of a run, with undecided objectives failed where Holm's rule allows it.
 
-    Invalid steps are left out. Steps under the sequential rule keep their verdicts: a p-value at a time that depends
-    on the data is not valid.
+    Invalid steps are left out. Steps under the sequential rule, and those that were measured twice, keep their
+    verdicts: a p-value at a time that depends on the data is not valid.
 
     Args:
         verdicts: One per step.
-        sequential: Ids of the steps that were judged by the sequential rule.
+        sequential: Ids of the steps that were judged by the sequential rule, or by a second measurement.
         alpha: Risk of a false fail over the whole run.
     """
     places = [

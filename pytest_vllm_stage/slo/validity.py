@@ -15,6 +15,7 @@ from pytest_vllm_stage.measurement.samples import (
     MEASURED_AGAIN,
     PORT_FORWARD,
     SEVERAL_ENGINES,
+    UNDECIDED_BEFORE,
     Measurement,
     Sample,
     are_too_many_lost,
@@ -65,6 +66,7 @@ class Finding:
 def findings(measurement: Measurement, metrics: Metrics, objectives: Sequence[Objective]) -> tuple[Finding, ...]:
     """Everything that is wrong or unexpected in a measurement, the invalidating findings first."""
     found = [
+        *_measured_twice(measurement),
         *_workers(measurement, objectives),
         *_client(measurement, metrics, objectives),
         *_port_forward(measurement, metrics),
@@ -105,6 +107,12 @@ def _client(measurement: Measurement, metrics: Metrics, objectives: Sequence[Obj
         sent, least = f"{100 * achieved:.1f} %", f"{100 * SENT_SHARE:g} %"
         text = f"the client sent {sent} of the planned rate, expected at least {least}{busy}"
         yield Finding("rate_not_sent", text, True)
+
+
+def _measured_twice(measurement: Measurement) -> Iterator[Finding]:
+    if first := measurement.facts.get(UNDECIDED_BEFORE):
+        text = f"measured twice, the second time for {measurement.step.duration_s:g} s: {first['outcome']} at first"
+        yield Finding("measured_twice", text, False)
 
 
 def _workers(measurement: Measurement, objectives: Sequence[Objective]) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from typing import Any
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summarise, with_effective_sizes
 from pytest_vllm_stage.measurement.plausibility import find_impossible
-from pytest_vllm_stage.measurement.samples import Measurement
-from pytest_vllm_stage.slo.decision import ALPHA, Outcome
+from pytest_vllm_stage.measurement.samples import UNDECIDED_BEFORE, Measurement
+from pytest_vllm_stage.slo.decision import ALPHA, SECOND_SHARE_OF_ALPHA, Outcome
 from pytest_vllm_stage.slo.engine_load import EngineLoad
 from pytest_vllm_stage.slo.gates import GateVerdict, Risks
 from pytest_vllm_stage.slo.gateway import GATEWAY_FINDINGS, find_gateway_findings, judge_gateway_gate
@@ -29,6 +29,7 @@ _REMARKABLE = (
     "engine_restarted",
     "several_servers",
     "measured_again",
+    "measured_twice",
     "lost_rows",
     "buffered",
     "waiting",
@@ -104,7 +105,8 @@ def judge(
     Args:
         measurement: The measurement.
         objectives: The step's objectives; without any the verdict is inconclusive.
-        alpha: Highest probability of passing a step with a broken objective, and of failing any step of a healthy run.
+        alpha: Highest probability of passing a step with a broken objective, and of failing any step of a healthy run;
+            a second measurement of an undecided step may spend `SECOND_SHARE_OF_ALPHA` of it.
         gates: Objectives over all steps of the run, which share the risk of a false fail; default: this step's.
         horizon_s: How long the objectives have to hold; a latency that rises beyond its limit within this time does not
             pass.
@@ -113,6 +115,8 @@ def judge(
     Returns:
         The metrics and the verdict.
     """
+    if UNDECIDED_BEFORE in measurement.facts:
+        alpha *= SECOND_SHARE_OF_ALPHA
     impossible = next(find_impossible(measurement), None)
     if impossible is not None:
         return _refuse(measurement, str(impossible), alpha)
