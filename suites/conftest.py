@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
     """Distribute the checks by lanes."""
     from pytest_vllm_stage.session.lanes_scheduling import make_scheduler
 
-    return make_scheduler(config, log, config.stash[RUN].config.roles)
+    return make_scheduler(config, log, config.stash[RUN].config)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -100,7 +100,10 @@ def _latest(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def _load_access(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each exclusive access of a load test, and the other tests that ran during it: there must be none."""
+    """Each exclusive access of a load test, and the other tests that ran during it: there must be none.
+
+    Load tests of different simulated models may run side by side; these accesses have a role.
+    """
     accesses = [_without_kind(event) for event in events if event["kind"] == "access"]
     return [
         access
@@ -111,11 +114,17 @@ def _load_access(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 if other is not access
                 and other["began_at"] < access["ended_at"]
                 and access["began_at"] < other["ended_at"]
+                and not _of_other_models(access, other)
             ]
         }
         for access in accesses
         if access["exclusive"]
     ]
+
+
+def _of_other_models(access: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    roles = access.get("role"), other.get("role")
+    return all(roles) and roles[0] != roles[1]
 
 
 def _versions(events: list[dict[str, Any]]) -> dict[str, str]:

@@ -2,13 +2,15 @@
 
 A readers/writer lock of the machine is held around each test that uses the stage, in any xdist worker: shared by
 ordinary tests, exclusive for load tests. The journal records each access with its time, so that the record can prove
-that no other test ran during a load step.
+that no other test ran during a load step. Simulated engines answer at times that are declared, however busy the machine
+is: there each model has a lock of its own, and load tests of different models run side by side.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from pytest_vllm_stage.core.errors import ConfigError, EnvironmentUnusable
 from pytest_vllm_stage.core.paths import cache_dir
 from pytest_vllm_stage.run.context import Run
 from pytest_vllm_stage.session.access_lock import remove_unused, try_lock
+from pytest_vllm_stage.session.lanes import find_role
 
 #: Marks a load test: it runs exclusively, after all other tests.
 LOAD = "load"
@@ -68,11 +71,12 @@ class ExclusiveAccess:
                 self._wait_for(self._loads, "load tests")
             elif place == 3:
                 self._wait_for(self._before_disruptions, "tests before the disruptions")
-            descriptor = self._acquire(item.nodeid, exclusive=exclusive)
+            role = self._load_role(item)
+            descriptors = self._acquire(item.nodeid, role, exclusive=exclusive)
         except EnvironmentUnusable as error:
             self._denied = error
             return (yield)
-        with self._recorded(descriptor, item.nodeid, exclusive=exclusive):
+        with self._recorded(descriptors, item.nodeid, role, exclusive=exclusive):
             return (yield)
 
     @pytest.hookimpl(tryfirst=True)
@@ -86,24 +90,30 @@ class ExclusiveAccess:
         if self._run.active and not hasattr(session.config, "workerinput"):
             remove_unused(_locks())
 
-    def _acquire(self, nodeid: str, *, exclusive: bool) -> int:
-        path = _lock_path(self._run)
+    def _load_role(self, item: pytest.Item) -> str:
+        """The only model that the test uses exclusively; empty where it needs all of them."""
+        if not self._run.config.simulated or _place(item) != 1:
+            return ""
+        return find_role(item.nodeid, self._run.config.roles)
+
+    def _acquire(self, nodeid: str, role: str, *, exclusive: bool) -> list[int]:
+        paths = _lock_paths(self._run, role)
         started = reported = time.monotonic()
-        while (descriptor := try_lock(path, exclusive=exclusive)) is None:
+        while (descriptors := _try_locks(paths, exclusive=exclusive)) is None:
             now = time.monotonic()
             if now - started > WAIT_S:
                 raise EnvironmentUnusable(
                     f"{nodeid} did not get access to the endpoints within {WAIT_S / 60:g} minutes: other tests hold it",
-                    hint=f"fuser -v {path} # the processes that hold it",
+                    hint=f"fuser -v {shlex.join(map(str, paths))} # the processes that hold it",
                 )
             if now - reported > _REPORT_EVERY_S and self._run.active:
                 reported = now
                 self._run.journal.say(f"{nodeid} waits: other tests are using the endpoints")
             time.sleep(_POLL_S)
-        return descriptor
+        return descriptors
 
     @contextmanager
-    def _recorded(self, descriptor: int, nodeid: str, *, exclusive: bool) -> Iterator[None]:
+    def _recorded(self, descriptors: list[int], nodeid: str, role: str, *, exclusive: bool) -> Iterator[None]:
         began = time.time()
         try:
             yield
@@ -111,8 +121,9 @@ class ExclusiveAccess:
             # What others wait for is recorded in any case.
             if exclusive or self._before_disruptions or self._run.active:
                 ended = time.time()
-                self._run.journal.event("access", nodeid, exclusive=exclusive, began_at=began, ended_at=ended)
-            os.close(descriptor)
+                only = {"role": role} if role else {}
+                self._run.journal.event("access", nodeid, exclusive=exclusive, began_at=began, ended_at=ended, **only)
+            _release(descriptors)
 
     def _wait_for(self, earlier: list[str], what: str) -> None:
         """Wait, before taking the lock, until each of the earlier tests has had access, in any worker."""
@@ -153,10 +164,31 @@ def _disrupts(item: pytest.Item) -> bool:
     return _place(item) == 3 and not item.get_closest_marker("skip")
 
 
-def _lock_path(run: Run) -> Path:
-    """One file for all runs of this user with the same endpoints: a second run on a stage waits for the first."""
+def _lock_paths(run: Run, role: str) -> list[Path]:
+    """One file for all runs of this user with the same endpoints: a second run on a stage waits for the first.
+
+    A simulated stage has one for each model, of which a test of one role takes only that role's.
+    """
     name = hashlib.sha256(_endpoints_of(run).encode()).hexdigest()[:16]
-    return _locks() / f"{name}.lock"
+    models = ([role] if role else sorted(run.config.roles)) if run.config.simulated else []
+    return [_locks() / f"{name}-{model}.lock" for model in models] or [_locks() / f"{name}.lock"]
+
+
+def _try_locks(paths: list[Path], *, exclusive: bool) -> list[int] | None:
+    """The descriptors that hold all locks; None, and nothing is held, where others hold one."""
+    held: list[int] = []
+    for path in paths:
+        descriptor = try_lock(path, exclusive=exclusive)
+        if descriptor is None:
+            _release(held)
+            return None
+        held.append(descriptor)
+    return held
+
+
+def _release(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _locks() -> Path:

@@ -73,6 +73,31 @@ def test_a_run_with_the_simulated_engine_says_so_everywhere(simulated_place: pyt
     assert said(simulated_place.path / "here") == [True, "true", "true", True]
 
 
+def test_load_tests_of_two_simulated_models_run_side_by_side(simulated_place: pytest.Pytester) -> None:
+    """Each waits until the other one runs."""
+    simulated_place.makepyfile(
+        """
+        import time
+        import pytest
+
+        @pytest.mark.load
+        def test_load(stage, stage_run, model_role):
+            others = {"quantized": "full", "full": "quantized"}
+            (stage_run.directory / model_role).touch()
+            until = time.monotonic() + 60
+            while not (stage_run.directory / others[model_role]).exists():
+                assert time.monotonic() < until, f"the load test of {others[model_role]} does not run"
+                time.sleep(0.02)
+        """
+    )
+    result = run_pytest(simulated_place, "--stage-engine=sim", "--stage-run-dir=here", "-n2")
+    result.assert_outcomes(passed=2)
+    result.stdout.no_fnmatch_line("NOT EXCLUSIVE*")
+    accesses = json.loads((simulated_place.path / "here" / "run.json").read_text())["load_access"]
+    assert sorted(one["role"] for one in accesses) == ["full", "quantized"]
+    assert [one["concurrent"] for one in accesses] == [[], []]
+
+
 def test_a_run_with_vllm_does_not(simulated_place: pytest.Pytester) -> None:
     result = run_pytest(simulated_place, "--stage-run-dir=here")
     result.assert_outcomes(passed=1)

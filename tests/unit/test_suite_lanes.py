@@ -38,6 +38,20 @@ def test_a_lane_is_a_suite_or_a_model(nodeid: str, lane: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("nodeid", "lane"),
+    [
+        ("suites/slo/test_slo.py::test_objectives[full-rate-5]", "load full"),
+        ("suites/slo/test_slo.py::test_objectives[full-2-concurrency-5]", "load full-2"),
+        ("suites/slo/test_slo.py::test_objectives[none]", "load"),
+        ("suites/registry/test_entities.py::test_version[full]", "load"),
+        ("suites/inference/test_models.py::test_model_is_listed[full]", "full"),
+    ],
+)
+def test_load_steps_of_simulated_models_are_lanes_by_model(nodeid: str, lane: str) -> None:
+    assert find_lane(nodeid, ROLES, simulated=True) == lane
+
+
+@pytest.mark.parametrize(
     ("config", "whole"),
     [
         (SimpleNamespace(), True),
