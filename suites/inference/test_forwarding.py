@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage.checks.inference.effects import UNFILTERED
 from pytest_vllm_stage.checks.inference.patterns import pattern
 from pytest_vllm_stage.checks.inference.relations.reading import describe_change
 from pytest_vllm_stage.checks.inference.together import settled, together
@@ -69,7 +70,7 @@ def test_identical_requests_are_sampled_apart(endpoint: EndpointClient) -> None:
 
     A gateway that merges identical requests shows several users one user's draw.
     """
-    parameters = {"temperature": 1.8, "max_tokens": 16, "ignore_eos": True}
+    parameters = {"temperature": 1.8, "max_tokens": 16, "ignore_eos": True} | UNFILTERED
     prompt = "Here is a story that no one has heard yet, about"
     drawn: set[str] = set()
     for _ in range(2):

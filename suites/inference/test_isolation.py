@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pytest_vllm_stage import EndpointClient, StreamedAnswer, does_not_apply
+from pytest_vllm_stage.checks.inference.effects import UNFILTERED
 from pytest_vllm_stage.checks.inference.patterns import Pattern, pattern
 from pytest_vllm_stage.checks.inference.queueing import observe_queue
 from pytest_vllm_stage.checks.inference.together import is_counted, settled, together
@@ -70,7 +71,8 @@ def test_answer_belongs_to_its_parameters(endpoint: EndpointClient) -> None:
     assert stopped.text == number.partition(number[-1])[0], f"with stop={number[-1]!r} it said {stopped.text!r}"
     story = "Here is a story that no one has heard yet:"
     endpoint.completion(story, temperature=0, max_tokens=8)
-    drawn = {endpoint.completion(story, temperature=2.0, max_tokens=8, seed=seed).text for seed in range(3)}
+    hot = {"temperature": 2.0, "max_tokens": 8} | UNFILTERED
+    drawn = {endpoint.completion(story, seed=seed, **hot).text for seed in range(3)}
     assert len(drawn) > 1, f"three seeds at temperature 2 after a greedy answer all gave {drawn.pop()!r}"
 
 

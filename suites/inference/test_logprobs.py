@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage.checks.inference.effects import UNPENALISED
 from pytest_vllm_stage.checks.inference.patterns import pattern
 
 Needs = Callable[..., None]
@@ -18,7 +19,7 @@ ROUNDING = 1e-3
 #: What a batch's rounding may move a log probability by, in nats; seen are 0.02.
 BATCH_ROUNDING_NATS = 0.25
 TOP = 5
-ASKED = {"temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": TOP}
+ASKED = {"temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": TOP} | UNPENALISED
 STORY = "Write a story."
 
 
@@ -77,7 +78,8 @@ def test_completion_logprobs_are_consistent(endpoint: EndpointClient, needs: Nee
     Evaluation harnesses compare these lists place by place: one that is a token short shifts every score behind it.
     """
     needs("logprobs")
-    answer = endpoint.completion(pattern(2).prompt(), temperature=0, max_tokens=5, logprobs=3, ignore_eos=True)
+    asked = {"temperature": 0, "max_tokens": 5, "logprobs": 3, "ignore_eos": True} | UNPENALISED
+    answer = endpoint.completion(pattern(2).prompt(), **asked)
     scores = answer.choice.get("logprobs")
     assert isinstance(scores, dict), f"logprobs were requested, got {scores!r}"
     lengths = {field: len(scores[field]) for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}

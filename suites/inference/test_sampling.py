@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage.checks.inference.effects import UNFILTERED, UNPENALISED
 from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.answers import read_text
 
 Needs = Callable[..., None]
 
 #: Drawn at temperature 2, eight tokens never come the same twice by chance, whatever the model.
-HOT = {"temperature": 2.0, "max_tokens": 8, "ignore_eos": True}
+HOT = {"temperature": 2.0, "max_tokens": 8, "ignore_eos": True} | UNFILTERED
 STORY = "Write a story."
 #: A seed makes the same draws; where other users fill the batch, rounding may still tip one of them.
 SEED_ATTEMPTS = 3
@@ -36,7 +37,7 @@ def test_temperature_0_selects_the_likeliest_token(endpoint: EndpointClient, nee
     A temperature that is dropped on the way leaves the default, which draws: right most of the time, and not always.
     """
     needs("logprobs")
-    answer = endpoint.chat(STORY, temperature=0, max_tokens=12, logprobs=True, top_logprobs=2)
+    answer = endpoint.chat(STORY, temperature=0, max_tokens=12, logprobs=True, top_logprobs=2, **UNPENALISED)
     scores = answer.choice.get("logprobs")
     assert scores, f"logprobs were requested, got {scores!r}"
     for entry in scores["content"]:

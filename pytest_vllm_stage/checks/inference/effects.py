@@ -17,8 +17,13 @@ from pytest_vllm_stage.serving.client import EndpointClient
 #: A prompt whose greedy answer is certain, and one whose draws differ, by API.
 CERTAIN = {"chat": "Write the numbers from 1 to 100, separated by commas.", "completions": "1, 2, 3, 4, 5, 6, 7, 8,"}
 OPEN = {"chat": "Write a story.", "completions": "Here is a story that no one has heard yet:"}
+#: A model's generation_config.json may filter draws by default, down to one token (Qwen2.5-VL: ``top_k`` 1), and
+#: penalise repetition (Qwen2.5: 1.05): then the greedy token is not always the one with the best score, as vLLM's
+#: scores are those before penalties (--logprobs-mode raw_logprobs).
+UNFILTERED = {"top_k": -1, "top_p": 1.0}
+UNPENALISED = {"repetition_penalty": 1.0}
 #: Drawn at temperature 2, eight tokens never come the same twice by chance, whatever the model.
-HOT = {"temperature": 2.0, "max_tokens": 8, "ignore_eos": True}
+HOT = {"temperature": 2.0, "max_tokens": 8, "ignore_eos": True} | UNFILTERED
 LONG = {"temperature": 0, "max_tokens": 48, "ignore_eos": True}
 #: A seed makes the same draws; where other requests fill the batch, rounding may still tip one of them.
 ATTEMPTS = 3
