@@ -11,6 +11,7 @@ import pytest
 from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.effects import UNPENALISED
 from pytest_vllm_stage.checks.inference.patterns import pattern
+from pytest_vllm_stage.checks.inference.spelling import spells
 
 Needs = Callable[..., None]
 
@@ -51,8 +52,10 @@ def test_chat_logprobs_are_consistent(endpoint: EndpointClient, needs: Needs) ->
     content = checked(answer.choice.get("logprobs"))
     made = answer.usage.completion_tokens
     assert len(content) == made, f"{made} tokens were made, {len(content)} have logprobs"
-    said = bytes(byte for entry in content for byte in entry["bytes"] or b"").decode(errors="replace")
-    assert said.startswith(answer.text), f"the tokens of the logprobs spell {said!r}, the answer is {answer.text!r}"
+    pieces = [bytes(entry["bytes"] or b"").decode(errors="replace") for entry in content]
+    assert spells(pieces, answer.text), (
+        f"the tokens of the logprobs spell {''.join(pieces)!r}, the answer is {answer.text!r}"
+    )
 
 
 def test_streamed_logprobs_equal_plain_logprobs(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
@@ -85,7 +88,9 @@ def test_completion_logprobs_are_consistent(endpoint: EndpointClient, needs: Nee
     lengths = {field: len(scores[field]) for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
     assert set(lengths.values()) == {5}, f"5 tokens were made; the logprobs have {lengths}"
     said = "".join(scores["tokens"])
-    assert said == answer.text, f"the tokens of the logprobs spell {said!r}, the answer is {answer.text!r}"
+    assert spells(scores["tokens"], answer.text), (
+        f"the tokens of the logprobs spell {said!r}, the answer is {answer.text!r}"
+    )
     for token, taken, top in zip(scores["tokens"], scores["token_logprobs"], scores["top_logprobs"], strict=True):
         total = sum(map(math.exp, top.values()))
         assert total <= 1 + ROUNDING, f"the probabilities of {len(top)} alternatives sum to {total:.3f}"
