@@ -42,9 +42,14 @@ class Pace:
         return not self.symptom
 
     @property
+    def is_short(self) -> bool:
+        """Too few pieces of text to judge: each has many tokens, or all came as one."""
+        return self.deltas < LEAST_DELTAS
+
+    @property
     def symptom(self) -> str:
         """What is wrong with the pace; empty where nothing is."""
-        if self.deltas < LEAST_DELTAS:
+        if self.is_short:
             return f"the stream was no stream: its text came in {self.deltas} pieces"
         if self.spread_s < LEAST_SHARE * self.duration_s:
             return (
