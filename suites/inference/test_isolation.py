@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -92,6 +93,20 @@ def test_cached_prefix_changes_no_answer(endpoint: EndpointClient) -> None:
         check(shown, said, [first, other, another])
 
 
+def prompt_of_blocks(endpoint: EndpointClient, block_sizes: list[str]) -> str:
+    """A prompt of more than two blocks of the prefix cache, which holds whole blocks only.
+
+    vLLM makes the blocks of hybrid models, such as Granite 4 and Qwen3-Next, hundreds of tokens long.
+    """
+    shown, size = pattern(10), max((int(one) for one in block_sizes if one.isdecimal()), default=0)
+    counted = endpoint.tokenize(shown.prompt(MANY_LINES))
+    lines = max(MANY_LINES, math.ceil(MANY_LINES * 2.5 * size / counted.count))
+    needed = math.ceil(lines * counted.count / MANY_LINES)
+    if counted.max_model_len is not None and needed > counted.max_model_len - 1:
+        does_not_apply(f"two blocks of the prefix cache, {size} tokens each, do not fit into {counted.max_model_len}")
+    return shown.prompt(lines)
+
+
 def test_enabled_prefix_cache_is_hit(endpoint: EndpointClient, needs: Needs) -> None:
     """If the server reports prefix caching as enabled, a repeated long prompt hits the cache.
 
@@ -103,9 +118,11 @@ def test_enabled_prefix_cache_is_hit(endpoint: EndpointClient, needs: Needs) -> 
     if not metrics.series("vllm:cache_config_info", enable_prefix_caching="True"):
         does_not_apply("the server reports prefix caching as disabled")
     before = metrics.value("vllm:prefix_cache_hits", model_name=model)
-    prompt = pattern(10).prompt(MANY_LINES)
-    # Each replica has a cache of its own: one request more than replicas meets one of them twice.
-    times = 1 + (endpoint.scrapes.replicas.count if endpoint.scrapes.replicas else 1)
+    caches = metrics.series("vllm:cache_config_info", enable_prefix_caching="True")
+    prompt = prompt_of_blocks(endpoint, [one.labels.get("block_size", "") for one in caches])
+    # Each engine of each replica has a cache of its own: one request more than engines meets one of them twice.
+    engines = len({one.labels.get("engine") for one in caches})
+    times = 1 + engines * (endpoint.scrapes.replicas.count if endpoint.scrapes.replicas else 1)
     for _ in range(times):
         tokens = endpoint.completion(prompt, temperature=0, max_tokens=1).usage.prompt_tokens
     hit = is_counted(lambda: endpoint.metrics().value("vllm:prefix_cache_hits", model_name=model) > before)
