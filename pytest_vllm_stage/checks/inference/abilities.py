@@ -18,8 +18,12 @@ from pytest_vllm_stage.settings.profile import ModelProfile
 _MARKS = ("<think>", "[THINK]", "<|channel|>analysis")
 #: What vLLM applies to the answer alone, after the reasoning.
 _AFTER_REASONING = ("auto_tools", "structured_outputs", "tools")
-#: vLLM's own words for parameters that a configuration of the engine rules out: ``min_p`` and ``logit_bias`` so far.
-_RULED_OUT = re.compile(r"The [\w ]+ sampling parameters are not yet supported with speculative decoding")
+#: vLLM's own words for parameters that a configuration of the engine rules out, ``min_p`` and ``logit_bias`` so far;
+#: and those of chat templates without a place for a system prompt: Gemma 2's, Mistral 7B's.
+_RULED_OUT = re.compile(
+    r"The [\w ]+ sampling parameters are not yet supported with speculative decoding|"
+    r"System role not supported|Only user and assistant roles are supported"
+)
 #: Names of models that are trained on conversations: their tokenizer has a template, unless it was lost on the way.
 _CONVERSES = re.compile(r"(?<![a-z])(instruct|instruction|chat|it|assistant)(?![a-z])", re.IGNORECASE)
 #: Tokens that show a reasoning, where one token is only the mark of its beginning.
@@ -76,7 +80,10 @@ def _describe_reasoning(message: Mapping[str, Any]) -> str:
 
 
 def find_ruled_out(text: str) -> str:
-    """The server's sentence that its configuration rules parameters out; empty where a failure does not quote it."""
+    """The server's sentence that its configuration or its chat template rules a request out.
+
+    It is empty where a failure does not quote it.
+    """
     found = _RULED_OUT.search(text)
     return found[0] if found else ""
 
