@@ -39,6 +39,17 @@ def explain_gateway_error(response: httpx.Response, body: str) -> GatewayError |
     return GatewayError(gateway.name, answer.excerpt, _advise(response.status_code, gateway, url))
 
 
+def refuses_client(response: httpx.Response) -> bool:
+    """Whether a response refuses a client for its credentials: 401 or 403, or, of a proxy for browsers, to the login.
+
+    OpenShift's oauth-proxy redirects every client that it does not know (--skip-provider-button).
+    """
+    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return True
+    gateway = identify_gateway(HttpAnswer(response.status_code, {**response.headers}, ""))
+    return response.is_redirect and gateway is not None and gateway.refusal is GatewayRefusal.LOGIN
+
+
 def describe_refusal(response: httpx.Response) -> str:
     """The status of a response that no error was made of, who sent it, and what helps, for a check's message."""
     explained = explain_gateway_error(response, response.text)

@@ -120,12 +120,13 @@ def test_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream: b
 def test_unknown_path_or_method_is_refused(endpoint: EndpointClient) -> None:
     """An unknown path gives 404, and the wrong method on a known path 405 (or 404).
 
-    A gateway that answers everything with 200, often an HTML page, hides every misspelt path from its callers.
+    A gateway that lets only listed paths and methods pass, as an AuthorizationPolicy does, gives 403. One that answers
+    everything with 200, often an HTML page, hides every misspelt path from its callers.
     """
     expected = {
-        ("GET", "/v1/no-such-path"): (404,),
-        ("POST", "/v1/no-such-path"): (404, 405),
-        ("GET", CHAT): (405, 404),
+        ("GET", "/v1/no-such-path"): (404, 403),
+        ("POST", "/v1/no-such-path"): (404, 405, 403),
+        ("GET", CHAT): (405, 404, 403),
     }
     for (method, path), statuses in expected.items():
         status = endpoint.raw(method, path, json={} if method == "POST" else None).status_code

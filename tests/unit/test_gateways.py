@@ -15,6 +15,7 @@ from pytest_vllm_stage.core.journal import Journal
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.publication.registry.client import RegistryClient
 from pytest_vllm_stage.serving.client import EndpointClient
+from pytest_vllm_stage.serving.gateway_errors import refuses_client
 from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.stage.s3 import ObjectStore
 from tests.unit.web_server import Reply, web_server
@@ -323,3 +324,19 @@ def test_dropped_packets_are_a_network_policys_and_nothing_else_is() -> None:
         assert "minio:9000 are dropped" in explain_silence(error, "http://user@minio:9000/")
     for other in (httpx.ConnectError("refused"), httpx.ReadTimeout("slow")):
         assert explain_silence(other, "http://minio:9000") == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "location", "expected"),
+    [
+        (401, "", True),
+        (403, "", True),
+        (302, "https://oauth-openshift.apps.example.com/oauth/authorize?client_id=ns", True),
+        (302, "https://models.example.com/v1/models/", False),
+        (200, "", False),
+        (404, "", False),
+    ],
+)
+def test_refusal_of_a_client_is_a_status_or_a_redirect_to_a_login(status: int, location: str, expected: bool) -> None:
+    response = httpx.Response(status, headers={"location": location} if location else {})
+    assert refuses_client(response) is expected
