@@ -13,6 +13,8 @@ Needs = Callable[..., None]
 
 #: Tokens over what is left that a request asks for, at the end of the context.
 OVER = 12
+#: Seconds for a prompt that fills the context: the longest contexts take a small GPU minutes.
+LONG_PROMPT_TIMEOUT_S = 600.0
 
 
 @pytest.mark.parametrize("limit_name", ["max_tokens", "max_completion_tokens"])
@@ -144,7 +146,8 @@ def test_the_whole_context_can_be_used(endpoint: EndpointClient) -> None:
     assert limit, "/tokenize reports no max_model_len"
     (token, *_) = endpoint.tokenize(" word", add_special_tokens=False).ids
     seeded = {"temperature": 1.0, "top_k": 1, "seed": 7}
-    full = endpoint.completion([token] * (limit - 1), max_tokens=1, **seeded).usage
+    with endpoint.with_new_connections(silence_timeout_s=LONG_PROMPT_TIMEOUT_S) as patient:
+        full = patient.completion([token] * (limit - 1), max_tokens=1, **seeded).usage
     assert (full.prompt_tokens, full.completion_tokens) == (limit - 1, 1), f"{limit - 1} and 1 tokens gave {full}"
     body = endpoint.completion_body([token] * limit, max_tokens=1)
     over = endpoint.raw("POST", COMPLETIONS, json=body)
@@ -152,7 +155,8 @@ def test_the_whole_context_can_be_used(endpoint: EndpointClient) -> None:
         f"a prompt of {limit} tokens, with no room for an answer, was answered {over.status_code}: {over.text[:200]}"
     )
     body = endpoint.completion_body([token] * (limit - 1), max_tokens=OVER, temperature=0, ignore_eos=True)
-    beyond = endpoint.raw("POST", COMPLETIONS, json=body)
+    with endpoint.with_new_connections(silence_timeout_s=LONG_PROMPT_TIMEOUT_S) as patient:
+        beyond = patient.raw("POST", COMPLETIONS, json=body)
     total = beyond.json()["usage"]["total_tokens"] if beyond.status_code == 200 else 0
     assert beyond.status_code in (200, 400, 422), f"an answer over the context's end: {beyond.status_code}"
     assert total <= limit, f"prompt and answer have {total} tokens, in a context of {limit}"
