@@ -17,6 +17,16 @@ from tests.defects.proxy.healthy import (
     ReasoningModel,
     SpeculativeDecoding,
 )
+from tests.defects.proxy.healthy_gateways import CommentedStream, ListedPathsOnly
+from tests.defects.proxy.healthy_models import (
+    DataParallel,
+    FewLargePieces,
+    MistralTokenizer,
+    NoSystemRole,
+    PenalisedByDefault,
+    SamplingDefaults,
+    SentencePieceTokenizer,
+)
 from tests.defects.proxy.server import Answer, Defect, Exchange, running_proxy
 from tests.defects.runner import run_suite, simulator
 
@@ -41,6 +51,46 @@ SERVERS: dict[str, tuple[type[Defect], set[str]]] = {
     "forced-usage": (ForcedUsage, {checks.STREAM_USAGE, checks.ANY_REQUEST, checks.CONTINUOUS}),
     "open-metrics": (OpenMetrics, {*COUNTING, checks.TYPES}),
     "other-language": (OtherLanguage, {checks.FACT, checks.QUESTION, checks.COMPLETION}),
+    "mistral-tokenizer": (MistralTokenizer, {checks.TOOL_RESULT, checks.TOOL_REQUESTED}),
+    "sampling-defaults": (
+        SamplingDefaults,
+        {
+            checks.DRAWS,
+            checks.SEED,
+            checks.N,
+            checks.N_STREAMED,
+            checks.SAMPLED_APART,
+            checks.PARAMETERS,
+            checks.EVERYWHERE,
+            checks.FILTER,
+        },
+    ),
+    "penalised-by-default": (
+        PenalisedByDefault,
+        {checks.GREEDY_BEST, checks.LOGPROBS, checks.LOGPROBS_STREAMED, checks.LOGPROBS_COMPLETION},
+    ),
+    "sentence-piece-tokenizer": (
+        SentencePieceTokenizer,
+        {checks.LOGPROBS, checks.LOGPROBS_COMPLETION, checks.LARGE_EVENT, checks.STOP_ACROSS},
+    ),
+    "few-large-pieces": (
+        FewLargePieces,
+        {
+            checks.ARRIVES,
+            checks.STREAM_EQUAL,
+            checks.STREAM_EQUAL_COMPLETION,
+            checks.ONE_PIECE,
+            checks.LOGPROBS_STREAMED,
+            checks.FREES_SLOT,
+            checks.ABANDONED,
+        },
+    ),
+    "data-parallel": (DataParallel, {checks.CACHE_HIT, checks.METRICS, checks.DECLARED}),
+    "listed-paths-only": (ListedPathsOnly, {checks.BAD_PATH, checks.OPEN_PATHS, checks.FACT}),
+    "commented-stream": (
+        CommentedStream,
+        {checks.FRAMED, checks.DONE, checks.ONE_PIECE, checks.STREAM_USAGE, checks.CONTINUOUS, checks.ARRIVES},
+    ),
 }
 
 
@@ -108,6 +158,21 @@ def test_model_of_another_kind_raises_no_alarm(name: str) -> None:
     assert not outcome.failed, outcome.output
     assert outcome.passed >= least_passed, outcome.output
     assert f"does not apply: sim-model {said}" in outcome.output
+
+
+def test_template_without_a_system_prompt_raises_no_alarm() -> None:
+    chosen = {checks.TURNS, checks.GROWING, checks.PROMPT_CHAT, checks.TEMPLATE, checks.RENDERED, checks.AFTER_FAILURES}
+    with simulator() as engine, running_proxy(engine, NoSystemRole()) as url:
+        outcome = run_suite(url, "--stage-model=sim-model", "-rsfE", "-k", " or ".join(sorted(chosen)))
+    assert not outcome.failed, outcome.output
+    assert outcome.passed > 5, outcome.output
+    assert "does not apply: the server says: System role not supported" in outcome.output
+
+
+def test_long_blocks_of_the_prefix_cache_are_hit() -> None:
+    with simulator(arguments=["--block-size", "528", "--max-model-len", "4096"]) as url:
+        outcome = run_suite(url, "--stage-model=sim-model", "-k", checks.CACHE_HIT)
+    assert (outcome.passed, outcome.failed) == (1, {}), outcome.output
 
 
 def test_parameters_that_the_engines_configuration_rules_out_do_not_apply() -> None:

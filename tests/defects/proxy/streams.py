@@ -14,7 +14,7 @@ from tests.defects.proxy.server import Answer, Defect, Exchange
 DONE = b"data: [DONE]\n\n"
 
 
-def _read(event: bytes) -> dict[str, Any]:
+def read_chunk(event: bytes) -> dict[str, Any]:
     """The JSON of an event; empty where it has none."""
     try:
         value = json.loads(event.partition(b"data:")[2])
@@ -23,7 +23,7 @@ def _read(event: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _write(chunk: dict[str, Any]) -> bytes:
+def write_chunk(chunk: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
 
 
@@ -33,8 +33,8 @@ class ChunkDefect(Defect):
     async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Change, drop or add events."""
         async for event in events:
-            chunk = _read(event)
-            for one in [event] if not chunk else map(_write, self.change(chunk, exchange)):
+            chunk = read_chunk(event)
+            for one in [event] if not chunk else map(write_chunk, self.change(chunk, exchange)):
                 yield one
 
     def change(self, chunk: dict[str, Any], exchange: Exchange) -> list[dict[str, Any]]:
