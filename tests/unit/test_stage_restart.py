@@ -24,6 +24,7 @@ from pytest_vllm_stage.checks.stage import (
 from pytest_vllm_stage.core.certificates import parse_pem
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.observe.scheduling import PlacementFacts
+from tests.unit.made_certificates import Authority
 from tests.unit.recorded_stage import LATER, MODEL, RecordedStage, owned
 
 Object = dict[str, Any]
@@ -365,6 +366,13 @@ def test_the_end_of_a_certificate_is_read_and_judged(certificate: bytes) -> None
     assert soon.endswith(", in 24 hours")
     (late,) = certificates.check_secrets([secret], expires + day)
     assert late.startswith("secret tls: its certificate expired at ")
+
+
+def test_a_short_certificate_is_near_its_end_in_the_last_part_of_its_validity(tmp_path: Path) -> None:
+    now, hour = datetime.datetime.now(datetime.UTC), datetime.timedelta(hours=1)
+    secret = tls_secret(Authority(tmp_path).issue("stage.test", since=-hour, until=23 * hour).read_bytes())
+    assert certificates.check_secrets([secret], now + 15 * hour) == []
+    assert len(certificates.check_secrets([secret], now + 20 * hour)) == 1
 
 
 @pytest.mark.parametrize("pem", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", b"\xff\x00"])
