@@ -86,6 +86,11 @@ BACKEND = {"service": {"name": "minio", "port": {"number": 9000}}}
 DENY = {"selector": {"matchLabels": {"app.kubernetes.io/name": "minio"}}, "action": "DENY"}
 
 
+def recommender(mode: str) -> Change:
+    spec = {"targetRef": {"name": f"{MODEL}-predictor"}, "updatePolicy": {"updateMode": mode}}
+    return add(added("VerticalPodAutoscaler", "goldilocks", "goldilocks", spec=spec))
+
+
 def policy(selector: Object) -> Object:
     return added("NetworkPolicy", "np", "kubectl-create", spec={"podSelector": selector, "policyTypes": ["Egress"]})
 
@@ -131,6 +136,10 @@ def expression(operator: str, *values: str, key: str = "app.kubernetes.io/name")
             f"{LATER}, set by keda",
         ),
         (
+            recommender("Auto"),
+            f"VerticalPodAutoscaler/goldilocks: live, not declared: it changes the scale of {MODEL}-predictor; created",
+        ),
+        (
             statefulset_with_labels_of("minio"),
             "StatefulSet/shadow: live, not declared: it receives requests of service minio; created",
         ),
@@ -174,6 +183,25 @@ def test_drift_is_reported_with_its_owner(change: Change, line: str) -> None:
     assert found[0].startswith(line)
 
 
+def inject_cloud_identity(stage: RecordedStage) -> None:
+    pod = stage.pod_of(f"{MODEL}-predictor")
+    pod["spec"]["volumes"].append({"name": "aws-iam-token", "projected": {"defaultMode": 420, "sources": []}})
+    folder = "/var/run/secrets/eks.amazonaws.com/serviceaccount"
+    for container in pod["spec"]["containers"]:
+        container.setdefault("env", []).append({"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::1:role/models"})
+        container["env"].append({"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": f"{folder}/token"})
+        container.setdefault("volumeMounts", []).append({"name": "aws-iam-token", "mountPath": folder})
+
+
+def annotate_service(key: str, manager: str) -> Change:
+    def change(stage: RecordedStage) -> None:
+        service = stage.get("Service", "minio")
+        service["metadata"].setdefault("annotations", {})[key] = "x"
+        owned(service, manager, "f:metadata", "f:annotations", f"f:{key}")
+
+    return change
+
+
 def own_finalizer(stage: RecordedStage) -> None:
     claim = stage.get("PersistentVolumeClaim", f"model-{MODEL}")
     claim["metadata"]["finalizers"] = ["kubernetes.io/pvc-protection", "snapshot.storage.kubernetes.io/pvc-as-source"]
@@ -184,6 +212,10 @@ def own_finalizer(stage: RecordedStage) -> None:
     "change",
     [
         own_finalizer,
+        recommender("Off"),
+        inject_cloud_identity,
+        annotate_service("cloud.google.com/neg-status", "glbc"),
+        annotate_service("field.cattle.io/publicEndpoints", "rancher"),
         add(policy(expression("In", "another"))),
         add(policy(expression("NotIn", "minio", "model-registry") | {"matchLabels": {"app": "none"}})),
         add(policy(expression("Exists", key="no.such/label"))),

@@ -39,6 +39,13 @@ _PLATFORM_DOMAINS = (
     "cilium.io",
     "reloader.stakater.com",
     "kyverno.io",
+    "cert-manager.io",
+    "external-secrets.io",
+    "velero.io",
+    "cattle.io",
+    "cloud.google.com",
+    "gke.io",
+    "eks.amazonaws.com",
     "vllm-stage",
 )
 #: Keys below a platform's domain that change what runs: only a declaration may set them.
@@ -140,6 +147,27 @@ _ADDITIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("KServe's webhook", ("Pod",), r"spec\.containers\[(?:modelcar|agent)\]"),
     ("KServe's webhook", ("InferenceService",), r"metadata\.annotations\.modelFormat"),
     ("Kueue", ("Pod",), r"spec\.schedulingGates\[kueue\.x-k8s\.io/.+\]"),
+    # A ServiceAccount with a cloud's identity: https://github.com/aws/amazon-eks-pod-identity-webhook,
+    # https://azure.github.io/azure-workload-identity/docs/topics/service-account-labels-and-annotations.html
+    (
+        "the cloud's identity webhook",
+        ("Pod",),
+        r"spec\.volumes\[(?:aws-iam-token|eks-pod-identity-token|azure-identity-token)\]",
+    ),
+    (
+        "the cloud's identity webhook",
+        ("Pod",),
+        _CONTAINER
+        + r"volumeMounts\[/var/run/secrets/(?:(?:pods\.)?eks\.amazonaws\.com/serviceaccount|azure/tokens)/?\]",
+    ),
+    (
+        "the cloud's identity webhook",
+        ("Pod",),
+        _CONTAINER
+        + r"env\[(?:AWS_(?:DEFAULT_)?REGION|AWS_ROLE_ARN|AWS_WEB_IDENTITY_TOKEN_FILE|AWS_STS_REGIONAL_ENDPOINTS|"
+        r"AWS_CONTAINER_(?:CREDENTIALS_FULL_URI|AUTHORIZATION_TOKEN_FILE)|"
+        r"AZURE_(?:CLIENT_ID|TENANT_ID|FEDERATED_TOKEN_FILE|AUTHORITY_HOST))\]",
+    ),
 )
 #: Tolerations that admission plugins add: of the node's states, and of extended resources that the pod requests.
 _TOLERATED = re.compile(r"^(?:node\.kubernetes\.io/|nvidia\.com/|amd\.com/)")

@@ -139,6 +139,8 @@ def _explain_effect(kind: str, item: Object, stage: Stage) -> str:
         blocked = hit and not (item.get("status") or {}).get("disruptionsAllowed")
         return f"allows no disruption of {_names(hit)}, so that a node drain never ends" if blocked else ""
     if kind in ("HorizontalPodAutoscaler", "ScaledObject", "VerticalPodAutoscaler"):
+        if (spec.get("updatePolicy") or {}).get("updateMode") == "Off":
+            return ""  # it only recommends, as those that Goldilocks adds to every workload
         target = (spec.get("scaleTargetRef") or spec.get("targetRef") or {}).get("name", "")
         return f"changes the scale of {target}" if any(_belongs(pod, target) for pod in pods) else ""
     return "applies to every pod that is created from now on"
