@@ -325,6 +325,17 @@ def test_what_fits_is_not_reported(change: Callable[[list[Object]], None]) -> No
     assert find_contradictions(manifests) == []
 
 
+def test_parser_that_models_of_two_families_need_fits_both() -> None:
+    manifests = copy.deepcopy(REFERENCE)
+    with_argument("--tool-call-parser=mistral", "--tool-call-parser=qwen3_coder")(manifests)
+    service = render.named(manifests, "InferenceService", FULL)
+    assert service is not None
+    (line,) = find_contradictions(manifests)
+    assert "tool-call-parser qwen3_coder does not read the calls of a mistral model" in line
+    service["metadata"]["labels"]["vllm-stage/model"] = "nemotron-3-nano"
+    assert find_contradictions(manifests) == []
+
+
 def test_declared_random_weights_and_claimed_gpus_are_not_reported() -> None:
     manifests = copy.deepcopy(REFERENCE)
     add_argument("--load-format=dummy")(manifests)
@@ -425,3 +436,20 @@ def test_one_source_of_two_different_models_is_a_contradiction(names: dict[str, 
     first, second = names
     expected = [f"Job/download-{second} and Job/download-{first} download the same model: {source}"]
     assert find_contradictions(serve_twice(names, source)) == expected
+
+
+def test_probe_of_the_model_replaces_that_of_its_runtime() -> None:
+    manifests = copy.deepcopy(REFERENCE)
+    change_probe("liveness", httpGet={"path": "/healthz", "port": 8080})(manifests)
+    assert len(find_contradictions(manifests)) == 2
+    for name in (FULL, QUANTIZED):
+        model_of(manifests, name)["model"]["livenessProbe"] = {"httpGet": {"path": "/health", "port": 8080}}
+    assert find_contradictions(manifests) == []
+
+
+def test_mounts_of_the_model_count_as_those_of_its_runtime() -> None:
+    manifests = copy.deepcopy(REFERENCE)
+    for name in (FULL, QUANTIZED):
+        model_of(manifests, name)["model"]["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108
+    container_of(manifests).update(volumeMounts=[])
+    assert find_contradictions(manifests) == []

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from pytest_vllm_stage.checks.stage import engine_arguments, unread_keys
+from pytest_vllm_stage.checks.stage.drift.expected import merge_serving_container
 from pytest_vllm_stage.checks.stage.engine_arguments import FAMILY, PARALLEL, read_arguments
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.deploy import render
@@ -59,7 +60,7 @@ def _of_models(manifests: list[Object], with_random_weights: Container[str]) -> 
             *_of_nodes(service, wanted.resources),
             *_of_names(service, arguments),
             *_of_storage(manifests, service, made, arguments),
-            *_of_probes(made, arguments),
+            *_of_probes(merge_serving_container(service, made), arguments),
             *_of_links(manifests, service),
             *engine_arguments.find_contradictions(service, made, wanted),
         ]
@@ -114,7 +115,7 @@ def _of_storage(
     claim = drift.claim_name(service)
     if claim and render.named(manifests, "PersistentVolumeClaim", claim) is None:
         yield f"storageUri names PVC {claim}, which no manifest declares"
-    container = drift.serving_container(runtime["spec"])
+    container = merge_serving_container(service, runtime)
     mounts = [str(mount.get("mountPath", "")).rstrip("/") for mount in container.get("volumeMounts") or []]
     path = arguments.get("model", "").rstrip("/")
     folders = (_MODEL_FOLDER, *mounts)
@@ -125,8 +126,8 @@ def _of_storage(
         yield f"tensor-parallel-size {size} exchanges data through /dev/shm, and ServingRuntime mounts no volume there"
 
 
-def _of_probes(runtime: Object, arguments: Mapping[str, str]) -> Iterator[str]:
-    container, port = drift.serving_container(runtime["spec"]), arguments.get("port", "")
+def _of_probes(container: Object, arguments: Mapping[str, str]) -> Iterator[str]:
+    port = arguments.get("port", "")
     declared = {str(one.get("name")): str(one.get("containerPort")) for one in container.get("ports") or []}
     if port and declared and port not in declared.values():
         yield f"the engine listens on --port {port}, its container declares {', '.join(declared.values())}"

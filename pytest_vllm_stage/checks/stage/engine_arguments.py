@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from pytest_vllm_stage.stage import drift, objects
+from pytest_vllm_stage.checks.stage.drift.expected import merge_serving_container
+from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.drift import Demand
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.quantities import parse_quantity
@@ -36,8 +37,9 @@ _PARSERS: Mapping[str, tuple[str, ...]] = {
     "granite-20b-fc": ("granite",),
     "deepseek_v3": ("deepseek",),
     "deepseek_v31": ("deepseek",),
-    "qwen3_coder": ("qwen",),
-    "qwen3_xml": ("qwen",),
+    # Nemotron 3 writes its calls as Qwen3-Coder does: https://github.com/vllm-project/recipes/pull/408
+    "qwen3_coder": ("qwen", "nemotron"),
+    "qwen3_xml": ("qwen", "nemotron"),
     "phi4_mini_json": ("phi",),
     "kimi_k2": ("kimi",),
     "glm45": ("glm",),
@@ -65,8 +67,9 @@ def read_arguments(args: Sequence[str]) -> dict[str, str]:
 def find_contradictions(service: Object, runtime: Object, wanted: Demand) -> Iterator[str]:
     """One line per argument that does not fit; nothing is judged that only a configuration file of vLLM may say."""
     words = (*wanted.command, *wanted.args)
-    arguments, container = read_arguments(words), drift.serving_container(runtime["spec"])
-    yield from _of_shared_memory(runtime, container, arguments)
+    arguments, container = read_arguments(words), merge_serving_container(service, runtime)
+    volumes = [*(runtime["spec"].get("volumes") or []), *(service["spec"]["predictor"].get("volumes") or [])]
+    yield from _of_shared_memory(volumes, container, arguments)
     yield from _of_parser(service, arguments)
     if not _SERVER.search(" ".join(words)) or "config" in arguments:
         return
@@ -115,9 +118,9 @@ def _of_metrics(service: Object, runtime: Object, container: Object, port: str) 
         yield f"annotation prometheus.io/port names {named}, and the engine's metrics are on port {port}: none is read"
 
 
-def _of_shared_memory(runtime: Object, container: Object, arguments: Mapping[str, str]) -> Iterator[str]:
+def _of_shared_memory(found: Sequence[Object], container: Object, arguments: Mapping[str, str]) -> Iterator[str]:
     mounts = [one for one in container.get("volumeMounts") or [] if str(one.get("mountPath", "")).rstrip("/") == _SHM]
-    volumes = {one.get("name"): one for one in runtime["spec"].get("volumes") or []}
+    volumes = {one.get("name"): one for one in found}
     made = (volumes.get(mounts[0].get("name")) or {}).get("emptyDir") if mounts else None
     if made is None:
         return

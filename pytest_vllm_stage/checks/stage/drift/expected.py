@@ -54,15 +54,13 @@ _MODEL_FIELDS = (
 def expected_deployment(service: Object, runtime: Object) -> Object:
     """Replicas, strategy and pod spec as the service and its runtime request them; KServe adds more."""
     predictor = service["spec"]["predictor"]
-    model = predictor.get("model") or {}
-    own = {key: value for key, value in model.items() if key not in _MODEL_FIELDS}
     base = {key: value for key, value in runtime["spec"].items() if key in _POD_FIELDS}
     over = {key: value for key, value in predictor.items() if key not in _PREDICTOR_FIELDS}
     spec = merge(base, over)
-    serving = drift.serving_container(runtime["spec"])
-    container = merge(serving, own) | {"args": [*(serving.get("args") or []), *(own.get("args") or [])]}
+    container = merge_serving_container(service, runtime)
+    name = drift.serving_container(runtime["spec"]).get("name")
     spec["containers"] = [
-        container if one.get("name") == serving.get("name") else one for one in spec.get("containers") or [container]
+        container if one.get("name") == name else one for one in spec.get("containers") or [container]
     ]
     expected: Object = {"template": {"spec": drift.replace_placeholders(spec, service)}}
     if predictor.get("deploymentStrategy"):
@@ -70,6 +68,14 @@ def expected_deployment(service: Object, runtime: Object) -> Object:
     if "minReplicas" in predictor:
         expected["replicas"] = predictor["minReplicas"]
     return {"kind": "Deployment", "metadata": {"name": f"{objects.name_of(service)}-predictor"}, "spec": expected}
+
+
+def merge_serving_container(service: Object, runtime: Object) -> Object:
+    """The runtime's serving container with what the service's model changes of it; its arguments come after those."""
+    model = service["spec"]["predictor"].get("model") or {}
+    own = {key: value for key, value in model.items() if key not in _MODEL_FIELDS}
+    serving = drift.serving_container(runtime["spec"])
+    return dict(merge(serving, own)) | {"args": [*(serving.get("args") or []), *(own.get("args") or [])]}
 
 
 def merge(base: Any, over: Any, field: str = "") -> Any:
