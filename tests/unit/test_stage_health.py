@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_stage.checks.stage import members
 from pytest_vllm_stage.checks.stage.autoscalers import check_autoscalers
 from pytest_vllm_stage.stage.objects import Object
 from pytest_vllm_stage.stage.observe import health, rollout
@@ -294,3 +295,24 @@ def test_a_new_object_of_an_old_name_does_not_inherit_warnings() -> None:
 
 def test_a_message_has_symptom_lines_and_the_next_command() -> None:
     assert health.message("broken", ["a", "b"], "kubectl get x") == "broken: a\n  b\n  next: kubectl get x"
+
+
+def test_a_failed_pod_whose_owner_is_healthy_has_no_standing_warning() -> None:
+    done, retried = job(conditions=[condition("Complete")]), pod("first-attempt", ready=False)
+    retried["metadata"]["ownerReferences"] = [{"kind": "Job", "uid": done["metadata"]["uid"]}]
+    retried["status"]["phase"] = "Failed"
+    events = [event(retried, "Evicted")]
+    assert health.standing_warnings(events, [retried, done]) == []
+    failed = job(conditions=[condition("Failed")])
+    assert health.standing_warnings(events, [retried, failed]) == ["Evicted pod/first-attempt (x1): "]
+
+
+def test_only_the_stages_own_objects_can_have_standing_warnings() -> None:
+    mine, set_ = pod("m-predictor-1"), pod("s") | {"kind": "ReplicaSet", "metadata": {"name": "s", "uid": "uid-s"}}
+    owner = deployment() | {"metadata": {"name": "minio", "uid": "uid-d"}}
+    mine["metadata"]["ownerReferences"] = [{"uid": "uid-s"}]
+    set_["metadata"]["ownerReferences"] = [{"uid": "uid-d"}]
+    model, other = pod("k", labels={"serving.kserve.io/inferenceservice": "m"}), pod("notebook-0", ready=False)
+    declared = [{"kind": "Deployment", "metadata": {"name": "minio"}}, service("m")]
+    own = members.select_own([other, mine, set_, owner, model], declared)
+    assert sorted(item["metadata"]["name"] for item in own) == ["k", "m-predictor-1", "minio", "s"]

@@ -45,6 +45,27 @@ def select_declared(items: Iterable[Object], declared: Sequence[Object]) -> list
     ]
 
 
+def select_own(items: Sequence[Object], declared: Sequence[Object]) -> list[Object]:
+    """The declared objects, those of a declared model, and whatever they own, directly or not."""
+    names = {(item["kind"], objects.name_of(item)) for item in declared}
+    models = {objects.name_of(item) for item in declared if item["kind"] == "InferenceService"}
+    own: list[Object] = []
+    others = list(items)
+    while others:
+        uids = {item["metadata"].get("uid") for item in own}
+        added = [
+            item
+            for item in others
+            if (item.get("kind"), objects.name_of(item)) in names
+            or _model_of(item) in models
+            or uids & {owner.get("uid") for owner in item["metadata"].get("ownerReferences") or []}
+        ]
+        if not added:
+            break
+        own, others = own + added, [item for item in others if item not in added]
+    return own
+
+
 def _model_of(item: Object) -> str | None:
     return _labels(item).get(objects.SERVICE_LABEL)
 

@@ -246,16 +246,26 @@ def standing_warnings(events: Iterable[Object], subjects: Iterable[Object]) -> l
     """Warning events that still apply: their subject exists and is unhealthy now.
 
     A readiness probe that failed while the model loaded, or a pod that waited for its volume, is over once the pod is
-    Ready; events about deleted objects are ignored.
+    Ready. So is one about a pod that failed, or was evicted, once its Job has completed or its ReplicaSet has others.
+    Events about deleted objects are ignored.
     """
     by_uid = {item["metadata"].get("uid"): item for item in subjects}
     standing = []
     for event in events:
         about = event.get("involvedObject") or {}
         subject, well = by_uid.get(about.get("uid")), _HEALTH.get(str(about.get("kind")))
-        if event.get("type") == "Warning" and subject is not None and well is not None and not well(subject):
+        if event.get("type") != "Warning" or subject is None or well is None or well(subject):
+            continue
+        if not _is_replaced(subject, by_uid):
             standing.append(event)
     return diagnose.event_lines(standing)
+
+
+def _is_replaced(pod: Object, by_uid: Mapping[str | None, Object]) -> bool:
+    """Whether a pod has failed and its owner is healthy without it."""
+    owners = [by_uid.get(owner.get("uid")) for owner in pod["metadata"].get("ownerReferences") or []]
+    failed = pod.get("kind") == "Pod" and (pod.get("status") or {}).get("phase") == "Failed"
+    return failed and any(owner is not None and _HEALTH[str(owner["kind"])](owner) for owner in owners)
 
 
 def message(symptom: str, lines: Sequence[str], command: str) -> str:
