@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_stage import StageError
+from pytest_vllm_stage import StageError, does_not_apply
 from pytest_vllm_stage.checks.stage import weights
 from pytest_vllm_stage.stage import drift, objects
 from pytest_vllm_stage.stage.deploy import render
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def test_claims_are_bound(reader: StageReader, declared: list[Object], kubectl: str) -> None:
     """Every declared PersistentVolumeClaim is Bound, with at least the declared size."""
     claims = render.select_kind(declared, "PersistentVolumeClaim")
+    services = render.select_kind(declared, "InferenceService")
+    if not claims and services and not any(map(drift.claim_name, services)):
+        does_not_apply("the manifests declare no volume, and their models come from elsewhere (storageUri)")
     assert claims, "the manifests declare no PersistentVolumeClaim: nothing was checked"
     lines = [
         line
@@ -38,7 +41,10 @@ def test_volume_is_where_the_model_runs(
 
     Otherwise the pod stays Pending after the next restart: a zonal volume does not move to another zone.
     """
-    claim = reader.get("PersistentVolumeClaim", drift.claim_name(declared_service) or "")
+    name = drift.claim_name(declared_service)
+    if name is None:
+        does_not_apply(f"the model of {objects.name_of(declared_service)} is on no volume of the stage (storageUri)")
+    claim = reader.get("PersistentVolumeClaim", name)
     volumes = {objects.name_of(volume): volume for volume in reader.everywhere("PersistentVolume")}
     nodes = {objects.name_of(node): node for node in reader.everywhere("Node")}
     volume = volumes.get(claim["spec"].get("volumeName", "")) if claim else None
