@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pytest_vllm_stage.core.errors import EnvironmentUnusable, StageFailure
 from pytest_vllm_stage.core.secret import Secret
 from pytest_vllm_stage.publication.bucket.bucket import Bucket
 from pytest_vllm_stage.stage import object_store, objects
+from pytest_vllm_stage.stage.buckets import list_buckets
 from pytest_vllm_stage.stage.facts import StageFacts
 from pytest_vllm_stage.stage.s3 import ATTEMPTS, ObjectStore
 from tests.unit.web_server import Reply, Request, s3_error, s3_objects, self_signed, web_server
@@ -127,6 +129,32 @@ def test_an_open_bucket_is_seen_without_credentials() -> None:
     with web_server(lambda _: Reply(200, "<ListBucketResult/>", {"content-type": "application/xml"})) as server:
         assert store_at(server.url).anonymous_status("models") == 200
     assert "Authorization" not in server.requests[0].headers
+
+
+def limited_to(*owned: str, refusal: str) -> Callable[[Request], Reply]:
+    """A store whose credentials may use these buckets alone."""
+
+    def answer(request: Request) -> Reply:
+        bucket = request.path.partition("?")[0].strip("/")
+        if not bucket:
+            return s3_error(501 if refusal == "NotImplemented" else 403, refusal)
+        return Reply(200) if bucket in owned else Reply(404)
+
+    return answer
+
+
+@pytest.mark.parametrize("refusal", ["AccessDenied", "NotImplemented"])
+def test_credentials_for_single_buckets_find_those_that_exist(refusal: str) -> None:
+    with web_server(limited_to("models", refusal=refusal)) as server:
+        store = store_at(server.url)
+        assert list_buckets(store, store.client(), ["models", "results"]) == ["models"]
+
+
+def test_wrong_credentials_find_no_buckets() -> None:
+    with web_server(limited_to("models", refusal="InvalidAccessKeyId")) as server:
+        store = store_at(server.url)
+        with pytest.raises(StageFailure, match="rejects the credentials"):
+            list_buckets(store, store.client(), ["models"])
 
 
 def test_a_ready_minio_answers_its_health_check() -> None:
