@@ -108,6 +108,10 @@ class Scrapes:
         self._url = url
         self._watch = ReplicaWatch()
 
+    def forget(self) -> None:
+        """Know nothing of replicas: they may be others by now."""
+        self.replicas, self._watch = None, ReplicaWatch()
+
     def read(self, scrape: Callable[[], str]) -> EngineMetrics:
         """The metrics of the engine, or of every replica.
 

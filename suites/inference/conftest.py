@@ -187,13 +187,14 @@ def judge_counters(
     def judge() -> None:
         role, reader = endpoint.target.role, None
         endpoint.scrapes.on_replicas = skip
-        if role not in _undecidable_counters:
-            # A suite of a user's own may have a stage and no cluster.
-            if not stage_run.config.endpoint and stage_run.shared.get("cluster"):
-                from pytest_vllm_stage import StageReader
+        # A suite of a user's own may have a stage and no cluster.
+        if not stage_run.config.endpoint and stage_run.shared.get("cluster"):
+            from pytest_vllm_stage import StageReader
 
-                kube, cluster, stage = (request.getfixturevalue(name) for name in ("kube", "cluster", "stage"))
-                reader = StageReader(kube, cluster, stage.namespace)
+            kube, cluster, stage = (request.getfixturevalue(name) for name in ("kube", "cluster", "stage"))
+            reader = StageReader(kube, cluster, stage.namespace)
+        # An autoscaler may have changed the replicas since the last check; an address is looked at once.
+        if reader is not None or role not in _undecidable_counters:
             _undecidable_counters[role] = prepare_counters(endpoint, reader)
         if _undecidable_counters[role]:
             skip(_undecidable_counters[role])

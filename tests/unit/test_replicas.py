@@ -174,3 +174,24 @@ def test_pods_that_changed_are_reported_to_the_check(tmp_path: Path) -> None:
         with pytest.raises(EnvironmentUnusable, match="the pods of m changed from a, b to a"):
             endpoint.metrics()
     assert reasons == ["the pods of m changed from a, b to a"]
+
+
+def test_pods_that_an_autoscaler_adds_are_read_too(tmp_path: Path) -> None:
+    with stage_of(tmp_path, "a", "b") as (api, reader):
+        endpoint = endpoint_of(["not read"])
+        assert prepare_counters(endpoint, reader) == ""
+        api.add(pod("c", labels={SERVICE_LABEL: "m"}))
+        api.answers[f"GET {proxied('c')}"] = (200, exposition(5, 5))
+        assert endpoint.metrics().value(SERVED, model_name="m") == 26
+
+
+def test_replicas_are_known_again_after_one_has_gone(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    with stage_of(tmp_path, "a", "b") as (api, reader):
+        endpoint = endpoint_of([exposition(4)])
+        endpoint.scrapes.on_replicas = reasons.append
+        assert prepare_counters(endpoint, reader) == ""
+        api.objects.pop(api.path_of(pod("b")))
+        assert prepare_counters(endpoint, reader) == ""
+        assert endpoint.metrics().value(SERVED, model_name="m") == 4
+    assert reasons == []

@@ -26,6 +26,7 @@ def prepare_counters(endpoint: EndpointClient, reader: StageReader | None) -> st
     if reader is None:
         return find_replicas(endpoint)
     pods = _list_serving(reader, endpoint.target.model)
+    endpoint.scrapes.forget()
     if len(pods) < 2:
         return ""
     replicas = Replicas(len(pods), lambda: _read_all(reader, endpoint.target.model, pods))
@@ -48,11 +49,13 @@ def _read_all(reader: StageReader, service: str, pods: dict[str, int]) -> Sequen
     """The text of ``/metrics`` of each pod.
 
     Raises:
-        EnvironmentUnusable: other pods serve now, so that their counters are not those of before; or this user may not
+        EnvironmentUnusable: a pod serves no more, so that the counters are not those of before; or this user may not
             read through the API server's proxy.
         RequestRejected: a pod does not answer.
     """
     now = _list_serving(reader, service)
-    if now.keys() != pods.keys():
+    if not now.keys() >= pods.keys():
         raise EnvironmentUnusable(f"the pods of {service} changed from {', '.join(pods)} to {', '.join(now) or 'none'}")
+    # An autoscaler may add pods, whose counters begin at 0.
+    pods |= now
     return [objects.read_pod_path(reader.kube, reader.namespace, pod, port, "metrics") for pod, port in pods.items()]
