@@ -43,7 +43,7 @@ def test_nothing_is_being_deleted(reader: StageReader, declared: list[Object], k
     A finalizer keeps such an object while a pod uses it: it disappears when the pod restarts.
     """
     live = [item for kind in LASTING_KINDS for item in reader.listed_where_allowed(kind)]
-    mine = members.select_declared(live, declared)
+    mine = members.select_own(live, declared)
     volumes = {item["spec"].get("volumeName") for item in mine if item["kind"] == "PersistentVolumeClaim"}
     mine += [item for item in reader.everywhere("PersistentVolume") if objects.name_of(item) in volumes]
     namespace = reader.get_where_allowed("Namespace", reader.namespace)
