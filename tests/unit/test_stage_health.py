@@ -94,6 +94,22 @@ def test_restarts_are_reported_with_their_reason() -> None:
     assert "pod p is not Ready" in health.check_pods([pod(ready=False)])[0]
 
 
+@pytest.mark.parametrize(
+    ("days", "ended_days_ago", "restarts", "reported"),
+    [(30, 20, 1, False), (30, 2, 4, False), (30, 0.5, 1, True), (3, 2, 1, True), (30, 2, 5, True)],
+    ids=["one, weeks ago", "once a week", "today", "in a young pod", "more than once a week"],
+)
+def test_rare_restarts_of_long_ago_are_history(
+    days: float, ended_days_ago: float, restarts: int, reported: bool
+) -> None:
+    now, day = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC), datetime.timedelta(days=1)
+    end = {"terminated": {"reason": "Unknown", "exitCode": 255, "finishedAt": f"{now - ended_days_ago * day:%FT%TZ}"}}
+    found = pod(statuses=[container_status(restartCount=restarts, lastState=end)])
+    found["metadata"]["creationTimestamp"] = f"{now - days * day:%FT%TZ}"
+    assert bool(health.check_pods([found], now=now)) is reported
+    assert health.check_pods([found]), "without a time every restart counts"
+
+
 @pytest.mark.parametrize(("since", "reported"), [("2026-01-01T00:00:00", True), ("2026-01-01T00:01:00", False)])
 def test_a_restart_after_a_time_is_reported(since: str, reported: bool) -> None:
     end = {"terminated": {"reason": "Error", "exitCode": 137, "finishedAt": "2026-01-01T00:00:30Z"}}

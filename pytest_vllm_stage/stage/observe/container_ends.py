@@ -26,6 +26,8 @@ _ORIGIN = re.compile(
 )
 _PROCESS = re.compile(r"^\(\w+ pid=\d+\)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+#: How long a container runs, and how rarely it restarts, until a restart is no more than history.
+LEAST_RUN, LEAST_BETWEEN_RESTARTS = datetime.timedelta(days=1), datetime.timedelta(weeks=1)
 #: An error this many lines before a log's end is about a request rather than about the end.
 _LAST_LINES = 200
 
@@ -157,6 +159,19 @@ def ended_at_s(container: Object) -> float:
     """When a container ended last, in seconds since the epoch; 0 where its status does not say."""
     ended = find_end(container)[0].get("finishedAt")
     return datetime.datetime.fromisoformat(ended.replace("Z", "+00:00")).timestamp() if ended else 0.0
+
+
+def is_long_over(pod: Object, container: Object, now: datetime.datetime) -> bool:
+    """Whether a container runs for a day since it ended last, and ended less often than once a week of its pod's life.
+
+    A pod that is months old has met a reboot of its node or an upgrade of its kubelet.
+    """
+    ended_s, created = ended_at_s(container), pod["metadata"].get("creationTimestamp")
+    if not ended_s or not created or "running" not in (container.get("state") or {}):
+        return False
+    age = now - datetime.datetime.fromisoformat(str(created).replace("Z", "+00:00"))
+    runs = now - datetime.datetime.fromtimestamp(ended_s, datetime.UTC)
+    return runs >= LEAST_RUN and container.get("restartCount", 0) * LEAST_BETWEEN_RESTARTS <= age
 
 
 def _describe_count(container: Object) -> str:

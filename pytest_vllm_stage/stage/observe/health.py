@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,13 +64,19 @@ def check_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
     return lines
 
 
-def check_pods(pods: Sequence[Object], events: Iterable[Object] = (), logs: Logs | None = None) -> list[str]:
+def check_pods(
+    pods: Sequence[Object],
+    events: Iterable[Object] = (),
+    logs: Logs | None = None,
+    now: datetime.datetime | None = None,
+) -> list[str]:
     """Report pods that are not Ready, or whose containers ended or were restarted, with the cause where it is known.
 
     Args:
         pods: The pods.
         events: Events of their namespace: they name the probe that ended a container.
         logs: Reads the log of a container that ended.
+        now: The time; given, restarts that are long ago and rare are left out.
     """
     known = list(events)
     lines = [] if pods else ["there is no pod"]
@@ -80,6 +87,7 @@ def check_pods(pods: Sequence[Object], events: Iterable[Object] = (), logs: Logs
         elif not objects.is_true(pod, "Ready"):
             lines.append(f"pod {name} is not Ready: {rollout.pod_states([pod])}")
         ended = [one for one in status.get("containerStatuses") or [] if container_ends.has_ended(one)]
+        ended = [one for one in ended if now is None or not container_ends.is_long_over(pod, one, now)]
         lines += [container_ends.describe_end(pod, container, known, logs) for container in ended]
     return lines
 
