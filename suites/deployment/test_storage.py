@@ -76,7 +76,7 @@ def test_weights_are_unaltered(
     A Job in the cluster reads the volume's bytes. A changed file still loads, but its answers get worse.
     """
     if not stage.owned:
-        pytest.skip("hashing needs a Job in the cluster, and a stage that is only attached to is not changed")
+        does_not_apply("hashing needs a Job in the cluster, and a stage that is only attached to is not changed")
     node = next((pod["spec"].get("nodeName") for pod in pods), None)
     timeout_s = stage_config.profile.waits_s["model_download_s"]
     try:

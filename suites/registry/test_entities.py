@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_vllm_stage import does_not_apply
 from pytest_vllm_stage.publication import links, publishing
 from pytest_vllm_stage.publication.registry import entities
 from pytest_vllm_stage.stage.observe import health
@@ -51,7 +52,9 @@ def test_artifact_uri_is_the_one_the_service_loads(
     """The version has a live model artifact with the URI from which the service loads the model, and no rival of it."""
     uri = publishing.weights_uri(service)
     if not uri:
-        pytest.skip(f"inferenceservice/{service['metadata']['name']} has no storageUri: its weights are in the image")
+        does_not_apply(
+            f"inferenceservice/{service['metadata']['name']} has no storageUri: its weights are in the image"
+        )
     found = entities.list_artifacts(registry_client, filed.version)
     seen = ", ".join(f"{item.get('name')}: {item.get('uri')} ({item.get('state', 'no state')})" for item in found)
     live = [item for item in found if item.get("uri") == uri and item.get("state", "LIVE") in ("LIVE", "UNKNOWN")]
