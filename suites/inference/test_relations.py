@@ -243,8 +243,9 @@ def test_usage_of_a_new_prompt_is_the_sum_of_its_parts(endpoint: EndpointClient,
     total = usage["prompt_tokens"] + usage["completion_tokens"]
     assert usage["total_tokens"] == total, f"whole usage != sum of its parts on {api}: {usage}"
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    # The template's own beginning may have been sent before.
-    assert cached < usage["prompt_tokens"] // 2, (
+    # The template's own beginning may have been sent before: Mistral Small's has a system prompt of hundreds of tokens.
+    beginning = endpoint.tokenize(messages="x").count if api == "chat" else 0
+    assert cached < beginning + (usage["prompt_tokens"] - beginning) // 2, (
         f"cached != 0 for a new prompt on {api}: {cached} of {usage['prompt_tokens']} prompt tokens are cached_tokens"
     )
 

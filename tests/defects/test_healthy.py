@@ -20,6 +20,7 @@ from tests.defects.proxy.healthy import (
 from tests.defects.proxy.healthy_gateways import CommentedStream, ListedPathsOnly
 from tests.defects.proxy.healthy_models import (
     DataParallel,
+    DefaultSystemPrompt,
     FewLargePieces,
     MistralTokenizer,
     NoSystemRole,
@@ -83,6 +84,18 @@ SERVERS: dict[str, tuple[type[Defect], set[str]]] = {
             checks.LOGPROBS_STREAMED,
             checks.FREES_SLOT,
             checks.ABANDONED,
+        },
+    ),
+    "default-system-prompt": (
+        DefaultSystemPrompt,
+        {
+            checks.NEW_PROMPT,
+            checks.PROMPT_CHAT,
+            checks.LONG_CONVERSATION,
+            checks.TEMPLATE,
+            checks.RENDERED,
+            checks.ANY_REQUEST,
+            checks.COMPLETION_COUNT,
         },
     ),
     "data-parallel": (DataParallel, {checks.CACHE_HIT, checks.METRICS, checks.DECLARED}),

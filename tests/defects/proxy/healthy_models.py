@@ -90,6 +90,30 @@ def _strip_tokens(logprobs: dict[str, Any]) -> None:
         logprobs |= {"tokens": tokens, "top_logprobs": likeliest}
 
 
+class DefaultSystemPrompt(Defect):
+    """Mistral Small 3.1: its chat template adds a long system prompt to conversations without one."""
+
+    PROMPT: ClassVar[str] = "You are a model that says what it knows, and asks where a question is not clear. " * 40
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Add it, for the tokenizer too."""
+        body = exchange.request.json
+        messages = body.get("messages")
+        if isinstance(messages, list) and messages and all(isinstance(one, dict) for one in messages):
+            has_one = "system" in [one.get("role") for one in messages]
+            added = [] if has_one else [{"role": "system", "content": self.PROMPT}]
+            exchange.request.json = body | {"messages": [*added, *messages]}
+        return None
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Its tokens are in the prefix cache (--enable-prompt-tokens-details)."""
+        body = answer.json
+        if exchange.request.path == "/v1/chat/completions" and "usage" in body:
+            cached = min(body["usage"]["prompt_tokens"], len(self.PROMPT.split())) // 16 * 16
+            body["usage"]["prompt_tokens_details"] = {"cached_tokens": cached}
+            answer.json = body
+
+
 class NoSystemRole(Defect):
     """Gemma 2: its chat template has no place for a system prompt."""
 
