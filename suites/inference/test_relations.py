@@ -43,14 +43,12 @@ BATCHES = [MIXED[start::6] for start in range(6)]
 ASKED_IN_THEIR_WAY = {"test_stream_equals_plain": True, "test_way_of_asking_changes_nothing": False}
 #: Features that must not change an answer, by factor.
 IRRELEVANT = {"extra": ("logprobs", "bias"), "end": ("absent stop text",)}
-#: vLLM's documented defaults. Those of temperature, top_p, top_k, min_p and repetition_penalty are left out: a model's
+#: vLLM's documented defaults. Those of temperature, top_p, top_k, min_p and the penalties are left out: a model's
 #: generation_config.json changes them (--generation-config).
 DEFAULTS: dict[str, Any] = {
     "n": 1,
     "stream": False,
     "stop": [],
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
     "logit_bias": None,
     "seed": None,
     "min_tokens": 0,

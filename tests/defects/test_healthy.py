@@ -22,6 +22,7 @@ from tests.defects.proxy.healthy_models import (
     DataParallel,
     DefaultSystemPrompt,
     FewLargePieces,
+    LimitedAnswers,
     MistralTokenizer,
     NoSystemRole,
     PenalisedByDefault,
@@ -68,7 +69,7 @@ SERVERS: dict[str, tuple[type[Defect], set[str]]] = {
     ),
     "penalised-by-default": (
         PenalisedByDefault,
-        {checks.GREEDY_BEST, checks.LOGPROBS, checks.LOGPROBS_STREAMED, checks.LOGPROBS_COMPLETION},
+        {checks.GREEDY_BEST, checks.LOGPROBS, checks.LOGPROBS_STREAMED, checks.LOGPROBS_COMPLETION, checks.DEFAULTS},
     ),
     "sentence-piece-tokenizer": (
         SentencePieceTokenizer,
@@ -180,6 +181,23 @@ def test_template_without_a_system_prompt_raises_no_alarm() -> None:
     assert not outcome.failed, outcome.output
     assert outcome.passed > 5, outcome.output
     assert "does not apply: the server says: System role not supported" in outcome.output
+
+
+def test_limited_answers_are_not_taken_for_cut_ones() -> None:
+    chosen = {checks.SLOW_ANSWER, checks.FREES_SLOT, checks.LEAVES_EARLY, checks.ABANDONED}
+    arguments = (
+        "--stage-model=sim-model",
+        "-p",
+        "tests.defects.short_lanes",
+        "-rsfE",
+        "-k",
+        " or ".join(sorted(chosen)),
+    )
+    with simulator() as engine, running_proxy(engine, LimitedAnswers()) as url:
+        outcome = run_suite(url, *arguments, slow=True)
+    assert not outcome.failed, outcome.output
+    assert outcome.passed > 2, outcome.output
+    assert "the whole context of 256 tokens takes" in outcome.output
 
 
 def test_long_blocks_of_the_prefix_cache_are_hit() -> None:

@@ -21,7 +21,7 @@ OPEN = {"chat": "Write a story.", "completions": "Here is a story that no one ha
 #: penalise repetition (Qwen2.5: 1.05): then the greedy token is not always the one with the best score, as vLLM's
 #: scores are those before penalties (--logprobs-mode raw_logprobs).
 UNFILTERED = {"top_k": -1, "top_p": 1.0}
-UNPENALISED = {"repetition_penalty": 1.0}
+UNPENALISED = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 #: Drawn at temperature 2, eight tokens never come the same twice by chance, whatever the model.
 HOT = {"temperature": 2.0, "max_tokens": 8, "ignore_eos": True} | UNFILTERED
 LONG = {"temperature": 0, "max_tokens": 48, "ignore_eos": True}

@@ -31,17 +31,39 @@ class SamplingDefaults(BodyDefect):
     DEFAULTS: ClassVar[dict[str, Any]] = {"top_k": 1, "top_p": 0.001}
 
     def change(self, body: dict[str, Any]) -> None:
-        for name, value in self.DEFAULTS.items():
-            body.setdefault(name, value)
+        body |= {name: value for name, value in self.DEFAULTS.items() if body.get(name) is None}
 
 
-class PenalisedByDefault(Defect):
+class LimitedAnswers(BodyDefect):
+    """A server that limits all answers: ``--override-generation-config '{"max_new_tokens": 256}'``."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for name in ("max_tokens", "max_completion_tokens"):
+            if isinstance(body.get(name), int):
+                body[name] = min(body[name], 256)
+
+
+class PenalisedByDefault(BodyDefect):
     """Qwen2.5: repetition is penalised by default, and scores are those before the penalty."""
+
+    NEUTRAL: ClassVar[dict[str, float]] = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+    async def on_request(self, exchange: Exchange) -> Answer | None:
+        """Remember what was asked for."""
+        exchange.notes["asked"] = exchange.request.json
+        return await super().on_request(exchange)
+
+    def change(self, body: dict[str, Any]) -> None:
+        if body.get("presence_penalty") is None:
+            body["presence_penalty"] = 1.5
 
     async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
         """Let another token than the one that was taken have the best score, once."""
-        asked = exchange.request.json
-        if answer.status != 200 or not exchange.request.generates or asked.get("repetition_penalty") == 1.0:
+        if (
+            answer.status != 200
+            or not exchange.request.generates
+            or self.NEUTRAL.items() <= exchange.notes["asked"].items()
+        ):
             return
         body = answer.json
         scores = (body.get("choices") or [{}])[0].get("logprobs") or {}
