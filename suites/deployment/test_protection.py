@@ -12,10 +12,13 @@ from pytest_vllm_stage.core.secret import redact
 from pytest_vllm_stage.serving.client import COMPLETIONS
 from pytest_vllm_stage.serving.failures import shown
 from pytest_vllm_stage.serving.gateway_errors import explain_gateway_error, refuses_client
-from pytest_vllm_stage.stage.protection import ENABLE_AUTH
+from pytest_vllm_stage.stage.observe import health
+from pytest_vllm_stage.stage.protection import ENABLE_AUTH, find_plain_routes
 
 if TYPE_CHECKING:
     import httpx
+
+    from pytest_vllm_stage import StageReader
 
 #: What kube-rbac-proxy asked the API server for, in its 403.
 REVIEWED_VERB = re.compile(r"\bverb=([a-z]+)")
@@ -79,3 +82,12 @@ def test_protected_model_alone_requires_a_token(endpoint: EndpointClient) -> Non
                     f"{describe(response)} {what}, expected 401 or 403: {target.model} is protected, and "
                     f"{target.base_url} bypasses the proxy, or the proxy accepts everyone"
                 )
+
+
+def test_no_route_takes_tokens_unencrypted(reader: StageReader, kubectl: str) -> None:
+    """No Route leads to a protected model without TLS, or by HTTP too: a client's token could be read on the way."""
+    services = reader.listed("InferenceService")
+    assert services, f"the namespace has no InferenceService\n  next: {kubectl} get inferenceservices"
+    routes = reader.listed_where_allowed("Route.route.openshift.io")
+    lines = [line for service in services for line in find_plain_routes(service, routes)]
+    assert not lines, health.message("tokens travel unencrypted", lines, f"{kubectl} get routes -o yaml")

@@ -27,8 +27,9 @@ from pytest_vllm_stage.serving.target import Target
 from pytest_vllm_stage.session import targets
 from pytest_vllm_stage.settings.resolver import resolve_settings
 from pytest_vllm_stage.stage.facts import StageFacts, TargetFacts
-from pytest_vllm_stage.stage.protection import ENABLE_AUTH, is_protected
+from pytest_vllm_stage.stage.protection import ENABLE_AUTH, find_plain_routes, is_protected
 from tests.unit.made_api import ApiServer, served, status
+from tests.unit.made_objects import admitted_route
 from tests.unit.web_server import Reply, Request, web_server
 
 PROFILE = 'name = "p"\noverlay = "overlay"\nnamespace = "stage"\n[models.full]\ninference_service = "f"\n'
@@ -79,6 +80,25 @@ def test_service_is_protected_by_annotation_or_label(place: str) -> None:
     assert is_protected({"metadata": {place: {ENABLE_AUTH: "true"}}})
     assert not is_protected({"metadata": {place: {ENABLE_AUTH: "false"}}})
     assert not is_protected({"metadata": {}})
+
+
+@pytest.mark.parametrize(
+    ("tls", "problem"),
+    [
+        ({"termination": "reencrypt", "insecureEdgeTerminationPolicy": "Redirect"}, ""),
+        ({"termination": "edge"}, ""),
+        ({"termination": "edge", "insecureEdgeTerminationPolicy": "Allow"}, "serves HTTP too"),
+        (None, "has no TLS"),
+    ],
+)
+def test_a_route_by_which_tokens_travel_unencrypted_is_named(tls: dict[str, str] | None, problem: str) -> None:
+    model: Any = {"metadata": {"name": "m", "annotations": {ENABLE_AUTH: "true"}}}
+    routes = [admitted_route(name, "m.example.com", tls=tls) for name in ("m-predictor", "minio")]
+    lines = find_plain_routes(model, routes)
+    assert [line.startswith(f"route m-predictor to protected model m {problem}") for line in lines] == (
+        [True] if problem else []
+    )
+    assert find_plain_routes({"metadata": {"name": "m"}}, routes) == [], "every client is answered anyway"
 
 
 @pytest.mark.parametrize(
