@@ -76,11 +76,15 @@ def test_services_select_ready_pods(
 
 
 def test_quotas_admit_replacement_pods(reader: StageReader, serving_pods: list[Object], kubectl: str) -> None:
-    """No quota, limit range or pod security level of the namespace would refuse a replacement of a running pod."""
+    """No quota, limit range or pod security level of the namespace would refuse a replacement of a running pod.
+
+    Nor does the webhook of a controller that is not Ready.
+    """
     quotas = reader.listed_where_allowed("ResourceQuota")
     lines = admission.check_quotas(quotas, reader.listed_where_allowed("LimitRange"), serving_pods)
     namespace = reader.get_where_allowed("Namespace", reader.namespace)
     lines += pod_security.check_level(namespace, serving_pods) if namespace else []
+    lines += admission.check_controllers(reader.everywhere("Pod"))
     command = f"{kubectl} describe quota,limits,namespace/{reader.namespace}"
     assert not lines, health.message("a replaced pod is not admitted", lines, command)
 

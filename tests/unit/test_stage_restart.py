@@ -45,6 +45,7 @@ def find_problems(stage: RecordedStage) -> list[str]:
         *restart.check_nodes(pods, placement),
         *service_targets.check_services(members.select_services(stage.listed("Service"), stage.declared), pods),
         *admission.check_quotas(stage.listed("ResourceQuota"), stage.listed("LimitRange"), pods),
+        *admission.check_controllers(stage.listed("Pod")),
         *[line for namespace in stage.listed("Namespace") for line in pod_security.check_level(namespace, pods)],
         *restart.check_references(pods, live),
         *images.check_node_images(pods, stage.listed("Node")),
@@ -173,6 +174,24 @@ def removed_account(stage: RecordedStage) -> None:
     stage.live.remove(stage.get("ServiceAccount", "vllm"))
 
 
+def controller(*ready: bool) -> Callable[[RecordedStage], None]:
+    def plant(stage: RecordedStage) -> None:
+        for number, is_ready in enumerate(ready):
+            labels = {"control-plane": "kserve-controller-manager"}
+            meta = {"name": f"kserve-{number}", "namespace": "kserve", "labels": labels}
+            waiting = {"reason": "CrashLoopBackOff"}
+            state: Object = {"running": {}} if is_ready else {"waiting": waiting}
+            status = {
+                "phase": "Running",
+                "conditions": [{"type": "Ready", "status": str(is_ready)}],
+                "containerStatuses": [{"name": "manager", "ready": is_ready, "state": state}],
+            }
+            spec = {"containers": [{"name": "manager"}]}
+            stage.live.append({"kind": "Pod", "metadata": meta, "spec": spec, "status": status})
+
+    return plant
+
+
 def enforcing(level: str) -> Callable[[RecordedStage], None]:
     """The namespace's pod security level, set after the pods were created."""
 
@@ -273,6 +292,7 @@ def under_the_level_that_the_pods_were_admitted_with(stage: RecordedStage) -> No
         wrong_number_before_a_container_without_ports,
         shared_service("llm-metrics", "http"),
         shared_service("llm", "metrics"),
+        controller(False, True),
         enforcing("privileged"),
         under_the_level_that_the_pods_were_admitted_with,
         reporting("AcceleratedHardwareReady", "True"),

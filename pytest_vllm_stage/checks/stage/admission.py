@@ -1,4 +1,4 @@
-"""Quotas and limit ranges that refuse a replacement of a running pod: pure functions, one line per problem."""
+"""What refuses a replacement of a running pod: quotas, limit ranges, webhooks. Pure functions, a line per problem."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pytest_vllm_stage.checks.stage.drift.platform import limit_defaults
 from pytest_vllm_stage.stage import objects
 from pytest_vllm_stage.stage.objects import Object
+from pytest_vllm_stage.stage.observe import rollout
 from pytest_vllm_stage.stage.quantities import parse_quantity
 
 
@@ -26,6 +27,29 @@ def check_quotas(quotas: Iterable[Object], limit_ranges: Sequence[Object], pods:
     for one in limit_ranges:
         lines += _find_beyond_limit(one, pods)
     return lines
+
+
+#: The labels ``control-plane`` of controllers whose webhooks see each pod of a model, or its InferenceService.
+_CONTROLLERS = ("kserve-controller-manager", "odh-model-controller")
+
+
+def check_controllers(pods: Iterable[Object]) -> list[str]:
+    """Report controllers of models of which no pod is Ready; one without a pod here runs elsewhere, or not in pods.
+
+    Args:
+        pods: The pods of all namespaces; those that this user may not list are not judged.
+    """
+    found: dict[str, list[Object]] = {}
+    for pod in pods:
+        name = (pod["metadata"].get("labels") or {}).get("control-plane")
+        if name in _CONTROLLERS:
+            found.setdefault(name, []).append(pod)
+    return [
+        f"controller {name} is not Ready: pod {made[0]['metadata'].get('namespace')}/{objects.name_of(made[0])}: "
+        f"{rollout.pod_states(made[:1])}; its webhook refuses new pods, and no change of a model takes effect"
+        for name, made in sorted(found.items())
+        if not any(objects.is_true(pod, "Ready") for pod in made)
+    ]
 
 
 def _find_unspecified(quota: str, resource: str, ranges: Sequence[Object], pods: Sequence[Object]) -> Iterator[str]:
