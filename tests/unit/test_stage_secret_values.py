@@ -75,18 +75,26 @@ REFERENCE = SecretReference("s", "k", "Job/download")
     [("hf_4711\n", "ends with a line break"), ("hf_4711 ", "ends with white space"), (" hf_4711", "begins with white")],
 )
 def test_white_space_around_a_value_is_named_without_it(value: str, end: str) -> None:
-    (line,) = secret_values.find_stray_space([REFERENCE], secret(value))
+    (line,) = secret_values.find_unusable_values([REFERENCE], secret(value))
     assert line.startswith(f'secret s: the value of key "k" {end}')
     assert "4711" not in line
 
 
 @pytest.mark.parametrize(
     "value",
-    ["hf_4711", "", "a passphrase", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", '{"a": 1}\n'],
+    [
+        "hf_4711",
+        "",
+        "xxx-4711",
+        "your-4711",
+        "a passphrase",
+        "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+        '{"a": 1}\n',
+    ],
 )
 def test_a_whole_value_or_a_text_of_several_lines_is_not_reported(value: str) -> None:
-    assert secret_values.find_stray_space([REFERENCE, SecretReference("s", None, "Pod/p")], secret(value)) == []
-    assert secret_values.find_stray_space([REFERENCE], {}) == [], "another check reports a Secret that is missing"
+    assert secret_values.find_unusable_values([REFERENCE, SecretReference("s", None, "Pod/p")], secret(value)) == []
+    assert secret_values.find_unusable_values([REFERENCE], {}) == [], "another check reports a Secret that is missing"
 
 
 def test_published_credentials_are_known() -> None:

@@ -18,6 +18,11 @@ _FLAG = re.compile(r"(?P<flag>--(?:[\w-]+-)?(?:api-key|token|password|secret))(?
 _PLACEHOLDER = re.compile(r"(?i:empty|none|null|dummy|unused|no-key|not-needed|true|false|\d*)")
 #: A value that the shell, Kubernetes, kustomize or KServe puts there.
 _INSERTED = re.compile(r"\$[({\w]|\{\{")
+#: What a template has in the place of a value.
+_UNFILLED = re.compile(
+    r"(?i:<[^<>]+>|\$\{\w+\}|\{\{[^{}]+\}\}|(?:change|replace)[-_ ]?me|placeholder|todo|"
+    r"your[-_ ](?:\w+[-_ ])*(?:token|key|secret|password)|(?:hf_)?x{4,})"
+)
 #: What MinIO, its charts and its tutorials come with.
 _DEFAULTS = (
     ("minioadmin", "minioadmin"),
@@ -63,10 +68,11 @@ def _names_of_container(container: Mapping[str, Any]) -> Iterator[str]:
             yield f"argument {match['flag']}"
 
 
-def find_stray_space(references: Iterable[SecretReference], secrets: Mapping[str, Object]) -> list[str]:
-    """Report values of one line with white space around them, as ``echo VALUE | base64`` leaves a line break.
+def find_unusable_values(references: Iterable[SecretReference], secrets: Mapping[str, Object]) -> list[str]:
+    """Report what a template has in the place of a value, and values of one line with white space around them.
 
-    A server compares, and a client sends, the value with the line break. Texts of several lines end in one rightly.
+    ``echo VALUE | base64`` leaves a line break, which servers compare and clients send. Texts of several lines end in
+    one rightly.
     """
     lines = []
     for ref in references:
@@ -76,7 +82,10 @@ def find_stray_space(references: Iterable[SecretReference], secrets: Mapping[str
         except ValueError:
             continue  # not a text
         bare = value.strip()
-        if bare and value != bare and "\n" not in bare and not bare.startswith(("{", "[")):
+        if _UNFILLED.fullmatch(bare):
+            where = f'secret {ref.secret}: the value of key "{ref.key}"'
+            lines.append(f"{where} is a template's placeholder ({ref.where} needs it)")
+        elif bare and value != bare and "\n" not in bare and not bare.startswith(("{", "[")):
             what = "a line break" if value[len(value.rstrip()) :].count("\n") else "white space"
             end = "begins" if value[0].isspace() else "ends"
             lines.append(f'secret {ref.secret}: the value of key "{ref.key}" {end} with {what} ({ref.where} needs it)')
