@@ -15,6 +15,7 @@ from pytest_vllm_stage.stage.buckets import list_buckets
 from pytest_vllm_stage.stage.deploy import render
 from pytest_vllm_stage.stage.observe import health
 from pytest_vllm_stage.stage.public_access import find_public_grants
+from pytest_vllm_stage.stage.stored_models import find_missing_files, find_models_in
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -78,12 +79,17 @@ def test_minio_has_credentials_of_its_own(object_store: ObjectStore, stage: Stag
 
 
 def test_buckets_exist(
-    minio: S3Client, object_store: ObjectStore, stage: StageFacts, buckets: list[str], kubectl: str
+    minio: S3Client,
+    object_store: ObjectStore,
+    stage: StageFacts,
+    declared: list[Object],
+    buckets: list[str],
+    kubectl: str,
 ) -> None:
     """The declared buckets exist, as an authenticated list with the credentials of the Secret shows, and stay filled.
 
     In a MinIO of the stage's own no lifecycle rule deletes objects: none is declared, and a model that a rule deletes
-    is missing at the next download.
+    is missing at the next download. What a pod loads from there when it starts is complete.
     """
     existing = list_buckets(object_store, minio, buckets)
     missing = [name for name in buckets if name not in existing]
@@ -94,6 +100,9 @@ def test_buckets_exist(
     judged = buckets if object_store.url == stage.minio_url else []
     lines = [line for name in judged for line in find_expiring_rules(object_store, minio, name)]
     assert not lines, health.message("objects will be deleted", lines, f"mc ilm rule ls STAGE/{buckets[0]}")
+    models = find_models_in(declared, judged)
+    lines = [line for name, place in models.items() for line in find_missing_files(object_store, minio, name, *place)]
+    assert not lines, health.message("a model is not whole in its bucket", lines, f"mc ls -r STAGE/{buckets[0]}")
 
 
 def test_no_bucket_is_opened_by_its_settings(
