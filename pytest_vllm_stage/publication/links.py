@@ -99,14 +99,19 @@ def find_wrong_descriptions(model: Entity, version: Entity) -> list[str]:
     ]
 
 
-def find_lookalikes(kind: str, entities: Sequence[Entity], own: str) -> list[str]:
-    """Live entities whose names differ from one in case or separators alone: a reader takes one for the other."""
+def find_lookalikes(kind: str, entities: Sequence[Entity], own: Entity) -> list[str]:
+    """Live entities whose names differ from one in case or separators alone: a reader takes one for the other.
+
+    A registry may be shared: what names another owner is not the stage's to archive.
+    """
+    name, advice = str(own["name"]), "archive the one that is not used"
     return [
-        f"{kind} {entity['name']!r} (id {entity['id']}) is registered besides {own!r}: archive the one that is not used"
+        f"{kind} {entity['name']!r} (id {entity['id']}) is registered besides {name!r}: {advice}"
         for entity in entities
-        if entity["name"] != own
+        if entity["name"] != name
         and entity.get("state", "LIVE") == "LIVE"
-        and _simplified(str(entity["name"])) == _simplified(own)
+        and entity.get("owner") in (None, "", own.get("owner"))
+        and _simplified(str(entity["name"])) == _simplified(name)
     ]
 
 

@@ -28,8 +28,8 @@ def test_model_and_version_are_registered(filed: Filed, registry_client: Registr
     """
     lines = publishing.find_archived(filed.model, filed.version)
     versions = entities.list_versions(registry_client, filed.model)
-    lines += links.find_lookalikes("model", entities.list_models(registry_client), filed.model["name"])
-    lines += links.find_lookalikes("version", versions, filed.version["name"])
+    lines += links.find_lookalikes("model", entities.list_models(registry_client), filed.model)
+    lines += links.find_lookalikes("version", versions, filed.version)
     if filed.version["registeredModelId"] != filed.model["id"]:
         lines.append(f"version {filed.version['name']} belongs to model id {filed.version['registeredModelId']}")
     assert not lines, "\n".join(lines)

@@ -181,13 +181,15 @@ def named(name: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["Mistral-24B", "mistral_24b", "mistral 24b "])
 def test_a_second_name_that_is_read_as_the_first_is_reported(name: str) -> None:
-    (line,) = links.find_lookalikes("model", [named("mistral-24b"), named(name), named("llama")], "mistral-24b")
+    own = named("mistral-24b")
+    (line,) = links.find_lookalikes("model", [own, named(name), named("llama")], own)
     assert line.startswith(f"model {name!r} (id 7) is registered besides 'mistral-24b'")
-    assert links.find_lookalikes("model", [named("mistral-24b"), named(name, state="ARCHIVED")], "mistral-24b") == []
+    assert links.find_lookalikes("model", [own, named(name, state="ARCHIVED")], own) == []
+    assert links.find_lookalikes("model", [own, named(name, owner="another-team")], own) == []
 
 
 def test_names_that_differ_in_more_than_separators_are_two() -> None:
-    assert links.find_lookalikes("version", [named("10"), named("1.0.1"), named("v1.0")], "1.0") == []
+    assert links.find_lookalikes("version", [named("10"), named("1.0.1"), named("v1.0")], named("1.0")) == []
 
 
 def test_a_live_artifact_of_other_weights_in_the_same_kind_of_store_is_a_rival() -> None:
