@@ -57,6 +57,7 @@ def test_a_secret_in_plain_text_is_named_without_its_value(made: Object, name: s
         engine(OPENAI_API_KEY="EMPTY", HF_TOKEN="", MAX_TOKEN="2048", API_KEY="$(OTHER)"),
         engine(AWS_ACCESS_KEY_ID="minio", TOKENIZERS_PARALLELISM="false", SECRET_NAME="s", TOKEN_FILE="/run/token"),
         engine(MINIO_ROOT_PASSWORD="${MINIO_SECRET_KEY}"),
+        engine(EOS_TOKEN="<|eot_id|>", STOP_TOKEN="[INST]"),
     ],
 )
 def test_what_is_inserted_or_no_secret_is_not_reported(made: Object) -> None:

@@ -14,8 +14,9 @@ from pytest_vllm_stage.stage.observe.health import SecretReference
 
 _VARIABLE = re.compile(r"(?:^|_)(?:API_KEY|(?<!MAX_)TOKEN|SECRET(?:_ACCESS)?_KEY|SECRET|PASSWORD|PASSWD)$")
 _FLAG = re.compile(r"(?P<flag>--(?:[\w-]+-)?(?:api-key|token|password|secret))(?:=|\s+|$)(?P<value>\S*)")
-#: What clients send to a server that asks for no key, and values that are settings rather than secrets.
-_PLACEHOLDER = re.compile(r"(?i:empty|none|null|dummy|unused|no-key|not-needed|true|false|\d*)")
+#: What clients send to a server that asks for no key, and values that are settings rather than secrets, as the special
+#: tokens of a model are.
+_PLACEHOLDER = re.compile(r"(?i:empty|none|null|dummy|unused|no-key|not-needed|true|false|\d*)|<[^<>]*>|\[[A-Z]+\]")
 #: A value that the shell, Kubernetes, kustomize or KServe puts there.
 _INSERTED = re.compile(r"\$[({\w]|\{\{")
 #: What a template has in the place of a value.
