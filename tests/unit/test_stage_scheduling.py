@@ -242,6 +242,16 @@ def test_topology_spread_is_named_with_its_counts() -> None:
     assert around(made, bare, others, gpu_node()) == []
 
 
+def test_topology_spread_leaves_out_nodes_that_the_pod_may_not_choose() -> None:
+    rule = {"topologyKey": ZONE, "maxSkew": 1, "labelSelector": {"matchLabels": {"app": "vllm"}}}
+    chosen = {"nodeSelector": {"pool": "gpu"}, "topologySpreadConstraints": [rule]}
+    nodes = [gpu_node("g1", 4, pool="gpu"), gpu_node("c1", 4, **{ZONE: "eu-b"})]
+    replicas = [neighbour("a", "g1"), neighbour("b", "g1")]
+    assert around(pod("p", spec=chosen), nodes[0], replicas, nodes[1]) == []
+    rule["nodeAffinityPolicy"] = "Ignore"
+    assert len(around(pod("p", spec=chosen), nodes[0], replicas, nodes[1])) == 1
+
+
 def test_zone_of_a_volume_is_also_a_label() -> None:
     mounts, claim, volume = zonal("eu-b")
     volume["spec"] = {}

@@ -11,8 +11,18 @@ _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _MOST_NAMES = 3
 
 
-def find_neighbour_obstacles(node: Object, pod: Object, nodes: Sequence[Object], pods: Sequence[Object]) -> list[str]:
-    """Why the pods that run do not let the pod onto the node; nothing is judged where they may not be listed."""
+def find_neighbour_obstacles(
+    node: Object, pod: Object, nodes: Sequence[Object], pods: Sequence[Object], *, eligible: Sequence[Object]
+) -> list[str]:
+    """Why the pods that run do not let the pod onto the node; nothing is judged where they may not be listed.
+
+    Args:
+        node: The node.
+        pod: The pod.
+        nodes: All nodes.
+        pods: The pods of all namespaces.
+        eligible: The nodes that the pod's node selector and affinity allow.
+    """
     running = [
         one
         for one in pods
@@ -26,7 +36,7 @@ def find_neighbour_obstacles(node: Object, pod: Object, nodes: Sequence[Object],
     return [
         *_find_repelling_pods(node, pod, by_name, running),
         *_find_lacking_pods(node, pod, by_name, running),
-        *_find_uneven_spread(node, pod, by_name, running),
+        *_find_uneven_spread(node, pod, by_name, running, eligible),
     ]
 
 
@@ -57,8 +67,9 @@ def _find_lacking_pods(
 
 
 def _find_uneven_spread(
-    node: Object, pod: Object, nodes: Mapping[str, Object], running: Sequence[Object]
+    node: Object, pod: Object, nodes: Mapping[str, Object], running: Sequence[Object], eligible: Sequence[Object]
 ) -> Iterator[str]:
+    """A constraint counts on the nodes that the pod may choose (nodeAffinityPolicy Honor), unless it says otherwise."""
     for rule in pod["spec"].get("topologySpreadConstraints") or []:
         if rule.get("whenUnsatisfiable", "DoNotSchedule") != "DoNotSchedule":
             continue
@@ -67,9 +78,12 @@ def _find_uneven_spread(
         if place is None:
             yield f"has no label {key} (topology spread constraint)"
             continue
-        counts = {_labels(one)[key]: 0 for one in nodes.values() if key in _labels(one)}
+        counted = (
+            nodes if rule.get("nodeAffinityPolicy") == "Ignore" else {objects.name_of(one): one for one in eligible}
+        )
+        counts = {place: 0} | {_labels(one)[key]: 0 for one in counted.values() if key in _labels(one)}
         for other in running:
-            found = _labels(nodes.get(other["spec"]["nodeName"], {})).get(key)
+            found = _labels(counted.get(other["spec"]["nodeName"], {})).get(key)
             if found is not None and _selects(rule, pod, other):
                 counts[found] += 1
         if counts[place] + 1 - min(counts.values()) > most:

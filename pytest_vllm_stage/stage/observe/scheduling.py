@@ -82,7 +82,13 @@ def find_obstacles(node: Object, pod: Object, placement: PlacementFacts) -> list
         *_find_missing_labels(node, pod),
         *_find_scarce_resources(node, pod, placement.pods),
         *_find_distant_volumes(node, pod, placement),
-        *find_neighbour_obstacles(node, pod, placement.nodes, placement.pods),
+        *find_neighbour_obstacles(
+            node,
+            pod,
+            placement.nodes,
+            placement.pods,
+            eligible=[one for one in placement.nodes if not list(_find_missing_labels(one, pod))],
+        ),
     ]
 
 
