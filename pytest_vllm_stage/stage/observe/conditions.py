@@ -147,6 +147,7 @@ class InferenceServiceReady:
         seen = seen or controllers.find_specification_trouble(service) or controllers.find_declared_stop(service)
         seen = seen or (controllers.find_declared_stop(deployment) if deployment else None)
         seen = seen or controllers.find_condition_trouble(service) or _find_node_trouble(reader, pods)
+        seen = seen or controllers.find_address_trouble(service)
         if seen is None and deployment is None:
             seen = controllers.find_reconcile_trouble(service, reader.events)
             seen = seen or controllers.find_unprocessed_trouble(service)

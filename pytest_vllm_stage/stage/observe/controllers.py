@@ -93,6 +93,15 @@ def find_unprocessed_trouble(service: Object) -> Trouble | None:
     return Trouble(f"{cause} (kubectl get pods -A -l control-plane=kserve-controller-manager)", times=240)
 
 
+def find_address_trouble(service: Object) -> Trouble | None:
+    """An address that no gateway or router takes, though the model runs: that takes seconds where it works."""
+    ingress = objects.condition(service, "IngressReady")
+    if not objects.is_true(service, "PredictorReady") or ingress.get("status") != "False":
+        return None
+    why = runbook.cut(f"{ingress.get('reason') or 'no reason given'}: {ingress.get('message') or 'no message'}")
+    return Trouble(f"the model runs, and its address is not ready: IngressReady is False: {why}", times=300)
+
+
 def find_specification_trouble(service: Object) -> Trouble | None:
     """An error in the specification that KServe itself reports."""
     model = (service.get("status") or {}).get("modelStatus") or {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pytest_vllm_stage.stage.observe import conditions
 from tests.unit.deployment_faults.fault import NOT_READY, READY, Fault, Object, changed
-from tests.unit.made_objects import condition, deployment, event, job, runtime, service
+from tests.unit.made_objects import condition, deployment, event, job, pod, runtime, served_spec, service
 
 
 def refused(message: str) -> tuple[Object, ...]:
@@ -31,6 +31,18 @@ UNLOADED["status"]["modelStatus"] = {
 }
 LEAVING = service(ready="False")
 LEAVING["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["inferenceservice.finalizers"]}
+
+UNROUTED = service(ready="False")
+UNROUTED["status"]["conditions"] = [
+    condition("PredictorReady"),
+    condition(
+        "IngressReady",
+        "False",
+        reason="HttpRoute not ready",
+        message="predictor HttpRoute not accepted: NoMatchingParent",
+    ),
+    condition("Ready", "False", reason="HttpRoute not ready"),
+]
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -158,5 +170,11 @@ FAULTS: tuple[Fault, ...] = (
         f"{READY}: inferenceservice/m has no status: no KServe controller has processed it (kubectl get pods -A -l "
         "control-plane=kserve-controller-manager)",
         (service() | {"status": {}}, runtime()),
+    ),
+    Fault(
+        "gateway that does not accept the model's route",
+        f"{READY}: the model runs, and its address is not ready: IngressReady is False: HttpRoute not ready: predictor "
+        "HttpRoute not accepted: NoMatchingParent",
+        (UNROUTED, runtime(), deployment(), pod(spec=served_spec())),
     ),
 )
