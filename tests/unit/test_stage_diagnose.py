@@ -14,7 +14,7 @@ from pytest_vllm_stage.cluster.facts import ClusterFacts
 from pytest_vllm_stage.core.errors import EnvironmentUnusable
 from pytest_vllm_stage.stage import client, objects
 from pytest_vllm_stage.stage.objects import Object
-from pytest_vllm_stage.stage.observe import diagnose
+from pytest_vllm_stage.stage.observe import diagnose, trouble
 from pytest_vllm_stage.stage.observe.trouble import Trouble
 from tests.unit.made_objects import container_status, ended, event, pod
 
@@ -94,6 +94,16 @@ def test_an_explanation_begins_with_the_cause_and_is_short() -> None:
     assert lines[-1].startswith("    BackOff pod/p (x1): xxx")
     assert len(lines) == 3 + 2 * diagnose.LINES_SHOWN
     assert max(map(len, lines)) < 400
+
+
+def test_an_explanation_says_what_to_do_where_the_runbook_knows() -> None:
+    logs: Any = lambda *_: ["ValueError: Unknown quantization method: w4a16."]  # noqa: E731
+    found = trouble.find_trouble_of_pod(pod(statuses=[ended(1)]), [], logs)
+    assert found is not None
+    cause, action, *_ = diagnose.explain(found, logs, []).splitlines()
+    assert cause.startswith("unknown quantization w4a16")
+    assert action.startswith("  to do: correct --quantization, or leave it out: the engine reads the method from the")
+    assert "to do" not in diagnose.explain(Trouble("it broke"), logs, [])
 
 
 def test_everything_is_collected_without_secrets(

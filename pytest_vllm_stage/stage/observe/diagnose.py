@@ -72,8 +72,8 @@ class Logs:
 
 
 def explain(found: Trouble, logs: Logs, warnings: Iterable[Object]) -> str:
-    """The cause on the first line, then the last log lines and the warning events that go with it."""
-    parts = [found.cause]
+    """The cause on the first line, then what to do, the last log lines and the warning events that go with it."""
+    parts = [found.cause, *([f"  to do: {found.action}"] if found.action else [])]
     if found.container:
         lines = runbook.informative_lines(logs(found.pod, found.container, found.previous), LINES_SHOWN)
         if lines:

@@ -30,7 +30,11 @@ _NEWER_VLLM = "use an image with a vLLM release that lists the model as supporte
 _SERVICE_LINKS = "rename the Service, or set enableServiceLinks: false"
 _ROWS = (
     # Our own loader and bucket Job name the cause themselves.
-    (r"^error: (?P<cause>.+)$", "{cause}", "the message of the download or bucket Job names the next step"),
+    (
+        r"^error: (?P<cause>.+)$",
+        "{cause}",
+        "correct what the download or bucket Job itself names, delete the Job, and deploy again",
+    ),
     (rf"HFValidationError.*{_PATH}", "model path {path} does not exist (vLLM: {line})", _MODEL_PATH),
     (rf"Repo id must .*{_PATH}", "model path {path} does not exist (vLLM: {line})", _MODEL_PATH),
     (

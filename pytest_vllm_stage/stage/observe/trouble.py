@@ -51,6 +51,7 @@ class Trouble:
         container: The container in it.
         previous: The log is that of the container's previous instance.
         times: In how many consecutive observations it must appear: some states disappear by themselves at start.
+        action: What to do about it, where the runbook knows.
     """
 
     cause: str
@@ -58,6 +59,7 @@ class Trouble:
     container: str = ""
     previous: bool = False
     times: int = 1
+    action: str = ""
 
 
 def find_pod_trouble(
@@ -261,9 +263,9 @@ def _explain_end(pod: Object, container: Object, ended: Object, previous: bool, 
         return Trouble(f"container {who} cannot be started: {cause}", name, who, previous, times=2)
     # The kubelet keeps the end of a log as the message, where the container asks for it.
     lines = logs(name, who, previous) or str(ended.get("message") or "").splitlines()
-    known = runbook.cause_of(lines)
+    known = runbook.find_symptom(lines)
     if known:
-        return Trouble(known, name, who, previous)
+        return Trouble(known.cause, name, who, previous, action=known.action)
     restarts = container.get("restartCount", 0)
     if restarts >= RESTARTS_OF_A_LOOP or pod["spec"].get("restartPolicy") == "Never":
         again = f" and restarted {restarts} times" if restarts else ""
