@@ -71,6 +71,14 @@ KNOWN_LINES = (
         "LocalEntryNotFoundError: An error happened while trying to locate the files on the Hub",
         "the Hub does not answer",
     ),
+    (
+        "ClientError: An error occurred (400) when calling the HeadObject operation: Bad Request",
+        "the object store refuses",
+    ),
+    (
+        "ValueError: Invalid endpoint: https://minio:9000/models",
+        "the S3 endpoint https://minio:9000/models is not a URL",
+    ),
     ("InvalidHeader: Invalid leading whitespace, reserved character(s)", "a token that is sent as a header has a line"),
     ("curl: (6) Could not resolve host: huggingface.co", "host huggingface.co cannot be resolved"),
     ("socket.gaierror: [Errno -3] Temporary failure in name resolution", "a host cannot be resolved"),

@@ -84,6 +84,16 @@ ROWS = (
         "correct AWS_DEFAULT_REGION and the endpoint in the Secret (KServe: annotation serving.kserve.io/s3-region)",
     ),
     (
+        r"\(400\) when calling the Head(?:Object|Bucket)",
+        "the object store refuses the request without a reason: another region, or an expired token ({line})",
+        "correct AWS_DEFAULT_REGION, or renew the session token in the Secret",
+    ),
+    (
+        r"Invalid endpoint: (?P<url>\S+)",
+        "the S3 endpoint {url} is not a URL",
+        "write it as host:port, without a space or a path (KServe: annotation serving.kserve.io/s3-endpoint)",
+    ),
+    (
         r"(?:Could not connect to the|(?:Connect|Read) timeout on) endpoint URL: ['\"](?P<url>[^'\"?]+)",
         "the object store does not answer at {url}",
         "check the endpoint in the Secret, MinIO's pod, and NetworkPolicies between the namespaces",
