@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 #: Names the files among which a model's weights are divided.
 _INDEX = "model.safetensors.index.json"
+_WEIGHTS = (".safetensors", ".gguf", ".bin")
 _ENDPOINT = "serving.kserve.io/s3-endpoint"
 _OWN_MINIO = re.compile(r"(?:https?://)?minio(?:\.[\w-]+\.svc(?:\.[\w.-]+)?)?(?:[:/]|$)")
 
@@ -58,11 +59,17 @@ def find_missing_files(store: ObjectStore, client: S3Client, model: str, bucket:
         with store.readable_errors(f"get {bucket}/{key}"), client.get_object(Bucket=bucket, Key=key)["Body"] as body:
             named = _read_files(body.read())
         missing = [name for name in named if folder + name not in keys]
-        if missing:
+        if missing and not (len(missing) == len(named) and _has_weights(folder, keys)):
             yield (
                 f"{where} lacks {len(missing)} of the {len(named)} files that {_INDEX} names, {missing[0]} among them: "
                 f"the next pod of inferenceservice/{model} does not start"
             )
+
+
+def _has_weights(folder: str, keys: Iterable[str]) -> bool:
+    """Whether a folder has weights that its index does not name: Mistral's are there in two formats, to choose from."""
+    names = [key.removeprefix(folder) for key in keys if key.startswith(folder)]
+    return any("/" not in name and name.endswith(_WEIGHTS) for name in names)
 
 
 def _read_files(content: bytes) -> list[str]:

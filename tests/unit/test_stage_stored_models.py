@@ -24,7 +24,13 @@ def lines_for(files: dict[str, bytes]) -> list[str]:
         return list(find_missing_files(store, store.client(), "m", "models", "m"))
 
 
-@pytest.mark.parametrize("files", [WHOLE, {"config.json": b"{}", "model.safetensors": b"1"}, {"m.gguf": b"1"}])
+#: The index of one format, and the weights in another one.
+CONSOLIDATED = {"model.safetensors.index.json": INDEX.encode(), "consolidated.safetensors": b"1"}
+
+
+@pytest.mark.parametrize(
+    "files", [WHOLE, {"config.json": b"{}", "model.safetensors": b"1"}, {"m.gguf": b"1"}, CONSOLIDATED]
+)
 def test_a_whole_model_lacks_nothing(files: dict[str, bytes]) -> None:
     assert lines_for(files) == []
 
