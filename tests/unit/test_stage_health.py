@@ -85,6 +85,23 @@ def test_replicas_are_counted_by_ready_pods() -> None:
     ]
 
 
+def test_pod_that_an_autoscaler_removes_is_of_no_old_revision() -> None:
+    staying, leaving = (pod(name, labels={"pod-template-hash": "a"}) for name in ("a", "b"))
+    leaving["metadata"]["deletionTimestamp"] = "now"
+    assert health.check_replicas(service(), [staying, leaving]) == []
+    assert health.check_pods([staying, pod("b", ready=False) | {"metadata": leaving["metadata"]}]) == []
+    leaving["metadata"]["labels"] = {"pod-template-hash": "b"}
+    assert len(health.check_replicas(service(), [staying, leaving])) == 1
+
+
+def test_replicas_without_a_maximum_are_unlimited_in_serverless_mode() -> None:
+    made = service()
+    made["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "Serverless"}
+    made["spec"]["predictor"].pop("maxReplicas", None)
+    assert health.check_replicas(made, [pod("a"), pod("b")]) == []
+    assert health.check_replicas(made, []) == ["expected 1 or more Ready pods, got 0"]
+
+
 def test_restarts_are_reported_with_their_reason() -> None:
     assert health.check_pods([pod()]) == []
     assert health.check_pods([]) == ["there is no pod"]
@@ -108,6 +125,17 @@ def test_rare_restarts_of_long_ago_are_history(
     found["metadata"]["creationTimestamp"] = f"{now - days * day:%FT%TZ}"
     assert bool(health.check_pods([found], now=now)) is reported
     assert health.check_pods([found]), "without a time every restart counts"
+
+
+@pytest.mark.parametrize(("hours", "reported"), [(2, True), (30, False)])
+def test_pod_that_was_evicted_long_ago_is_history(hours: int, reported: bool) -> None:
+    now = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
+    evicted = pod("old", ready=False, statuses=[], reason="Evicted", message="The node was low on memory.")
+    evicted["status"]["phase"] = "Failed"
+    since = f"{now - datetime.timedelta(hours=hours):%FT%TZ}"
+    evicted["status"]["conditions"] = [condition("Ready", "False") | {"lastTransitionTime": since}]
+    assert bool(health.check_pods([pod(), evicted], now=now)) is reported
+    assert health.check_pods([pod(), evicted])
 
 
 @pytest.mark.parametrize(("since", "reported"), [("2026-01-01T00:00:00", True), ("2026-01-01T00:01:00", False)])

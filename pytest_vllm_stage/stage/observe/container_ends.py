@@ -174,6 +174,18 @@ def is_long_over(pod: Object, container: Object, now: datetime.datetime) -> bool
     return runs >= LEAST_RUN and container.get("restartCount", 0) * LEAST_BETWEEN_RESTARTS <= age
 
 
+def is_removed_long_ago(pod: Object, now: datetime.datetime) -> bool:
+    """Whether a pod failed as a whole more than a day ago: an evicted one is listed for as long as it is not deleted.
+
+    Whether another one serves in its place, the number of Ready pods says.
+    """
+    status = pod.get("status") or {}
+    times = [str(one["lastTransitionTime"]) for one in status.get("conditions") or [] if one.get("lastTransitionTime")]
+    if status.get("phase") != "Failed" or not times:
+        return False
+    return now - datetime.datetime.fromisoformat(max(times).replace("Z", "+00:00")) >= LEAST_RUN
+
+
 def _describe_count(container: Object) -> str:
     if "terminated" in (container.get("state") or {}):
         return "ended and was not restarted yet"

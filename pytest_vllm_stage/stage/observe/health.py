@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,14 +54,25 @@ def _check_revisions(service: Object) -> list[str]:
 
 
 def check_replicas(service: Object, pods: Sequence[Object]) -> list[str]:
-    """Report a number of Ready pods that differs from the declared one."""
+    """Report a number of Ready pods that differs from the declared one, and pods of an old revision that remain.
+
+    A pod of the current revision may leave, as when an autoscaler needs fewer.
+    """
     predictor = service["spec"]["predictor"]
-    least, most = predictor.get("minReplicas", 1), predictor.get("maxReplicas") or predictor.get("minReplicas", 1)
-    ready = [pod for pod in pods if objects.is_true(pod, "Ready")]
-    leaving = [objects.name_of(pod) for pod in pods if pod["metadata"].get("deletionTimestamp")]
-    lines = [f"pod {name} of an old revision still exists and holds its resources" for name in leaving]
-    if not least <= len(ready) - len(leaving) <= most:
-        lines.append(f"expected {least} to {most} Ready pods, got {len(ready)}")
+    least = predictor.get("minReplicas", 1)
+    mode = (service["metadata"].get("annotations") or {}).get("serving.kserve.io/deploymentMode")
+    unlimited = mode in ("Serverless", "Knative") and not predictor.get("maxReplicas")
+    most = math.inf if unlimited else predictor.get("maxReplicas") or least
+    staying = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    ready = [pod for pod in staying if objects.is_true(pod, "Ready")]
+    current = {rollout.revision_of(pod) for pod in staying} - {()}
+    lines = [
+        f"pod {objects.name_of(pod)} of an old revision still exists and holds its resources"
+        for pod in pods
+        if pod not in staying and rollout.revision_of(pod) not in current
+    ]
+    if not least <= len(ready) <= most:
+        lines.append(f"expected {least} {'or more' if unlimited else f'to {most}'} Ready pods, got {len(ready)}")
     return lines
 
 
@@ -76,11 +88,15 @@ def check_pods(
         pods: The pods.
         events: Events of their namespace: they name the probe that ended a container.
         logs: Reads the log of a container that ended.
-        now: The time; given, restarts that are long ago and rare are left out.
+        now: The time; given, what is long ago is left out: rare restarts, and pods that their node has removed.
     """
     known = list(events)
-    lines = [] if pods else ["there is no pod"]
-    for pod in pods:
+    # Pods that leave are judged by `check_replicas`.
+    staying = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    lines = [] if staying else ["there is no pod"]
+    for pod in staying:
+        if now is not None and container_ends.is_removed_long_ago(pod, now):
+            continue
         name, status = objects.name_of(pod), pod.get("status") or {}
         if removal := describe_removal(pod):
             lines.append(f"pod {name} {removal}")

@@ -88,6 +88,12 @@ def describe_predecessor(pod: Object, pods: Iterable[Object]) -> str:
     return ""
 
 
+def revision_of(pod: Object) -> tuple[str, ...]:
+    """What distinguishes a pod's revision; empty where its labels do not say."""
+    labels = pod["metadata"].get("labels") or {}
+    return tuple(labels[key] for key in _REVISIONS if key in labels)
+
+
 def _is_older_revision(one: Object, pod: Object) -> bool:
     """Whether two pods serve one model from different templates."""
     mine, theirs = (found["metadata"].get("labels") or {} for found in (pod, one))
