@@ -132,12 +132,23 @@ def test_a_call_that_the_limit_leaves_out_is_not_announced() -> None:
     assert (cut.calls, cut.finish_reason) == (["clock"], "length")
 
 
+def test_references_of_a_schema_name_its_definitions() -> None:
+    schema = {"type": "object", "properties": {"z": {"$ref": "#/$defs/letter"}}, "required": ["z"]}
+    dice = random.Random(1)
+    assert fitting(schema | {"$defs": {"letter": {"const": "A"}}}, dice) == {"z": "A"}
+    with pytest.raises(Unsupported, match=r"cannot resolve the reference '#/\$defs/letter'"):
+        fitting(schema, dice)
+
+
 def test_bias_penalties_and_stop_tokens_decide() -> None:
     first = answer(asked(max_tokens=4))
     banned = tokenizer.token_id(first.pieces[0])
     assert first.pieces[0] not in answer(asked(max_tokens=4, logit_bias={str(banned): -100})).pieces
     forced = tokenizer.token_id(b" kelp")
     assert answer(asked(max_tokens=3, logit_bias={str(forced): 100})).pieces == [b" kelp"] * 3
+    assert answer(asked(max_tokens=3, allowed_token_ids=[forced])).pieces == [b" kelp"] * 3
+    word = first.pieces[0].decode().strip()
+    assert first.pieces[0] not in answer(asked(max_tokens=4, bad_words=[word])).pieces
     assert answer(asked(max_tokens=4, frequency_penalty=1.0)).pieces != first.pieces
     stopped = answer(asked(max_tokens=4, stop_token_ids=[tokenizer.token_id(first.pieces[2])]))
     assert (stopped.pieces, stopped.finish_reason) == (first.pieces[:3], "stop")

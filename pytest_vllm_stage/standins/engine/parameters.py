@@ -126,6 +126,11 @@ _FIELDS: Mapping[str, str] = {
     "include_stop_str_in_output": _SWITCH,
     "add_generation_prompt": _SWITCH,
     "continue_final_message": _SWITCH,
+    "bad_words": "list",
+    "allowed_token_ids": "list",
+    "chat_template_kwargs": "dictionary",
+    "reasoning_effort": _TEXT,
+    "truncate_prompt_tokens": _INTEGER,
 }
 #: Field to its minimum, whether the minimum itself is allowed, and its maximum.
 _RANGES: Mapping[str, tuple[float, bool, float]] = {
@@ -139,7 +144,7 @@ _RANGES: Mapping[str, tuple[float, bool, float]] = {
 #: A score raised by this much always wins, and one lowered by this much always loses.
 _DECIDING_BIAS = 50.0
 #: Features of vLLM that this engine refuses, so that ignoring them is never mistaken for an answer.
-_UNSUPPORTED = ("suffix", "use_beam_search")
+_UNSUPPORTED = ("suffix", "use_beam_search", "truncate_prompt_tokens")
 
 
 def check_types(body: Mapping[str, Any]) -> None:
@@ -344,7 +349,19 @@ def _bias(body: Mapping[str, Any]) -> dict[bytes, float]:
     bias = body.get("logit_bias") or {}
     numbers = [int(number) if number.isdecimal() else 0 for number in bias]
     pieces = zip(pieces_of(numbers, "logit_bias"), bias.values(), strict=True)
-    return {piece: float(value) for piece, value in pieces if abs(value) >= _DECIDING_BIAS}
+    deciding = {piece: float(value) for piece, value in pieces if abs(value) >= _DECIDING_BIAS}
+    # Where several tokens are allowed, an answer of the first one is right, too.
+    allowed = pieces_of(body.get("allowed_token_ids") or [], "allowed_token_ids")
+    return deciding | dict.fromkeys(_bad_pieces(body), -100.0) | dict.fromkeys(allowed, 100.0)
+
+
+def _bad_pieces(body: Mapping[str, Any]) -> list[bytes]:
+    """The tokens that ``bad_words`` forbids: words of one token, at the beginning and in the middle of a text."""
+    words = body.get("bad_words") or []
+    if not all(isinstance(word, str) and word for word in words):
+        raise impossible("bad_words cannot contain an empty string.", "bad_words", words)
+    found = [tokenizer.split(f"{space}{word.lstrip()}") for word in words for space in ("", " ")]
+    return [pieces[0] for pieces in found if len(pieces) == 1]
 
 
 def _prompt_logprobs(body: Mapping[str, Any]) -> int | None:

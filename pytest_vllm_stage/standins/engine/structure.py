@@ -78,7 +78,31 @@ def _members(items: Iterable[tuple[Any, Any]]) -> list[str]:
 
 
 def fitting(schema: Any, dice: random.Random) -> Any:
-    """A value that fits a JSON schema.
+    """A value that fits a JSON schema, whose references name its own ``$defs``.
+
+    Raises:
+        Unsupported: it is not a schema, or uses a keyword in an unsupported form.
+    """
+    definitions = schema.get("$defs", {}) if isinstance(schema, dict) else {}
+    return _fitting(_with_definitions(schema, definitions), dice)
+
+
+def _with_definitions(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """The schema with what its references name in their place."""
+    if isinstance(schema, list):
+        return [_with_definitions(one, definitions) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" not in schema:
+        return {key: _with_definitions(value, definitions) for key, value in schema.items() if key != "$defs"}
+    name = str(schema["$ref"]).removeprefix("#/$defs/")
+    if name not in definitions:
+        raise Unsupported(f"cannot resolve the reference {schema['$ref']!r}")
+    return definitions[name]
+
+
+def _fitting(schema: Any, dice: random.Random) -> Any:
+    """A value that fits a JSON schema without references.
 
     Raises:
         Unsupported: it is not a schema, or uses a keyword in an unsupported form.
@@ -90,7 +114,7 @@ def fitting(schema: Any, dice: random.Random) -> Any:
     if "enum" in schema:
         return dice.choice(schema["enum"])
     if "anyOf" in schema:
-        return fitting(dice.choice(schema["anyOf"]), dice)
+        return _fitting(dice.choice(schema["anyOf"]), dice)
     kind = schema.get("type", "object")
     maker = _MAKERS.get(kind) if isinstance(kind, str) else None
     if maker is None:
@@ -101,13 +125,13 @@ def fitting(schema: Any, dice: random.Random) -> Any:
 def _object(schema: dict[str, Any], dice: random.Random) -> dict[str, Any]:
     needed = schema.get("required", [])
     properties: dict[str, Any] = schema.get("properties", {})
-    return {name: fitting(of, dice) for name, of in properties.items() if name in needed or dice.random() < 0.5}
+    return {name: _fitting(of, dice) for name, of in properties.items() if name in needed or dice.random() < 0.5}
 
 
 def _array(schema: dict[str, Any], dice: random.Random) -> list[Any]:
     least = schema.get("minItems", 0)
     count = dice.randint(least, schema.get("maxItems", least + 2))
-    return [fitting(schema.get("items", {"type": "integer"}), dice) for _ in range(count)]
+    return [_fitting(schema.get("items", {"type": "integer"}), dice) for _ in range(count)]
 
 
 def _string(schema: dict[str, Any], dice: random.Random) -> str:
