@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -19,8 +21,13 @@ Needs = Callable[..., None]
 
 #: Requests sent at a time; more wait in the server's queue, which is part of the check.
 AT_ONCE = 12
+#: The same for answers that are compared: more than a batch that a graph was captured for, of 16 or fewer.
+CROWD = 24
 #: Lines of a prompt that is longer than two blocks of any common prefix cache: 128 tokens each in vLLM on a CPU.
 MANY_LINES = 50
+#: The release from which on vLLM adds something of its own to each id for certain
+#: (https://github.com/vllm-project/vllm/pull/27987).
+OWN_IDS_SINCE = (0, 15, 0)
 FAIRNESS_ATTEMPTS = 5
 #: The share of the shorter of two streams during which both must run to count as served at the same time.
 LEAST_OVERLAP = 0.25
@@ -30,31 +37,60 @@ PACE_TOKENS = 16
 FREE_TIMEOUT_S = 30.0
 
 
-def check(asked: Pattern, said: str, others: list[Pattern]) -> None:
+def check(asked: Pattern, said: str, others: list[Pattern], how: str = "") -> None:
     """Fail unless the answer is the pattern's own; name the pattern that it belongs to."""
     if said.startswith(asked.answer):
         return
     whose = [other.line for other in others if said.startswith(other.answer)]
     cause = f", which is the answer to {whose[0]!r}: answers are mixed up" if whose else ""
-    pytest.fail(f"{asked.line!r} was shown, and continued with {said!r}{cause}")
+    pytest.fail(f"{asked.line!r} was shown{how}, and continued with {said!r}{cause}")
 
 
 def test_concurrent_answers_are_not_mixed_up(endpoint: EndpointClient) -> None:
-    """Of thirty-six requests, twelve at a time, whole and streamed in turn, each gets the answer to its own prompt.
+    """Of thirty-six requests, twenty-four at a time, whole and streamed in turn, each gets its own answer.
 
-    Cross-talk puts one user's data on another's screen. Every prompt's answer is certain and unlike all others.
+    Cross-talk puts one user's data on another's screen. Every prompt's answer is certain and unlike all others. Large
+    batches run through other kernels than small ones, and a gateway may send what is too much to another model.
     """
-    asked = [pattern(place) for place in range(3 * AT_ONCE)]
+    asked = [pattern(place) for place in range(CROWD * 3 // 2)]
 
-    def ask(place: int) -> str:
+    def ask(place: int) -> tuple[str, set[Any]]:
         parameters = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
         if place % 2:
-            return endpoint.stream_completion(asked[place].prompt(), **parameters).read().text
-        return endpoint.completion(asked[place].prompt(), **parameters).text
+            streamed = endpoint.stream_completion(asked[place].prompt(), **parameters).read()
+            return streamed.text, {chunk.get("model") for chunk in streamed.chunks}
+        answer = endpoint.completion(asked[place].prompt(), **parameters)
+        return answer.text, {answer.body.get("model")}
 
-    said = together(ask, range(len(asked)), at_once=AT_ONCE)
-    for one, text in zip(asked, said, strict=True):
-        check(one, text, asked)
+    got = together(ask, range(len(asked)), at_once=CROWD)
+    for one, (text, _) in zip(asked, got, strict=True):
+        check(one, text, asked, f" among {CROWD} at a time")
+    others = {name for _, names in got for name in names} - {endpoint.target.model}
+    assert not others, f"of {len(asked)} answers, asked for {CROWD} at a time, some name another model: {others}"
+
+
+def test_requests_with_one_id_are_kept_apart(endpoint: EndpointClient, release: tuple[int, ...] | None) -> None:
+    """Four concurrent requests with the same ``X-Request-Id`` each get their own answer.
+
+    Proxies and clients send a retry under the id of the first attempt, while that may still run. A server that keeps
+    its requests by this id refuses, mixes up or loses one of the two.
+    """
+    if release is not None and release < OWN_IDS_SINCE:
+        does_not_apply(f"vLLM {'.'.join(map(str, release))} keeps requests by the ids that clients give them")
+    asked = [pattern(place) for place in range(45, 49)]
+    headers = {"x-request-id": f"vllm-stage-{time.time_ns()}"}
+
+    def ask(shown: Pattern) -> str:
+        body = endpoint.completion_body(shown.prompt(), temperature=0, max_tokens=6, ignore_eos=True)
+        response = endpoint.raw("POST", COMPLETIONS, json=body, headers=headers)
+        assert response.status_code == 200, (
+            f"one of {len(asked)} concurrent requests with the same X-Request-Id was answered "
+            f"{response.status_code}: {response.text[:200]}"
+        )
+        return str(response.json()["choices"][0]["text"])
+
+    for one, text in zip(asked, together(ask, asked, at_once=len(asked)), strict=True):
+        check(one, text, asked, " under an X-Request-Id that others had too")
 
 
 def test_answer_belongs_to_its_parameters(endpoint: EndpointClient) -> None:

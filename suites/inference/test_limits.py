@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from pytest_vllm_stage import EndpointClient
-from pytest_vllm_stage.serving.client import COMPLETIONS
+from pytest_vllm_stage.checks.inference.patterns import pattern
+from pytest_vllm_stage.checks.inference.relations.reading import read_answer
+from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
 
 Needs = Callable[..., None]
 
@@ -15,6 +19,10 @@ Needs = Callable[..., None]
 OVER = 12
 #: Seconds for a prompt that fills the context: the longest contexts take a small GPU minutes.
 LONG_PROMPT_TIMEOUT_S = 600.0
+#: What marks turns in the templates of common models.
+MARKUP = re.compile(r"<\|[\w ]+\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<(?:bos|eos|pad)>")
+#: The line of a prompt that fills the context.
+LINE = pattern(49)
 
 
 @pytest.mark.parametrize("limit_name", ["max_tokens", "max_completion_tokens"])
@@ -51,15 +59,21 @@ def test_answer_that_ends_by_itself_has_finish_reason_stop(endpoint: EndpointCli
     """``finish_reason`` is ``stop`` for an answer that came to its end before the limit.
 
     An agent that reads ``length`` here asks for a continuation of a finished answer; a model whose end token is not
-    recognised runs into the limit every time.
+    recognised runs into the limit every time. The end token itself must not show in the text.
     """
     needs("content")
-    answer = endpoint.chat("What is the capital of France?", temperature=0, max_tokens=256)
+    parameters: dict[str, Any] = {"temperature": 0, "max_tokens": 256}
+    answer = endpoint.chat("What is the capital of France?", **parameters)
     made = answer.usage.completion_tokens
     assert made < 256, f"a one-sentence answer ran into its limit of 256 tokens: {answer.text[-200:]!r}"
     assert answer.finish_reason == "stop", (
         f"ended after {made} of 256 tokens, the finish reason is {answer.finish_reason!r}"
     )
+    streamed = endpoint.stream_chat("What is the capital of France?", **parameters).read()
+    assert list(streamed.finish_reasons) == ["stop"], f"ended by itself, the stream says {streamed.finish_reasons}"
+    for what, text in (("answer", answer.text), ("stream", streamed.text)):
+        leaked = MARKUP.search(text)
+        assert not leaked, f"the {what} shows {leaked[0]!r}, which marks turns and is not text: {text[-200:]!r}"
 
 
 def test_answer_ends_before_the_stop_text(endpoint: EndpointClient, counting: str) -> None:
@@ -79,6 +93,13 @@ def test_answer_ends_before_the_stop_text(endpoint: EndpointClient, counting: st
     streamed = endpoint.stream_chat(counting, temperature=0, max_tokens=20, stop=[stop]).read()
     assert streamed.text == expected, f"streamed with stop={stop!r}: {streamed.text!r}\nuntil there: {expected!r}"
     assert list(streamed.finish_reasons) == ["stop"], f"ended by its stop text, it says {streamed.finish_reasons}"
+    # The shortest answer of all: its first character is the stop text.
+    body = endpoint.chat_body(counting, temperature=0, max_tokens=20, stop=[free.text[:1]])
+    response = endpoint.raw("POST", CHAT, json=body)
+    what = f"an answer that its stop text {free.text[:1]!r} leaves empty"
+    assert response.status_code == 200, f"{what} was answered {response.status_code}: {response.text[:200]}"
+    said = read_answer(response.json()).choices[0]
+    assert (said.text, said.finish_reason) == ("", "stop"), f"{what} is {said.text!r}, ended by {said.finish_reason!r}"
 
 
 def test_stop_text_is_found_across_tokens(endpoint: EndpointClient, counting: str, needs: Needs) -> None:
@@ -135,26 +156,44 @@ def test_stop_token_ends_the_answer(endpoint: EndpointClient, counting: str, nee
     assert answer.choice.get("stop_reason") == stop, f"stopped by {stop}, it says {answer.choice.get('stop_reason')!r}"
 
 
+def repeat_line(endpoint: EndpointClient, count: int) -> tuple[list[int], str]:
+    """So many tokens of one line again and again, and the text of the token that follows: a digit of its number."""
+    longer, shorter = (endpoint.tokenize(LINE.lines(times), add_special_tokens=False).ids for times in (8, 7))
+    line = list(longer[len(shorter) - len(longer) :])
+    texts = [endpoint.detokenize([number]).strip() for number in line]
+    # Before it the word of the line, after which only its number comes.
+    place = next((place for place, text in enumerate(texts) if text.isdecimal()), 0)
+    tokens = [*line, *line] * (count // len(line) + 1)
+    return (tokens + line[:place])[-count:], texts[place]
+
+
 def test_the_whole_context_can_be_used(endpoint: EndpointClient) -> None:
     """A prompt of one token less than ``max_model_len`` is answered by one token; one of the whole length is refused.
 
     Users fill the context that they were promised to the last token; off by one, the longest documents fail. An answer
     never runs over the end either: it is cut there, or the request is refused. The longest prompt has a seed: a server
-    that computes it in parts has to keep the seed's generator through all of them.
+    that computes it in parts has to keep the seed's generator through all of them. It is one line again and again, and
+    the answer is the line's next token, whatever the model: positions that are computed wrongly, or parts that are
+    mixed up, make nonsense of long prompts alone.
     """
     limit = endpoint.tokenize("x").max_model_len
     assert limit, "/tokenize reports no max_model_len"
-    (token, *_) = endpoint.tokenize(" word", add_special_tokens=False).ids
-    seeded = {"temperature": 1.0, "top_k": 1, "seed": 7}
+    seeded = {"temperature": 1.0, "top_k": 1, "seed": 7, "repetition_penalty": 1.0}
+    prompt, expected = repeat_line(endpoint, limit - 1)
     with endpoint.with_new_connections(silence_timeout_s=LONG_PROMPT_TIMEOUT_S) as patient:
-        full = patient.completion([token] * (limit - 1), max_tokens=1, **seeded).usage
+        answer = patient.completion(prompt, max_tokens=1, **seeded)
+    full = answer.usage
     assert (full.prompt_tokens, full.completion_tokens) == (limit - 1, 1), f"{limit - 1} and 1 tokens gave {full}"
-    body = endpoint.completion_body([token] * limit, max_tokens=1)
+    assert answer.text.strip() == expected, (
+        f"after {limit - 1} tokens of {LINE.line!r} again and again, {expected!r} must follow, "
+        f"and {answer.text!r} came: long prompts are not computed right"
+    )
+    body = endpoint.completion_body([*prompt, prompt[0]], max_tokens=1)
     over = endpoint.raw("POST", COMPLETIONS, json=body)
     assert over.status_code in (400, 413, 422), (
         f"a prompt of {limit} tokens, with no room for an answer, was answered {over.status_code}: {over.text[:200]}"
     )
-    body = endpoint.completion_body([token] * (limit - 1), max_tokens=OVER, temperature=0, ignore_eos=True)
+    body = endpoint.completion_body(prompt, max_tokens=OVER, temperature=0, ignore_eos=True)
     with endpoint.with_new_connections(silence_timeout_s=LONG_PROMPT_TIMEOUT_S) as patient:
         beyond = patient.raw("POST", COMPLETIONS, json=body)
     total = beyond.json()["usage"]["total_tokens"] if beyond.status_code == 200 else 0

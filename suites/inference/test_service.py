@@ -14,6 +14,7 @@ import pytest
 from pytest_vllm_stage import EndpointClient, does_not_apply
 from pytest_vllm_stage.checks.inference.patterns import pattern
 from pytest_vllm_stage.checks.inference.together import is_counted, together
+from pytest_vllm_stage.checks.inference.traits import ServerTraits, find_other_trait, read_traits
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS, RequestFailed
 
 Needs = Callable[..., None]
@@ -69,7 +70,10 @@ def test_responses_have_their_content_type(endpoint: EndpointClient, lacks: dict
         if path == CHAT and "chat" in lacks:
             continue
         said = endpoint.raw("POST", path, json=sent).headers.get("content-type", "")
-        assert said.partition(";")[0].strip() == expected, f"{what} has content type {said!r}, expected {expected}"
+        kind, _, parameters = said.partition(";")
+        assert kind.strip() == expected, f"{what} has content type {said!r}, expected {expected}"
+        charset = parameters.lower().partition("charset=")[2].strip(" \"';")
+        assert charset in ("", "utf-8", "utf8"), f"{what} is in UTF-8, and its content type says {said!r}"
     metrics = endpoint.raw("GET", "/metrics")
     said = metrics.headers.get("content-type", "")
     known = said.partition(";")[0].strip() in METRICS_TYPES
@@ -177,20 +181,27 @@ def test_connection_is_kept_for_the_next_request(endpoint: EndpointClient) -> No
     assert len(set(used)) == 1, f"four requests one after the other took {len(set(used))} connections"
 
 
-def test_every_new_connection_is_answered(endpoint: EndpointClient) -> None:
-    """Eight connections, one after the other, each get an answer.
+def test_every_new_connection_is_answered(endpoint: EndpointClient, lacks: dict[str, str]) -> None:
+    """Eight connections, one after the other, each get an answer, and from the same server as far as a client can see.
 
-    A load balancer gives each connection to one of several routers, and a client that keeps its connection never meets
-    the one that has lost its servers.
+    A load balancer gives each connection to one of several routers or replicas, and a client that keeps its connection
+    never meets the one that has lost its servers, or that was left behind with another release, template or weights:
+    there the same request gets another answer.
     """
     refused: list[str] = []
+    seen: list[ServerTraits] = []
     for _ in range(NEW_CONNECTIONS):
         with EndpointClient(endpoint.target) as fresh:
             try:
-                fresh.models()
+                seen.append(read_traits(fresh, scores="logprobs" not in lacks))
             except RequestFailed as error:
                 refused.append(error.message)
     assert not refused, f"{len(refused)} of {NEW_CONNECTIONS} new connections: {refused[0]}"
+    differences = [difference for one in seen[1:] if (difference := find_other_trait(seen[0], one))]
+    assert not differences, (
+        f"{len(differences)} of {NEW_CONNECTIONS} new connections lead to a server that differs from the first one's: "
+        f"{differences[0]}; compare the pods behind the address"
+    )
 
 
 def address(response: httpx.Response) -> Any:

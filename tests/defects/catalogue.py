@@ -158,6 +158,7 @@ STREAMED_TEXT = {STREAM_EQUAL, STREAM_EQUAL_COMPLETION, STOP, CHARACTERS, AT_ONC
 EVERY_STREAM = {
     *STREAMED_TEXT,
     SAYS_LENGTH,
+    SAYS_STOP,
     ARRIVES,
     DONE,
     ONE_PIECE,
@@ -231,10 +232,11 @@ DEFECTS = (
             SEED,
             TOOL_AUTO,
             TOOL_REQUESTED,
+            CONTEXT,
         },
         "no text came",
     ),
-    Defect("hidden_overrun", {MAX_TOKENS, LOGPROBS, LOGPROBS_COMPLETION, ANY_REQUEST}, "18 tokens:"),
+    Defect("hidden_overrun", {MAX_TOKENS, LOGPROBS, LOGPROBS_COMPLETION, ANY_REQUEST, CONTEXT}, "18 tokens:"),
     Defect(
         "ignored_max_tokens",
         {
@@ -306,7 +308,7 @@ DEFECTS = (
         "expected Paris as the capital of France, got",
         also={ANY_REQUEST},
     ),
-    Defect("wrong_model_name", {NAMES, ONE_PIECE}, "some-other-model"),
+    Defect("wrong_model_name", {NAMES, ONE_PIECE, AT_ONCE}, "some-other-model"),
     # Refusals and descriptions.
     Defect("any_path_answers", {BAD_PATH}, "/v1/no-such-path answered 200, expected 404", also={OPEN_PATHS}),
     Defect("bad_fields_accepted", {BAD_FIELD, RECOVERS}, "answered 200, expected 400 or 422"),
@@ -319,7 +321,7 @@ DEFECTS = (
         "server_error",
         # The relations behind the first plain answer that does not come are skipped for it.
         EVERY_CHECK
-        - {KEY, BAD_PATH, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED, NEW_CONNECTION}
+        - {KEY, BAD_PATH, WELL, SURVIVES, TEMPLATE, DECLARED, LISTED}
         - {ANY_WAY, AMONG_OTHERS, STREAM_IS_PLAIN, EACH_OF_N, IRRELEVANT, STOP_CUTS}
         # Refusals repeat no text, and slow lanes are planted by the proxy.
         - {KEY_SECRET, PROMPTS_PRIVATE, OTHER_ORIGINS, OPEN_PATHS}
@@ -365,6 +367,7 @@ DEFECTS = (
             LOGPROBS_COMPLETION,
             FILTER,
             BIAS,
+            NEW_CONNECTION,
         },
     ),
     Defect("context_one_too_short", {CONTEXT}, "maximum context length is exceeded"),

@@ -29,6 +29,7 @@ STOP_TOKEN_STREAMED = "test_stop_token_ends_the_stream_too"
 # test_isolation
 AT_ONCE = "test_concurrent_answers_are_not_mixed_up"
 PARAMETERS = "test_answer_belongs_to_its_parameters"
+ONE_ID = "test_requests_with_one_id_are_kept_apart"
 CACHED = "test_cached_prefix_changes_no_answer"
 CACHE_HIT = "test_enabled_prefix_cache_is_hit"
 ABANDONED = "test_abandoned_requests_leave_no_trace"
@@ -183,5 +184,6 @@ relations = frozenset(
         TOKEN_SCORES,
         ODD,
         LEAVES_EARLY,
+        ONE_ID,
     )
 )

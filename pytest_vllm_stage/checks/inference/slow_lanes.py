@@ -31,6 +31,9 @@ STREAMED_TOKENS, ALTERNATIVES = 256, 20
 LEAST_SCORED = 0.9
 #: Tokens of the first answer, which shows the engine's pace, and how much the estimate may be wrong.
 PACE_TOKENS, TOLERANCE_S = 48, 2.0
+#: A long answer of these characters alone: the first token of most vocabularies, which is chosen where the scores are
+#: not numbers (https://github.com/vllm-project/vllm/issues/14126).
+NO_NUMBERS = "!" * 32
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,16 @@ class SlowLanes:
 
     def _stream_long(self) -> str:
         """Read a stream for as long as there is time, or as the model's context lasts."""
-        prompt, ended = pattern(30).prompt(), False
+        prompt, ended, tokens, last = pattern(30).prompt(), False, 0, ""
         with self._endpoint.with_new_connections(silence_timeout_s=ANSWER_TIMEOUT_S) as client:
             room = _room(client, prompt)
             with client.stream_completion(prompt, temperature=0, ignore_eos=True, max_tokens=room) as stream:
                 for event in stream:
                     ended = event.data == DONE
+                    choices = () if ended else chunk_of(event).get("choices", ())
+                    last = (last + "".join(one.get("text") or "" for one in choices))[-len(NO_NUMBERS) :]
+                    tokens += 1
+                    _require(last != NO_NUMBERS, f"from about token {tokens} on, the text is {last!r} alone")
                     if self._lasted_s() > MOST_S or (self._finish.is_set() and self._lasted_s() > LEAST_S):
                         return ""
         _require(ended, "the stream ended without [DONE]")

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from tests.defects import checks
-from tests.defects.proxy.server import Answer, Defect, Exchange
+from tests.defects.proxy.server import Answer, Defect, Exchange, refuse
 
 
 class AnswerDefect(Defect):
@@ -457,3 +457,34 @@ class RunningStandsStill(
     async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
         if exchange.request.path == "/metrics":
             answer.body = re.sub(rb"(vllm:num_requests_running\{[^}]*\}) \S+", rb"\1 0.0", answer.body)
+
+
+class EmptyAnswerIsAnError(
+    Defect,
+    by={checks.STOP},
+    says=r"leaves empty was answered 502",
+    source="https://github.com/diegosouzapw/OmniRoute/issues/3572",
+):
+    """A chat without text counts as a failure of the server, though its stop text left none."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Refuse it."""
+        messages = [choice.get("message") or {} for choice in answer.json.get("choices") or []]
+        if any(message.get("content") == "" and not message.get("tool_calls") for message in messages):
+            refusal = refuse(502, "empty response from the model")
+            answer.status, answer.body = refusal.status, refusal.body
+
+
+class CharsetMislabelled(
+    Defect,
+    by={checks.TYPES},
+    says=r"is in UTF-8, and its content type says '.*ISO-8859-1'",
+    source="https://github.com/ralscha/sse-eventbus/issues/16",
+):
+    """Answers in UTF-8 are labelled with the web server's default charset."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Add it."""
+        if exchange.request.generates:
+            kind = answer.headers.get("content-type", "").partition(";")[0]
+            answer.headers["content-type"] = f"{kind};charset=ISO-8859-1"

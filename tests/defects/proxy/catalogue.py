@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.defects.proxy import answers, connections, requests, streams
+from tests.defects.proxy import answers, connections, engines, fields, requests, streams
 from tests.defects.proxy.server import Defect
 
 #: Module to the kind of its defects.
 KINDS = {
     requests: "requests changed or refused on the way in",
+    fields: "numbers, order, fields and names of requests",
     answers: "answers, errors and headers changed on the way out",
     streams: "events of streams",
     connections: "connections, HTTP and time limits",
+    engines: "engines behind the gateway",
 }
 
 
