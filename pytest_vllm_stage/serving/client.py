@@ -24,8 +24,8 @@ __all__ = ["Answer", "EndpointClient", "RequestFailed", "Stream", "StreamBroken"
 
 #: A body as it is sent, or its pieces.
 Content = bytes | Iterator[bytes]
-#: A text, its token ids, or several texts that are each answered.
-Prompt = str | Sequence[int] | Sequence[str]
+#: A text, its token ids, or several of either that are each answered.
+Prompt = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
 Messages = str | Sequence[Mapping[str, Any]]
 
 CHAT = "/v1/chat/completions"

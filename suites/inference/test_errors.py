@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pytest_vllm_stage import EndpointClient
+from pytest_vllm_stage import EndpointClient, does_not_apply
 from pytest_vllm_stage.checks.inference.together import together
 from pytest_vllm_stage.serving.client import CHAT, COMPLETIONS
 from pytest_vllm_stage.serving.failures import RequestFailed
@@ -75,6 +75,14 @@ ODD_COMPLETIONS: list[dict[str, Any]] = [
 ODD_BODIES: list[Any] = [[], "Hello", 5, None, {}]
 ODD_AT_ONCE = 8
 UNKNOWN = "no-such-model-is-served-here"
+#: Fields whose effect depends on the model's template or is never seen, each with a value of a wrong type, and the
+#: release that has all of them.
+OWN_FIELDS: dict[str, Any] = {
+    "chat_template_kwargs": "no dictionary",
+    "reasoning_effort": 5,
+    "truncate_prompt_tokens": "all",
+}
+OWN_FIELDS_SINCE = (0, 11, 0)
 
 
 def read_error(response: httpx.Response) -> dict[str, Any]:
@@ -84,10 +92,10 @@ def read_error(response: httpx.Response) -> dict[str, Any]:
     return error
 
 
-def refused(response: httpx.Response, *statuses: int) -> str:
+def refused(response: httpx.Response, *statuses: int, what: str = "") -> str:
     """The message of a proper refusal: one of the statuses, and an error object as OpenAI's clients read it."""
     assert response.status_code in statuses, (
-        f"{response.request.method} {response.request.url.path} answered {response.status_code}, "
+        f"{what}{response.request.method} {response.request.url.path} answered {response.status_code}, "
         f"expected {' or '.join(map(str, statuses))}: {response.text[:300]}"
     )
     try:
@@ -109,12 +117,14 @@ def refused(response: httpx.Response, *statuses: int) -> str:
 def test_unknown_model_is_refused(endpoint: EndpointClient, path: str, stream: bool) -> None:
     """A model that is not served gives 404 and is named, for streams too, before any event.
 
-    A server that answers with another model instead invalidates every comparison of models, and no client notices.
+    A server that answers with another model instead invalidates every comparison of models, and no client notices. A
+    route that compares only the beginning of a name leads every variant of the model to this one.
     """
     what = {"messages": [{"role": "user", "content": "Say hello."}]} if path == CHAT else {"prompt": "Hello"}
-    body = {"model": UNKNOWN, **what, "max_tokens": 2, "stream": stream}
-    message = refused(endpoint.raw("POST", path, json=body), 404)
-    assert UNKNOWN in message, f"the error does not name the model that was asked for: {message!r}"
+    for model in (UNKNOWN, f"{endpoint.target.model}-{UNKNOWN}"):
+        body = {"model": model, **what, "max_tokens": 2, "stream": stream}
+        message = refused(endpoint.raw("POST", path, json=body), 404, what=f"asked for the model {model!r}, ")
+        assert UNKNOWN in message, f"the error does not name the model that was asked for: {message!r}"
 
 
 def test_unknown_path_or_method_is_refused(endpoint: EndpointClient) -> None:
@@ -181,6 +191,29 @@ def test_invalid_field_is_refused_by_name(
     message = refused(response, 400, 422)
     named = f"{message} {read_error(response).get('param')}"
     assert re.search(rf"\b{field}\b", named), f"the error does not name {field}: {message!r}"
+
+
+def test_fields_of_vllm_itself_reach_the_engine(
+    endpoint: EndpointClient, needs: Needs, release: tuple[int, ...] | None
+) -> None:
+    """Fields of vLLM's own are refused where their value has a wrong type, and so were passed on.
+
+    A gateway that knows some fields alone drops the others in silence: a model reasons although
+    ``chat_template_kwargs`` forbids it. What these fields do depends on the model's template; that the engine reads
+    them does not.
+    """
+    needs("chat")
+    if release is not None and release < OWN_FIELDS_SINCE:
+        does_not_apply(f"vLLM {'.'.join(map(str, release))} does not have all of {', '.join(OWN_FIELDS)}")
+    dropped = {}
+    for field, value in OWN_FIELDS.items():
+        body = endpoint.chat_body("Say hello.", max_tokens=1, **{field: value})
+        response = endpoint.raw("POST", CHAT, json=body)
+        if response.status_code == 200:
+            dropped[field] = value
+        else:
+            refused(response, 400, 422)
+    assert not dropped, f"these fields of vLLM did not reach the engine, which refuses such values: {dropped}"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

@@ -11,31 +11,24 @@ from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.effects import UNFILTERED
 from pytest_vllm_stage.checks.inference.patterns import pattern
 from pytest_vllm_stage.checks.inference.relations.reading import describe_change
+from pytest_vllm_stage.checks.inference.texts import TRICKY
 from pytest_vllm_stage.checks.inference.together import settled, together
 from pytest_vllm_stage.serving.client import COMPLETIONS
 
 Needs = Callable[..., None]
 
-#: Prompts that firewalls, guardrails and careless code change.
-PROMPTS = {
-    "SQL": "Explain: DELETE FROM a; DROP TABLE b; -- ' OR 1=1",
-    "HTML": "Explain: <script>alert(document.cookie)</script> &lt;b&gt; {{7*7}} ${jndi:ldap://x/y}",
-    "shell": "Explain: `curl http://127.0.0.1/x`; cat ../../etc/passwd | sh > /dev/null 2>&1",
-    "numbers": "The order 51302801523635 of 2026-11-26 has the phone number 555-123-4567.",
-    "white space": "def f(x):\n    if x:\n\treturn  x   #  two   spaces\n\n\n    pass",
-    "Unicode": "e\u0301 and \u00e9, \ufb01 and fi, \u00bd, \u2460, A\u030a, zero\u200bwidth, \u4f60\u597d \U0001f642",
-}
 ATTEMPTS = 5
 AT_ONCE = 4
 #: Seconds that a server may take to count what it has served.
 COUNTING_TIMEOUT_S = 5.0
 
 
-@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=[name.replace(" ", "_") for name in PROMPTS])
+@pytest.mark.parametrize("prompt", TRICKY.values(), ids=[name.replace(" ", "_") for name in TRICKY])
 def test_prompt_reaches_the_engine_unchanged(endpoint: EndpointClient, prompt: str) -> None:
     """The engine's echo of a prompt is the prompt, with code, numbers, white space and every form of Unicode.
 
-    JSON has two ways to write what is beyond ASCII, as it is and with escapes; clients use both.
+    JSON has two ways to write what is beyond ASCII, as it is and with escapes; clients use both. A stream has the echo
+    in one event, which may look like the stream's own end.
 
     Firewalls take prompts about code for attacks, guardrails mask numbers, and rewritten bodies lose spaces or
     normalise characters: the model answers another question than the one that was asked.
@@ -50,6 +43,11 @@ def test_prompt_reaches_the_engine_unchanged(endpoint: EndpointClient, prompt: s
         assert seen.startswith(prompt), (
             f"{sent} was changed on its way: it {describe_change(prompt, seen[: len(prompt)])}"
         )
+    streamed = endpoint.stream_completion(prompt, echo=True, max_tokens=1, temperature=0).read().text
+    assert streamed.startswith(prompt), (
+        f"the prompt {prompt!r} came back unchanged, and not in a stream: it "
+        f"{describe_change(prompt, streamed[: len(prompt)])}"
+    )
 
 
 def test_every_stop_text_counts(endpoint: EndpointClient) -> None:

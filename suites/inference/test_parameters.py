@@ -25,7 +25,16 @@ WAYS = {
     "completions-stream": ("completions", True),
 }
 #: Effects on a plain chat that no other check looks for.
-ONLY_HERE = ("seed", "temperature over 1", "presence_penalty", "include_stop_str_in_output")
+ONLY_HERE = (
+    "seed",
+    "temperature",
+    "temperature over 1",
+    "temperature below 1",
+    "presence_penalty",
+    "include_stop_str_in_output",
+    "bad_words",
+    "allowed_token_ids",
+)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -56,7 +65,8 @@ def test_parameters_count_in_every_way(endpoint: EndpointClient, needs: Needs, w
 def test_prompts_of_one_request_are_answered_in_order(endpoint: EndpointClient, stream: bool) -> None:
     """A completion with a list of prompts has the answers of each, in the prompts' order, with ``n`` for each.
 
-    Evaluation harnesses ask so: joined, swapped or dropped prompts give every question another one's answer.
+    Evaluation harnesses ask so, with texts or, as here for the stream, with their token ids: joined, swapped or dropped
+    prompts give every question another one's answer.
     """
     shown = [pattern(40), pattern(41), pattern(42)]
     # vLLM refuses several answers at temperature 0.
@@ -64,7 +74,8 @@ def test_prompts_of_one_request_are_answered_in_order(endpoint: EndpointClient, 
     prompts = [one.prompt() for one in shown]
     if stream:
         options = {"include_usage": True}
-        got = read_chunks(endpoint.stream_completion(prompts, stream_options=options, **parameters).read().chunks)
+        tokens = [list(endpoint.tokenize(prompt).ids) for prompt in prompts]
+        got = read_chunks(endpoint.stream_completion(tokens, stream_options=options, **parameters).read().chunks)
     else:
         got = read_answer(endpoint.completion(prompts, **parameters).body)
     alone = [read_answer(endpoint.completion(prompt, **parameters).body) for prompt in prompts]

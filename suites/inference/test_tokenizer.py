@@ -10,6 +10,8 @@ import pytest
 from pytest_vllm_stage import EndpointClient
 from pytest_vllm_stage.checks.inference.patterns import pattern
 from pytest_vllm_stage.checks.inference.properties import any_text, check_examples
+from pytest_vllm_stage.checks.inference.relations.reading import describe_change
+from pytest_vllm_stage.checks.inference.texts import TRICKY
 
 Needs = Callable[..., None]
 
@@ -20,6 +22,24 @@ DIALOGUE = [
     {"role": "user", "content": "Since when? Antworte auf Deutsch: „früher“ ✓"},
 ]
 
+#: Conversations that gateways rewrite: turns of code and numbers, and an order of roles that another API lacks.
+REWRITTEN = {
+    "a conversation about code and numbers": [
+        {"role": "user" if place % 2 == 0 else "assistant", "content": text}
+        for place, text in enumerate(list(TRICKY.values())[:7])
+    ],
+    "a conversation with an empty turn": [
+        {"role": "user", "content": "Wait for my question."},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "Which tree is it?"},
+    ],
+    "a conversation with a later system turn and two of the user": [
+        *DIALOGUE[:3],
+        {"role": "system", "content": "From now on, answer briefly."},
+        {"role": "user", "content": "Since when?"},
+        {"role": "user", "content": "And how high is it?"},
+    ],
+}
 #: A turn that is sent in two parts.
 HALVES = ("Since when?", "Antworte auf Deutsch.")
 
@@ -78,9 +98,10 @@ def test_chat_template_renders_every_turn(endpoint: EndpointClient, asks: bool) 
 
 
 def test_engine_sees_the_conversation_as_rendered(endpoint: EndpointClient, needs: Needs) -> None:
-    """A chat answer was made from the ids that the template renders, whole or streamed, from text or from text parts.
+    """A chat answer was made from the ids that the template renders, from text or parts, in any order of roles.
 
-    This is where a gateway that drops the system prompt, merges turns, trims text or flattens roles shows.
+    This is where a gateway that drops the system prompt, merges or moves turns, trims or masks text or flattens roles
+    shows.
     """
     needs("token_ids")
     expected = list(endpoint.tokenize(messages=DIALOGUE).ids)
@@ -100,3 +121,12 @@ def test_engine_sees_the_conversation_as_rendered(endpoint: EndpointClient, need
     for what, ids in seen.items():
         said = endpoint.detokenize(ids) if ids else None
         assert ids == expected, f"the engine did not see {what} as the template renders it, but {said!r}"
+    for what, messages in REWRITTEN.items():
+        # Some templates refuse an empty turn, or a system turn that is not the first one.
+        rendered = endpoint.raw("POST", "/tokenize", json={"model": endpoint.target.model, "messages": messages})
+        if rendered.status_code != 200:
+            continue
+        wanted, got = rendered.json()["tokens"], endpoint.chat(messages, **parameters).body.get("prompt_token_ids")
+        if got != wanted:
+            changed = describe_change(endpoint.detokenize(wanted), endpoint.detokenize(got) if got else "")
+            pytest.fail(f"the engine did not see {what} as the template renders it: the prompt {changed}")

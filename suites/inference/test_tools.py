@@ -164,22 +164,30 @@ def test_tool_call_cut_by_its_limit_has_finish_reason_length(
 
 @streamed_too
 def test_tool_arguments_keep_their_characters(endpoint: EndpointClient, needs: Needs, stream: bool) -> None:
-    """Arguments with characters of several bytes arrive intact, whole or streamed.
+    """Arguments with characters of several bytes, quotes and line breaks arrive intact, whole or streamed.
 
     They are JSON inside of JSON: a layer that decodes once too often, or cuts bytes, changes a name or an address.
     """
     needs("tools")
-    place = ZONES | {"properties": {"zone": {"type": "string", "enum": ["Zürich"]}}}
+    expected = {"zone": 'Zürich "N"\nA\\B'}
+    place = ZONES | {"properties": {"zone": {"type": "string", "enum": [expected["zone"]]}}}
     asked = {"tools": [tool("get_time", place)], "tool_choice": "required"}
     calls = ask_whole(endpoint, stream, "What time is it?", **asked)
     arguments = arguments_of(calls, "a tool for Zürich")
-    assert arguments == {"zone": "Zürich"}, f"expected the arguments {{'zone': 'Zürich'}}, got {arguments}"
+    assert arguments == expected, f"expected the arguments {expected}, got {arguments}"
 
 
 #: Ways to constrain an answer, beyond those of the other checks.
 FORMS: dict[str, dict[str, Any]] = {
     "json": {
-        "structured_outputs": {"json": {"type": "object", "properties": {"z": {"const": "A"}}, "required": ["z"]}}
+        "structured_outputs": {
+            "json": {
+                "type": "object",
+                "properties": {"z": {"$ref": "#/$defs/letter"}},
+                "required": ["z"],
+                "$defs": {"letter": {"const": "A"}},
+            }
+        }
     },
     "grammar": {"structured_outputs": {"grammar": 'root ::= "amber and black"'}},
     "json_object": {"response_format": {"type": "json_object"}},
@@ -188,9 +196,10 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_structure_is_kept(endpoint: EndpointClient, needs: Needs, form: str) -> None:
-    """A schema, a grammar and ``json_object`` constrain chats and completions, whole and streamed.
+    """A schema with a reference, a grammar and ``json_object`` constrain chats and completions, whole and streamed.
 
-    A server or gateway that knows one form drops another one, mostly on the way that is used less.
+    A server or gateway that knows one form drops another one, mostly on the way that is used less. Schemas that are
+    made from classes have definitions and references to them, which some cannot resolve.
     """
     needs("structured_outputs")
     question, asked = "Describe a thing as JSON.", {**FORMS[form], "temperature": 0, "max_tokens": 40}

@@ -332,7 +332,7 @@ DEFECTS = (
     Defect("wrong_context_length", {DECLARED}, "/tokenize reports max_model_len 2048, /v1/models reports 131072"),
     # On the way in: conversations and tokenizers.
     Defect("ascii_prompts", {*PROMPTS, PERPLEXITY, QUANTISED}, "'german' has 61 tokens, expected 68 as recorded"),
-    Defect("four_bytes_break", {GROWING, ANY_REQUEST, ANY_TEXT, ENGINES_TOKENS, PROMPT_CHAT}, "answered 500"),
+    Defect("four_bytes_break", {GROWING, ANY_REQUEST, ANY_TEXT, ENGINES_TOKENS, PROMPT_CHAT, RENDERED}, "answered 500"),
     Defect("dropped_system_prompt", {TURNS, GROWING, RENDERED, PROMPT_CHAT}, "the system says 'table 7906' 6 times"),
     Defect(
         "flattened_roles", {GROWING, RENDERED, PROMPT_CHAT}, "did not see the conversation as the template renders it"
@@ -345,7 +345,7 @@ DEFECTS = (
         "/tokenize counts 19 tokens and lists 18",
     ),
     Defect("roles_not_rendered", {*EVERY_PROMPT, TEMPLATE}, "the roles are lost"),
-    Defect("short_memory", {TURNS, GROWING}, "the first-question says 'table 7906' 6 times"),
+    Defect("short_memory", {TURNS, GROWING, RENDERED}, "the first-question says 'table 7906' 6 times"),
     Defect(
         "twice_begun",
         {*PROMPTS, CONTEXT, GOLDEN, PERPLEXITY, QUANTISED},

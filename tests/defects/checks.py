@@ -19,6 +19,7 @@ BAD_STRUCTURE = "test_invalid_structure_is_refused"
 ODD = "test_odd_request_causes_no_server_error"
 OVER_LONG = "test_prompt_over_the_context_length_is_refused"
 RECOVERS = "test_server_answers_after_refusing"
+OWN_FIELDS = "test_fields_of_vllm_itself_reach_the_engine"
 # test_forwarding
 PROMPT_UNCHANGED = "test_prompt_reaches_the_engine_unchanged"
 EVERY_STOP = "test_every_stop_text_counts"
@@ -184,6 +185,7 @@ relations = frozenset(
         TOKEN_SCORES,
         ODD,
         LEAVES_EARLY,
+        OWN_FIELDS,
         ONE_ID,
     )
 )

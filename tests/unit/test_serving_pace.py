@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vllm_stage.checks.inference.pace import pace_of
-from pytest_vllm_stage.serving.answers import Delta, StreamedAnswer
+from pytest_vllm_stage.serving.answers import DONE, Delta, StreamedAnswer
+from pytest_vllm_stage.serving.sse import ServerSentEvent
 
 
 def streamed(arrivals: Sequence[float], ended_at: float | None = None) -> StreamedAnswer:
@@ -34,6 +35,13 @@ def test_a_stream_that_comes_at_the_end_is_buffered_at_any_speed(duration_s: flo
 def test_the_symptom_is_named() -> None:
     pace = pace_of(streamed([3.1 + place * 0.002 / 39 for place in range(40)]))
     assert pace.symptom == "the stream was buffered: all 40 deltas arrived within 2 ms after 3.1 s"
+
+
+def test_a_response_that_stays_open_after_its_last_event_is_not_buffered() -> None:
+    arrivals = [1.0 + place * 0.1 for place in range(20)]
+    done = ServerSentEvent(DONE, "message", "", f"data: {DONE}", arrivals[-1])
+    answer = StreamedAnswer([done], [], [Delta("x", at) for at in arrivals], ["length"], 0.0, arrivals[-1] + 30)
+    assert pace_of(answer).incremental
 
 
 def test_a_stream_sent_in_blocks_is_recognised() -> None:

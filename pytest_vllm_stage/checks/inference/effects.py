@@ -25,6 +25,11 @@ UNPENALISED = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_pe
 #: Drawn at temperature 2, eight tokens never come the same twice by chance, whatever the model.
 HOT = {"temperature": 2.0, "max_tokens": 8, "ignore_eos": True} | UNFILTERED
 LONG = {"temperature": 0, "max_tokens": 48, "ignore_eos": True}
+#: Drawn at a temperature below 1, so many tokens hardly come the same twice, and never for every seed of these.
+WARM = {"temperature": 0.9, "max_tokens": 16, "ignore_eos": True} | UNFILTERED
+WARM_SEEDS = range(31, 39)
+#: The first integers that a floating-point number of 64 bits, as JavaScript and Lua have them, takes for one.
+LARGE = 2**53
 #: A seed makes the same draws; where other requests fill the batch, rounding may still tip one of them.
 ATTEMPTS = 3
 FORCED = " river"
@@ -84,8 +89,20 @@ def _seed(way: WayOfAsking) -> str:
 
 
 def _temperature(way: WayOfAsking) -> str:
-    drawn = {way.open(seed=seed, **HOT) for seed in (11, 12, 13)}
-    return "" if len(drawn) > 1 else f"three seeds at temperature 2 all drew {drawn}"
+    drawn = [way.open(seed=seed, **HOT) for seed in (11, LARGE, LARGE + 1)]
+    if len(set(drawn)) == 1:
+        return f"three seeds at temperature 2 all drew {drawn[0]!r}"
+    same = drawn[1] == drawn[2]
+    return f"the seeds {LARGE} and {LARGE + 1} both drew {drawn[1]!r}: large numbers are rounded" if same else ""
+
+
+def _temperature_below_1(way: WayOfAsking) -> str:
+    drawn = set()
+    for seed in WARM_SEEDS:
+        drawn.add(way.open(seed=seed, **WARM))
+        if len(drawn) > 1:
+            return ""
+    return f"{len(WARM_SEEDS)} seeds at temperature {WARM['temperature']} all drew {drawn.pop()!r}"
 
 
 def _temperature_over_1(way: WayOfAsking) -> str:
@@ -135,6 +152,35 @@ def _bias(way: WayOfAsking) -> str:
     return "" if only else f"token {token} was forced by logit_bias 100; the answer is {text!r}"
 
 
+def _find_word(endpoint: EndpointClient, number: int) -> str:
+    """The word of a token that ``bad_words`` forbids by it; empty where there is none.
+
+    vLLM forbids the tokens into which it splits the word alone, and those of the word after a space if they are as
+    many.
+    """
+    word = endpoint.detokenize([number]).strip()
+    if not word:
+        return ""
+    alone, later = (endpoint.tokenize(space + word, add_special_tokens=False).ids for space in ("", " "))
+    return word if len(alone) == 1 and number in (alone[0], *(later if len(later) == 1 else ())) else ""
+
+
+def _bad_words(way: WayOfAsking) -> str:
+    word = next(filter(None, (_find_word(way.endpoint, number) for number in way.ids)), "")
+    if not word:
+        return ""
+    text = way.certain(temperature=0, max_tokens=6, ignore_eos=True, bad_words=[word]).choices[0].text
+    same = text and way.greedy.startswith(text)
+    return f"{word!r} was forbidden by bad_words; the answer is {text!r}" if same else ""
+
+
+def _allowed_tokens(way: WayOfAsking) -> str:
+    token = way.endpoint.tokenize(FORCED, add_special_tokens=False).ids[0]
+    text = way.certain(temperature=0, max_tokens=4, ignore_eos=True, allowed_token_ids=[token]).choices[0].text
+    only = len(set(text.split())) == 1 and text != way.greedy[: len(text)]
+    return "" if only else f"allowed_token_ids allowed token {token} alone; the answer is {text!r}"
+
+
 def _n(way: WayOfAsking) -> str:
     reading = way.ask(OPEN[way.api], n=2, **HOT)
     counts = [len(reading.choices), reading.usage.get("completion_tokens")]
@@ -161,6 +207,7 @@ EFFECTS: dict[str, Callable[[WayOfAsking], str]] = {
     "seed": _seed,
     "temperature": _temperature,
     "temperature over 1": _temperature_over_1,
+    "temperature below 1": _temperature_below_1,
     "top_k": _filter({"top_k": 1}),
     "top_p": _filter({"top_p": 1e-6}),
     "min_p": _filter({"min_p": 1.0}),
@@ -168,6 +215,8 @@ EFFECTS: dict[str, Callable[[WayOfAsking], str]] = {
     "stop_token_ids": _stop_token,
     "min_tokens": _min_tokens,
     "logit_bias": _bias,
+    "bad_words": _bad_words,
+    "allowed_token_ids": _allowed_tokens,
     "n": _n,
     "include_stop_str_in_output": _included_stop,
 }

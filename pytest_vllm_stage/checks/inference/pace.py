@@ -27,7 +27,7 @@ class Pace:
         bursts: Groups of pieces that arrived together.
         first_s: Arrival of the first piece.
         spread_s: From the first piece to the last.
-        duration_s: End of the response.
+        duration_s: Arrival of the last event; the response may stay open after it, which its pace leaves out.
     """
 
     deltas: int
@@ -67,7 +67,7 @@ class Pace:
 def pace_of(answer: StreamedAnswer) -> Pace:
     """The pace of a stream that was read to its end."""
     arrivals = [delta.arrived_at for delta in answer.deltas]
-    duration_s = answer.ended_at - answer.sent_at
+    duration_s = (answer.events[-1].arrived_at if answer.events else answer.ended_at) - answer.sent_at
     if not arrivals:
         return Pace(0, 0, duration_s, 0.0, duration_s)
     spread_s = arrivals[-1] - arrivals[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import re
 from typing import Any
@@ -385,7 +386,7 @@ class EmptyArgumentsLost(
 class ArgumentsEscapedTwice(
     AnswerDefect,
     by={checks.TOOL_CHARACTERS},
-    says=r"expected the arguments \{'zone': 'Zürich'\}",
+    says=r"expected the arguments \{'zone': 'Zürich",
     source="https://github.com/NousResearch/hermes-agent/issues/42801",
 ):
     """Characters beyond ASCII in arguments are escaped once too often."""
@@ -459,6 +460,20 @@ class RunningStandsStill(
             answer.body = re.sub(rb"(vllm:num_requests_running\{[^}]*\}) \S+", rb"\1 0.0", answer.body)
 
 
+class ChatAnswersEscaped(
+    AnswerDefect,
+    by={checks.CHARACTERS},
+    says=r"the answer is '.*&lt;b&gt;",
+    source="https://github.com/coveo/ui-kit/pull/4100",
+):
+    """What a page would take for markup is escaped in chats."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            if content := (choice.get("message") or {}).get("content"):
+                choice["message"]["content"] = html.escape(content, quote=False)
+
+
 class EmptyAnswerIsAnError(
     Defect,
     by={checks.STOP},
@@ -475,6 +490,21 @@ class EmptyAnswerIsAnError(
             answer.status, answer.body = refusal.status, refusal.body
 
 
+class ArgumentEscapesUndone(
+    AnswerDefect,
+    by={checks.TOOL_CHARACTERS},
+    says=r"a tool for Zürich: the text of the arguments is not JSON",
+    source="https://github.com/openclaw/openclaw/pull/40425",
+):
+    """Escapes within a tool call's arguments are decoded, though they are JSON themselves."""
+
+    def change(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            for call in (choice.get("message") or {}).get("tool_calls") or []:
+                arguments = call["function"]["arguments"]
+                call["function"]["arguments"] = arguments.replace("\\n", "\n").replace('\\"', '"')
+
+
 class CharsetMislabelled(
     Defect,
     by={checks.TYPES},
@@ -488,3 +518,17 @@ class CharsetMislabelled(
         if exchange.request.generates:
             kind = answer.headers.get("content-type", "").partition(";")[0]
             answer.headers["content-type"] = f"{kind};charset=ISO-8859-1"
+
+
+class CacheUsageStandsStill(
+    Defect,
+    by={checks.FREES_SLOT},
+    says=r"vllm:kv_cache_usage_perc was 0",
+    source="https://github.com/vllm-project/vllm/issues/20302",
+):
+    """The gauge of the KV cache is always 0, so that routers take the fullest server for an empty one."""
+
+    async def on_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Change that line."""
+        if exchange.request.path == "/metrics":
+            answer.body = re.sub(rb"(?m)^(vllm:kv_cache_usage_perc\{.*\}) .*$", rb"\1 0.0", answer.body)

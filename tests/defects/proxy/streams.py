@@ -595,3 +595,52 @@ class CutStreamSaysToolCalls(
             if choice.get("finish_reason") and exchange.notes.get("sent", 0) >= self.LEAST_CHARACTERS:
                 choice["finish_reason"] = "tool_calls"
         return [chunk]
+
+
+class StreamHeldOpen(
+    Defect,
+    by={checks.DONE},
+    says=r"the response stayed open for \d\.\d s after \[DONE\], 3 times running",
+    source="https://github.com/modelcontextprotocol/typescript-sdk/issues/321",
+):
+    """The response does not end with its last event, and a client that reads to the end waits."""
+
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """For longer than it took."""
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        async for event in events:
+            yield event
+        await asyncio.sleep(1.2 + 2 * (loop.time() - started_s))
+
+
+class DoneFoundInText(
+    Defect,
+    by={checks.PROMPT_UNCHANGED},
+    says=r"came back unchanged, and not in a stream: it lost",
+    source="https://github.com/rahilp/second-brain-cloudflare/issues/353",
+):
+    """An event that has ``[DONE]`` anywhere in its text counts as the end."""
+
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Drop what comes with it and after it."""
+        async for event in events:
+            if b"[DONE]" in event:
+                yield DONE
+                return
+            yield event
+
+
+class StreamsWithToolsBuffered(
+    StreamBuffered,
+    by={checks.ARRIVES},
+    says=r"the stream was buffered: .*the request has tools, without which the stream is incremental",
+    source="https://github.com/BerriAI/litellm/pull/38722",
+):
+    """A stream of a request with tools is passed on when it is complete, as it may contain a call."""
+
+    async def on_stream(self, exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Collect it."""
+        passed_on = super().on_stream(exchange, events) if exchange.request.json.get("tools") else events
+        async for piece in passed_on:
+            yield piece
