@@ -26,6 +26,7 @@ class Target:
         unreachable: Why no request is sent to it; empty where one can be.
         ca_file: PEM file of the authorities trusted to sign the server's certificate; None trusts the system's.
         max_num_seqs: Requests that the engine runs at once, as declared; None where nothing declares it.
+        kernels: Which kernels compute it, as recorded references name them; empty where the run does not know.
         token_account: The ServiceAccount whose token a proxy in front of it accepts; empty without such a proxy.
         dummy_weights: The profile declares that it is served with random weights.
     """
@@ -40,6 +41,7 @@ class Target:
     max_num_seqs: int | None = None
     dummy_weights: bool = False
     token_account: str = ""
+    kernels: str = ""
 
 
 def is_simulated(models: list[dict[str, Any]]) -> bool:

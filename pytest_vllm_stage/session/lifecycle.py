@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -216,13 +217,17 @@ def _engine(run: Run) -> tuple[EngineEnvironment, Path]:
 
 
 def make_stage(run: Run, cluster: ClusterFacts) -> StageFacts:
-    """Deploy or attach to the stage, and record whether a simulated engine serves it."""
+    """Deploy or attach to the stage, and record what serves it: a simulated engine, or which kernels."""
     facts = _deploy_or_attach(run, cluster)
     if facts.simulated:
         run.journal.event("simulated", facts.namespace)
-    elif cluster.kind == "local" and not processor.has(processor.AVX512):
+        return facts
+    if cluster.kind != "local":
+        return facts
+    kernels = processor.local_kernels()
+    if kernels == processor.FLOAT32_KERNELS:
         run.journal.event("no_avx512", facts.namespace)
-    return facts
+    return replace(facts, kernels=kernels)
 
 
 def _deploy_or_attach(run: Run, cluster: ClusterFacts) -> StageFacts:

@@ -47,6 +47,7 @@ def find_stage_targets(run: Run, stage: StageFacts, find_cluster: Callable[[], C
             max_num_seqs=target.max_num_seqs,
             dummy_weights=_has_dummy_weights(run, target.role, target.inference_service),
             token_account=_find_token_account(run, target),
+            kernels=_find_kernels(run, target.role, target.inference_service) or stage.kernels,
         )
         for target in stage.targets
     }
@@ -95,8 +96,13 @@ def _target_at(run: Run, role: str, url: str) -> Target:
     target = Target(role, "", url, None, run.config.api_key, run.config.ca_file)
     model = run.shared.ensure(f"endpoint-{role}", lambda: _model_at(target, run))
     declared = run.config.profile.find_model(role, model)
-    limit = declared.max_num_seqs if declared else None
-    return replace(target, model=model, max_num_seqs=limit, dummy_weights=_has_dummy_weights(run, role, model))
+    return replace(
+        target,
+        model=model,
+        max_num_seqs=declared.max_num_seqs if declared else None,
+        dummy_weights=_has_dummy_weights(run, role, model),
+        kernels=_find_kernels(run, role, model),
+    )
 
 
 def _has_dummy_weights(run: Run, role: str, model: str) -> bool:
@@ -106,6 +112,12 @@ def _has_dummy_weights(run: Run, role: str, model: str) -> bool:
         return False
     run.journal.event("dummy_weights", model)
     return True
+
+
+def _find_kernels(run: Run, role: str, model: str) -> str:
+    """Which kernels compute a model, as the profile declares them; empty where it does not."""
+    declared = run.config.profile.find_model(role, model)
+    return declared.kernels if declared else ""
 
 
 def _model_at(target: Target, run: Run) -> str:

@@ -172,6 +172,8 @@ class ModelProfile(Table):
     """Overrides the profile's `slo` table, key by key."""
     reference: Annotated[Path | None, BeforeValidator(_find_reference), WithJsonSchema({"type": "string"})] = None
     """Recorded answers and scores: a name in `fixtures/prompts/references`, or the path of a `.json` file."""
+    kernels: OptionalText = ""
+    """Which kernels compute the model, as a recording of its reference names them; the local stage knows its own."""
     tool_format: Annotated[
         str | None, one_of(TOOL_FORMATS, "tool format"), WithJsonSchema({"enum": list(TOOL_FORMATS)})
     ] = None

@@ -46,6 +46,7 @@ class StageFacts:
         deployed_at: Seconds since the epoch; None when it existed before.
         simulated: A simulated engine serves at least one target: none of its numbers is a model's, and none may be
             published as one.
+        kernels: Which kernels compute its models, as recorded references name them; empty where the run does not know.
     """
 
     namespace: str
@@ -55,6 +56,7 @@ class StageFacts:
     minio_url: str | None = None
     deployed_at: float | None = None
     simulated: bool = False
+    kernels: str = ""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -2,7 +2,8 @@
 
 Wrong weights, a broken quantisation or a kernel that computes badly give fluent text, with status 200 and in time.
 What a healthy server said is under ``fixtures/prompts/references``, with how it was recorded; the limits leave room for
-other batches and other kernels. A model without a recorded reference is skipped, and says so.
+other batches and other kernels. Where the run knows which kernels compute the model, it takes the recording that was
+made with them. A model without a recorded reference is skipped, and says so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import pytest
 
 from pytest_vllm_stage import EndpointClient, ModelProfile, StageConfig, Target, does_not_apply
 from pytest_vllm_stage.checks.inference.reference import (
-    SAME_KERNELS_NATS,
     Reference,
     agreement,
     compare,
@@ -32,13 +32,16 @@ SIMULATED = "vllm-stage-sim"
 
 
 @pytest.fixture
-def reference(endpoint: EndpointClient, model_profile: ModelProfile | None) -> Reference:
+def reference(
+    endpoint: EndpointClient, model_profile: ModelProfile | None, record_property: Callable[[str, object], None]
+) -> Reference:
     """The recorded reference of the model under check."""
     if model_profile is None:
         pytest.skip(f"no profile names a recorded reference of {endpoint.target.model}")
     if model_profile.reference is None:
         does_not_apply(f"the profile names no recorded reference of {endpoint.target.model}")
-    found = Reference.read(model_profile.reference)
+    found = Reference.read_recording(model_profile.reference, endpoint.target.kernels)
+    record_property("quality.recorded_kernels", found.kernels)
     if SIMULATED in endpoint.version() and not found.simulated:
         does_not_apply("the engine is simulated: it has no model's answers and scores")
     return found
@@ -112,40 +115,41 @@ def test_scores_of_fixed_texts_equal_the_recorded_ones_token_by_token(
     except ValueError:
         pytest.fail("the texts were recorded with other tokens: the server has another tokenizer")
     record_property("quality.deviation_nats", round(deviation, 4))
-    if deviation <= SAME_KERNELS_NATS:
+    if deviation <= reference.same_kernels_nats:
         return
-    others = _deviations_of_others(endpoint, targets, stage_config)
-    exact = [f"{model} by {moved:.3f}" for model, moved in others.items() if moved <= SAME_KERNELS_NATS]
+    exact = _find_exact_others(endpoint, targets, stage_config)
     if not exact:
         does_not_apply(
-            f"the scores deviate by {deviation:.3f} nats per token, and no other model of this engine reproduces its "
-            "recorded scores: the kernels are others than at the recording"
+            f"the scores deviate by {deviation:.3f} nats per token from the recorded ones, and no other model of this "
+            f"engine reproduces its own: the kernels are not those of the recording ({reference.kernels or 'unstated'})"
         )
     pytest.fail(
         f"the scores of the fixed texts deviate by {deviation:.3f} nats per token from the recorded ones, expected at "
-        f"most {SAME_KERNELS_NATS}; the same engine reproduces those of {', '.join(exact)}: compare the weights of "
-        f"{endpoint.target.model} with their source"
+        f"most {reference.same_kernels_nats}; the same engine reproduces those of {', '.join(exact)}: compare the "
+        f"weights of {endpoint.target.model} with their source"
     )
 
 
-def _deviations_of_others(
-    endpoint: EndpointClient, targets: dict[str, Target], config: StageConfig
-) -> dict[str, float]:
-    """Served name to deviation, of the stage's other models with a reference from the same engine version."""
-    found = {}
+def _find_exact_others(endpoint: EndpointClient, targets: dict[str, Target], config: StageConfig) -> list[str]:
+    """The other models that the same kernels of the same engine version compute as recorded, with their deviations."""
+    found = []
     for role, target in targets.items():
         declared = config.profile.find_model(role, target.model)
         if (
             target.model == endpoint.target.model
+            or target.kernels != endpoint.target.kernels
             or declared is None
             or declared.reference is None
             or target.unreachable
         ):
             continue
-        reference = Reference.read(declared.reference)
+        reference = Reference.read_recording(declared.reference, target.kernels)
         with EndpointClient(target) as other:
-            if reference.engine_version == other.version():
-                found[target.model] = deviation_nats(scored(other), reference.scores)
+            if reference.engine_version != other.version():
+                continue
+            deviation = deviation_nats(scored(other), reference.scores)
+        if deviation <= reference.same_kernels_nats:
+            found.append(f"{target.model} by {deviation:.3f}")
     return found
 
 

@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.checks.inference.reference import Reference, agreement, compare, deviation_nats, estimate, texts
+from pytest_vllm_stage.checks.inference.reference import (
+    SAME_KERNELS_NATS,
+    Reference,
+    agreement,
+    compare,
+    deviation_nats,
+    estimate,
+    texts,
+)
 from pytest_vllm_stage.checks.inference.scores import Scores, score
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.paths import fixtures_dir
@@ -105,6 +113,17 @@ def test_a_worse_model_is_distinguished_from_an_equal_one() -> None:
 
 
 SCORES = {"logprobs": [-1.0, -2.0], "likeliest": [1, 2]}
+RECORDING = {
+    "model": "m",
+    "golden": {"answers": {"Hi": ["Hello"]}, "max_tokens": 16, "least_agreement": 0.8},
+    "scores": {"texts": {"a": SCORES}, "tolerance_nats": 0.1},
+}
+
+
+def write_recording(path: Path, **labels: Any) -> Path:
+    """A recording of two tokens, with these keys added or changed."""
+    path.write_text(json.dumps(RECORDING | labels))
+    return path
 
 
 @pytest.mark.parametrize(
@@ -131,14 +150,64 @@ SCORES = {"logprobs": [-1.0, -2.0], "likeliest": [1, 2]}
 def test_a_reference_with_a_field_of_another_type_is_refused_by_its_name(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    golden = {"answers": {"Hi": ["Hello"]}, "max_tokens": 16, "least_agreement": 0.8}
-    made = {"model": "m", "golden": golden, "scores": {"texts": {"a": SCORES}, "tolerance_nats": 0.1}}
-    path = tmp_path / "r.json"
-    path.write_text(json.dumps(made))
+    path = write_recording(tmp_path / "r.json")
     assert Reference.read(path).golden == {"Hi": ["Hello"]}
-    path.write_text(json.dumps(made | change))
+    write_recording(path, **change)
     with pytest.raises(ConfigError) as refused:
         Reference.read(path)
+    assert message in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("own", "known", "taken"),
+    [
+        ("cpu-avx512", "cpu-avx512", "own"),
+        ("cpu-avx512", "cpu-float32", "float32"),
+        ("cpu-avx512", "gpu", "gpu"),
+        ("cpu-avx512", "another", "own"),
+        ("cpu-avx512", "", "own"),
+        ("", "cpu-float32", "float32"),
+        ("", "cpu-avx512", "own"),
+        ("", "", "own"),
+    ],
+)
+def test_the_recording_with_the_kernels_that_compute_the_model_is_taken(
+    tmp_path: Path, own: str, known: str, taken: str
+) -> None:
+    for name, kernels in (("float32", "cpu-float32"), ("gpu", "gpu")):
+        write_recording(tmp_path / f"{name}.json", kernels=kernels, engine_version=name)
+    labels = {"kernels": own} if own else {}
+    path = write_recording(
+        tmp_path / "r.json", other_kernels=["float32.json", "gpu.json"], engine_version="own", **labels
+    )
+    assert Reference.read_recording(path, known).engine_version == taken
+
+
+def test_a_recording_may_state_how_exactly_its_kernels_repeat_it(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "r.json")
+    assert Reference.read(path).same_kernels_nats == SAME_KERNELS_NATS
+    stated = {"texts": {"a": SCORES}, "tolerance_nats": 0.1, "same_kernels_nats": 0.005}
+    assert Reference.read(write_recording(path, scores=stated)).same_kernels_nats == 0.005
+
+
+def test_without_other_recordings_the_only_one_is_taken(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "r.json")
+    assert Reference.read_recording(path, "cpu-float32") == Reference.read_recording(path, "") == Reference.read(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"kernels": 5}, "r.json: kernels: expected a string, got 5"),
+        ({"other_kernels": []}, "r.json: other_kernels: expected a list that is not empty"),
+        ({"other_kernels": [1]}, "r.json: other_kernels[0]: expected a string, got 1"),
+        ({"other_kernels": ["gone.json"]}, "gone.json"),
+    ],
+)
+def test_a_wrong_name_of_another_recording_is_refused(tmp_path: Path, labels: dict[str, Any], message: str) -> None:
+    path = write_recording(tmp_path / "r.json", **labels)
+    with pytest.raises(ConfigError) as refused:
+        Reference.read_recording(path, "cpu-float32")
     assert message in refused.value.message
 
 
