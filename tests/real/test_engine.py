@@ -113,24 +113,41 @@ def test_each_variant_answers(
     assert log_says in log.read_text()
 
 
-#: Multiplies the scales of one layer out of 30, as a broken quantisation might.
+#: Multiplies the scales of one layer out of 30, as a broken quantisation might, or the values that they unpack to.
 DAMAGE = """
 import sys
 from safetensors.torch import load_file, save_file
 tensors = load_file(sys.argv[1])
 for name in tensors:
-    if ".layers.15." in name and name.endswith("weight_scale"):
+    if ".layers.15." in name and name.endswith(("weight_scale", "_proj.weight")):
         tensors[name] = tensors[name] * 1.05
 save_file(tensors, sys.argv[1], metadata={"format": "pt"})
 """
 
 
+#: Both models, computed by the kernels that this processor has.
+DECLARED = f"""
+name = "declared"
+overlay = "local"
+namespace = "declared"
+[models.quantized]
+inference_service = "{weights.QUANTIZED}"
+reference = "{weights.QUANTIZED}"
+kernels = "{processor.local_kernels()}"
+[models.full]
+inference_service = "{weights.FULL}"
+reference = "{weights.FULL}"
+kernels = "{processor.local_kernels()}"
+"""
+
+
 @pytest.mark.nightly
-@pytest.mark.skipif(not AVX512, reason="the recorded scores were computed with AVX-512, and the weights have no scales")
 def test_scales_of_one_layer_off_by_5_percent_are_caught(
     engine: EngineEnvironment, variants: dict[str, Path], tmp_path: Path
 ) -> None:
     damaged, limits = tmp_path / "damaged", ("--max-model-len=512", "--max-num-seqs=4")
+    profile = tmp_path / "declared.toml"
+    profile.write_text(DECLARED)
     shutil.copytree(variants[weights.QUANTIZED], damaged)
     subprocess.run([engine.python, "-c", DAMAGE, damaged / "model.safetensors"], check=True)
     with (
@@ -139,6 +156,7 @@ def test_scales_of_one_layer_off_by_5_percent_are_caught(
     ):
         command = [sys.executable, "-m", "pytest", "suites/inference/test_quality.py", "-q"]
         command += [f"--stage-endpoint=full={full},quantized={quantized}", f"--stage-run-dir={tmp_path / 'run'}"]
+        command += [f"--stage-profile={profile}"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     failed = {test["name"].rpartition("::")[2] for test in record["tests"] if test["outcome"] == "failed"}

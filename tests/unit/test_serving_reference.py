@@ -23,8 +23,10 @@ from pytest_vllm_stage.checks.inference.reference import (
     texts,
 )
 from pytest_vllm_stage.checks.inference.scores import Scores, score
+from pytest_vllm_stage.core import processor
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.core.paths import fixtures_dir
+from pytest_vllm_stage.engine import weights
 from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed, Target
 
 REFERENCES = sorted((fixtures_dir() / "prompts" / "references").glob("*.json"))
@@ -234,5 +236,22 @@ def test_what_is_recorded_is_complete_and_says_how_it_was_made(path: Path) -> No
         assert found.same_token.low > reference.least_same_token
 
 
+@pytest.mark.parametrize("model", weights.VARIANTS)
+@pytest.mark.parametrize("kernels", [processor.AVX512_KERNELS, processor.FLOAT32_KERNELS])
+def test_each_local_model_has_a_recording_of_each_processors_kernels(model: str, kernels: str) -> None:
+    found = Reference.read_recording(fixtures_dir() / "prompts" / "references" / f"{model}.json", kernels)
+    assert (found.model, found.kernels) == (model, kernels)
+    if found.full is not None:
+        assert Reference.read(found.full).kernels == kernels
+
+
+def test_all_recordings_of_a_model_are_of_the_same_texts() -> None:
+    for path in REFERENCES:
+        found = Reference.read(path)
+        for other in map(Reference.read, found.other_kernels):
+            assert (other.model, set(other.scores)) == (found.model, set(found.scores))
+            assert all(len(other.scores[name].logprobs) == len(one.logprobs) for name, one in found.scores.items())
+
+
 def test_there_are_references() -> None:
-    assert len(REFERENCES) >= 2
+    assert len(REFERENCES) >= 4
