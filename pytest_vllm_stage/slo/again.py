@@ -23,6 +23,8 @@ from pytest_vllm_stage.slo.verdict import StepVerdict
 
 #: What makes a measurement invalid by no fault of the plan or the server: this machine was busy for a moment.
 _CLIENT_FINDINGS = frozenset({"client_late", "client_slow", "rate_not_sent"})
+#: How many times as long as planned it is measured then: among more requests a late one weighs less.
+_TIMES_IF_LATE = 2.0
 
 
 def find_second_duration_s(step: LoadStep, verdict: StepVerdict, longest_s: float) -> float | None:
@@ -37,7 +39,7 @@ def find_second_duration_s(step: LoadStep, verdict: StepVerdict, longest_s: floa
         return None
     if verdict.outcome is Outcome.INVALID:
         wrong = {finding.name for finding in verdict.findings if finding.invalidates}
-        return step.duration_s if wrong <= _CLIENT_FINDINGS else None
+        return min(longest_s, _TIMES_IF_LATE * step.duration_s) if wrong <= _CLIENT_FINDINGS else None
     undecided = [gate for gate in verdict.gates if gate.outcome is Outcome.INCONCLUSIVE]
     if verdict.outcome is not Outcome.INCONCLUSIVE or not verdict.gates:
         return None

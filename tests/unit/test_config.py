@@ -424,7 +424,7 @@ def test_load_steps_of_the_simulated_engine_are_short() -> None:
     """The plan of the local profile, in which every step can still pass."""
     with_vllm, simulated = (settings("local", {"engine": engine}) for engine in ("vllm", "sim"))
     assert with_vllm.profile.load.duration_s > simulated.profile.load.duration_s == 2
-    assert with_vllm.profile.load.requests_min > simulated.profile.load.requests_min == 5
+    assert simulated.profile.load.requests_min == 5
     assert [model.load.is_empty for model in simulated.profile.models.values()] == [True, True]
     assert simulated.profile.load.override(simulated.profile.models["full"].load).duration_s == 2
     planned = list(plans.steps_of(simulated, "run"))
@@ -432,12 +432,14 @@ def test_load_steps_of_the_simulated_engine_are_short() -> None:
     assert list(find_undecidable(planned)) == []
     short = LoadTable.model_validate({"duration_s": 2})
     assert (short.shorten(5, 5).duration_s, short.shorten(5, 5).requests_min) == (2, 0)
+    long = LoadTable.model_validate({"duration_s": 9, "requests_min": 8})
+    assert (long.shorten(5, 5).duration_s, long.shorten(5, 5).requests_min) == (5, 5)
 
 
 def test_a_low_rate_is_sent_until_it_has_its_fewest_requests() -> None:
     planned = [one.step for one in plans.steps_of(settings("local"), "run") if one.role == "full"]
     assert [(step.name, step.planned_requests, step.duration_s) for step in planned[:2]] == [
-        ("rate-1", 8, 8),
+        ("rate-1", 5, 5),
         ("rate-5", 20, 4),
     ]
     assert {step.duration_s for step in planned[2:]} == {4}
