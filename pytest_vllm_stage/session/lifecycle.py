@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: A machine runs one local cluster at a time: a second run reports which run uses it, and waits so long for it.
 BUSY_WAIT_S = 600.0
+#: What deploys a stage.
+_DEPLOYING = "pytest_vllm_stage.stage.deploy.waves"
 #: Commands that need no cluster.
 _WITHOUT_CLUSTER = re.compile(r"\bkubectl (kustomize|config)\b|\binstall kubectl\b")
 #: Commands about objects outside namespaces.
@@ -153,6 +156,8 @@ def _make_local_cluster(run: Run) -> ClusterFacts:
             engine, weights = _engine(run)
             journal.event("versions", "engine", **engine.versions)
     mounts = {"engine": engine.prefix, "python": engine.base_prefix, "weights": weights}
+    # While the programs start, this process only waits; the Kubernetes client takes a second to import.
+    threading.Thread(target=importlib.import_module, args=[_DEPLOYING], daemon=True).start()
     with journal.phase("step: cluster"):
         facts = local.start(
             run_id=run.run_id,
