@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vllm_stage.checks.inference.pace import pace_of
+from pytest_vllm_stage.checks.inference.pace import are_time_slices, pace_of
 from pytest_vllm_stage.serving.answers import DONE, Delta, StreamedAnswer
 from pytest_vllm_stage.serving.sse import ServerSentEvent
 
@@ -47,6 +48,28 @@ def test_a_response_that_stays_open_after_its_last_event_is_not_buffered() -> No
 def test_a_stream_sent_in_blocks_is_recognised() -> None:
     blocks = [block + place * 1e-4 for block in (1.0, 2.0, 3.0) for place in range(16)]
     assert "48 deltas arrived in 3 bursts over 2 s" in pace_of(streamed(blocks)).symptom
+
+
+def blocks(*sizes: int, block_s: float = 0.037) -> list[float]:
+    return [0.01 + block * block_s + place * 1e-4 for block, size in enumerate(sizes) for place in range(size)]
+
+
+def test_blocks_that_a_busy_machine_makes_are_other_ones_each_time() -> None:
+    slices = [pace_of(streamed(blocks(*sizes)), 0.1) for sizes in ((10, 10, 20), (12, 9, 19), (7, 14, 19))]
+    assert all(pace.symptom for pace in slices)
+    assert are_time_slices(slices)
+    idle = [replace(pace, busy=False) for pace in slices]
+    assert not are_time_slices([*slices[:2], idle[2]]), "nothing waited during one of the streams"
+    long = [pace_of(streamed(blocks(*sizes, block_s=0.3)), 1) for sizes in ((10, 10, 20), (12, 9, 19), (7, 14, 19))]
+    assert not are_time_slices(long), "no scheduler holds a process up for so long again and again"
+    at_once = pace_of(streamed([1.0 + 1e-4 * place for place in range(40)]), 1)
+    assert not are_time_slices([*slices[:2], at_once]), "one stream came at its end"
+
+
+def test_blocks_of_a_buffer_are_the_same_each_time_even_on_a_busy_machine() -> None:
+    """Of the three blocks of 16 the reader was held up at one or another."""
+    seen = [pace_of(streamed(blocks(*sizes)), 0.1) for sizes in ((16, 16, 8), (16, 24), (9, 7, 16, 8))]
+    assert not are_time_slices(seen)
 
 
 def test_occasional_pauses_of_the_reader_are_not_buffering() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pytest_vllm_stage.core.busy import read_waited_s
 from pytest_vllm_stage.serving.answers import StreamedAnswer
 
 #: A stream of so few pieces of text is one piece cut up: nothing can be said for it.
@@ -14,6 +16,10 @@ LEAST_DELTAS = 4
 LEAST_SHARE = 0.25
 #: Gaps under this part of the mean gap are inside one burst.
 BURST_GAP = 0.1
+#: Where a process waited for a processor in more than this share of a stream, the machine was busy: it may have held
+#: server and reader up again and again, each time for a few time slices, which are shorter than `LEAST_BLOCK_S`.
+BUSY_SHARE = 0.25
+LEAST_BLOCK_S = 0.1
 #: A stream whose bursts are fewer than this part of its pieces was collected and passed on in blocks.
 LEAST_BURSTS = 0.2
 
@@ -24,17 +30,19 @@ class Pace:
 
     Attributes:
         deltas: Pieces of text that are not empty.
-        bursts: Groups of pieces that arrived together.
+        starts: Of each group of pieces that arrived together, which piece was its first.
         first_s: Arrival of the first piece.
         spread_s: From the first piece to the last.
         duration_s: Arrival of the last event; the response may stay open after it, which its pace leaves out.
+        busy: Processes of this machine waited for a processor meanwhile.
     """
 
     deltas: int
-    bursts: int
+    starts: tuple[int, ...]
     first_s: float
     spread_s: float
     duration_s: float
+    busy: bool = False
 
     @property
     def incremental(self) -> bool:
@@ -56,24 +64,49 @@ class Pace:
                 f"the stream was buffered: all {self.deltas} deltas arrived within {_span(self.spread_s)} "
                 f"after {self.first_s:.2g} s"
             )
-        if self.bursts < LEAST_BURSTS * self.deltas:
+        if len(self.starts) < LEAST_BURSTS * self.deltas:
             return (
-                f"the stream was buffered in blocks: {self.deltas} deltas arrived in {self.bursts} bursts "
+                f"the stream was buffered in blocks: {self.deltas} deltas arrived in {len(self.starts)} bursts "
                 f"over {_span(self.spread_s)}"
             )
         return ""
 
+    @property
+    def may_be_time_slices(self) -> bool:
+        """The blocks are so short that a busy machine's scheduler may have made them."""
+        return self.busy and LEAST_SHARE * self.duration_s <= self.spread_s < LEAST_BLOCK_S * (len(self.starts) - 1)
 
-def pace_of(answer: StreamedAnswer) -> Pace:
-    """The pace of a stream that was read to its end."""
+
+def are_time_slices(paces: Sequence[Pace]) -> bool:
+    """Whether a busy machine explains the blocks of equal streams: what buffers makes the same ones each time."""
+    same = set.intersection(*(set(pace.starts[1:]) for pace in paces))
+    return not same and all(pace.may_be_time_slices for pace in paces)
+
+
+def read_pace(ask: Callable[[], StreamedAnswer]) -> Pace:
+    """The pace of the stream that a request gets, next to how busy this machine was meanwhile."""
+    before_s = read_waited_s()
+    answer = ask()
+    after_s = read_waited_s()
+    return pace_of(answer, after_s - before_s if before_s is not None and after_s is not None else 0.0)
+
+
+def pace_of(answer: StreamedAnswer, waited_s: float = 0.0) -> Pace:
+    """The pace of a stream that was read to its end.
+
+    Args:
+        answer: The stream.
+        waited_s: For how long meanwhile processes of this machine waited for a processor; see `core.busy`.
+    """
     arrivals = [delta.arrived_at for delta in answer.deltas]
     duration_s = (answer.events[-1].arrived_at if answer.events else answer.ended_at) - answer.sent_at
     if not arrivals:
-        return Pace(0, 0, duration_s, 0.0, duration_s)
+        return Pace(0, (), duration_s, 0.0, duration_s)
     spread_s = arrivals[-1] - arrivals[0]
     least_gap_s = BURST_GAP * spread_s / max(len(arrivals) - 1, 1)
-    bursts = 1 + sum(later - earlier > least_gap_s for earlier, later in pairwise(arrivals))
-    return Pace(len(arrivals), bursts, arrivals[0] - answer.sent_at, spread_s, duration_s)
+    later = [place for place, (one, next_one) in enumerate(pairwise(arrivals), 1) if next_one - one > least_gap_s]
+    busy = waited_s > BUSY_SHARE * duration_s
+    return Pace(len(arrivals), (0, *later), arrivals[0] - answer.sent_at, spread_s, duration_s, busy)
 
 
 def _span(seconds: float) -> str:
