@@ -87,6 +87,7 @@ def test_completion_logprobs_are_consistent(endpoint: EndpointClient, needs: Nee
     assert isinstance(scores, dict), f"logprobs were requested, got {scores!r}"
     lengths = {field: len(scores[field]) for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
     assert set(lengths.values()) == {5}, f"5 tokens were made; the logprobs have {lengths}"
+    assert answer.text, f"5 tokens were made, {scores['tokens']} by the logprobs, and the answer has no text"
     said = "".join(scores["tokens"])
     assert spells(scores["tokens"], answer.text), (
         f"the tokens of the logprobs spell {said!r}, the answer is {answer.text!r}"

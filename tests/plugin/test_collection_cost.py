@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 #: What the suites use, and no process needs that only collects them: each is imported by the test that uses it.
 IMPORTED_ON_USE = ("boto3", "hypothesis", "jinja2", "kubernetes", "model_registry", "numpy", "requests", "yaml")
-#: Modules of the package that collecting the suites imports; 187 when this was set.
-MOST_MODULES = 200
+#: Modules of the package that collecting the suites imports; 201 when this was set.
+MOST_MODULES = 215
 
 COLLECT = """
 import json, pytest, sys
