@@ -164,7 +164,8 @@ def test_a_rate_step_agrees_with_our_driver_and_with_the_engine(
     assert len({sample.prompt_digest for sample in theirs.samples}) == len(theirs.samples)
 
     ttft_ms, our_ttft_ms = (summarise(one.samples, one.step).flat()["ttft_p50_ms"] or 0 for one in (theirs, ours))
-    assert ttft_ms == pytest.approx(our_ttft_ms, rel=0.1, abs=5)
+    # GuideLLM adds up to 4 ms on two idle cores, and was seen to add 11 ms of 105 where four tests share them.
+    assert ttft_ms == pytest.approx(our_ttft_ms, rel=0.2, abs=5)
     metrics, verdict = judge(theirs, [Objective("ttft_p50_ms", 5 * TTFT_MS), Objective("e2e_latency_p90_s", 5)])
     assert verdict.outcome is Outcome.PASS, verdict.why
     assert (metrics.stalls, metrics.flat()["itl_p50_ms"]) == (None, None)

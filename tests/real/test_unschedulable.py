@@ -123,7 +123,10 @@ AFFINITY = {"matchExpressions": [{"key": f"{GPU}.product", "operator": "In", "va
 CASES = {
     "taint": Barred("has taint dedicated=team-b:NoSchedule", {"taints": [TAINT, DEDICATED]}),
     "too few GPUs": Barred(f"offers 1 {GPU} of 4 requested", {"gpus": 1}),
-    "no GPU": Barred(f"offers no {GPU} of 4 requested", {"gpus": 0}),
+    "no GPU": Barred(
+        f"offers no {GPU} of 4 requested (it is labelled {GPU}.present=true, and no device plugin offers the GPUs)",
+        {"gpus": 0},
+    ),
     "selector": Barred(
         f"has label {TYPE}=g6.4xlarge (node selector: {TYPE}=g6.12xlarge)", {"labels": {TYPE: "g6.4xlarge"}}
     ),
