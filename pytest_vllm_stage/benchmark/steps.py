@@ -31,8 +31,8 @@ from pytest_vllm_stage.serving.client import EndpointClient, RequestFailed
 from pytest_vllm_stage.serving.replicas import find_replicas
 from pytest_vllm_stage.serving.target import DUMMY_WEIGHTS, is_simulated
 from pytest_vllm_stage.settings.config import StageConfig
-from pytest_vllm_stage.slo.again import find_second_duration_s, note_second
-from pytest_vllm_stage.slo.decision import ALPHA, SECOND_SHARE_OF_ALPHA, Outcome
+from pytest_vllm_stage.slo.again import find_second_duration_s, note_second, second_alpha
+from pytest_vllm_stage.slo.decision import ALPHA, Outcome
 from pytest_vllm_stage.slo.early import EarlyDecision
 from pytest_vllm_stage.slo.engine_load import MAX_NUM_SEQS
 from pytest_vllm_stage.slo.gateway import GATEWAY_FINDINGS
@@ -124,7 +124,7 @@ def carry_out(
     run.journal.say(f"{step.id}: {verdict.outcome} ({verdict.why}), so it is measured once more, for {again_s:g} s")
     # Other prompts: the first ones are in the prefix cache by now.
     longer = replace(planned, step=replace(step, duration_s=again_s, seed=step.seed + SECOND_SEED))
-    second = measure_planned(run, longer, client, maker, source, alpha=SECOND_SHARE_OF_ALPHA * ALPHA)
+    second = measure_planned(run, longer, client, maker, source, alpha=second_alpha(verdict))
     second = replace(second, facts={**second.facts, **note_second(verdict)})
     return conclude(run, planned, second, gates)
 

@@ -254,6 +254,12 @@ class Measurement:
     early_stop: EarlyStop | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def first_outcome(self) -> str:
+        """The outcome of the first measurement, where this is the second one of a step; else empty."""
+        first = self.facts.get(UNDECIDED_BEFORE)
+        return str(first.get("outcome", "")) if isinstance(first, Mapping) else ""
+
     def header(self) -> dict[str, Any]:
         """Everything but the rows, as plain data."""
         return {

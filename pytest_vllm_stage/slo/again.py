@@ -3,7 +3,8 @@
 A shared machine that pauses for a second can leave a healthy step undecided, and a strict run fails for that. The
 second measurement starts afresh, with other prompts, and is judged by itself; the first is kept and not counted. It is
 a second chance to be wrong, so it gets a part of the first one's alpha on top: by the union bound both together pass a
-broken objective, and fail a healthy run, with probability at most (1 + `SECOND_SHARE_OF_ALPHA`) alpha.
+broken objective, and fail a healthy run, with probability at most (1 + `SECOND_SHARE_OF_ALPHA`) alpha. An invalid
+measurement decides nothing, and has spent nothing.
 
 Not measured again is what would stay undecided: a step whose plan has too few requests for any pass, of which
 `benchmark.undecidable` reports beforehand, and one without a miss that needs more requests than the longest has.
@@ -47,6 +48,11 @@ def find_second_duration_s(step: LoadStep, verdict: StepVerdict, longest_s: floa
         return None
     times = max((_times(gate) for gate in undecided), default=math.inf)
     return min(longest_s, max(1.0, times) * step.duration_s)
+
+
+def second_alpha(first: StepVerdict) -> float:
+    """The alpha of the second measurement."""
+    return ALPHA if first.outcome is Outcome.INVALID else SECOND_SHARE_OF_ALPHA * ALPHA
 
 
 def note_second(first: StepVerdict) -> Mapping[str, Any]:

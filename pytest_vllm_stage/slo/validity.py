@@ -15,7 +15,6 @@ from pytest_vllm_stage.measurement.samples import (
     MEASURED_AGAIN,
     PORT_FORWARD,
     SEVERAL_ENGINES,
-    UNDECIDED_BEFORE,
     Measurement,
     Sample,
     are_too_many_lost,
@@ -110,8 +109,8 @@ def _client(measurement: Measurement, metrics: Metrics, objectives: Sequence[Obj
 
 
 def _measured_twice(measurement: Measurement) -> Iterator[Finding]:
-    if first := measurement.facts.get(UNDECIDED_BEFORE):
-        text = f"measured twice, the second time for {measurement.step.duration_s:g} s: {first['outcome']} at first"
+    if first := measurement.first_outcome:
+        text = f"measured twice, the second time for {measurement.step.duration_s:g} s: {first} at first"
         yield Finding("measured_twice", text, False)
 
 

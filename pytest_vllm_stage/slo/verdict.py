@@ -9,7 +9,7 @@ from typing import Any
 from pytest_vllm_stage.core.errors import ConfigError
 from pytest_vllm_stage.measurement.metrics import Metrics, json_number, summarise, with_effective_sizes
 from pytest_vllm_stage.measurement.plausibility import find_impossible
-from pytest_vllm_stage.measurement.samples import UNDECIDED_BEFORE, Measurement
+from pytest_vllm_stage.measurement.samples import Measurement
 from pytest_vllm_stage.slo.decision import ALPHA, SECOND_SHARE_OF_ALPHA, Outcome
 from pytest_vllm_stage.slo.engine_load import EngineLoad
 from pytest_vllm_stage.slo.gates import GateVerdict, Risks
@@ -106,7 +106,7 @@ def judge(
         measurement: The measurement.
         objectives: The step's objectives; without any the verdict is inconclusive.
         alpha: Highest probability of passing a step with a broken objective, and of failing any step of a healthy run;
-            a second measurement of an undecided step may spend `SECOND_SHARE_OF_ALPHA` of it.
+            a second measurement, after an inconclusive one, may spend `SECOND_SHARE_OF_ALPHA` of it.
         gates: Objectives over all steps of the run, which share the risk of a false fail; default: this step's.
         horizon_s: How long the objectives have to hold; a latency that rises beyond its limit within this time does not
             pass.
@@ -115,7 +115,7 @@ def judge(
     Returns:
         The metrics and the verdict.
     """
-    if UNDECIDED_BEFORE in measurement.facts:
+    if measurement.first_outcome == Outcome.INCONCLUSIVE:
         alpha *= SECOND_SHARE_OF_ALPHA
     impossible = next(find_impossible(measurement), None)
     if impossible is not None:

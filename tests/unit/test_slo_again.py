@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_stage.measurement.samples import Measurement
-from pytest_vllm_stage.slo.again import find_second_duration_s, note_second
+from pytest_vllm_stage.measurement.samples import UNDECIDED_BEFORE, Measurement
+from pytest_vllm_stage.slo.again import find_second_duration_s, note_second, second_alpha
 from pytest_vllm_stage.slo.decision import ALPHA, SECOND_SHARE_OF_ALPHA, Outcome
 from pytest_vllm_stage.slo.objectives import GATEWAY_ADDED_TTFT, Objective
 from pytest_vllm_stage.slo.verdict import StepVerdict, judge
@@ -95,3 +95,18 @@ def test_the_second_measurement_is_judged_at_its_share_of_alpha() -> None:
     long = replace(made(64, [20]), facts=note_second(first))
     assert verdict_on(long, P90).outcome is Outcome.PASS
     assert "measured twice" in verdict_on(long, P90).why
+
+
+def test_an_invalid_measurement_has_spent_no_alpha() -> None:
+    late = verdict_on(made(60, loop_lag_p99_ms=80.0), P90)
+    second = replace(made(46, [20]), facts=note_second(late))
+    judged = verdict_on(second, P90)
+    assert (judged.outcome, judged.alpha, second_alpha(late)) == (Outcome.PASS, ALPHA, ALPHA)
+    assert "invalid at first" in judged.why
+    assert second_alpha(verdict_on(made(45, [20]), P90)) == SECOND_SHARE_OF_ALPHA * ALPHA
+
+
+@pytest.mark.parametrize("fact", [None, "inconclusive", 1, {}], ids=str)
+def test_a_fact_of_another_shape_makes_no_second_measurement(fact: object) -> None:
+    judged = verdict_on(replace(made(46, [20]), facts={UNDECIDED_BEFORE: fact}), P90)
+    assert (judged.outcome, judged.alpha) == (Outcome.PASS, ALPHA)
